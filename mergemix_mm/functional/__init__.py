@@ -1,0 +1,39 @@
+"""The mathematics of the methods: pure functions on tensors that need torch alone."""
+
+from .mixing import (
+    area_ratio,
+    attention_ratio,
+    derangement,
+    gaussian_ratio,
+    mix_images,
+    mix_labels,
+    sample_lambda,
+    topk_mask,
+)
+from .saliency import class_attention, received_attention, restore_attention
+from .token_merge import (
+    Matching,
+    TokenGroups,
+    bipartite_soft_matching,
+    merge_schedule,
+    merge_tokens,
+)
+
+__all__ = [
+    'Matching',
+    'TokenGroups',
+    'area_ratio',
+    'attention_ratio',
+    'bipartite_soft_matching',
+    'class_attention',
+    'derangement',
+    'gaussian_ratio',
+    'merge_schedule',
+    'merge_tokens',
+    'mix_images',
+    'mix_labels',
+    'received_attention',
+    'restore_attention',
+    'sample_lambda',
+    'topk_mask',
+]

@@ -1,0 +1,168 @@
+"""From saliency to mixed images and labels: masks, mixing ratios and partners of MergeMix (https://arxiv.org/abs/2510.23479).
+
+Shapes: B batch, L' patches, H x W pixels. A mask is True where an image keeps its own patch and False where it takes the
+partner's. A ratio is the share of an image's own label, in [0, 1].
+"""
+
+import math
+import random
+
+import torch
+from torch import Tensor
+
+
+def sample_lambda(alpha: float, size: int, generator: torch.Generator | None = None) -> Tensor:
+    """Draw mixing coefficients lambda ~ Beta(alpha, alpha).
+
+    Args:
+        alpha (float): Parameter of the Beta distribution, > 0.
+        size (int): How many to draw.
+        generator (torch.Generator, optional): Source of randomness. Defaults to torch's global one.
+
+    Returns:
+        Tensor: [size] float64 on the CPU.
+    """
+    # torch's own Beta takes no generator; the standard library's does, seeded here from torch.
+    seed = torch.randint(2**62, (), generator=generator, device=generator.device if generator else None)
+    source = random.Random(int(seed))
+    return torch.tensor([source.betavariate(alpha, alpha) for _ in range(size)], dtype=torch.float64)
+
+
+def derangement(
+    batch_size: int, generator: torch.Generator | None = None, device: torch.device | str | None = None
+) -> Tensor:
+    """Draw a permutation without fixed point: a partner for each image that is never the image itself.
+
+    Drawn uniformly among the permutations that are one single cycle.
+
+    Args:
+        batch_size (int): Number of images, >= 2.
+        generator (torch.Generator, optional): Source of randomness. Defaults to torch's global one.
+        device (optional): Device of the result. Defaults to the generator's.
+
+    Returns:
+        Tensor: [B] int64.
+
+    Raises:
+        ValueError: if batch_size < 2.
+    """
+    if batch_size < 2:
+        raise ValueError(f'batch_size={batch_size}: a partner that is not the image itself needs at least 2 images')
+    order = torch.randperm(batch_size, generator=generator, device=generator.device if generator else None)
+    partner = torch.empty_like(order)
+    partner[order] = order.roll(1)
+    return partner.to(device) if device is not None else partner
+
+
+def topk_mask(saliency: Tensor, ratio: float | Tensor) -> Tensor:
+    """Keep the most salient patches: M = TopK(A, p) with p = floor(lambda * L') (MergeMix, mixing).
+
+    Args:
+        saliency (Tensor): [B, L'], any floating dtype. Among equals the first patch wins.
+        ratio (float | Tensor): share to keep in [0, 1], a number or [B].
+
+    Returns:
+        Tensor: [B, L'] bool with exactly floor(ratio * L') True per row, the floor taken in float64.
+
+    Raises:
+        ValueError: if a ratio is outside [0, 1].
+    """
+    ratio = torch.as_tensor(ratio, dtype=torch.float64)
+    if not bool(((ratio >= 0) & (ratio <= 1)).all()):
+        raise ValueError(f'ratio={ratio.tolist()} must be in [0, 1]')
+    num_patches = saliency.size(1)
+    count = (ratio * num_patches).floor().long().to(saliency.device).reshape(-1, 1)
+    order = saliency.argsort(dim=1, descending=True, stable=True)
+    among_first = torch.arange(num_patches, device=saliency.device) < count
+    return torch.zeros_like(saliency, dtype=torch.bool).scatter(1, order, among_first.expand_as(order))
+
+
+def mix_images(images: Tensor, partner: Tensor, mask: Tensor, patch_grid: tuple[int, int]) -> Tensor:
+    """x_mix = M * x_i + (1 - M) * x_j, with M upsampled to pixels (nearest).
+
+    Args:
+        images (Tensor): [B, 3, H, W].
+        partner (Tensor): [B] int64, the image whose pixels each image takes.
+        mask (Tensor): [B, L'] bool, row by row over the patch grid; True keeps the image itself.
+        patch_grid (tuple[int, int]): rows and columns of patches, rows * columns = L'.
+
+    Returns:
+        Tensor: [B, 3, H, W], new memory; `images` is not written to.
+
+    Raises:
+        ValueError: if the mask does not fit the grid, or the image size is not a multiple of it.
+    """
+    rows, cols = patch_grid
+    height, width = images.shape[-2:]
+    if mask.size(1) != rows * cols:
+        raise ValueError(f'mask has {mask.size(1)} patches, but patch_grid={tuple(patch_grid)} has {rows * cols}')
+    if height % rows or width % cols:
+        raise ValueError(
+            f'images of {height} x {width} pixels are not a multiple of patch_grid={tuple(patch_grid)}: resize or crop the '
+            f'images to a multiple of the patch size (or set pad_size_divisor in the data preprocessor)'
+        )
+    tiles = images.unflatten(3, (cols, width // cols)).unflatten(2, (rows, height // rows))
+    own = mask.view(-1, 1, rows, 1, cols, 1)
+    return torch.where(own, tiles, tiles[partner]).flatten(4, 5).flatten(2, 3)
+
+
+def mix_labels(scores: Tensor, partner: Tensor, ratio: Tensor) -> Tensor:
+    """y_mix = ratio * y_i + (1 - ratio) * y_j.
+
+    Args:
+        scores (Tensor): [B, num_classes] one-hot, soft or multi-hot labels.
+        partner (Tensor): [B] int64.
+        ratio (Tensor): [B].
+
+    Returns:
+        Tensor: [B, num_classes] float32.
+    """
+    scores, ratio = scores.float(), ratio.float().unsqueeze(1)
+    return ratio * scores + (1 - ratio) * scores[partner]
+
+
+def area_ratio(mask: Tensor) -> Tensor:
+    """The share of patches an image keeps, p / L': mask [B, L'] -> [B] float32."""
+    return mask.float().mean(dim=1)
+
+
+def attention_ratio(saliency: Tensor, partner: Tensor, mask: Tensor) -> Tensor:
+    """The share of visible attention mass that is the image's own.
+
+    sum_i A_i M / (sum_i A_i M + sum_j A_j (1 - M)), in float32.
+
+    Args:
+        saliency (Tensor): [B, L'], non-negative.
+        partner (Tensor): [B] int64.
+        mask (Tensor): [B, L'] bool.
+
+    Returns:
+        Tensor: [B]; the area ratio where nothing visible has any attention.
+    """
+    saliency = saliency.float()
+    own = (saliency * mask).sum(dim=1)
+    visible = own + (saliency[partner] * ~mask).sum(dim=1)
+    return torch.where(visible > 0, own / visible, area_ratio(mask))
+
+
+def gaussian_ratio(num_kept_tokens: int, mask: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Ratios drawn from N(K / L', p / sum M) and min-max normalised over the batch, as MergeMix publishes them.
+
+    The normalisation removes the mean, and with an exact top-k mask p = sum M, so the deviation is 1: the ratio no longer
+    depends on the mask. Kept for fidelity; use `area` or `attention` where the ratio has to tell what can be seen.
+
+    Args:
+        num_kept_tokens (int): K, the patches left after merging.
+        mask (Tensor): [B, L'] bool.
+        generator (torch.Generator, optional): Source of randomness. Defaults to torch's global one.
+
+    Returns:
+        Tensor: [B] float32 with minimum 0 and maximum 1; the area ratio if B < 4, where min-max leaves next to nothing.
+    """
+    batch_size, num_patches = mask.shape
+    if batch_size < 4:
+        return area_ratio(mask)
+    noise = torch.randn(batch_size, generator=generator, device=generator.device if generator else None)
+    drawn = (noise + num_kept_tokens / num_patches).to(mask.device)
+    low, high = drawn.aminmax()
+    return (drawn - low) / (high - low).clamp(min=math.ulp(1.0))

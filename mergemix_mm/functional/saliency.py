@@ -1,0 +1,70 @@
+"""Which patches matter: attention rows of one layer, after token merging, given back to the original tokens.
+
+Source: MergeMix (https://arxiv.org/abs/2510.23479), with the restoring *per token* that proportional attention asks for. Neither
+function builds a map of all queries by all keys. Shapes: B batch, H heads, K current tokens, D head width, L original tokens.
+"""
+
+import torch
+from torch import Tensor
+
+from .token_merge import TokenGroups
+
+
+def class_attention(query: Tensor, key: Tensor, size: Tensor | None = None) -> Tensor:
+    """Attention from the class token to every token, mean over the heads, in float32.
+
+    Args:
+        query (Tensor): [B, H, D], the class token's.
+        key (Tensor): [B, H, K, D].
+        size (Tensor, optional): [B, K] tokens per group; adds log(size) to the logits (proportional attention).
+
+    Returns:
+        Tensor: [B, K], rows sum to 1.
+    """
+    return _attention(query.unsqueeze(2), key, size).mean(dim=(1, 2))
+
+
+def received_attention(
+    query: Tensor, key: Tensor, weight: Tensor, size: Tensor | None = None, chunk_size: int = 64
+) -> Tensor:
+    """Attention that every token receives, weighted mean over queries and mean over heads, in float32.
+
+    Args:
+        query (Tensor): [B, H, K, D].
+        key (Tensor): [B, H, K, D].
+        weight (Tensor): [B, K], how many original queries each query stands for.
+        size (Tensor, optional): [B, K], as in :func:`class_attention`.
+        chunk_size (int): Queries handled at a time; memory is O(B * H * chunk_size * K). Defaults to 64.
+
+    Returns:
+        Tensor: [B, K], rows sum to 1.
+    """
+    total = torch.zeros_like(weight, dtype=torch.float32)
+    for rows, share in zip(query.split(chunk_size, dim=2), weight.float().split(chunk_size, dim=1), strict=True):
+        total += torch.einsum('bhqk,bq->bk', _attention(rows, key, size), share)
+    return total / (weight.float().sum(dim=1, keepdim=True) * query.size(1))
+
+
+def restore_attention(attention: Tensor, groups: TokenGroups, proportional: bool = True) -> Tensor:
+    """Give every original token its part of its group's attention.
+
+    With proportional attention a merged token holds the attention of its whole group, so each member gets attention / size: the
+    mass is preserved. Without it, a merged token counts once and each member gets the value as it is.
+
+    Args:
+        attention (Tensor): [B, K].
+        groups (TokenGroups): the groups before the scored layer's own merge.
+        proportional (bool): Whether the attention was proportional. Defaults to True.
+
+    Returns:
+        Tensor: [B, L] float32.
+    """
+    return groups.restore(attention / groups.size if proportional else attention)
+
+
+def _attention(query: Tensor, key: Tensor, size: Tensor | None) -> Tensor:
+    with torch.autocast(query.device.type, enabled=False):
+        logits = (query.float() * query.size(-1) ** -0.5) @ key.float().transpose(-1, -2)
+        if size is not None:
+            logits = logits + size.log()[:, None, None, :]
+        return logits.softmax(dim=-1)

@@ -1,0 +1,64 @@
+"""MMPretrain's VisionTransformer with token merging in its own layers (ToMe, https://arxiv.org/abs/2210.09461)."""
+
+from collections.abc import Sequence
+
+from mmengine.registry import MODELS
+from mmpretrain.models.backbones import VisionTransformer
+from torch import Tensor
+
+from ...functional import merge_schedule
+from ..vision_encoders import build_vision_encoder, run_layers
+
+
+@MODELS.register_module()
+class ToMeVisionTransformer(VisionTransformer):
+    """A VisionTransformer that merges similar tokens layer by layer and so computes less. It has no parameters of its own: every
+    checkpoint of the plain model loads.
+
+    All outputs have the plain model's shapes: for ``'featmap'``, ``'raw'`` and ``'avg_featmap'`` each original token gets the
+    value of its group.
+
+    Args:
+        num_merge (int): Tokens merged over all layers. Defaults to 0: the plain model.
+        inflection (float): Shape of the schedule over the layers in [-1, 1], see
+            :func:`mergemix_mm.functional.merge_schedule`. Defaults to 0.0.
+        merge_in (Sequence[str]): When to merge: ``'train'``, ``'test'`` or both. Defaults to ``('train', 'test')``.
+        prop_attn (bool): Proportional attention: merged tokens count with their size. Defaults to True.
+        **kwargs: As for MMPretrain's `VisionTransformer`.
+
+    Raises:
+        ValueError: if an argument is out of its range; at the forward, if the images have too few patches for `num_merge`.
+    """
+
+    def __init__(
+        self,
+        *args,
+        num_merge: int = 0,
+        inflection: float = 0.0,
+        merge_in: Sequence[str] = ('train', 'test'),
+        prop_attn: bool = True,
+        **kwargs,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        if not set(merge_in) <= {'train', 'test'}:
+            raise ValueError(f"merge_in={merge_in!r} may hold 'train' and 'test' only")
+        merge_schedule(self.num_layers, num_merge, inflection)  # Checks the ranges before the first image.
+        self.num_merge = num_merge
+        self.inflection = inflection
+        self.merge_in = tuple(merge_in)
+        self.prop_attn = prop_attn
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Images [B, 3, H, W] -> one output per index of ``out_indices``, shaped by ``out_type``."""
+        encoder = build_vision_encoder(self)
+        x, grid = encoder.embed(x)
+        num_merge = self.num_merge if ('train' if self.training else 'test') in self.merge_in else 0
+        prefix = encoder.num_prefix_tokens
+        schedule = merge_schedule(self.num_layers, num_merge, self.inflection, num_tokens=x.size(1), protected=prefix)
+
+        outs = []
+        for i, (x, groups) in enumerate(run_layers(encoder.layers, x, schedule, prefix, self.prop_attn)):
+            if i in self.out_indices:
+                out = encoder.finish(x) if i == self.num_layers - 1 else x
+                outs.append(self._format_output(out if self.out_type == 'cls_token' else groups.restore(out), grid))
+        return tuple(outs)

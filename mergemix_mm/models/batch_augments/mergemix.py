@@ -1,0 +1,168 @@
+"""MergeMix: image mixing by attention after token merging (https://arxiv.org/abs/2510.23479)."""
+
+from copy import deepcopy
+
+import torch
+from mmpretrain.registry import BATCH_AUGMENTS, MODELS
+from torch import Tensor, nn
+
+from ...functional import (
+    area_ratio,
+    attention_ratio,
+    derangement,
+    gaussian_ratio,
+    mix_images,
+    sample_lambda,
+    topk_mask,
+)
+from ..vision_encoders import PatchScores, build_vision_encoder, score_patches
+from .mix_result import MixResult
+from .scoring_mode import scoring_mode
+
+MASKS = ('mergemix', 'topk', 'random')
+RATIOS = ('area', 'attention', 'gaussian')
+
+
+@BATCH_AUGMENTS.register_module()
+class MergeMix:
+    """Mix each image with a partner: it keeps its most salient patches, the partner fills the rest.
+
+    A vision transformer scores the patches, merging similar tokens on the way; each image keeps p = floor(lambda * L') of its L'
+    patches, lambda ~ Beta(alpha, alpha). `MixupClassifier` scores with its own backbone. In a plain `ImageClassifier`, whose
+    batch augments cannot reach the model, give an ``encoder``.
+
+    Args:
+        alpha (float): Parameter of the Beta distribution, > 0. Defaults to 1.0.
+        num_merge (int, optional): Patches merged before the scored layer, < L'. Defaults to None: half of them, as the paper's
+            98 of 196.
+        layer (int, optional): The scored layer, counted from 1. Defaults to None: at 3/4 of the depth.
+        inflection (float): Shape of the merge schedule over the layers in [-1, 1]; negative merges more in the early layers.
+            Defaults to -0.5.
+        mask (str): Which patches are kept: ``'mergemix'``, the most salient after merging; ``'topk'``, the same without merging;
+            ``'random'``, random groups of merged tokens. Defaults to ``'mergemix'``.
+        ratio (str): Share of the image's own label: ``'area'``, the share of patches; ``'attention'``, the share of the visible
+            attention; ``'gaussian'``, drawn as the paper does, without looking at the mask. Defaults to ``'area'``.
+        per_image (bool): Whether each image gets a lambda of its own instead of one for the batch. Defaults to False.
+        encoder (nn.Module | dict, optional): A frozen encoder of MergeMix's own, or its config (MODELS). It moves to the device
+            of the images on first use and is not saved with the model. Defaults to None.
+        prop_attn (bool): Proportional attention: merged tokens count with their size. Defaults to True.
+
+    Raises:
+        ValueError: if an argument is out of its range.
+    """
+
+    def __init__(
+        self,
+        alpha: float = 1.0,
+        num_merge: int | None = None,
+        layer: int | None = None,
+        inflection: float = -0.5,
+        mask: str = 'mergemix',
+        ratio: str = 'area',
+        per_image: bool = False,
+        encoder: nn.Module | dict | None = None,
+        prop_attn: bool = True,
+    ) -> None:
+        if not alpha > 0:
+            raise ValueError(f'MergeMix: alpha={alpha} must be > 0')
+        if num_merge is not None and num_merge < 0:
+            raise ValueError(f'MergeMix: num_merge={num_merge} must be >= 0, or None for half of the patches')
+        if not -1 <= inflection <= 1:
+            raise ValueError(f'MergeMix: inflection={inflection} must be in [-1, 1]')
+        if mask not in MASKS:
+            raise ValueError(f'MergeMix: mask={mask!r} must be one of {MASKS}')
+        if ratio not in RATIOS:
+            raise ValueError(f'MergeMix: ratio={ratio!r} must be one of {RATIOS}')
+        self.alpha = alpha
+        self.num_merge = 0 if mask == 'topk' else num_merge
+        self.layer = layer
+        self.inflection = inflection
+        self.mask = mask
+        self.ratio = ratio
+        self.per_image = per_image
+        self.prop_attn = prop_attn
+        self.encoder = _build_frozen(encoder) if encoder is not None else None
+
+    def __call__(self, inputs: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
+        """Mix as MMPretrain's batch augments do.
+
+        Args:
+            inputs (Tensor): [B, 3, H, W] normalised images.
+            scores (Tensor): [B, num_classes] one-hot or soft labels.
+
+        Returns:
+            tuple: mixed images and labels; a batch of one comes back unmixed.
+        """
+        if len(inputs) < 2:
+            return inputs, scores.float()
+        result = self.mix(inputs)
+        return result.images, result.mix_scores(scores)
+
+    def mix(
+        self, images: Tensor, encoder: nn.Module | None = None, generator: torch.Generator | None = None
+    ) -> MixResult:
+        """Mix a batch of images with each other.
+
+        Args:
+            images (Tensor): [B, 3, H, W] normalised images, B >= 2. Not written to.
+            encoder (nn.Module, optional): The model that scores, if MergeMix has none of its own. Its state is left as it is.
+            generator (torch.Generator, optional): Source of randomness. Defaults to torch's global one.
+
+        Returns:
+            MixResult: mixed images, partners, ratios, masks and saliency.
+
+        Raises:
+            ValueError: if there is no encoder, or the images are less than two or do not fit the patch grid.
+            UnsupportedEncoderError: if the encoder is one that merging cannot serve.
+        """
+        with torch.no_grad():
+            partner = derangement(len(images), generator, images.device)
+            scores = self.score(images, encoder)
+            mask = self._keep(scores, generator)
+            ratio = self._ratio(scores, partner, mask, generator)
+            mixed = mix_images(images, partner, mask, scores.grid)
+        return MixResult(mixed, partner, ratio, mask, scores.saliency, scores.grid, images)
+
+    def score(self, images: Tensor, encoder: nn.Module | None = None) -> PatchScores:
+        """The scoring pass alone: saliency per patch, without gradient, in eval mode, up to the scored layer."""
+        encoder = self._own_encoder(images.device) or encoder
+        if encoder is None:
+            raise ValueError(
+                'MergeMix has no encoder to score the patches with. Either train with '
+                "model=dict(type='MixupClassifier', ...), whose backbone scores, or give MergeMix a frozen encoder of its own: "
+                "dict(type='MergeMix', encoder=dict(type='VisionTransformer', ...))"
+            )
+        with scoring_mode(encoder, images.device.type):
+            return score_patches(
+                build_vision_encoder(encoder), images, self.num_merge, self.layer, self.inflection, self.prop_attn
+            )
+
+    def _own_encoder(self, device: torch.device) -> nn.Module | None:
+        return self.encoder.to(device) if self.encoder is not None else None
+
+    def _keep(self, scores: PatchScores, generator: torch.Generator | None) -> Tensor:
+        saliency = scores.saliency
+        if self.mask == 'random':
+            device = generator.device if generator is not None else saliency.device
+            drawn = torch.rand(scores.groups.size.shape, generator=generator, device=device).to(saliency.device)
+            saliency = scores.groups.restore(drawn)[:, scores.num_prefix_tokens :]
+        draws = len(saliency) if self.per_image else 1
+        return topk_mask(saliency, sample_lambda(self.alpha, draws, generator).expand(len(saliency)))
+
+    def _ratio(
+        self, scores: PatchScores, partner: Tensor, mask: Tensor, generator: torch.Generator | None
+    ) -> Tensor:
+        if self.ratio == 'attention':
+            return attention_ratio(scores.saliency, partner, mask)
+        if self.ratio == 'gaussian':
+            return gaussian_ratio(scores.num_kept_patches, mask, generator)
+        return area_ratio(mask)
+
+
+def _build_frozen(encoder: nn.Module | dict) -> nn.Module:
+    if isinstance(encoder, dict):
+        encoder = MODELS.build(deepcopy(encoder))
+        if hasattr(encoder, 'init_weights'):
+            encoder.init_weights()
+    build_vision_encoder(encoder)  # Refuse what cannot score before training starts.
+    return encoder.requires_grad_(False).eval()

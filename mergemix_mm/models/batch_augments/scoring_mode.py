@@ -1,0 +1,35 @@
+"""The state in which a model scores patches: eval mode, no gradient, whole parameters - and everything put back afterwards."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+
+@contextmanager
+def scoring_mode(model: nn.Module, device_type: str) -> Iterator[None]:
+    """Run a model that is in training as a frozen scorer, and leave it exactly as it was.
+
+    Args:
+        model (nn.Module): The model that scores.
+        device_type (str): Where it runs (``'cuda'``, ``'cpu'``, ...).
+    """
+    # Flags are set one by one: train() and eval() are overridden in some backbones, which freeze stages there.
+    training = [module for module in model.modules() if module.training]
+    for module in training:
+        module.training = False
+    # Autocast caches the low-precision copy of a weight on first use. One made here, without gradient, would be used again in
+    # the training pass and cut the weights off from their gradient.
+    autocast = torch.autocast(
+        device_type,
+        dtype=torch.get_autocast_dtype(device_type),
+        enabled=torch.is_autocast_enabled(device_type),
+        cache_enabled=False,
+    )
+    try:
+        with torch.no_grad(), autocast:
+            yield
+    finally:
+        for module in training:
+            module.training = True

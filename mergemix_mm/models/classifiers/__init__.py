@@ -1,0 +1,5 @@
+"""Image classifiers."""
+
+from .mixup_classifier import MixupClassifier
+
+__all__ = ['MixupClassifier']

@@ -1,0 +1,138 @@
+"""An ImageClassifier that mixes its batches itself, where the backbone can score them (MergeMix, arXiv 2510.23479)."""
+
+from copy import deepcopy
+
+import numpy as np
+import torch
+from mmengine.registry import MODELS
+from mmpretrain.models import ImageClassifier
+from mmpretrain.models.utils.batch_augments import RandomBatchAugment
+from mmpretrain.structures import DataSample, batch_label_to_onehot, cat_batch_labels
+from torch import Tensor
+
+from ..batch_augments import MixResult, mix_batch
+from ..vision_encoders import gathered
+
+
+@MODELS.register_module()
+class MixupClassifier(ImageClassifier):
+    """Applies batch augments inside ``loss()``, so that MergeMix scores with the backbone that is being trained.
+
+    Takes every batch augment of MMPretrain as well, alone or drawn at random. The last :class:`MixResult` is kept in
+    ``mix_result`` for figures and logs (None if the last batch stayed unmixed), and ``ratio_mean`` is logged.
+
+    Args:
+        backbone (dict): Config of the backbone. MergeMix without an encoder of its own needs a vision transformer here.
+        neck (dict, optional): Config of the neck. Defaults to None.
+        head (dict, optional): Config of the head; its loss must take soft labels. Defaults to None.
+        pretrained (str, optional): Path or URL of a checkpoint. Defaults to None.
+        train_cfg (dict, optional): ``augments``, a config or a list of configs, and ``probs``, how likely each one is (the rest
+            to 1 leaves the batch unmixed; None draws evenly). Defaults to None: no mixing.
+        base_augment (dict, optional): Config of a batch augment whose loss on the same batch is added as ``base_loss``, e.g.
+            ``dict(type='Mixup', alpha=0.8)`` as the MergeMix release trains. Defaults to None.
+        data_preprocessor (dict, optional): Config of the data preprocessor. Defaults to None.
+        init_cfg (dict, optional): Initialization config. Defaults to None.
+
+    Raises:
+        ValueError: if the number of classes of head, preprocessor and labels disagree.
+    """
+
+    def __init__(
+        self,
+        backbone: dict,
+        neck: dict | None = None,
+        head: dict | None = None,
+        pretrained: str | None = None,
+        train_cfg: dict | None = None,
+        base_augment: dict | None = None,
+        data_preprocessor: dict | None = None,
+        init_cfg: dict | None = None,
+    ) -> None:
+        super().__init__(
+            backbone=backbone,
+            neck=neck,
+            head=head,
+            pretrained=pretrained,
+            data_preprocessor=data_preprocessor,
+            init_cfg=init_cfg,
+        )
+        # RandomBatchAugment appends to the list of probabilities it is given.
+        self.augments = RandomBatchAugment(**deepcopy(train_cfg)) if train_cfg else None
+        self.base_augment = RandomBatchAugment(base_augment) if base_augment else None
+        self.mix_result: MixResult | None = None
+
+    def mix(self, inputs: Tensor, augments: RandomBatchAugment | None = None) -> MixResult | None:
+        """Mix a batch with one of the configured augments, drawn at random.
+
+        Args:
+            inputs (Tensor): [B, 3, H, W] normalised images. Not written to.
+            augments (RandomBatchAugment, optional): Defaults to those of ``train_cfg``.
+
+        Returns:
+            MixResult | None: None if the draw says so, for a batch of one, and without augments.
+        """
+        augments = augments or self.augments
+        if augments is None:
+            return None
+        # Gathering comes before the draw: ranks draw differently, but must take part in the same collectives.
+        with gathered(self.backbone) as encoder, torch.no_grad():
+            augment = augments.augments[np.random.choice(len(augments.augments), p=augments.probs)]
+            if augment is None or len(inputs) < 2:
+                return None
+            return mix_batch(augment, inputs, encoder)
+
+    def loss(self, inputs: Tensor, data_samples: list[DataSample]) -> dict[str, Tensor]:
+        """Mix the batch and calculate the losses of the head on mixed labels.
+
+        Args:
+            inputs (Tensor): [B, 3, H, W] normalised images.
+            data_samples (list[DataSample]): with ``gt_label``, or ``gt_score`` for soft or multi-hot labels. Not written to.
+
+        Returns:
+            dict[str, Tensor]: the head's losses, ``base_loss`` (with ``base_augment``), and ``ratio_mean``, the mean share of the
+            images' own labels (1 if unmixed).
+        """
+        if self.augments is None and self.base_augment is None:
+            return super().loss(inputs, data_samples)
+        scores = self._scores(data_samples, inputs.device)
+        self.mix_result = self.mix(inputs)
+        losses = self._mixed_loss(self.mix_result, inputs, scores, data_samples)
+        if self.base_augment is not None:
+            base = self._mixed_loss(self.mix(inputs, self.base_augment), inputs, scores, data_samples)
+            losses |= {f'base_{name}': value for name, value in base.items() if 'loss' in name}
+        losses['ratio_mean'] = inputs.new_ones(()) if self.mix_result is None else self.mix_result.ratio.mean()
+        return losses
+
+    def _mixed_loss(
+        self, result: MixResult | None, inputs: Tensor, scores: Tensor, data_samples: list[DataSample]
+    ) -> dict[str, Tensor]:
+        if result is not None:
+            inputs, scores = result.images, result.mix_scores(scores)
+        mixed = [sample.new().set_gt_score(score) for sample, score in zip(data_samples, scores, strict=True)]
+        return self.head.loss(self.extract_feat(inputs), mixed)
+
+    def _scores(self, data_samples: list[DataSample], device: torch.device) -> Tensor:
+        """Labels [B, num_classes]: the samples' own scores, else one-hot (multi-hot) labels."""
+        if 'gt_score' in data_samples[0]:
+            return torch.stack([sample.gt_score for sample in data_samples]).to(device).float()
+        num_classes = self._num_classes()
+        labels, positions = cat_batch_labels([sample.gt_label for sample in data_samples])
+        if not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
+            raise ValueError(
+                f'the labels of this batch are in [{int(labels.min())}, {int(labels.max())}], but num_classes={num_classes} '
+                'allows [0, num_classes - 1]: set num_classes of model.head and data_preprocessor to that of the dataset'
+            )
+        return batch_label_to_onehot(labels, positions, num_classes).to(device).float()
+
+    def _num_classes(self) -> int:
+        found = {
+            'model.head.num_classes': getattr(self.head, 'num_classes', None),
+            'data_preprocessor.num_classes': getattr(self.data_preprocessor, 'num_classes', None),
+        }
+        found = {key: value for key, value in found.items() if value is not None}
+        if len(set(found.values())) != 1:
+            raise ValueError(
+                f'mixing labels needs the number of classes; found {found or "none"}: set model.head.num_classes and '
+                'data_preprocessor.num_classes to that of the dataset'
+            )
+        return next(iter(found.values()))

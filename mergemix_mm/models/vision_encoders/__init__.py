@@ -1,0 +1,17 @@
+"""One adapter per ViT family, and the merged forward over its parts."""
+
+from .base import EncoderLayer, UnsupportedEncoderError, VisionEncoder
+from .build import build_vision_encoder
+from .forward import PatchScores, run_layers, score_patches
+from .sharding import gathered
+
+__all__ = [
+    'EncoderLayer',
+    'PatchScores',
+    'UnsupportedEncoderError',
+    'VisionEncoder',
+    'build_vision_encoder',
+    'gathered',
+    'run_layers',
+    'score_patches',
+]

@@ -1,0 +1,87 @@
+"""What token merging and scoring need to know of a vision transformer: its parts, named the same for every library."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+
+class UnsupportedEncoderError(TypeError):
+    """Raised for an encoder that token merging cannot serve."""
+
+    def __init__(self, model: nn.Module, reason: str) -> None:
+        super().__init__(
+            f'`{type(model).__name__}` cannot score or merge tokens: {reason}. Supported are vision transformers with absolute '
+            'position embeddings and global attention: MMPretrain VisionTransformer (DeiT, distilled DeiT, DeiT3, CLIP-ViT, '
+            'DINOv2, MoCo v3), transformers CLIP / SigLIP / DINOv2 vision models, timm VisionTransformer. Score with one of '
+            'them through MergeMix(encoder=dict(...))'
+        )
+
+
+class EncoderLayer(ABC):
+    """The parts of one pre-norm transformer layer, as views on the library's own module.
+
+    The modules keep their mode: dropout and stochastic depth act in training as the library has them.
+
+    Args:
+        module (nn.Module): The library's layer.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+
+    @abstractmethod
+    def query_key_value(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Normalise and project tokens [B, N, C] -> query, key, value [B, H, N, D]; attention is scaled by D ** -0.5."""
+
+    @abstractmethod
+    def add_attention(self, x: Tensor, attended: Tensor) -> Tensor:
+        """Project the heads' joint output [B, N, C] and add it to the residual stream x [B, N, C]."""
+
+    @abstractmethod
+    def feed_forward(self, x: Tensor) -> Tensor:
+        """The whole second residual branch: x [B, N, C] -> x + MLP(norm(x))."""
+
+    @property
+    @abstractmethod
+    def attention_dropout(self) -> float:
+        """Probability of dropping attention weights in training."""
+
+
+class VisionEncoder(ABC):
+    """The parts of a vision transformer, as views on the library's own model: no parameters, no state.
+
+    Args:
+        model (nn.Module): The library's encoder.
+    """
+
+    layers: Sequence[EncoderLayer]
+    num_prefix_tokens: int
+    has_class_token: bool
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+
+    @abstractmethod
+    def embed(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """Images [B, 3, H, W] -> the tokens [B, L, C] that enter the first layer, and the patch grid (rows, columns)."""
+
+    @abstractmethod
+    def finish(self, x: Tensor) -> Tensor:
+        """What the library does to the tokens [B, N, C] after the last layer."""
+
+
+def split_heads(x: Tensor, num_heads: int) -> Tensor:
+    """[B, N, H * D] -> [B, H, N, D]."""
+    return x.unflatten(-1, (num_heads, -1)).transpose(1, 2)
+
+
+def check_layers(model: nn.Module, layers: Sequence[nn.Module], allowed: Sequence[str]) -> None:
+    """Refuse a model that has layers other than those an adapter was written for, subclasses included."""
+    for layer in layers:
+        layer = getattr(layer, '_checkpoint_wrapped_module', layer)  # Activation checkpointing wraps layers.
+        if type(layer).__name__ not in allowed:
+            raise UnsupportedEncoderError(
+                model, f'its layers are `{type(layer).__name__}` (relative positions, RoPE, windows or another order), '
+                f'not {" or ".join(f"`{name}`" for name in allowed)}'
+            )

@@ -1,0 +1,52 @@
+"""Finds the adapter of a model by the names of its classes, so that no optional library is imported to look for it."""
+
+from collections.abc import Callable
+from importlib import import_module
+
+from torch import nn
+
+from .base import UnsupportedEncoderError, VisionEncoder
+
+# Class name of the library -> where its adapter is. The first match along the method resolution order wins.
+ADAPTERS = {
+    'mmpretrain.models.backbones.deit3.DeiT3': 'mmpretrain.DeiT3Encoder',
+    'mmpretrain.models.backbones.vision_transformer.VisionTransformer': 'mmpretrain.MMPretrainEncoder',
+    'timm.models.vision_transformer.VisionTransformer': 'timm.TimmEncoder',
+    'transformers.models.clip.modeling_clip.CLIPVisionTransformer': 'transformers.CLIPEncoder',
+    'transformers.models.dinov2.modeling_dinov2.Dinov2Model': 'transformers.Dinov2Encoder',
+    'transformers.models.janus.modeling_janus.JanusVisionModel': 'transformers.JanusEncoder',
+    'transformers.models.siglip.modeling_siglip.SiglipVisionTransformer': 'transformers.SiglipEncoder',
+}
+# Wrappers and the attribute that holds the encoder.
+WRAPPERS = {
+    'mmpretrain.models.backbones.timm_backbone.TIMMBackbone': 'timm_model',
+    'transformers.models.clip.modeling_clip.CLIPVisionModel': 'vision_model',
+    'transformers.models.clip.modeling_clip.CLIPVisionModelWithProjection': 'vision_model',
+    'transformers.models.siglip.modeling_siglip.SiglipVisionModel': 'vision_model',
+}
+
+
+def build_vision_encoder(model: nn.Module) -> VisionEncoder:
+    """Describe a model's parts to token merging and scoring.
+
+    Args:
+        model (nn.Module): A vision transformer of MMPretrain, transformers or timm.
+
+    Returns:
+        VisionEncoder: views on the model; cheap to make, nothing to keep.
+
+    Raises:
+        UnsupportedEncoderError: if merging cannot serve the model (Swin, BEiT, EVA-02, ...).
+    """
+    names = [f'{cls.__module__}.{cls.__name__}' for cls in type(model).__mro__]
+    for name in names:
+        if name in WRAPPERS:
+            return build_vision_encoder(getattr(model, WRAPPERS[name]))
+        if name in ADAPTERS:
+            return _load(ADAPTERS[name])(model)
+    raise UnsupportedEncoderError(model, 'no adapter knows its parts')
+
+
+def _load(path: str) -> Callable[[nn.Module], VisionEncoder]:
+    module, name = path.split('.')
+    return getattr(import_module(f'.{module}', __package__), name)

@@ -1,0 +1,140 @@
+"""The merged forward, written once over the parts that an adapter names, and the scoring pass of MergeMix."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from ...functional import (
+    TokenGroups,
+    bipartite_soft_matching,
+    class_attention,
+    merge_schedule,
+    merge_tokens,
+    received_attention,
+    restore_attention,
+)
+from .base import EncoderLayer, VisionEncoder
+
+
+@dataclass
+class PatchScores:
+    """What a scoring pass finds. Shapes: B images, L' patches, L tokens with prefix.
+
+    Args:
+        saliency (Tensor): [B, L'] float32, attention per original patch.
+        groups (TokenGroups): the partition of the L tokens at the scored layer.
+        grid (tuple[int, int]): rows and columns of the patch grid.
+        num_prefix_tokens (int): L - L'.
+    """
+
+    saliency: Tensor
+    groups: TokenGroups
+    grid: tuple[int, int]
+    num_prefix_tokens: int
+
+    @property
+    def num_kept_patches(self) -> int:
+        """K - prefix: patches left after merging."""
+        return self.groups.size.size(1) - self.num_prefix_tokens
+
+
+def run_layers(
+    layers: Sequence[EncoderLayer], x: Tensor, schedule: Sequence[int], num_prefix_tokens: int, prop_attn: bool = True
+) -> Iterator[tuple[Tensor, TokenGroups]]:
+    """Run transformer layers that merge tokens between attention and MLP (ToMe, https://arxiv.org/abs/2210.09461).
+
+    Args:
+        layers (Sequence[EncoderLayer]): the layers to run.
+        x (Tensor): [B, L, C], tokens that enter the first of them.
+        schedule (Sequence[int]): how many tokens each layer merges.
+        num_prefix_tokens (int): tokens at the front that never merge.
+        prop_attn (bool): Whether to add log(size) of each key to the attention logits. Defaults to True.
+
+    Yields:
+        tuple: tokens [B, N, C] after each layer, and their groups.
+    """
+    groups = TokenGroups.identity(x.size(0), x.size(1), x.device)
+    for layer, num_merge in zip(layers, schedule, strict=True):
+        query, key, value = layer.query_key_value(x)
+        attended = F.scaled_dot_product_attention(
+            query,
+            key,
+            value,
+            attn_mask=_log_size(groups, query) if prop_attn else None,
+            dropout_p=layer.attention_dropout if layer.module.training else 0.0,
+        )
+        x = layer.add_attention(x, attended.transpose(1, 2).flatten(2))
+        if num_merge:
+            match = bipartite_soft_matching(key.mean(dim=1), num_merge, num_prefix_tokens)
+            x, groups = merge_tokens(x, groups, match)
+        x = layer.feed_forward(x)
+        yield x, groups
+
+
+def score_patches(
+    encoder: VisionEncoder,
+    images: Tensor,
+    num_merge: int | None = None,
+    layer: int | None = None,
+    inflection: float = -0.5,
+    prop_attn: bool = True,
+) -> PatchScores:
+    """Attention per patch at one layer, after the layers before it merged `num_merge` tokens.
+
+    Saliency is the attention from the class token, mean over heads; without a class token, the attention received, averaged over
+    all original queries. The pass stops at the scored layer, whose own merge comes after its attention.
+
+    Args:
+        encoder (VisionEncoder): the adapter of the scoring model.
+        images (Tensor): [B, 3, H, W] normalised images.
+        num_merge (int, optional): Patches merged before the scored layer. Defaults to None: half of the patches.
+        layer (int, optional): The scored layer, counted from 1. Defaults to None: at 3/4 of the depth, rounded up.
+        inflection (float): Shape of the merge schedule, see :func:`merge_schedule`. Defaults to -0.5.
+        prop_attn (bool): Proportional attention. Defaults to True.
+
+    Returns:
+        PatchScores: saliency per original patch, and the groups.
+
+    Raises:
+        ValueError: if `layer` is not in the encoder or `num_merge` is out of reach.
+    """
+    depth = len(encoder.layers)
+    layer = -(-3 * depth // 4) if layer is None else layer
+    if not 1 <= layer <= depth:
+        raise ValueError(f'layer={layer} must be in [1, {depth}], the layers of `{type(encoder.model).__name__}`')
+    x, grid = encoder.embed(images)
+    prefix = encoder.num_prefix_tokens
+    schedule = _scoring_schedule(num_merge, layer, inflection, x.size(1), prefix)
+
+    groups = TokenGroups.identity(x.size(0), x.size(1), x.device)
+    for x, groups in run_layers(encoder.layers[: layer - 1], x, schedule, prefix, prop_attn):
+        pass
+    query, key, _ = encoder.layers[layer - 1].query_key_value(x)
+    size = groups.size if prop_attn else None
+    if encoder.has_class_token:
+        attention = class_attention(query[:, :, 0], key, size)
+    else:
+        attention = received_attention(query, key, groups.size, size)
+    saliency = restore_attention(attention, groups, prop_attn)[:, prefix:]
+    return PatchScores(saliency, groups, grid, prefix)
+
+
+def _scoring_schedule(num_merge: int | None, layer: int, inflection: float, num_tokens: int, prefix: int) -> list[int]:
+    num_patches = num_tokens - prefix
+    if num_merge is None:
+        num_merge = num_patches // 2 if layer > 1 else 0
+    if not 0 <= num_merge < num_patches:
+        raise ValueError(
+            f'num_merge={num_merge} must be in [0, {num_patches - 1}]: the encoder sees {num_patches} patches per image'
+        )
+    if num_merge and layer == 1:
+        raise ValueError(f'num_merge={num_merge} with layer=1: no layer before the first could merge; set layer >= 2')
+    return merge_schedule(layer - 1, num_merge, inflection, num_tokens=num_tokens, protected=prefix)
+
+
+def _log_size(groups: TokenGroups, query: Tensor) -> Tensor | None:
+    if groups.size.size(1) == groups.index.size(1):
+        return None  # Nothing merged yet: log(1) = 0, and attention without a mask is faster.
+    return groups.size.log().to(query.dtype)[:, None, None, :]

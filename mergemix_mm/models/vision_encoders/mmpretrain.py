@@ -1,0 +1,65 @@
+"""Adapters for MMPretrain's VisionTransformer and what shares its layers (DeiT, DeiT3, CLIP-ViT, DINOv2, MoCo v3)."""
+
+import torch
+from mmpretrain.models.utils import resize_pos_embed
+from torch import Tensor, nn
+
+from .base import EncoderLayer, VisionEncoder, check_layers
+
+
+class MMPretrainLayer(EncoderLayer):
+    """`TransformerEncoderLayer` and `DeiT3TransformerEncoderLayer`."""
+
+    def query_key_value(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        attn = self.module.attn
+        qkv = attn.qkv(self.module.ln1(x)).unflatten(-1, (3, attn.num_heads, attn.head_dims))
+        return qkv.permute(2, 0, 3, 1, 4).unbind(0)
+
+    def add_attention(self, x: Tensor, attended: Tensor) -> Tensor:
+        attn = self.module.attn
+        return x + attn.out_drop(attn.gamma1(attn.proj_drop(attn.proj(attended))))
+
+    def feed_forward(self, x: Tensor) -> Tensor:
+        return self.module.ffn(self.module.ln2(x), identity=x)
+
+    @property
+    def attention_dropout(self) -> float:
+        return self.module.attn.attn_drop
+
+
+class MMPretrainEncoder(VisionEncoder):
+    """`VisionTransformer` and its subclasses with a class token, a distillation token too, or none."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model)
+        check_layers(model, model.layers, ('TransformerEncoderLayer', 'DeiT3TransformerEncoderLayer'))
+        self.layers = [MMPretrainLayer(layer) for layer in model.layers]
+        self.has_class_token = model.cls_token is not None
+        self.num_prefix_tokens = model.num_extra_tokens
+
+    def embed(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        x, grid = self.model.patch_embed(images)
+        x = self._add_position(self._add_prefix(x), grid, self.num_prefix_tokens)
+        return self.model.pre_norm(self.model.drop_after_pos(x)), grid
+
+    def finish(self, x: Tensor) -> Tensor:
+        return self.model.ln1(x) if self.model.final_norm else x
+
+    def _add_prefix(self, x: Tensor) -> Tensor:
+        names = ('cls_token', 'dist_token')
+        prefix = [token for name in names if (token := getattr(self.model, name, None)) is not None]
+        return torch.cat([*(token.expand(len(x), -1, -1) for token in prefix), x], dim=1)
+
+    def _add_position(self, x: Tensor, grid: tuple[int, int], num_prefix_tokens: int) -> Tensor:
+        model = self.model
+        return x + resize_pos_embed(
+            model.pos_embed, model.patch_resolution, grid, model.interpolate_mode, num_extra_tokens=num_prefix_tokens
+        )
+
+
+class DeiT3Encoder(MMPretrainEncoder):
+    """`DeiT3`: its position embedding leaves the class token out."""
+
+    def embed(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        x, grid = self.model.patch_embed(images)
+        return self._add_prefix(self.model.drop_after_pos(self._add_position(x, grid, 0))), grid

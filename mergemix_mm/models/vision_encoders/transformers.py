@@ -1,0 +1,129 @@
+"""Adapters for the vision models of Hugging Face transformers: CLIP, SigLIP, Janus' tower and DINOv2."""
+
+from torch import Tensor, nn
+
+from .base import EncoderLayer, UnsupportedEncoderError, VisionEncoder, check_layers, split_heads
+
+
+class CLIPLayer(EncoderLayer):
+    """`CLIPEncoderLayer` and `SiglipEncoderLayer`."""
+
+    def query_key_value(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        attn, x = self.module.self_attn, self.module.layer_norm1(x)
+        return tuple(split_heads(project(x), attn.num_heads) for project in (attn.q_proj, attn.k_proj, attn.v_proj))
+
+    def add_attention(self, x: Tensor, attended: Tensor) -> Tensor:
+        return x + self.module.self_attn.out_proj(attended)
+
+    def feed_forward(self, x: Tensor) -> Tensor:
+        return x + self.module.mlp(self.module.layer_norm2(x))
+
+    @property
+    def attention_dropout(self) -> float:
+        return self.module.self_attn.dropout
+
+
+class JanusLayer(CLIPLayer):
+    """`JanusVisionEncoderLayer`: SigLIP's with other names and a dropout behind the projection."""
+
+    def add_attention(self, x: Tensor, attended: Tensor) -> Tensor:
+        attn = self.module.self_attn
+        return x + attn.projection_dropout(attn.projection_layer(attended))
+
+    @property
+    def attention_dropout(self) -> float:
+        return self.module.self_attn.attention_dropout
+
+
+class CLIPEncoder(VisionEncoder):
+    """`CLIPVisionTransformer`: class token first, no final norm on the tokens."""
+
+    layer_type, layer_name = CLIPLayer, 'CLIPEncoderLayer'
+    has_class_token, num_prefix_tokens = True, 1
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model)
+        check_layers(model, model.encoder.layers, (self.layer_name,))
+        self.layers = [self.layer_type(layer) for layer in model.encoder.layers]
+
+    def embed(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        return self._enter(self._embeddings(images)), self._grid(images)
+
+    def finish(self, x: Tensor) -> Tensor:
+        return x
+
+    def _embeddings(self, images: Tensor) -> Tensor:
+        # Asking for interpolation at the trained size would change nothing but cost time.
+        size = self.model.config.image_size
+        resized = tuple(images.shape[-2:]) != (size, size)
+        return self.model.embeddings(images, interpolate_pos_encoding=resized)
+
+    def _enter(self, x: Tensor) -> Tensor:
+        return self.model.pre_layrnorm(x)
+
+    def _grid(self, images: Tensor) -> tuple[int, int]:
+        patch = self.model.config.patch_size
+        return images.shape[-2] // patch, images.shape[-1] // patch
+
+
+class SiglipEncoder(CLIPEncoder):
+    """`SiglipVisionTransformer`: patches only."""
+
+    layer_name = 'SiglipEncoderLayer'
+    has_class_token, num_prefix_tokens = False, 0
+
+    def finish(self, x: Tensor) -> Tensor:
+        return self.model.post_layernorm(x)
+
+    def _enter(self, x: Tensor) -> Tensor:
+        return x
+
+
+class JanusEncoder(SiglipEncoder):
+    """`JanusVisionModel`."""
+
+    layer_type, layer_name = JanusLayer, 'JanusVisionEncoderLayer'
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model)
+        if model.config.use_qk_norm:
+            raise UnsupportedEncoderError(model, 'its config sets use_qk_norm=True, which this adapter leaves out')
+
+
+class Dinov2Layer(EncoderLayer):
+    """`Dinov2Layer`: layer scale and stochastic depth on both branches."""
+
+    def query_key_value(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        attn, x = self.module.attention.attention, self.module.norm1(x)
+        projections = (attn.query, attn.key, attn.value)
+        return tuple(split_heads(project(x), attn.num_attention_heads) for project in projections)
+
+    def add_attention(self, x: Tensor, attended: Tensor) -> Tensor:
+        layer = self.module
+        return x + layer.drop_path(layer.layer_scale1(layer.attention.output(attended, x)))
+
+    def feed_forward(self, x: Tensor) -> Tensor:
+        layer = self.module
+        return x + layer.drop_path(layer.layer_scale2(layer.mlp(layer.norm2(x))))
+
+    @property
+    def attention_dropout(self) -> float:
+        return self.module.attention.attention.dropout_prob
+
+
+class Dinov2Encoder(CLIPEncoder):
+    """`Dinov2Model`: always interpolates its position embedding itself."""
+
+    def __init__(self, model: nn.Module) -> None:
+        VisionEncoder.__init__(self, model)
+        check_layers(model, model.encoder.layer, ('Dinov2Layer',))
+        self.layers = [Dinov2Layer(layer) for layer in model.encoder.layer]
+
+    def finish(self, x: Tensor) -> Tensor:
+        return self.model.layernorm(x)
+
+    def _embeddings(self, images: Tensor) -> Tensor:
+        return self.model.embeddings(images)
+
+    def _enter(self, x: Tensor) -> Tensor:
+        return x

@@ -1,0 +1,81 @@
+"""Attention rows against full attention maps, and what restoring does to them."""
+
+import pytest
+import torch
+
+from mergemix_mm.functional import (
+    TokenGroups,
+    bipartite_soft_matching,
+    class_attention,
+    merge_tokens,
+    received_attention,
+    restore_attention,
+)
+
+
+def full_map(query, key, size):
+    logits = query @ key.transpose(-1, -2) / query.size(-1) ** 0.5
+    return (logits + size.log()[:, None, None, :]).softmax(-1)
+
+
+@pytest.fixture
+def heads():
+    torch.manual_seed(0)
+    size = torch.randint(1, 5, (2, 9)).float()
+    return torch.randn(2, 3, 9, 4), torch.randn(2, 3, 9, 4), size
+
+
+def test_class_attention_is_the_first_row_of_the_full_map(heads):
+    query, key, size = heads
+    expected = full_map(query, key, size)[:, :, 0].mean(1)
+    torch.testing.assert_close(class_attention(query[:, :, 0], key, size), expected)
+
+
+@pytest.mark.parametrize('chunk_size', [1, 4, 64])
+def test_received_attention_is_the_weighted_mean_over_the_rows_of_the_full_map(heads, chunk_size):
+    query, key, size = heads
+    weighted = (full_map(query, key, size).mean(1) * size.unsqueeze(-1)).sum(1)
+    expected = weighted / size.sum(1, keepdim=True)
+    torch.testing.assert_close(received_attention(query, key, size, size, chunk_size), expected)
+
+
+def test_size_one_is_plain_attention(heads):
+    query, key, _ = heads
+    ones = torch.ones(2, 9)
+    torch.testing.assert_close(class_attention(query[:, :, 0], key, ones), class_attention(query[:, :, 0], key))
+
+
+def test_low_precision_is_computed_in_float32(heads):
+    query, key, size = heads
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        row = class_attention(query[:, :, 0].bfloat16(), key.bfloat16(), size)
+    assert row.dtype == torch.float32
+    torch.testing.assert_close(row.sum(1), torch.ones(2))
+
+
+def test_restored_attention_keeps_its_mass_and_is_shared_within_a_group():
+    torch.manual_seed(0)
+    x = torch.randn(2, 10, 4)
+    _, groups = merge_tokens(x, TokenGroups.identity(2, 10), bipartite_soft_matching(x, 4, 1))
+    attention = torch.rand(2, 6).softmax(-1)
+    restored = restore_attention(attention, groups)
+    torch.testing.assert_close(restored.sum(1), torch.ones(2))
+    assert torch.equal(restore_attention(attention, groups, proportional=False), groups.restore(attention))
+
+
+def test_a_large_background_group_does_not_outvote_the_object():
+    """With proportional attention a group of 80 equal background tokens draws more than each object token (methods.md)."""
+    key = torch.zeros(1, 1, 101, 2)
+    key[..., 1:21, 0], key[..., 21:, 0] = 2.0, 0.0  # 20 object tokens, 80 background tokens; the class token asks for the object
+    query = torch.tensor([[[2.0, 0.0]]])
+    # The background has become one token of size 80.
+    index = torch.cat([torch.arange(21), torch.full((80,), 21)])[None]
+    groups = TokenGroups(index, torch.cat([torch.ones(1, 21), torch.full((1, 1), 80.0)], 1))
+    attention = class_attention(query, key[:, :, :22], groups.size)
+
+    def object_share(restored):
+        return float((restored[:, 1:].topk(20).indices < 20).float().mean())
+
+    assert object_share(restore_attention(attention, groups)) == 1.0
+    assert object_share(groups.restore(attention)) == 0.0
+    torch.testing.assert_close(restore_attention(attention, groups), class_attention(query, key), atol=1e-6, rtol=1e-5)
