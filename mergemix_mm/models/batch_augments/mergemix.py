@@ -165,4 +165,5 @@ def _build_frozen(encoder: nn.Module | dict) -> nn.Module:
         if hasattr(encoder, 'init_weights'):
             encoder.init_weights()
     build_vision_encoder(encoder)  # Refuse what cannot score before training starts.
-    return encoder.requires_grad_(False).eval()
+    encoder.eval()  # Not chained: train() and eval() of MMPretrain's backbones return None.
+    return encoder.requires_grad_(False)

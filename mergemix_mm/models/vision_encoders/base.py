@@ -76,12 +76,12 @@ def split_heads(x: Tensor, num_heads: int) -> Tensor:
     return x.unflatten(-1, (num_heads, -1)).transpose(1, 2)
 
 
-def check_layers(model: nn.Module, layers: Sequence[nn.Module], allowed: Sequence[str]) -> None:
+def check_layers(model: nn.Module, layers: Sequence[nn.Module], expected: str) -> None:
     """Refuse a model that has layers other than those an adapter was written for, subclasses included."""
     for layer in layers:
         layer = getattr(layer, '_checkpoint_wrapped_module', layer)  # Activation checkpointing wraps layers.
-        if type(layer).__name__ not in allowed:
+        if type(layer).__name__ != expected:
             raise UnsupportedEncoderError(
-                model, f'its layers are `{type(layer).__name__}` (relative positions, RoPE, windows or another order), '
-                f'not {" or ".join(f"`{name}`" for name in allowed)}'
+                model,
+                f'its layers are `{type(layer).__name__}` (relative positions, RoPE, windows or another order), not `{expected}`',
             )

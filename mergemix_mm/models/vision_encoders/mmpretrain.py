@@ -8,7 +8,7 @@ from .base import EncoderLayer, VisionEncoder, check_layers
 
 
 class MMPretrainLayer(EncoderLayer):
-    """`TransformerEncoderLayer` and `DeiT3TransformerEncoderLayer`."""
+    """`TransformerEncoderLayer`."""
 
     def query_key_value(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         attn = self.module.attn
@@ -27,13 +27,22 @@ class MMPretrainLayer(EncoderLayer):
         return self.module.attn.attn_drop
 
 
+class DeiT3Layer(MMPretrainLayer):
+    """`DeiT3TransformerEncoderLayer`: MMPretrain runs its first norm before the MLP too and leaves `ln2` unused."""
+
+    def feed_forward(self, x: Tensor) -> Tensor:
+        return self.module.ffn(self.module.ln1(x), identity=x)
+
+
 class MMPretrainEncoder(VisionEncoder):
     """`VisionTransformer` and its subclasses with a class token, a distillation token too, or none."""
 
+    layer_type, layer_name = MMPretrainLayer, 'TransformerEncoderLayer'
+
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
-        check_layers(model, model.layers, ('TransformerEncoderLayer', 'DeiT3TransformerEncoderLayer'))
-        self.layers = [MMPretrainLayer(layer) for layer in model.layers]
+        check_layers(model, model.layers, self.layer_name)
+        self.layers = [self.layer_type(layer) for layer in model.layers]
         self.has_class_token = model.cls_token is not None
         self.num_prefix_tokens = model.num_extra_tokens
 
@@ -59,6 +68,8 @@ class MMPretrainEncoder(VisionEncoder):
 
 class DeiT3Encoder(MMPretrainEncoder):
     """`DeiT3`: its position embedding leaves the class token out."""
+
+    layer_type, layer_name = DeiT3Layer, 'DeiT3TransformerEncoderLayer'
 
     def embed(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
         x, grid = self.model.patch_embed(images)

@@ -32,7 +32,7 @@ class TimmEncoder(VisionEncoder):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
-        check_layers(model, model.blocks, ('Block',))
+        check_layers(model, model.blocks, 'Block')
         if any(getattr(block.attn, 'gate', None) is not None for block in model.blocks):
             raise UnsupportedEncoderError(model, 'its attention is gated')
         self.layers = [TimmLayer(block) for block in model.blocks]

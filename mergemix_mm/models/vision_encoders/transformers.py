@@ -43,7 +43,7 @@ class CLIPEncoder(VisionEncoder):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
-        check_layers(model, model.encoder.layers, (self.layer_name,))
+        check_layers(model, model.encoder.layers, self.layer_name)
         self.layers = [self.layer_type(layer) for layer in model.encoder.layers]
 
     def embed(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
@@ -116,7 +116,7 @@ class Dinov2Encoder(CLIPEncoder):
 
     def __init__(self, model: nn.Module) -> None:
         VisionEncoder.__init__(self, model)
-        check_layers(model, model.encoder.layer, ('Dinov2Layer',))
+        check_layers(model, model.encoder.layer, 'Dinov2Layer')
         self.layers = [Dinov2Layer(layer) for layer in model.encoder.layer]
 
     def finish(self, x: Tensor) -> Tensor:

@@ -1,0 +1,5 @@
+"""What plugs into MMEngine's Runner: hooks, and the launch code that the tools share."""
+
+from .hooks import MixVisualizationHook, StepSeedHook
+
+__all__ = ['MixVisualizationHook', 'StepSeedHook']

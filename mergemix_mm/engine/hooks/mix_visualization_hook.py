@@ -1,0 +1,105 @@
+"""A hook that shows during training what the mixing augmentation does to the images."""
+
+from mmengine.dist import is_main_process
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.registry import HOOKS
+
+from mergemix_mm.visualization import draw_mixed_samples
+
+
+@HOOKS.register_module()
+class MixVisualizationHook(Hook):
+    """Draw the mixed samples of a training step every so many iterations.
+
+    Each row of the page is one image: clean, partner, saliency, mask and mixed, with labels and ratio. The page comes
+    from the ``mix_result`` that the model kept, never from another pass of the encoder, and goes to the Runner's
+    visualizer under the name ``mixed_samples``: a file with ``LocalVisBackend``, the images tab with
+    ``TensorboardVisBackend``. When the batch of that iteration stayed unmixed, the next mixed one is drawn. Only the
+    main process draws.
+
+    Args:
+        interval (int): Iterations between two pages. Defaults to 200.
+        num_images (int): Rows of a page at most. Defaults to 8.
+        channel_order (str): ``'rgb'`` or ``'bgr'``, the order of the channels that enter the model; ``'bgr'`` where
+            the data preprocessor has ``to_rgb=False`` and images are read from files. Defaults to ``'rgb'``.
+
+    Raises:
+        ValueError: If an argument is out of range.
+        TypeError: When training starts, if the model keeps no ``mix_result``.
+
+    Examples:
+        >>> custom_hooks = [dict(type='MixVisualizationHook', interval=100)]
+    """
+
+    def __init__(self, interval: int = 200, num_images: int = 8, channel_order: str = 'rgb') -> None:
+        for key, value in dict(interval=interval, num_images=num_images).items():
+            if value < 1:
+                raise ValueError(f'MixVisualizationHook: {key}={value!r} must be at least 1.')
+        if channel_order not in ('rgb', 'bgr'):
+            raise ValueError(f"MixVisualizationHook: channel_order={channel_order!r} must be 'rgb' or 'bgr'.")
+        self.interval = interval
+        self.num_images = num_images
+        self.channel_order = channel_order
+        self._due = False
+
+    def before_train(self, runner) -> None:
+        """Refuse a model that has nothing to show."""
+        model = _unwrap(runner.model)
+        if not hasattr(model, 'mix_result'):
+            raise TypeError(
+                f'MixVisualizationHook: the model {type(model).__name__} keeps no mix_result to draw. Use '
+                "model.type='MixupClassifier', which takes the same train_cfg as ImageClassifier, or remove the hook."
+            )
+
+    def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
+        """Draw the page when it is due and the batch was mixed."""
+        self._due = self._due or self.every_n_train_iters(runner, self.interval)
+        if not self._due or not is_main_process():
+            return
+        model = _unwrap(runner.model)
+        result = model.mix_result
+        if result is None:
+            return
+        preprocessor = getattr(model, 'data_preprocessor', None)
+        metainfo = getattr(runner.train_loop.dataloader.dataset, 'metainfo', {})
+        image = draw_mixed_samples(
+            result,
+            mean=getattr(preprocessor, 'mean', None),
+            std=getattr(preprocessor, 'std', None),
+            labels=labels_of(data_batch, len(result.images)),
+            classes=metainfo.get('classes'),
+            max_rows=self.num_images,
+            channel_order=self.channel_order,
+        )
+        runner.visualizer.add_image('mixed_samples', image, step=runner.iter + 1)
+        self._due = False
+
+
+def labels_of(data_batch, batch_size: int) -> list | None:
+    """The labels of a batch as the figures take them.
+
+    Args:
+        data_batch: What the data loader gave; labels are read from its ``data_samples``, if it has any.
+        batch_size (int): Number of images B that were mixed.
+
+    Returns:
+        list | None: B tensors of class indices (the positive classes of a multi-label sample), or None where the
+        batch holds no labels or not as many as images.
+    """
+    samples = data_batch.get('data_samples') if isinstance(data_batch, dict) else None
+    if samples is None or len(samples) != batch_size:
+        return None
+    labels = []
+    for sample in samples:
+        if 'gt_label' in sample:
+            labels.append(sample.gt_label)
+        elif 'gt_score' in sample:
+            labels.append(sample.gt_score.nonzero().flatten())
+        else:
+            return None
+    return labels
+
+
+def _unwrap(model):
+    return model.module if is_model_wrapper(model) else model

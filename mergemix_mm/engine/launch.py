@@ -1,0 +1,161 @@
+"""What tools/train.py and tools/test.py share: common flags, the config, a CPU process group and the Runner."""
+
+import argparse
+import datetime
+import difflib
+import inspect
+import os
+from pathlib import Path
+
+import torch.distributed
+from mmengine.config import Config, DictAction
+from mmengine.device import get_device
+from mmengine.logging import print_log
+from mmengine.registry import DATASETS, RUNNERS
+from mmengine.runner import FlexibleRunner, Runner
+
+# DDP on a CPU takes no device; a wrapper config of one's own replaces MMEngine's other defaults, hence all of them.
+_CPU_WRAPPER = dict(type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False)
+
+
+class LaunchError(SystemExit):
+    """A mistake in the command or the config: ends the program with a message instead of a traceback."""
+
+
+def add_common_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that training and testing share, named as in MMPretrain's tools."""
+    parser.add_argument('--work-dir', help='folder for logs, checkpoints and metrics; ./work_dirs/<config> if left out')
+    parser.add_argument('--amp', action='store_true', help='automatic mixed precision')
+    parser.add_argument('--no-pin-memory', action='store_true', help='switch pin_memory off in all data loaders')
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        help='override config entries: key=value, with dots for nested keys, key="[a,b]" for lists',
+    )
+    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none', help='job launcher')
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help='set by the launcher')
+
+
+def load_config(args: argparse.Namespace) -> Config:
+    """Read ``args.config`` with its ``--cfg-options``, and set launcher, scope and work directory.
+
+    The scope defaults to ``mmpretrain``. The work directory is, in this order, the flag, the config's, or
+    ``./work_dirs/<config>``.
+
+    Raises:
+        LaunchError: If the config does not exist; the message lists similar files of its folder.
+    """
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    path = Path(args.config)
+    if not path.is_file():
+        close = difflib.get_close_matches(path.name, [found.name for found in path.parent.glob('*.py')], cutoff=0.4)
+        hint = f' Close matches in {path.parent}: {", ".join(close)}.' if close else ''
+        raise LaunchError(f'CONFIG: there is no file {args.config}.{hint}')
+    cfg = Config.fromfile(path)
+    if args.cfg_options is not None:
+        cfg.merge_from_dict(args.cfg_options)
+    cfg.launcher = args.launcher
+    if cfg.get('default_scope') is None:
+        cfg.default_scope = 'mmpretrain'
+    if args.work_dir is not None:
+        cfg.work_dir = args.work_dir
+    elif cfg.get('work_dir') is None:
+        cfg.work_dir = str(Path('work_dirs', path.stem))
+    return cfg
+
+
+def set_loader_defaults(cfg: Config, *splits: str, pin_memory: bool = True, persistent_workers: bool = True) -> None:
+    """Fill in MMPretrain's defaults of ``cfg.<split>_dataloader`` for the splits that the config has.
+
+    Args:
+        cfg (Config): The config, changed in place.
+        *splits (str): ``'train'``, ``'val'`` or ``'test'``.
+        pin_memory (bool): False switches it off whatever the config says. Defaults to True.
+        persistent_workers (bool): The same. Defaults to True.
+    """
+    defaults = dict(pin_memory=True, persistent_workers=True, collate_fn=dict(type='default_collate'))
+    for split in splits:
+        loader = cfg.get(f'{split}_dataloader')
+        if loader is None:
+            continue
+        for key, value in defaults.items():
+            loader.setdefault(key, value)
+        loader.pin_memory &= pin_memory
+        # torch refuses persistent workers where there are no workers
+        loader.persistent_workers &= persistent_workers and loader.get('num_workers', 0) > 0
+
+
+def check_data_roots(cfg: Config, *splits: str) -> None:
+    """Stop early, naming the config key, where the data of a split are not there.
+
+    Remote roots, datasets without ``data_root`` and datasets that download themselves are left to the dataset.
+
+    Raises:
+        LaunchError: If a ``data_root`` does not exist.
+    """
+    for split in splits:
+        loader = cfg.get(f'{split}_dataloader')
+        if loader is not None:
+            _check_data_root(loader['dataset'], f'{split}_dataloader.dataset', cfg.default_scope)
+
+
+def _check_data_root(dataset: dict, key: str, scope: str) -> None:
+    inner = dataset.get('dataset')
+    if inner is not None:
+        _check_data_root(inner, f'{key}.dataset', scope)
+    for index, member in enumerate(dataset.get('datasets', [])):
+        _check_data_root(member, f'{key}.datasets.{index}', scope)
+    root = dataset.get('data_root')
+    if not root or '://' in root or dataset.get('backend_args') or Path(root).expanduser().exists():
+        return
+    with DATASETS.switch_scope_and_registry(scope) as registry:
+        dataset_class = registry.get(dataset['type']) if isinstance(dataset['type'], str) else dataset['type']
+    # An unknown type is reported by the registry, which knows the alternatives.
+    if dataset_class is None:
+        return
+    download = inspect.signature(dataset_class).parameters.get('download')
+    if download is not None and dataset.get('download', download.default):
+        return
+    raise LaunchError(
+        f'{key}.data_root={root!r}: there is no such folder (from {Path.cwd()}). Put the data there, or name '
+        f'their place with --cfg-options {key}.data_root=PATH'
+    )
+
+
+def build_runner(cfg: Config) -> Runner | FlexibleRunner:
+    """Build the Runner, or the FlexibleRunner if the config has a ``strategy``, or what ``runner_type`` names.
+
+    Without an accelerator, ``launcher='pytorch'`` trains over gloo.
+    """
+    if cfg.launcher != 'none' and get_device() == 'cpu':
+        _start_cpu_process_group(cfg)
+    if cfg.get('runner_type') is not None:
+        return RUNNERS.build(cfg)
+    return (Runner if cfg.get('strategy') is None else FlexibleRunner).from_cfg(cfg)
+
+
+def _start_cpu_process_group(cfg: Config) -> None:
+    """Start gloo, as MMEngine would ask for a CUDA device first, and let DDP wrap a model without one."""
+    if cfg.launcher != 'pytorch':
+        raise LaunchError(
+            f'--launcher {cfg.launcher}: needs GPUs, and this machine shows none. On CPUs use --launcher pytorch with '
+            'torchrun, as tools/dist_train.sh does'
+        )
+    missing = [name for name in ('RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT') if name not in os.environ]
+    if missing:
+        raise LaunchError(
+            f'--launcher pytorch: {", ".join(missing)} not set; start it with torchrun, as tools/dist_train.sh does'
+        )
+    if not torch.distributed.is_initialized():
+        seconds = cfg.get('env_cfg', {}).get('dist_cfg', {}).get('timeout')
+        timeout = None if seconds is None else datetime.timedelta(seconds=seconds)
+        torch.distributed.init_process_group('gloo', timeout=timeout)
+        print_log('No GPU: the processes talk over gloo.')
+    wrapper = dict(_CPU_WRAPPER, find_unused_parameters=cfg.get('find_unused_parameters', False))
+    if cfg.get('strategy') is None and cfg.get('runner_type') == 'FlexibleRunner':
+        cfg.strategy = dict(type='DDPStrategy')
+    if cfg.get('strategy') is None:
+        cfg.model_wrapper_cfg = {**wrapper, **(cfg.get('model_wrapper_cfg') or {}), 'device_ids': None}
+    elif cfg.strategy.type == 'DDPStrategy':
+        cfg.strategy.model_wrapper = {**wrapper, **(cfg.strategy.get('model_wrapper') or {}), 'device_ids': None}

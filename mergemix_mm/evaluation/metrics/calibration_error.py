@@ -1,0 +1,167 @@
+"""Expected calibration error of a classifier (Guo et al. 2017, https://arxiv.org/abs/1706.04599)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from mmengine.evaluator import BaseMetric
+from mmengine.logging import MessageHub
+from mmengine.registry import METRICS
+from mmengine.visualization import Visualizer
+
+from mergemix_mm.visualization import draw_reliability_diagram, save_image
+
+
+@dataclass
+class CalibrationBins:
+    """Predictions grouped by their confidence, in M bins of equal width.
+
+    Bin m (from 1) holds the confidences in ((m - 1) / M, m / M], as in the paper; a confidence of 0 is in the first.
+
+    Attributes:
+        count (torch.Tensor): Predictions per bin, [M] int64.
+        confidence (torch.Tensor): Mean confidence per bin, [M] float64 in [0, 1]; 0 where a bin is empty.
+        accuracy (torch.Tensor): Share of right predictions per bin, [M] float64 in [0, 1]; 0 where a bin is empty.
+    """
+
+    count: torch.Tensor
+    confidence: torch.Tensor
+    accuracy: torch.Tensor
+
+    @classmethod
+    def from_predictions(cls, confidence: torch.Tensor, correct: torch.Tensor, num_bins: int = 15) -> 'CalibrationBins':
+        """Group predictions.
+
+        Args:
+            confidence (torch.Tensor): The highest class probability of each prediction, [N] in [0, 1].
+            correct (torch.Tensor): Whether each prediction is right, [N] bool.
+            num_bins (int): M. Defaults to 15.
+        """
+        # The edges take the precision of the scores: 0.2 in float32 is above 0.2 in float64, yet lies on that edge.
+        edges = (torch.arange(1, num_bins, dtype=torch.float64) / num_bins).to(confidence.dtype)
+        index = torch.bucketize(confidence, edges)
+        count = torch.bincount(index, minlength=num_bins)
+        filled = count.clamp(min=1)
+        return cls(
+            count=count,
+            confidence=torch.bincount(index, confidence.double(), num_bins) / filled,
+            accuracy=torch.bincount(index, correct.double(), num_bins) / filled,
+        )
+
+    @property
+    def gap(self) -> torch.Tensor:
+        """Confidence minus accuracy per bin, [M] in [-1, 1]; positive where the classifier is overconfident."""
+        return self.confidence - self.accuracy
+
+    def expected_error(self) -> float:
+        """ECE = sum_m |B_m| / N * |acc(B_m) - conf(B_m)| (equation 3 of the paper), in [0, 1]."""
+        return float((self.count * self.gap.abs()).sum() / self.count.sum())
+
+    def maximum_error(self) -> float:
+        """MCE = max_m |acc(B_m) - conf(B_m)| over the bins that hold something (equation 5), in [0, 1]."""
+        return float(self.gap.abs().max())
+
+    def overconfidence(self) -> float:
+        """Mean confidence minus accuracy over all predictions, in [-1, 1]; negative for an underconfident one."""
+        return float((self.count * self.gap).sum() / self.count.sum())
+
+
+@METRICS.register_module()
+class CalibrationError(BaseMetric):
+    """Do the probabilities of a classifier mean what they say?
+
+    Compares the confidence of the predicted class with the accuracy, bin by bin (Naeini et al. 2015; Guo et al. 2017,
+    https://arxiv.org/abs/1706.04599). All values are in percent, as MMPretrain's ``Accuracy``:
+
+    - ``calibration/ece``: expected calibration error, 0 (calibrated) to 100;
+    - ``calibration/mce``: maximum calibration error over the bins, 0 to 100;
+    - ``calibration/overconfidence``: mean confidence minus accuracy, -100 to 100. Mixing augmentations tend to push it
+      below zero, which the absolute values of the other two hide.
+
+    Args:
+        bins (int): Number of bins of equal width. Defaults to 15.
+        figure (str, optional): Where the reliability diagram goes. A path that ends in ``.png`` is written (at once
+            and whole, or not at all); any other name goes to the current Visualizer, at the current iteration.
+            Defaults to None, which draws nothing.
+        collect_device (str): ``'cpu'`` or ``'gpu'``, how several processes gather. Defaults to ``'cpu'``.
+        prefix (str, optional): Prefix of the names. Defaults to None, which means ``calibration``.
+
+    Raises:
+        ValueError: If ``bins`` is below 1, a sample has several labels, or scores are no probabilities.
+        KeyError: If a sample has no ``pred_score``.
+
+    Examples:
+        >>> val_evaluator = [dict(type='Accuracy'), dict(type='CalibrationError', figure='reliability')]
+    """
+
+    default_prefix = 'calibration'
+
+    def __init__(
+        self, bins: int = 15, figure: str | None = None, collect_device: str = 'cpu', prefix: str | None = None
+    ) -> None:
+        super().__init__(collect_device=collect_device, prefix=prefix)
+        if not isinstance(bins, int) or isinstance(bins, bool) or bins < 1:
+            raise ValueError(f'CalibrationError: bins={bins!r} must be an integer of at least 1; 15 is usual.')
+        self.bins = bins
+        self.figure = figure
+
+    def process(self, data_batch, data_samples: Sequence[dict]) -> None:
+        """Keep the confidence and the correctness of each prediction of a batch.
+
+        Args:
+            data_batch: Unused.
+            data_samples (Sequence[dict]): MMPretrain's data samples as dictionaries, with ``pred_score`` [C] and
+                ``gt_label`` [1].
+        """
+        for sample in data_samples:
+            if 'pred_score' not in sample:
+                raise KeyError(
+                    f"CalibrationError: a data sample has no 'pred_score' (found: {sorted(sample)}). Calibration needs "
+                    'the probability of every class: use a head whose predict() sets pred_score, as ClsHead does.'
+                )
+            score = sample['pred_score'].detach().float().cpu()
+            label = torch.as_tensor(sample['gt_label']).flatten().cpu()
+            if label.numel() != 1:
+                raise ValueError(
+                    f'CalibrationError: gt_label={label.tolist()} must hold exactly one class; '
+                    'this metric is for single-label classification.'
+                )
+            # The comparison is negated so that NaN is refused as well.
+            if not (score.min() >= -1e-4 and score.max() <= 1 + 1e-4):
+                raise ValueError(
+                    f'CalibrationError: pred_score ranges from {score.min():.4g} to {score.max():.4g}, but must hold '
+                    'probabilities in [0, 1]: apply softmax or sigmoid before.'
+                )
+            confidence, predicted = score.clamp(0, 1).max(dim=0)
+            self.results.append((confidence, predicted == label[0]))
+
+    def compute_metrics(self, results: list) -> dict[str, float]:
+        """Compute the errors over the samples of all processes, and draw the diagram.
+
+        Args:
+            results (list): (confidence, correct) of every sample.
+
+        Returns:
+            dict[str, float]: ``ece``, ``mce`` and ``overconfidence``, in percent.
+        """
+        if not results:
+            raise ValueError(
+                'CalibrationError: there is no prediction to evaluate; is the dataset of the loader empty?'
+            )
+        confidence, correct = (torch.stack(values) for values in zip(*results))
+        bins = CalibrationBins.from_predictions(confidence, correct, self.bins)
+        if self.figure is not None:
+            self._draw(bins)
+        return {
+            'ece': 100 * bins.expected_error(),
+            'mce': 100 * bins.maximum_error(),
+            'overconfidence': 100 * bins.overconfidence(),
+        }
+
+    def _draw(self, bins: CalibrationBins) -> None:
+        image = draw_reliability_diagram(bins.count.numpy(), bins.confidence.numpy(), bins.accuracy.numpy())
+        if self.figure.endswith('.png'):
+            save_image(image, self.figure)
+        else:
+            step = MessageHub.get_current_instance().get_info('iter', 0)
+            Visualizer.get_current_instance().add_image(self.figure, image, step=step)

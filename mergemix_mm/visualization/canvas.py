@@ -1,0 +1,50 @@
+"""From a matplotlib figure to an image array, and from there to a file, without any global state of pyplot."""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def figure_to_image(figure: 'Figure') -> np.ndarray:
+    """Render a figure off screen.
+
+    Args:
+        figure (matplotlib.figure.Figure): The figure, made without pyplot.
+
+    Returns:
+        np.ndarray: [H, W, 3] uint8, RGB.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def save_image(image: np.ndarray, path: str | os.PathLike) -> Path:
+    """Write an image as PNG, whole or not at all: a reader never meets half a file.
+
+    Args:
+        image (np.ndarray): [H, W, 3] uint8, RGB.
+        path (str | os.PathLike): The file; missing folders are made.
+
+    Returns:
+        Path: The file written.
+    """
+    from PIL import Image
+
+    path = Path(path).expanduser()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # One name per process, so that two of them never write into one temporary file.
+    temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
+    try:
+        Image.fromarray(image).save(temporary, format='PNG')
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path

@@ -1,0 +1,249 @@
+"""The page of mixed samples: clean image, partner, saliency, mask and mixed image, one row per image."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from .canvas import figure_to_image
+
+if TYPE_CHECKING:
+    from mergemix_mm.models.batch_augments.mix_result import MixResult
+
+OWN_COLOUR = '#2563a8'
+PARTNER_COLOUR = '#d9702b'
+TEXT_COLOUR = '#1f2937'
+COLUMNS = {
+    'clean': ('image', OWN_COLOUR),
+    'partner': ('partner', PARTNER_COLOUR),
+    'saliency': ('saliency', TEXT_COLOUR),
+    'mask': ('mask', TEXT_COLOUR),
+    'mixed': ('mixed', TEXT_COLOUR),
+}
+MAX_NAME_LENGTH = 18
+
+
+def draw_mixed_samples(
+    result: MixResult | Sequence[MixResult],
+    mean: torch.Tensor | Sequence[float] | None = None,
+    std: torch.Tensor | Sequence[float] | None = None,
+    labels: Sequence | torch.Tensor | None = None,
+    classes: Sequence[str] | None = None,
+    max_rows: int = 8,
+    channel_order: str = 'rgb',
+    dpi: int = 110,
+) -> np.ndarray:
+    """Draw a row per image: clean, partner, saliency, mask and mixed, with the labels and their shares.
+
+    Columns that no row can fill (saliency and mask of Mixup, clean images that were not kept) are left out.
+
+    Args:
+        result (MixResult | Sequence[MixResult]): One mixed batch, or several that share the page.
+        mean (Tensor | Sequence[float], optional): What was subtracted from the images, 1 or 3 numbers on the scale
+            0..255. Defaults to None: nothing.
+        std (Tensor | Sequence[float], optional): What they were divided by then, 1 or 3 numbers on that scale.
+            Defaults to None: nothing. With neither, the images are on the scale 0..255 themselves.
+        labels (Sequence | Tensor, optional): One entry per image: a class index, or several of a multi-label image;
+            with several batches, one such sequence (or None) for each. Defaults to None: the page then says 'own'
+            and 'partner'.
+        classes (Sequence[str], optional): Class names. Defaults to None, which shows the indices.
+        max_rows (int): Rows at most, counted over all batches. Defaults to 8.
+        channel_order (str): ``'rgb'`` or ``'bgr'``, the order of the normalised images. Defaults to ``'rgb'``.
+        dpi (int): Pixels per inch; an image is about 1.45 inches high. Defaults to 110.
+
+    Returns:
+        np.ndarray: [H, W, 3] uint8, RGB.
+
+    Raises:
+        ValueError: If ``channel_order`` or ``max_rows`` is out of range, there is no batch, or the labels do not
+            match the images.
+    """
+    if channel_order not in ('rgb', 'bgr'):
+        raise ValueError(f"draw_mixed_samples: channel_order={channel_order!r} must be 'rgb' or 'bgr'.")
+    if max_rows < 1:
+        raise ValueError(f'draw_mixed_samples: max_rows={max_rows} must be at least 1.')
+    if isinstance(result, Sequence):
+        batches = list(zip(result, labels if labels is not None else [None] * len(result), strict=True))
+    else:
+        batches = [(result, labels)]
+    rows = []
+    for batch, batch_labels in batches:
+        rows += _make_rows(batch, mean, std, batch_labels, classes, max_rows - len(rows), channel_order)
+    if not rows:
+        raise ValueError('draw_mixed_samples: there is no mixed image to draw; pass at least one MixResult.')
+    return figure_to_image(_make_figure(rows, dpi))
+
+
+def _make_rows(batch, mean, std, labels, classes, max_rows, channel_order) -> list[dict]:
+    """What each row shows: 'own', 'other' (names), 'ratio', and one array for each column that can be filled."""
+    size = len(batch.images)
+    if labels is not None and len(labels) != size:
+        raise ValueError(f'draw_mixed_samples: {len(labels)} labels for {size} images; pass one entry per image.')
+    rows = []
+    for index in range(min(size, max_rows)):
+        partner = int(batch.partner[index])
+        row = dict(ratio=float(batch.ratio[index]), own='own', other='partner')
+        if labels is not None:
+            row.update(own=_name(labels[index], classes), other=_name(labels[partner], classes))
+        row['mixed'] = _to_pixels(batch.images[index], mean, std, channel_order)
+        if batch.clean is not None:
+            row['clean'] = _to_pixels(batch.clean[index], mean, std, channel_order)
+            row['partner'] = _to_pixels(batch.clean[partner], mean, std, channel_order)
+        if batch.mask is not None:
+            row['mask'] = batch.mask[index].reshape(batch.grid).cpu().numpy()
+        if batch.saliency is not None:
+            saliency = batch.saliency[index].detach().float().reshape(1, 1, *batch.grid).cpu()
+            saliency = F.interpolate(saliency, size=batch.images.shape[-2:], mode='bilinear', align_corners=False)
+            row['saliency'] = saliency[0, 0].numpy()
+        rows.append(row)
+    return rows
+
+
+def _to_pixels(image: torch.Tensor, mean, std, channel_order: str) -> np.ndarray:
+    """Undo the normalisation of one image: [3, H, W] -> [H, W, 3] uint8, RGB."""
+    image = image.detach().float().cpu()
+    if std is not None:
+        image = image * torch.as_tensor(std, dtype=torch.float32).cpu().reshape(-1, 1, 1)
+    if mean is not None:
+        image = image + torch.as_tensor(mean, dtype=torch.float32).cpu().reshape(-1, 1, 1)
+    if channel_order == 'bgr':
+        image = image.flip(0)
+    return image.clamp(0, 255).round().byte().permute(1, 2, 0).numpy()
+
+
+def _name(label, classes: Sequence[str] | None) -> str:
+    """Short name of one label, or of the first two of a multi-label image."""
+    indices = torch.as_tensor(label).flatten().tolist()
+    names = [str(int(index)) if classes is None else str(classes[int(index)]) for index in indices]
+    name = ', '.join(names[:2]) + (', …' if len(names) > 2 else '') or 'none'
+    if len(name) > MAX_NAME_LENGTH:
+        name = name[: MAX_NAME_LENGTH - 1].rstrip(' ,') + '…'
+    # Quoted, so that the class '7' cannot be taken for a part of the ratio before it.
+    return f'“{name}”' if name[0].isdigit() else name
+
+
+def _make_figure(rows: list[dict], dpi: int):
+    from matplotlib.figure import Figure
+    from matplotlib.gridspec import GridSpec
+
+    columns = [column for column in COLUMNS if any(column in row for row in rows)]
+    height, width = rows[0]['mixed'].shape[:2]
+    # All sizes in inches: the cells keep the shape of the images, and captions the height of their text.
+    cell_h = 1.45
+    cell_w = min(max(cell_h * width / height, 1.0), 3.0)
+    caption, gap, heading, side = 0.32, 0.07, 0.3, 0.1
+    page_w = len(columns) * cell_w + (len(columns) - 1) * gap + 2 * side
+    page_h = heading + len(rows) * (cell_h + caption)
+
+    figure = Figure(figsize=(page_w, page_h), dpi=dpi, facecolor='white')
+    grid = GridSpec(
+        len(rows),
+        len(columns),
+        left=side / page_w,
+        right=1 - side / page_w,
+        top=1 - heading / page_h,
+        bottom=caption / page_h,
+        wspace=gap / cell_w,
+        hspace=caption / cell_h,
+        figure=figure,
+    )
+    for line, row in enumerate(rows):
+        for place, column in enumerate(columns):
+            axes = figure.add_subplot(grid[line, place])
+            axes.set_axis_off()
+            if line == 0:
+                title, colour = COLUMNS[column]
+                axes.set_title(title, fontsize=10, fontweight='bold', color=colour, pad=5)
+            if column in row:
+                _show(axes, column, row)
+                _caption(axes, _caption_parts(column, row))
+    return figure
+
+
+def _show(axes, column: str, row: dict) -> None:
+    from matplotlib.colors import ListedColormap
+
+    if column == 'mask':
+        axes.imshow(
+            row['mask'],
+            cmap=ListedColormap([PARTNER_COLOUR, OWN_COLOUR]),
+            vmin=0,
+            vmax=1,
+            interpolation='nearest',
+            aspect='auto',
+        )
+        rows, cols = row['mask'].shape
+        if max(rows, cols) <= 32:
+            axes.vlines(np.arange(1, cols) - 0.5, -0.5, rows - 0.5, color='white', linewidth=0.4, alpha=0.5)
+            axes.hlines(np.arange(1, rows) - 0.5, -0.5, cols - 0.5, color='white', linewidth=0.4, alpha=0.5)
+    elif column == 'saliency':
+        # The heat map lies over the image in grey, so that its colours keep their meaning.
+        if 'clean' in row:
+            axes.imshow(row['clean'].mean(axis=2), cmap='gray', vmin=0, vmax=255, aspect='auto')
+        axes.imshow(row['saliency'], cmap='inferno', alpha=0.65 if 'clean' in row else 1.0, aspect='auto')
+    else:
+        axes.imshow(row[column], aspect='auto')
+
+
+def _caption_parts(column: str, row: dict) -> list[tuple[str, str]]:
+    """Text and colour of the parts of a caption."""
+    ratio = row['ratio']
+    if column == 'clean':
+        return [(row['own'], OWN_COLOUR)]
+    if column == 'partner':
+        return [(row['other'], PARTNER_COLOUR)]
+    if column == 'mask':
+        return [(f'{row["mask"].mean():.0%} own', TEXT_COLOUR)]
+    if column == 'mixed':
+        return [
+            (f'{ratio:.2f} {row["own"]}', OWN_COLOUR),
+            (' + ', TEXT_COLOUR),
+            (f'{1 - ratio:.2f} {row["other"]}', PARTNER_COLOUR),
+        ]
+    return []
+
+
+def _caption(axes, parts: list[tuple[str, str]]) -> None:
+    """Write the parts centred below the axes: side by side, or in two lines where they would become too small."""
+    from matplotlib.offsetbox import AnnotationBbox, HPacker, TextArea, VPacker
+
+    if not parts:
+        return
+    inches = axes.get_position().width * axes.figure.get_figwidth()
+    lines = [parts]
+    size = _fitting_size(lines, inches)
+    if len(parts) > 1 and size < 7.5:
+        lines = [parts[:1], parts[1:]]
+        size = min(_fitting_size(lines, inches), 7.5)
+    packed = [
+        HPacker(
+            children=[TextArea(text, textprops=dict(color=colour, fontsize=size)) for text, colour in line],
+            pad=0,
+            sep=0,
+            align='baseline',
+        )
+        for line in lines
+    ]
+    box = AnnotationBbox(
+        VPacker(children=packed, pad=0, sep=1, align='center'),
+        (0.5, 0),
+        xybox=(0, -3),
+        xycoords='axes fraction',
+        boxcoords='offset points',
+        box_alignment=(0.5, 1),
+        frameon=False,
+        pad=0,
+        annotation_clip=False,
+    )
+    axes.add_artist(box)
+
+
+def _fitting_size(lines: list[list[tuple[str, str]]], inches: float) -> float:
+    """The font size in points, 8.5 at most, at which every line fits into the width."""
+    length = max(sum(len(text) for text, _ in line) for line in lines)
+    # A character of the default font is about 0.55 of its size wide.
+    return min(8.5, 72 * inches / (0.55 * length))

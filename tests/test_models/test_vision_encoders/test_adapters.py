@@ -1,0 +1,191 @@
+"""Without merging, the forward over an adapter's parts equals the library's own output."""
+
+import pytest
+import torch
+from mmpretrain.registry import MODELS
+
+import mergemix_mm  # noqa: F401
+from mergemix_mm.models.vision_encoders import UnsupportedEncoderError, build_vision_encoder, run_layers
+
+ARCH = dict(embed_dims=16, num_layers=3, num_heads=2, feedforward_channels=32)
+MMPRETRAIN = {
+    'vit': dict(type='VisionTransformer'),
+    'vit_without_class_token': dict(type='VisionTransformer', with_cls_token=False),
+    'vit_without_final_norm': dict(type='VisionTransformer', final_norm=False),
+    'distilled_deit': dict(type='DistilledVisionTransformer'),
+    'deit3': dict(type='DeiT3', use_layer_scale=True),
+    'clip': dict(type='VisionTransformer', pre_norm=True, norm_cfg=dict(type='LN', eps=1e-5)),
+    'dinov2': dict(
+        type='VisionTransformer', layer_scale_init_value=1e-2, layer_cfgs=dict(ffn_type='swiglu_fused'), patch_size=14
+    ),
+    'mocov3': dict(type='MoCoV3ViT', patch_size=16),
+    'tome': dict(type='ToMeVisionTransformer'),
+}
+
+
+def mmpretrain_vit(name, **overrides):
+    patch = MMPRETRAIN[name].get('patch_size', 16)
+    cfg = dict(arch=ARCH, img_size=4 * patch, patch_size=patch, out_type='raw') | MMPRETRAIN[name] | overrides
+    return randomised(MODELS.build(cfg)), 4 * patch
+
+
+def randomised(model):
+    """Random values everywhere: initialised biases and layer scales would hide a forgotten one."""
+    torch.manual_seed(0)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    model.eval()  # Not chained: MMPretrain's backbones return None.
+    return model
+
+
+def adapter_forward(model, images):
+    encoder = build_vision_encoder(model)
+    x, grid = encoder.embed(images)
+    assert x.size(1) == grid[0] * grid[1] + encoder.num_prefix_tokens
+    for x, _ in run_layers(encoder.layers, x, [0] * len(encoder.layers), encoder.num_prefix_tokens):
+        pass
+    return encoder.finish(x)
+
+
+def assert_same(got, expected):
+    assert expected.abs().mean() > 0.05
+    torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize('name', MMPRETRAIN)
+@torch.no_grad()
+def test_mmpretrain(name):
+    model, size = mmpretrain_vit(name)
+    images = torch.randn(2, 3, size, size)
+    assert_same(adapter_forward(model, images), model(images)[0])
+
+
+@pytest.mark.parametrize('name', ['vit', 'distilled_deit', 'deit3'])
+@torch.no_grad()
+def test_mmpretrain_at_another_size_and_not_square(name):
+    model, size = mmpretrain_vit(name)
+    images = torch.randn(2, 3, size + 16, size - 16)
+    assert_same(adapter_forward(model, images), model(images)[0])
+
+
+@torch.no_grad()
+def test_transformers_clip():
+    transformers = pytest.importorskip('transformers')
+    config = transformers.CLIPVisionConfig(
+        hidden_size=16, intermediate_size=32, num_hidden_layers=3, num_attention_heads=2, image_size=28, patch_size=7
+    )
+    images = torch.randn(2, 3, 28, 28)
+    for cls in (transformers.CLIPVisionModel, transformers.CLIPVisionModelWithProjection):
+        model = randomised(cls(config))
+        assert_same(adapter_forward(model, images), model(images).last_hidden_state)
+    larger = torch.randn(1, 3, 42, 28)
+    expected = model(larger, interpolate_pos_encoding=True).last_hidden_state
+    assert_same(adapter_forward(model, larger), expected)
+
+
+@torch.no_grad()
+def test_transformers_siglip():
+    transformers = pytest.importorskip('transformers')
+    config = transformers.SiglipVisionConfig(
+        hidden_size=16, intermediate_size=32, num_hidden_layers=3, num_attention_heads=2, image_size=28, patch_size=7
+    )
+    model, images = randomised(transformers.SiglipVisionModel(config)), torch.randn(2, 3, 28, 28)
+    assert_same(adapter_forward(model, images), model(images).last_hidden_state)
+
+
+@torch.no_grad()
+def test_transformers_dinov2():
+    transformers = pytest.importorskip('transformers')
+    for swiglu in (False, True):
+        config = transformers.Dinov2Config(
+            hidden_size=16, num_hidden_layers=3, num_attention_heads=2, image_size=28, patch_size=7, mlp_ratio=2,
+            use_swiglu_ffn=swiglu,
+        )
+        model, images = randomised(transformers.Dinov2Model(config)), torch.randn(2, 3, 28, 42)
+        assert_same(adapter_forward(model, images), model(images).last_hidden_state)
+
+
+@torch.no_grad()
+def test_transformers_janus_tower():
+    modeling = pytest.importorskip('transformers.models.janus.modeling_janus')
+    config = modeling.JanusVisionConfig(
+        hidden_size=16, num_hidden_layers=3, num_attention_heads=2, image_size=28, patch_size=7, projection_dim=16,
+        num_image_tokens=16, depth=1,
+    )
+    model, images = randomised(modeling.JanusVisionModel(config)), torch.randn(2, 3, 28, 28)
+    assert_same(adapter_forward(model, images), model(images).last_hidden_state)
+
+
+TIMM = {
+    'vit': dict(),
+    'no_class_token': dict(class_token=False, global_pool='avg'),
+    'registers': dict(reg_tokens=3, no_embed_class=True),
+    'layer_scale_and_qk_norm': dict(init_values=0.1, qk_norm=True),
+    'pre_norm': dict(pre_norm=True),
+    'dynamic_size': dict(dynamic_img_size=True),
+}
+
+
+@pytest.mark.parametrize('name', TIMM)
+@torch.no_grad()
+def test_timm(name):
+    timm = pytest.importorskip('timm')
+    model = randomised(
+        timm.models.VisionTransformer(
+            img_size=32, patch_size=8, embed_dim=16, depth=3, num_heads=2, num_classes=0, **TIMM[name]
+        )
+    )
+    images = torch.randn(2, 3, 32, 48 if name == 'dynamic_size' else 32)
+    assert_same(adapter_forward(model, images), model.forward_features(images))
+
+
+@torch.no_grad()
+def test_timm_distilled_and_through_mmpretrain():
+    timm = pytest.importorskip('timm')
+    small = dict(img_size=32, patch_size=8, embed_dim=16, depth=2, num_heads=2)
+    model, images = randomised(timm.create_model('deit_tiny_distilled_patch16_224', **small)), torch.randn(2, 3, 32, 32)
+    assert_same(adapter_forward(model, images), model.forward_features(images))
+    wrapped = MODELS.build(dict(type='TIMMBackbone', model_name='vit_tiny_patch16_224', **small))
+    assert build_vision_encoder(wrapped).model is wrapped.timm_model
+
+
+def beit():
+    return MODELS.build(dict(type='BEiTViT', arch=ARCH, img_size=32, patch_size=8))
+
+
+def eva02():
+    return MODELS.build(dict(type='ViTEVA02', arch=ARCH, img_size=32, patch_size=8))
+
+
+def swin():
+    arch = dict(embed_dims=8, depths=[1] * 4, num_heads=[1] * 4)
+    return MODELS.build(dict(type='SwinTransformer', arch=arch, img_size=32))
+
+
+def resnet():
+    return MODELS.build(dict(type='ResNet', depth=18))
+
+
+def timm_eva():
+    timm = pytest.importorskip('timm')
+    return timm.models.Eva(img_size=32, patch_size=8, embed_dim=16, depth=2, num_heads=2)
+
+
+@pytest.mark.parametrize(
+    ('build', 'name'),
+    [(beit, 'BEiTViT'), (eva02, 'ViTEVA02'), (swin, 'SwinTransformer'), (resnet, 'ResNet'), (timm_eva, 'Eva')],
+)
+def test_an_encoder_that_merging_cannot_serve_is_refused_by_name(build, name):
+    with pytest.raises(UnsupportedEncoderError) as error:
+        build_vision_encoder(build())
+    message = str(error.value)
+    assert message.startswith(f'`{name}` cannot score')
+    assert 'timm VisionTransformer' in message
+    assert 'MergeMix(encoder=dict(...))' in message
+
+
+def test_a_subclass_with_layers_of_its_own_is_refused():
+    model, _ = mmpretrain_vit('vit')
+    model.layers[1] = type('OtherLayer', (type(model.layers[1]),), {})(16, 2, 32)
+    with pytest.raises(UnsupportedEncoderError, match='OtherLayer'):
+        build_vision_encoder(model)

@@ -1,0 +1,123 @@
+"""The scoring pass against a plain pass with full attention maps."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from mmpretrain.registry import MODELS
+
+from mergemix_mm.functional import TokenGroups, bipartite_soft_matching, merge_tokens
+from mergemix_mm.models.vision_encoders import build_vision_encoder, score_patches
+
+ARCH = dict(embed_dims=16, num_layers=4, num_heads=2, feedforward_channels=32)
+
+
+def vit(**kwargs):
+    torch.manual_seed(0)
+    cfg = dict(type='VisionTransformer', arch=ARCH, img_size=32, patch_size=8, out_type='raw') | kwargs
+    model = MODELS.build(cfg)
+    model.eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return model
+
+
+@torch.no_grad()
+def plain_scores(model, images, schedule, layer):
+    """Scoring with whole attention maps and explicit softmax, layer by layer."""
+    encoder = build_vision_encoder(model)
+    prefix = encoder.num_prefix_tokens
+    x, _ = encoder.embed(images)
+    groups = TokenGroups.identity(x.size(0), x.size(1))
+    for number, part in enumerate(encoder.layers, start=1):
+        q, k, v = part.query_key_value(x)
+        logits = q @ k.transpose(-1, -2) / q.size(-1) ** 0.5 + groups.size.log()[:, None, None]
+        maps = logits.softmax(-1)
+        if number == layer:
+            if prefix:
+                row = maps[:, :, 0].mean(1)
+            else:
+                row = (maps.mean(1) * groups.size.unsqueeze(-1)).sum(1) / groups.size.sum(1, keepdim=True)
+            return groups.restore(row / groups.size)[:, prefix:], groups
+        x = part.add_attention(x, (maps @ v).transpose(1, 2).flatten(2))
+        match = bipartite_soft_matching(k.mean(1), schedule[number - 1], prefix)
+        x, groups = merge_tokens(x, groups, match)
+        x = part.feed_forward(x)
+
+
+@pytest.mark.parametrize('with_cls_token', [True, False])
+def test_saliency_equals_a_plain_pass_with_the_groups_before_the_scored_layers_own_merge(with_cls_token):
+    model, images = vit(with_cls_token=with_cls_token), torch.randn(3, 3, 32, 40)
+    with torch.no_grad():
+        scores = score_patches(build_vision_encoder(model), images, num_merge=9, layer=4, inflection=-1.0)
+    expected, groups = plain_scores(model, images, [6, 3, 0], layer=4)
+    torch.testing.assert_close(scores.saliency, expected, atol=1e-5, rtol=1e-4)
+    assert scores.grid == (4, 5)
+    assert torch.equal(scores.groups.index, groups.index)
+    assert scores.num_kept_patches == 20 - 9
+    assert scores.groups.size.size(1) == 20 - 9 + with_cls_token
+
+
+def test_saliency_without_merging_is_the_class_tokens_attention():
+    model, images = vit(), torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        scores = score_patches(build_vision_encoder(model), images, num_merge=0, layer=3)
+    expected, _ = plain_scores(model, images, [0, 0, 0], layer=3)
+    torch.testing.assert_close(scores.saliency, expected, atol=1e-6, rtol=1e-5)
+
+
+def test_the_pass_stops_at_the_scored_layer():
+    model, called = vit(), []
+    for number, layer in enumerate(model.layers, start=1):
+        layer.ffn.register_forward_hook(lambda *_, number=number: called.append(number))
+        layer.attn.qkv.register_forward_hook(lambda *_, number=number: called.append(f'qkv {number}'))
+    with torch.no_grad():
+        score_patches(build_vision_encoder(model), torch.randn(2, 3, 32, 32), num_merge=4, layer=3)
+    assert called == ['qkv 1', 1, 'qkv 2', 2, 'qkv 3']
+
+
+def test_default_layer_is_at_three_quarters_and_half_of_the_patches_merge():
+    with torch.no_grad():
+        scores = score_patches(build_vision_encoder(vit()), torch.randn(2, 3, 32, 32))
+    assert scores.num_kept_patches == 8
+    schedule = [5, 3]
+    expected, _ = plain_scores(vit(), torch.zeros(2, 3, 32, 32), schedule, layer=3)
+    assert expected.shape == scores.saliency.shape == (2, 16)
+
+
+@pytest.mark.parametrize('with_cls_token', [True, False])
+def test_no_tensor_of_all_queries_by_all_keys_is_built(with_cls_token, monkeypatch):
+    """Every tensor the pass makes, in Python or inside torch, stays below one [L, L] map."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Largest(TorchDispatchMode):
+        numel = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            out = func(*args, **(kwargs or {}))
+            for tensor in out if isinstance(out, tuple | list) else [out]:
+                # Views of weights and expanded indices hold no memory of their own.
+                if isinstance(tensor, torch.Tensor):
+                    Largest.numel = max(Largest.numel, tensor.untyped_storage().nbytes() // tensor.element_size())
+            return out
+
+    model, images = vit(with_cls_token=with_cls_token, img_size=512), torch.randn(1, 3, 512, 512)
+    num_tokens = 64 * 64
+    monkeypatch.setattr(F, 'scaled_dot_product_attention', lambda q, k, v, **_: v)
+    with torch.no_grad(), Largest():
+        score_patches(build_vision_encoder(model), images, num_merge=64 * 48, layer=4)
+    assert 0 < Largest.numel < num_tokens**2 // 2
+
+
+@pytest.mark.parametrize(
+    ('kwargs', 'message'),
+    [
+        (dict(layer=5), r'layer=5 must be in \[1, 4\]'),
+        (dict(layer=0), 'layer=0'),
+        (dict(num_merge=16), r'num_merge=16 must be in \[0, 15\]: the encoder sees 16 patches'),
+        (dict(num_merge=2, layer=1), 'set layer >= 2'),
+        (dict(num_merge=15, layer=2), 'total=15 tokens cannot be merged in 1 layers'),
+    ],
+)
+def test_bad_arguments_are_errors_that_name_the_key(kwargs, message):
+    with pytest.raises(ValueError, match=message), torch.no_grad():
+        score_patches(build_vision_encoder(vit()), torch.randn(2, 3, 32, 32), **kwargs)

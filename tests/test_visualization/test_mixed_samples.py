@@ -1,0 +1,150 @@
+"""Tests of the page of mixed samples."""
+
+import sys
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.axes import Axes
+from matplotlib.offsetbox import TextArea
+
+from mergemix_mm.models.batch_augments.mix_result import MixResult
+from mergemix_mm.visualization import draw_mixed_samples
+
+MEAN, STD = [120.0, 110.0, 100.0], [60.0, 50.0, 40.0]
+
+
+def _result(batch=3, size=(16, 24), grid=(4, 6), masked=True, clean=True, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (batch, 3, *size), generator=generator)
+    normalised = (pixels - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
+    partner = torch.arange(batch).roll(-1)
+    result = MixResult(
+        images=(normalised * 0.75 + normalised[partner] * 0.25).to(dtype),
+        partner=partner,
+        ratio=torch.full((batch,), 0.75),
+        clean=normalised.to(dtype) if clean else None,
+    )
+    if masked:
+        result.mask = torch.rand(batch, grid[0] * grid[1], generator=generator) < 0.75
+        result.saliency = torch.rand(batch, grid[0] * grid[1], generator=generator).to(dtype)
+        result.grid = grid
+    return result, pixels
+
+
+def _draw(*args, **kwargs):
+    """Draw, and hand back the arrays shown, the headings and the captions beside the page."""
+    shown, headings, captions = [], [], []
+    imshow, set_title, text = Axes.imshow, Axes.set_title, TextArea.__init__
+
+    def record_imshow(self, array, **options):
+        shown.append(np.asarray(array))
+        return imshow(self, array, **options)
+
+    def record_title(self, label, **options):
+        headings.append(label)
+        return set_title(self, label, **options)
+
+    def record_text(self, string, **options):
+        captions.append(string)
+        return text(self, string, **options)
+
+    with (
+        mock.patch.object(Axes, 'imshow', record_imshow),
+        mock.patch.object(Axes, 'set_title', record_title),
+        mock.patch.object(TextArea, '__init__', record_text),
+    ):
+        page = draw_mixed_samples(*args, **kwargs)
+    return page, shown, headings, captions
+
+
+def test_a_row_shows_clean_partner_saliency_mask_and_mixed():
+    result, pixels = _result()
+    page, shown, headings, captions = _draw(result, MEAN, STD, [0, 2, 1], ['cat', 'dog', 'owl'], max_rows=1)
+    assert headings == ['image', 'partner', 'saliency', 'mask', 'mixed']
+    own = round(float(result.mask[0].float().mean()) * 100)
+    assert captions == ['cat', 'owl', f'{own}% own', '0.75 cat', ' + ', '0.25 owl']
+    clean, partner, _, saliency, mask, mixed = shown
+    np.testing.assert_array_equal(clean, pixels[0].permute(1, 2, 0))
+    np.testing.assert_array_equal(partner, pixels[1].permute(1, 2, 0))
+    np.testing.assert_array_equal(mask, result.mask[0].view(4, 6))
+    expected = 0.75 * pixels[0].float() + 0.25 * pixels[1].float()
+    assert np.abs(mixed.astype(float) - expected.permute(1, 2, 0).numpy()).max() <= 0.51
+    assert saliency.shape == (16, 24)
+    assert np.corrcoef(saliency.reshape(4, 4, 6, 4).mean((1, 3)).ravel(), result.saliency[0])[0, 1] > 0.9
+    assert page.dtype == np.uint8 and page.shape[2] == 3
+
+
+def test_columns_that_mixup_cannot_fill_are_left_out():
+    result, _ = _result(masked=False)
+    page, _, headings, _ = _draw(result, MEAN, STD)
+    assert headings == ['image', 'partner', 'mixed']
+    assert page.shape[1] < _draw(_result()[0], MEAN, STD)[0].shape[1]
+
+
+def test_only_mask_saliency_and_mixed_remain_without_the_clean_images():
+    result, _ = _result(clean=False)
+    assert _draw(result, MEAN, STD)[2] == ['saliency', 'mask', 'mixed']
+
+
+def test_page_grows_with_the_rows_up_to_max_rows():
+    heights = [_draw(_result(batch)[0], MEAN, STD, max_rows=4)[0].shape[0] for batch in (2, 3, 4, 6)]
+    assert heights[0] < heights[1] < heights[2] == heights[3]
+
+
+def test_several_batches_share_the_page():
+    first, second = _result(batch=2)[0], _result(batch=5, masked=False)[0]
+    second.ratio = torch.full((5,), 0.5)
+    _, shown, headings, captions = _draw([first, second], MEAN, STD, [[0, 1], None], ['cat', 'dog'], max_rows=3)
+    assert headings == ['image', 'partner', 'saliency', 'mask', 'mixed']
+    assert captions[-5:] == ['own', 'partner', '0.50 own', ' + ', '0.50 partner']
+    assert len(shown) == 2 * 6 + 3
+
+
+def test_images_on_the_scale_of_pixels_need_no_mean_and_std():
+    result, pixels = _result()
+    result.clean = pixels.float()
+    np.testing.assert_array_equal(_draw(result)[1][0], pixels[0].permute(1, 2, 0))
+
+
+def test_bgr_images_are_shown_in_rgb():
+    result, pixels = _result()
+    assert (_draw(result, MEAN, STD, channel_order='bgr')[1][0] == pixels[0].flip(0).permute(1, 2, 0).numpy()).all()
+
+
+def test_half_precision_and_gradients_do_no_harm():
+    result, pixels = _result(dtype=torch.bfloat16)
+    result.images.requires_grad_()
+    clean = _draw(result, torch.tensor(MEAN).view(3, 1, 1), torch.tensor(STD).view(3, 1, 1))[1][0]
+    assert np.abs(clean.astype(int) - pixels[0].permute(1, 2, 0).numpy()).max() <= 2
+
+
+def test_numbers_are_quoted_long_names_cut_and_several_labels_joined():
+    result, _ = _result(batch=2, masked=False)
+    classes = ['7', 'great white shark, man-eater', 'cat', 'owl']
+    assert _draw(result, MEAN, STD, [0, torch.tensor([2, 3])], classes)[3][:2] == ['“7”', 'cat, owl']
+    assert _draw(result, MEAN, STD, [1, []], classes)[3][:2] == ['great white shark…', 'none']
+
+
+def test_pyplot_stays_out():
+    with mock.patch.dict(sys.modules, {'matplotlib.pyplot': None}):
+        assert draw_mixed_samples(_result()[0], MEAN, STD).std() > 10
+
+
+@pytest.mark.parametrize(
+    'kwargs, message',
+    [
+        (dict(channel_order='gbr'), "channel_order='gbr' must be 'rgb' or 'bgr'"),
+        (dict(max_rows=0), 'max_rows=0 must be at least 1'),
+        (dict(labels=[1, 2]), '2 labels for 3 images'),
+    ],
+)
+def test_bad_arguments_name_the_key_and_what_is_allowed(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        draw_mixed_samples(_result()[0], **kwargs)
+
+
+def test_no_batch_at_all_is_refused():
+    with pytest.raises(ValueError, match='no mixed image to draw'):
+        draw_mixed_samples([])

@@ -1,0 +1,151 @@
+"""Writes the page of mixed samples of a config, without training: clean, partner, saliency, mask and mixed images."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from mmengine.config import Config, DictAction
+from mmengine.logging import MMLogger
+from mmengine.registry import MODELS, init_default_scope
+from mmengine.runner import Runner, load_checkpoint, set_random_seed
+
+import mergemix_mm  # noqa: F401  registers the components, also for configs without custom_imports
+from mergemix_mm.engine.hooks.mix_visualization_hook import labels_of
+from mergemix_mm.visualization import draw_mixed_samples, save_image
+
+IMAGES_PER_BATCH = 4
+MAX_UNMIXED = 50
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('config', help='path of a config whose model is a MixupClassifier')
+    parser.add_argument(
+        '-o',
+        '--output-dir',
+        default='work_dirs/browse_mix',
+        help='a folder, or a file that ends in .png (default: %(default)s)',
+    )
+    parser.add_argument('--num-images', type=int, default=8, help='rows of the page (default: %(default)s)')
+    parser.add_argument('--checkpoint', help='weights of the encoder that scores; without them it is as initialized')
+    parser.add_argument('--channel-order', choices=('rgb', 'bgr'), default='rgb', help='of the images in the model')
+    parser.add_argument('--seed', type=int, default=0, help='of the images and of the mixing (default: %(default)s)')
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='config keys to override, key=value')
+    args = parser.parse_args(argv)
+    if args.num_images < 1:
+        parser.error(f'--num-images {args.num_images} must be at least 1')
+    return args
+
+
+def build_model(cfg: Config, checkpoint: str | None) -> torch.nn.Module:
+    """Build the model in evaluation mode.
+
+    Args:
+        cfg (Config): The whole config.
+        checkpoint (str, optional): Path or URL of its weights; the config's own ``load_from`` stands in for it.
+
+    Raises:
+        TypeError: If the model cannot mix a batch by itself.
+    """
+    model = MODELS.build(cfg.model)
+    if not hasattr(model, 'mix'):
+        raise TypeError(
+            f'browse_mix draws what a MixupClassifier mixes, but model.type is {type(model).__name__}, which has no '
+            "mix(). Set model.type='MixupClassifier' and move the batch augments from data_preprocessor.batch_augments "
+            'to model.train_cfg; add encoder=dict(...) to MergeMix where the backbone itself cannot score.'
+        )
+    model.init_weights()
+    checkpoint = checkpoint or cfg.get('load_from')
+    if checkpoint:
+        load_checkpoint(model, checkpoint, map_location='cpu')
+    else:
+        print('No --checkpoint given: the encoder that scores has the weights of its initialization.', flush=True)
+    return model.eval()
+
+
+def mix_batches(model: torch.nn.Module, dataloader, num_images: int) -> tuple[list, list]:
+    """Mix batches until there are enough images.
+
+    Args:
+        model (torch.nn.Module): A MixupClassifier.
+        dataloader (Iterable): Gives its batches.
+        num_images (int): Images that are wanted.
+
+    Returns:
+        tuple[list, list]: The MixResult of each batch, and its labels.
+
+    Raises:
+        RuntimeError: If the data ends, or too many batches stay unmixed, before anything was mixed.
+    """
+    results, labels, unmixed = [], [], 0
+    for data_batch in dataloader:
+        with torch.no_grad():
+            inputs = model.data_preprocessor(data_batch, training=True)['inputs']
+            result = model.mix(inputs)
+        if result is None:
+            unmixed += 1
+            if unmixed == MAX_UNMIXED:
+                break
+            continue
+        results.append(result)
+        labels.append(labels_of(data_batch, len(inputs)))
+        if sum(len(done.images) for done in results) >= num_images:
+            break
+    if not results:
+        raise RuntimeError(
+            f'browse_mix: none of {unmixed} batches was mixed. Check model.train_cfg: it needs augments, probs '
+            'above 0, and batches of at least 2 images.'
+        )
+    return results, labels
+
+
+def main(argv: Sequence[str] | None = None) -> Path:
+    """Write the page and print where it is.
+
+    Args:
+        argv (Sequence[str], optional): The command line. Defaults to that of the process.
+
+    Returns:
+        Path: The file written.
+    """
+    args = parse_args(argv)
+    cfg = Config.fromfile(args.config)
+    if args.cfg_options:
+        cfg.merge_from_dict(args.cfg_options)
+    if 'train_dataloader' not in cfg:
+        raise KeyError(f'browse_mix: {args.config} has no train_dataloader to take images from; add one to the config.')
+    init_default_scope(cfg.get('default_scope', 'mmpretrain'))
+    # MMEngine logs how every single weight was initialized, unless there is a logger that leaves it out.
+    MMLogger.get_instance('browse_mix').setLevel('WARNING')
+    set_random_seed(args.seed)
+    model = build_model(cfg, args.checkpoint)
+
+    # Several small batches show several mixing ratios, and no more images are loaded than drawn.
+    loader_cfg = cfg.train_dataloader
+    batch_size = max(2, min(IMAGES_PER_BATCH, args.num_images, loader_cfg.get('batch_size', IMAGES_PER_BATCH)))
+    loader_cfg.update(batch_size=batch_size, num_workers=0, persistent_workers=False, drop_last=True)
+    for key in ('prefetch_factor', 'timeout', 'worker_init_fn'):
+        loader_cfg.pop(key, None)
+    dataloader = Runner.build_dataloader(loader_cfg, seed=args.seed)
+
+    results, labels = mix_batches(model, dataloader, args.num_images)
+    page = draw_mixed_samples(
+        results,
+        mean=getattr(model.data_preprocessor, 'mean', None),
+        std=getattr(model.data_preprocessor, 'std', None),
+        labels=labels,
+        classes=getattr(dataloader.dataset, 'metainfo', {}).get('classes'),
+        max_rows=args.num_images,
+        channel_order=args.channel_order,
+    )
+    output = Path(args.output_dir)
+    if output.suffix.lower() != '.png':
+        output = output / f'{Path(args.config).stem}.png'
+    print(f'Mixed samples written to {save_image(page, output)}', flush=True)
+    return output
+
+
+if __name__ == '__main__':
+    main()
