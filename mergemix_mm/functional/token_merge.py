@@ -137,7 +137,7 @@ def merge_schedule(
     """How many tokens each layer merges, linear in depth (ToMe, appendix B).
 
     Layer l of n gets the share (1 - inflection) + 2 * inflection * l / (n - 1) of the mean total / n; what rounding leaves over
-    goes to the layers with the larger share.
+    goes to the layers with the largest remainders.
 
     Args:
         num_layers (int): Layers that may merge.
@@ -163,8 +163,8 @@ def merge_schedule(
     if num_layers == 1:
         shares = [total]
     schedule = [int(share) for share in shares]
-    order = range(num_layers) if inflection <= 0 else reversed(range(num_layers))
-    for layer in list(order)[: total - sum(schedule)]:
+    by_remainder = sorted(range(num_layers), key=lambda layer: schedule[layer] - shares[layer])
+    for layer in by_remainder[: total - sum(schedule)]:
         schedule[layer] += 1
     return schedule if num_tokens is None else _respect_caps(schedule, num_tokens - protected)
 

@@ -1,0 +1,95 @@
+"""ToMeVisionTransformer: the plain model's checkpoints and shapes, with fewer tokens inside."""
+
+import pytest
+import torch
+from mmpretrain.registry import MODELS
+
+import mergemix_mm  # noqa: F401
+
+VIT = dict(
+    arch=dict(embed_dims=16, num_layers=4, num_heads=2, feedforward_channels=32), img_size=32, patch_size=8, out_indices=[1, 3]
+)
+
+
+def pair(**kwargs):
+    torch.manual_seed(0)
+    plain = MODELS.build(dict(type='VisionTransformer', **VIT | dict(out_indices=[1, 3])) | kwargs)
+    for parameter in plain.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return plain, lambda **merging: load(plain, kwargs | merging)
+
+
+def load(plain, kwargs):
+    model = MODELS.build(dict(type='ToMeVisionTransformer', **VIT | dict(out_indices=[1, 3])) | kwargs)
+    model.load_state_dict(plain.state_dict(), strict=True)
+    model.eval()
+    return model
+
+
+@pytest.mark.parametrize('out_type', ['cls_token', 'featmap', 'avg_featmap', 'raw'])
+@torch.no_grad()
+def test_without_merging_it_is_the_plain_model_and_with_merging_it_keeps_its_shapes(out_type):
+    plain, tome = pair(out_type=out_type)
+    plain.eval()
+    images = torch.randn(2, 3, 32, 24)
+    expected = plain(images)
+    for got, want in zip(tome(num_merge=0)(images), expected, strict=True):
+        torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-5)
+    merged = tome(num_merge=7)(images)
+    for got, want in zip(merged, expected, strict=True):
+        assert got.shape == want.shape
+        assert got.isfinite().all()
+        assert not torch.allclose(got, want, atol=1e-3)
+
+
+def tokens_per_layer(model, images):
+    counts = []
+    hooks = [layer.ffn.register_forward_pre_hook(lambda _, args: counts.append(args[0].size(1))) for layer in model.layers]
+    model(images)
+    for hook in hooks:
+        hook.remove()
+    return counts
+
+
+def test_tokens_are_merged_in_the_chosen_modes_only():
+    _, tome = pair()
+    images = torch.randn(2, 3, 32, 32)
+    model = tome(num_merge=8, merge_in=('test',))
+    assert tokens_per_layer(model, images) == [15, 13, 11, 9]
+    model.train()
+    assert tokens_per_layer(model, images) == [17] * 4
+    model = tome(num_merge=8, inflection=-1.0, merge_in=('train',))
+    assert tokens_per_layer(model, images) == [17] * 4
+    model.train()
+    assert tokens_per_layer(model, images) == [13, 10, 9, 9]
+
+
+@torch.no_grad()
+def test_featmap_gives_merged_patches_the_same_value():
+    _, tome = pair(out_type='featmap')
+    out = tome(num_merge=12)(torch.randn(1, 3, 32, 32))[-1]
+    assert out.shape == (1, 16, 4, 4)
+    assert len(out.flatten(2).transpose(1, 2)[0].unique(dim=0)) == 4
+
+
+def test_it_trains_with_gradients_in_every_parameter():
+    _, tome = pair()
+    model = tome(num_merge=8)
+    model.train()
+    model(torch.randn(2, 3, 32, 32))[-1].square().sum().backward()
+    assert all(parameter.grad is not None and parameter.grad.abs().sum() > 0 for parameter in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ('kwargs', 'message'),
+    [(dict(merge_in=('val',)), 'merge_in'), (dict(num_merge=-1), 'total=-1'), (dict(inflection=3), 'inflection=3')],
+)
+def test_bad_arguments_are_errors(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        MODELS.build(dict(type='ToMeVisionTransformer', **VIT) | kwargs)
+
+
+def test_more_tokens_than_the_layers_can_merge_is_an_error():
+    _, tome = pair()
+    with pytest.raises(ValueError, match='total=16 tokens cannot be merged'):
+        tome(num_merge=16)(torch.randn(1, 3, 32, 32))

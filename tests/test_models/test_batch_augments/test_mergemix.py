@@ -1,0 +1,233 @@
+"""MergeMix: what it mixes, how it scores, and what it leaves alone."""
+
+import math
+
+import pytest
+import torch
+from mmpretrain.models import ImageClassifier
+from mmpretrain.registry import BATCH_AUGMENTS, MODELS
+from mmpretrain.structures import DataSample
+
+from mergemix_mm.functional import area_ratio, attention_ratio
+from mergemix_mm.models import MergeMix
+from mergemix_mm.models.vision_encoders import UnsupportedEncoderError
+
+VIT = dict(
+    type='VisionTransformer',
+    arch=dict(embed_dims=16, num_layers=4, num_heads=2, feedforward_channels=32),
+    img_size=32,
+    patch_size=8,
+)
+
+
+@pytest.fixture
+def vit():
+    torch.manual_seed(0)
+    model = MODELS.build(VIT)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return model
+
+
+@pytest.fixture
+def images():
+    return torch.randn(6, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize('mask', ['mergemix', 'topk', 'random'])
+@pytest.mark.parametrize('per_image', [False, True])
+def test_exactly_floor_of_lambda_patches_are_kept_and_pixels_come_from_both_images(vit, images, mask, per_image):
+    before = images.clone()
+    result = MergeMix(mask=mask, per_image=per_image).mix(images, vit, torch.Generator().manual_seed(0))
+
+    assert (result.partner != torch.arange(6)).all()
+    counts = result.mask.sum(1)
+    assert len(counts.unique()) > 1 if per_image else len(counts.unique()) == 1
+    assert torch.equal(result.ratio, counts / 16)
+    pixels = result.mask.view(6, 1, 4, 4).repeat_interleave(8, 2).repeat_interleave(8, 3)
+    assert torch.equal(result.images, torch.where(pixels, images, images[result.partner]))
+    assert torch.equal(images, before)
+    assert result.clean is images
+
+
+def test_lambda_is_drawn_anew_for_every_batch(vit, images):
+    mixer = MergeMix()
+    generator = torch.Generator().manual_seed(0)
+    ratios = {float(mixer.mix(images, vit, generator).ratio[0]) for _ in range(20)}
+    assert len(ratios) > 5
+    assert all(math.isclose(ratio * 16, round(ratio * 16)) for ratio in ratios)
+
+
+def test_the_most_salient_patches_are_the_ones_kept(vit, images):
+    result = MergeMix(num_merge=8).mix(images, vit, torch.Generator().manual_seed(2))
+    assert 0 < int(result.mask[0].sum()) < 16
+    for saliency, mask in zip(result.saliency, result.mask, strict=True):
+        assert saliency[mask].min() >= saliency[~mask].max()
+
+
+def test_topk_scores_without_merging_and_random_keeps_whole_groups_first(vit, images):
+    topk = MergeMix(mask='topk', num_merge=8)
+    assert topk.score(images, vit).num_kept_patches == 16
+    random = MergeMix(mask='random', num_merge=10)
+    result = random.mix(images, vit, torch.Generator().manual_seed(3))
+    groups = random.score(images, vit).groups
+    for b in range(6):
+        members = groups.index[b, 1:]
+        cut = [group for group in members.unique() if 0 < result.mask[b, members == group].sum() < (members == group).sum()]
+        assert len(cut) <= 1, 'the count p may cut one group, no more'
+
+
+def test_attention_ratio_is_that_of_the_saliency(vit, images):
+    result = MergeMix(ratio='attention').mix(images, vit)
+    torch.testing.assert_close(result.ratio, attention_ratio(result.saliency, result.partner, result.mask))
+    assert not torch.allclose(result.ratio, area_ratio(result.mask))
+
+
+def test_gaussian_ratio_spans_zero_to_one(vit, images):
+    ratio = MergeMix(ratio='gaussian').mix(images, vit).ratio
+    assert (float(ratio.min()), float(ratio.max())) == (0, 1)
+
+
+def test_a_generator_makes_mixing_repeatable(vit, images):
+    for kwargs in (dict(mask='random'), dict(ratio='gaussian', per_image=True)):
+        first, second = (MergeMix(**kwargs).mix(images, vit, torch.Generator().manual_seed(5)) for _ in range(2))
+        assert torch.equal(first.images, second.images)
+        assert torch.equal(first.ratio, second.ratio)
+
+
+def test_scoring_leaves_the_model_exactly_as_it_was(images):
+    model = MODELS.build(VIT | dict(drop_rate=0.5, drop_path_rate=0.5, frozen_stages=1))
+    model.train()
+    model.layers[0].eval()
+    modes = {name: module.training for name, module in model.named_modules()}
+    grads = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    assert not all(modes.values())
+    assert not all(grads.values())
+    weights = {name: value.clone() for name, value in model.state_dict().items()}
+
+    first, second = (MergeMix(num_merge=4).score(images, model).saliency for _ in range(2))
+
+    assert torch.equal(first, second), 'dropout is off while scoring'
+    assert not first.requires_grad
+    assert modes == {name: module.training for name, module in model.named_modules()}
+    assert grads == {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_the_mode_is_put_back_after_an_error(vit):
+    vit.train()
+    with pytest.raises(ValueError, match='num_merge=99'):
+        MergeMix(num_merge=99).mix(torch.randn(2, 3, 32, 32), vit)
+    assert all(module.training for module in vit.modules())
+
+
+def test_bf16_autocast_gives_no_nan_and_does_not_cut_the_weights_off_from_their_gradient(vit, images):
+    """Autocast caches low-precision weights: those cached by the scoring pass have no gradient."""
+
+    def gradients(mixer):
+        vit.zero_grad()
+        with torch.autocast('cpu', dtype=torch.bfloat16):
+            if mixer is not None:
+                result = mixer.mix(images, vit)
+                assert result.images.isfinite().all()
+                assert result.saliency.isfinite().all()
+                assert result.saliency.dtype == torch.float32
+            loss = vit(images)[0].float().square().mean()
+        loss.backward()
+        return {name: parameter.grad.clone() for name, parameter in vit.named_parameters() if parameter.grad is not None}
+
+    plain, scored = gradients(None), gradients(MergeMix(num_merge=8))
+    assert plain.keys() == scored.keys()
+    assert len(plain) > 40
+    for name, grad in plain.items():
+        assert torch.equal(grad, scored[name]), name
+
+
+def test_as_batch_augment_it_mixes_labels_by_the_ratio(images):
+    mixer = BATCH_AUGMENTS.build(dict(type='MergeMix', encoder=VIT))
+    torch.manual_seed(0)
+    mixed, scores = mixer(images, torch.eye(6))
+    torch.manual_seed(0)
+    result = mixer.mix(images)
+    assert torch.equal(mixed, result.images)
+    torch.testing.assert_close(scores.sum(1), torch.ones(6))
+    torch.testing.assert_close(scores.diagonal(), result.ratio)
+    single, score = mixer(images[:1], torch.eye(6)[:1])
+    assert torch.equal(single, images[:1])
+    assert torch.equal(score, torch.eye(6)[:1])
+
+
+def plain_classifier(augment):
+    return MODELS.build(
+        dict(
+            type='ImageClassifier',
+            backbone=VIT,
+            head=dict(type='VisionTransformerClsHead', num_classes=5, in_channels=16),
+            train_cfg=dict(augments=[augment], probs=[1.0]),
+            data_preprocessor=dict(num_classes=5),
+        )
+    )
+
+
+def preprocess(model):
+    data = dict(inputs=[torch.rand(3, 32, 32) for _ in range(4)], data_samples=[DataSample().set_gt_label(i) for i in range(4)])
+    return model.data_preprocessor(data, training=True)
+
+
+def test_in_a_plain_image_classifier_it_needs_an_encoder_and_says_both_ways_out():
+    model = plain_classifier(dict(type='MergeMix'))
+    assert type(model) is ImageClassifier
+    with pytest.raises(ValueError, match=r"(?s)type='MixupClassifier'.*encoder=dict\(type="):
+        preprocess(model)
+
+
+def test_in_a_plain_image_classifier_it_scores_with_a_frozen_encoder_of_its_own():
+    model = plain_classifier(dict(type='MergeMix', encoder=VIT))
+    encoder = model.data_preprocessor.batch_augments.augments[0].encoder
+    assert not any(parameter.requires_grad for parameter in encoder.parameters())
+    assert not any('encoder' in name for name in model.state_dict())
+    before = [parameter.clone() for parameter in encoder.parameters()]
+    data = preprocess(model)
+    model.loss(**data)['loss'].backward()
+    assert torch.stack([sample.gt_score for sample in data['data_samples']]).sum(1).allclose(torch.ones(4))
+    assert all(torch.equal(*pair) for pair in zip(before, encoder.parameters(), strict=True))
+    assert not encoder.training
+
+
+def test_the_encoder_config_is_not_written_to():
+    cfg = dict(VIT, out_indices=[-1])
+    MergeMix(encoder=cfg)
+    assert cfg == dict(VIT, out_indices=[-1])
+
+
+def test_an_encoder_that_cannot_score_is_refused_before_training():
+    with pytest.raises(UnsupportedEncoderError, match='ResNet'):
+        MergeMix(encoder=dict(type='ResNet', depth=18))
+
+
+@pytest.mark.parametrize(
+    ('kwargs', 'message'),
+    [
+        (dict(alpha=0), 'alpha=0 must be > 0'),
+        (dict(alpha=-1.0), 'alpha=-1.0'),
+        (dict(num_merge=-1), 'num_merge=-1'),
+        (dict(inflection=2), 'inflection=2'),
+        (dict(mask='best'), r"mask='best' must be one of \('mergemix', 'topk', 'random'\)"),
+        (dict(ratio='mean'), r"ratio='mean' must be one of \('area', 'attention', 'gaussian'\)"),
+    ],
+)
+def test_bad_arguments_are_errors_that_name_the_key(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        MergeMix(**kwargs)
+
+
+def test_images_that_do_not_fit_the_patches_are_an_error(vit):
+    with pytest.raises(ValueError, match='30 x 30 pixels'):
+        MergeMix().mix(torch.randn(2, 3, 30, 30), vit)
+
+
+def test_rectangular_images_are_mixed(vit):
+    result = MergeMix().mix(torch.randn(3, 3, 16, 40), vit)
+    assert result.grid == (2, 5)
+    assert result.images.shape == (3, 3, 16, 40)

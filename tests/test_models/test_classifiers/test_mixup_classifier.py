@@ -1,0 +1,210 @@
+"""MixupClassifier: mixing inside loss(), with every kind of augment, label and head."""
+
+from copy import deepcopy
+
+import numpy as np
+import pytest
+import torch
+from mmengine.config import ConfigDict
+from mmpretrain.registry import MODELS
+from mmpretrain.structures import DataSample
+
+import mergemix_mm  # noqa: F401
+
+VIT = dict(
+    type='VisionTransformer',
+    arch=dict(embed_dims=16, num_layers=4, num_heads=2, feedforward_channels=32),
+    img_size=32,
+    patch_size=8,
+)
+HEAD = dict(type='VisionTransformerClsHead', num_classes=5, in_channels=16)
+MERGEMIX = dict(augments=[dict(type='MergeMix')], probs=[1.0])
+
+
+def classifier(**kwargs):
+    torch.manual_seed(0)
+    np.random.seed(0)
+    cfg = dict(type='MixupClassifier', backbone=VIT, head=HEAD, train_cfg=MERGEMIX) | kwargs
+    model = MODELS.build(cfg)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return model
+
+
+def batch(size=4, labels=None):
+    labels = range(size) if labels is None else labels
+    return torch.randn(size, 3, 32, 32), [DataSample().set_gt_label(label) for label in labels]
+
+
+def soft_cross_entropy(model, images, scores):
+    logits = model(images, mode='tensor')
+    return -(scores * logits.log_softmax(1)).sum(1).mean()
+
+
+@pytest.mark.parametrize('name', ['MergeMix', 'Mixup', 'CutMix', 'ResizeMix'])
+def test_loss_is_that_of_the_mixed_images_and_labels(name):
+    augment = dict(type=name) if name == 'MergeMix' else dict(type=name, alpha=1.0)
+    model, (images, samples) = classifier(train_cfg=dict(augments=augment)), batch()
+    before = images.clone()
+    losses = model.loss(images, samples)
+    result = model.mix_result
+    expected = soft_cross_entropy(model, result.images, result.mix_scores(torch.eye(5)[:4]))
+    torch.testing.assert_close(losses['loss'], expected)
+    torch.testing.assert_close(losses['ratio_mean'], result.ratio.mean())
+    assert torch.equal(images, before)
+    assert not any('gt_score' in sample for sample in samples)
+    assert not torch.equal(result.images, images)
+
+
+def test_logged_loss_is_the_heads_loss_alone():
+    model = classifier()
+    total, log = model.parse_losses(model.loss(*batch()))
+    torch.testing.assert_close(total, log['loss'])
+    assert 0 <= log['ratio_mean'] <= 1
+    total.backward()
+
+
+def test_base_augment_adds_the_loss_of_a_second_batch():
+    model = classifier(base_augment=dict(type='Mixup', alpha=0.8))
+    losses = model.loss(*batch())
+    assert set(losses) == {'loss', 'base_loss', 'ratio_mean'}
+    assert not torch.equal(losses['loss'], losses['base_loss'])
+    total, _ = model.parse_losses(losses)
+    torch.testing.assert_close(total, losses['loss'] + losses['base_loss'])
+
+
+def test_the_draw_follows_the_probabilities_and_the_rest_stays_unmixed():
+    augments = [dict(type='MergeMix'), dict(type='CutMix', alpha=1.0)]
+    model, (images, samples) = classifier(train_cfg=dict(augments=augments, probs=[0.4, 0.3])), batch()
+    kinds = []
+    for _ in range(200):
+        result = model.mix(images)
+        kinds.append('none' if result is None else 'cutmix' if result.mask is None else 'mergemix')
+    shares = [kinds.count(kind) / 200 for kind in ('mergemix', 'cutmix', 'none')]
+    assert shares == pytest.approx([0.4, 0.3, 0.3], abs=0.1)
+
+    unmixed = classifier(train_cfg=dict(augments=augments, probs=[0.0, 0.0]))
+    losses = unmixed.loss(images, samples)
+    assert unmixed.mix_result is None
+    assert losses['ratio_mean'] == 1
+    torch.testing.assert_close(losses['loss'], soft_cross_entropy(unmixed, images, torch.eye(5)[:4]))
+
+
+def test_a_batch_of_one_trains_unmixed():
+    model = classifier(base_augment=dict(type='Mixup', alpha=0.8))
+    images, samples = batch(1)
+    losses = model.loss(images, samples)
+    assert model.mix_result is None
+    torch.testing.assert_close(losses['loss'], losses['base_loss'])
+    torch.testing.assert_close(losses['loss'], soft_cross_entropy(model, images, torch.eye(5)[:1]))
+
+
+def test_without_augments_it_is_an_image_classifier():
+    model, data = classifier(train_cfg=None), batch()
+    plain = MODELS.build(dict(type='ImageClassifier', backbone=VIT, head=HEAD))
+    plain.load_state_dict(model.state_dict(), strict=True)
+    assert model.loss(*data).keys() == plain.loss(*data).keys()
+    torch.testing.assert_close(model.loss(*data)['loss'], plain.loss(*data)['loss'])
+
+
+def test_the_config_is_not_written_to():
+    cfg = ConfigDict(
+        type='MixupClassifier',
+        backbone=VIT,
+        head=HEAD,
+        train_cfg=dict(augments=[dict(type='MergeMix', encoder=VIT), dict(type='Mixup', alpha=0.8)], probs=[0.5, 0.25]),
+        base_augment=dict(type='CutMix', alpha=1.0),
+    )
+    before = deepcopy(cfg)
+    for _ in range(2):
+        MODELS.build(cfg).loss(*batch())
+    assert cfg == before
+
+
+HEADS = [
+    dict(HEAD, loss=dict(type='LabelSmoothLoss', label_smooth_val=0.1, mode='original')),
+    dict(HEAD, loss=dict(type='CrossEntropyLoss', use_soft=True)),
+    dict(HEAD, loss=dict(type='CrossEntropyLoss', use_sigmoid=True)),
+    dict(type='LinearClsHead', num_classes=5, in_channels=16),
+    dict(type='StackedLinearClsHead', num_classes=5, in_channels=16, mid_channels=[8]),
+    dict(type='MultiLabelLinearClsHead', num_classes=5, in_channels=16),
+    dict(type='CSRAClsHead', num_classes=5, in_channels=16, num_heads=1, lam=0.1),
+]
+
+
+@pytest.mark.parametrize('head', HEADS, ids=lambda head: head['type'] + head.get('loss', {}).get('type', ''))
+def test_every_head_that_takes_soft_labels_trains(head):
+    backbone = dict(VIT, out_type='featmap') if head['type'] == 'CSRAClsHead' else VIT
+    model = classifier(head=head, backbone=backbone, data_preprocessor=dict(num_classes=5))
+    total, _ = model.parse_losses(model.loss(*batch()))
+    total.backward()
+    assert total.isfinite()
+    assert all(parameter.grad is not None for parameter in model.head.parameters())
+
+
+def test_distilled_deit_with_its_head_trains():
+    model = classifier(
+        backbone=dict(VIT, type='DistilledVisionTransformer'), head=dict(HEAD, type='DeiTClsHead')
+    )
+    assert model.loss(*batch())['loss'].isfinite()
+
+
+def test_multi_hot_scores_are_mixed_too():
+    head = dict(type='MultiLabelLinearClsHead', num_classes=5, in_channels=16)
+    scores = torch.tensor([[1.0, 1, 0, 0, 0], [0, 1, 1, 0, 0], [0, 0, 0, 1, 1]])
+    samples = [DataSample().set_gt_score(score) for score in scores]
+    model, images = classifier(head=head), torch.randn(3, 3, 32, 32)
+    losses = model.loss(images, samples)
+    mixed = model.mix_result.mix_scores(scores)
+    logits = model(model.mix_result.images, mode='tensor')
+    expected = torch.nn.functional.binary_cross_entropy_with_logits(logits, mixed, reduction='none').sum() / 3
+    torch.testing.assert_close(losses['loss'] / expected, torch.tensor(1.0), atol=1e-4, rtol=1e-4)
+    assert all(torch.equal(sample.gt_score, score) for sample, score in zip(samples, scores, strict=True))
+    listed = [DataSample().set_gt_label(labels) for labels in ([0, 1], [1, 2], [3, 4])]
+    assert torch.equal(model._scores(listed, images.device), scores)
+
+
+def test_labels_outside_num_classes_are_an_error_that_names_the_keys():
+    with pytest.raises(ValueError, match=r'labels .* in \[0, 7\], but num_classes=5 .*model.head and data_preprocessor'):
+        classifier().loss(*batch(2, labels=[0, 7]))
+
+
+def test_head_and_preprocessor_must_agree_on_the_number_of_classes():
+    model = classifier(data_preprocessor=dict(num_classes=1000))
+    with pytest.raises(ValueError, match=r"'model.head.num_classes': 5, 'data_preprocessor.num_classes': 1000"):
+        model.loss(*batch())
+
+
+def test_a_backbone_that_cannot_score_is_refused_by_name():
+    model = classifier(
+        backbone=dict(type='ResNet', depth=18),
+        neck=dict(type='GlobalAveragePooling'),
+        head=dict(type='LinearClsHead', num_classes=5, in_channels=512),
+    )
+    with pytest.raises(TypeError, match='`ResNet` cannot score'):
+        model.loss(*batch())
+
+
+def test_a_backbone_that_cannot_score_trains_with_an_encoder_of_mergemix():
+    model = classifier(
+        backbone=dict(type='ResNet', depth=18),
+        neck=dict(type='GlobalAveragePooling'),
+        head=dict(type='LinearClsHead', num_classes=5, in_channels=512),
+        train_cfg=dict(augments=[dict(type='MergeMix', encoder=VIT)]),
+    )
+    assert model.loss(*batch())['loss'].isfinite()
+
+
+def test_checkpoints_are_those_of_an_image_classifier():
+    plain = MODELS.build(dict(type='ImageClassifier', backbone=VIT, head=HEAD))
+    model = classifier(train_cfg=dict(augments=[dict(type='MergeMix', encoder=VIT)]))
+    assert model.state_dict().keys() == plain.state_dict().keys()
+
+
+def test_prediction_does_not_mix():
+    model = classifier()
+    model.eval()
+    images, samples = batch(2)
+    predicted = model.predict(images, samples)
+    expected = model(images, mode='tensor').softmax(1)
+    torch.testing.assert_close(torch.stack([sample.pred_score for sample in predicted]), expected)
