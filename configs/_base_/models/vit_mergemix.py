@@ -1,0 +1,14 @@
+"""A vision transformer with MergeMix, regularised as DeiT: stochastic depth, label smoothing on the mixed labels."""
+
+_base_ = ['mmpretrain::_base_/models/vit-base-p16.py', '../mergemix.py']
+
+model = dict(
+    **_base_.mergemix,
+    # DeiT's dropout and initialisation, in place of those of ViT's pre-training on ImageNet-21k.
+    backbone=dict(drop_rate=0.0, drop_path_rate=0.1, init_cfg=None),
+    head=dict(loss=dict(mode='original')),
+    init_cfg=[
+        dict(type='TruncNormal', layer='Linear', std=0.02),
+        dict(type='Constant', layer='LayerNorm', val=1.0, bias=0.0),
+    ],
+)

@@ -1,0 +1,5 @@
+"""Baseline to compare MergeMix with: DeiT-S with Mixup."""
+
+_base_ = './deit-small_1xb100-mergemix-coslr-200e_cifar100.py'
+
+model = dict(train_cfg=dict(augments=[dict(type='Mixup', alpha=0.8)]))
