@@ -81,7 +81,7 @@ def set_loader_defaults(cfg: Config, *splits: str, pin_memory: bool = True, pers
             continue
         for key, value in defaults.items():
             loader.setdefault(key, value)
-        loader.pin_memory &= pin_memory
+        loader.pin_memory &= pin_memory and get_device() != 'cpu'  # torch warns at every iterator otherwise
         # torch refuses persistent workers where there are no workers
         loader.persistent_workers &= persistent_workers and loader.get('num_workers', 0) > 0
 
@@ -130,6 +130,8 @@ def build_runner(cfg: Config) -> Runner | FlexibleRunner:
     """
     if cfg.launcher != 'none' and get_device() == 'cpu':
         _start_cpu_process_group(cfg)
+    # FlexibleRunner.from_cfg hands a missing entry on as None, where its constructor would have a default.
+    cfg.setdefault('env_cfg', dict(dist_cfg=dict(backend='nccl')))
     if cfg.get('runner_type') is not None:
         return RUNNERS.build(cfg)
     return (Runner if cfg.get('strategy') is None else FlexibleRunner).from_cfg(cfg)

@@ -1,5 +1,6 @@
 """An ImageClassifier that mixes its batches itself, where the backbone can score them (MergeMix, arXiv 2510.23479)."""
 
+from contextlib import nullcontext
 from copy import deepcopy
 
 import numpy as np
@@ -10,7 +11,7 @@ from mmpretrain.models.utils.batch_augments import RandomBatchAugment
 from mmpretrain.structures import DataSample, batch_label_to_onehot, cat_batch_labels
 from torch import Tensor
 
-from ..batch_augments import MixResult, mix_batch
+from ..batch_augments import MergeMix, MixResult, mix_batch
 from ..vision_encoders import gathered
 
 
@@ -74,8 +75,9 @@ class MixupClassifier(ImageClassifier):
         augments = augments or self.augments
         if augments is None:
             return None
+        scores = any(isinstance(augment, MergeMix) and augment.encoder is None for augment in augments.augments)
         # Gathering comes before the draw: ranks draw differently, but must take part in the same collectives.
-        with gathered(self.backbone) as encoder, torch.no_grad():
+        with gathered(self.backbone) if scores else nullcontext() as encoder, torch.no_grad():
             augment = augments.augments[np.random.choice(len(augments.augments), p=augments.probs)]
             if augment is None or len(inputs) < 2:
                 return None

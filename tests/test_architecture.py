@@ -1,0 +1,75 @@
+"""The two layers: imports point downwards only (architecture.md, section 1)."""
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / 'mergemix_mm'
+# The parts of the package that each part may import, besides itself.
+ALLOWED = {
+    'functional': set(),
+    'visualization': {'functional', 'models'},
+    'models': {'functional'},
+    'datasets': {'functional'},
+    'evaluation': {'functional', 'visualization'},
+    'engine': {'functional', 'models', 'visualization'},
+}
+
+
+def imported_modules(path: Path) -> list[str]:
+    """Absolute names of everything that a file imports anywhere, with relative imports resolved."""
+    package = list(path.relative_to(ROOT).parent.parts)
+    names = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            module = '.'.join([*base, *filter(None, [node.module])])
+            names += [f'{module}.{alias.name}' for alias in node.names]
+    return names
+
+
+def own_part(name: str) -> str | None:
+    parts = name.split('.')
+    return parts[1] if parts[0] == 'mergemix_mm' and len(parts) > 1 else None
+
+
+def files(part: str) -> list[Path]:
+    found = sorted((PACKAGE / part).rglob('*.py'))
+    assert found, f'no file in {PACKAGE / part}'
+    return found
+
+
+@pytest.mark.parametrize('path', files('functional'), ids=lambda path: path.stem)
+def test_functional_imports_torch_and_the_standard_library_only(path):
+    foreign = (
+        {name.split('.')[0] for name in imported_modules(path)} - {'torch', 'mergemix_mm'} - sys.stdlib_module_names
+    )
+    assert not foreign
+
+
+@pytest.mark.parametrize('part', ALLOWED)
+def test_a_part_imports_only_what_lies_below_it(part):
+    for path in files(part):
+        used = {own_part(name) for name in imported_modules(path)} - {None, part, 'paths', 'version'}
+        assert used <= ALLOWED[part], f'{path.relative_to(ROOT)} imports {sorted(used - ALLOWED[part])}'
+
+
+def test_every_part_has_a_rule():
+    parts = {path.parent.name for path in PACKAGE.glob('*/__init__.py')}
+    assert parts == set(ALLOWED)
+
+
+def test_no_file_of_the_package_imports_configs_or_tools():
+    for path in PACKAGE.rglob('*.py'):
+        roots = {name.split('.')[0] for name in imported_modules(path)}
+        assert not roots & {'configs', 'tools', 'tests'}, path
+
+
+def test_every_file_opens_with_a_sentence():
+    for path in [*PACKAGE.rglob('*.py'), *(ROOT / 'tools').rglob('*.py')]:
+        assert (ast.get_docstring(ast.parse(path.read_text())) or '').strip(), path

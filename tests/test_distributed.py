@@ -1,0 +1,195 @@
+"""MixupClassifier on two gloo processes: DDP, FSDP units, and what is refused. All scenarios share one pair of processes."""
+
+import subprocess
+import sys
+from copy import deepcopy
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from mmpretrain.structures import DataSample
+
+WORLD = 2
+VIT = dict(
+    type='VisionTransformer',
+    arch=dict(embed_dims=16, num_layers=3, num_heads=2, feedforward_channels=32),
+    img_size=32,
+    patch_size=8,
+    drop_path_rate=0.2,
+)
+
+
+def build_model():
+    from mmpretrain.registry import MODELS
+
+    import mergemix_mm  # noqa: F401
+
+    torch.manual_seed(0)
+    augments = [dict(type='MergeMix'), dict(type='Mixup', alpha=1.0)]
+    return MODELS.build(
+        dict(
+            type='MixupClassifier',
+            backbone=deepcopy(VIT),
+            head=dict(type='VisionTransformerClsHead', num_classes=5, in_channels=16),
+            # Ranks draw different augments: gathering must not depend on the draw.
+            train_cfg=dict(augments=augments, probs=[0.6, 0.2]),
+        )
+    )
+
+
+def half_batch(rank):
+    images = torch.randn(WORLD * 4, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    return images[rank * 4 : rank * 4 + 4], [DataSample().set_gt_label(i + rank) for i in range(4)]
+
+
+def seeded_loss(model, rank, step):
+    torch.manual_seed(100 * step + rank)
+    np.random.seed(100 * step + rank)
+    model.train()
+    return model(*half_batch(rank), mode='loss')['loss']
+
+
+def ddp(rank, step):
+    from mmengine.model import MMDistributedDataParallel
+
+    model = build_model()
+    wrapped = MMDistributedDataParallel(model, device_ids=None, broadcast_buffers=False)
+    seeded_loss(wrapped, rank, step).backward()
+    return gradients(model)
+
+
+def sharded_unit(rank, step):
+    from torch.distributed.fsdp import fully_shard
+
+    model = build_model()
+    fully_shard(model.backbone)
+    fully_shard(model)
+    seeded_loss(model, rank, step).backward()
+    return gradients(model)
+
+
+def sharded_root(rank, step):
+    from torch.distributed.fsdp import fully_shard
+
+    model = build_model()
+    fully_shard(model)
+    seeded_loss(model, rank, step).backward()
+    return gradients(model)
+
+
+def sharded_layers(rank, step):
+    from torch.distributed.fsdp import fully_shard
+
+    model = build_model()
+    for layer in model.backbone.layers:
+        fully_shard(layer)
+    fully_shard(model)
+    try:
+        seeded_loss(model, rank, step)
+    except RuntimeError as error:
+        return str(error)
+
+
+def frozen_encoder(rank, step):
+    """A sharded backbone is fine where MergeMix scores with an encoder of its own, which FSDP never sees."""
+    from torch.distributed.fsdp import fully_shard
+
+    model = build_model()
+    for augment in model.augments.augments[:1]:
+        augment.__init__(encoder=deepcopy(VIT))
+    for layer in model.backbone.layers:
+        fully_shard(layer)
+    fully_shard(model)
+    loss = seeded_loss(model, rank, step)
+    loss.backward()
+    return float(loss)
+
+
+def wrapped_unit(rank, step):
+    """The wrapper that MMEngine's FSDPStrategy uses."""
+    from torch.distributed.fsdp import FullyShardedDataParallel as FSDP
+
+    model = build_model()
+    cpu = torch.device('cpu')
+    model.backbone = FSDP(model.backbone, device_id=cpu, use_orig_params=True)
+    model = FSDP(model, device_id=cpu, use_orig_params=True)
+    seeded_loss(model, rank, step).backward()
+    with FSDP.summon_full_params(model, with_grads=True):
+        return {name.replace('_fsdp_wrapped_module.', ''): p.grad.clone() for name, p in model.named_parameters()}
+
+
+def gradients(model):
+    def whole(grad):
+        return grad.full_tensor() if hasattr(grad, 'full_tensor') else grad.clone()
+
+    return {name: whole(parameter.grad) for name, parameter in model.named_parameters()}
+
+
+SCENARIOS = [ddp, sharded_unit, sharded_root, sharded_layers, frozen_encoder, wrapped_unit]
+STEPS = 4
+
+
+def worker(rank, folder):
+    torch.set_num_threads(1)
+    dist.init_process_group('gloo', init_method=f'file://{folder}/store', rank=rank, world_size=WORLD)
+    results = {scenario.__name__: [scenario(rank, step) for step in range(STEPS)] for scenario in SCENARIOS}
+    torch.save(results, f'{folder}/rank{rank}.pth')
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope='module')
+def results(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('distributed')
+    processes = [
+        subprocess.Popen(
+            [sys.executable, __file__, str(rank), str(folder)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        for rank in range(WORLD)
+    ]
+    for process in processes:
+        output, _ = process.communicate(timeout=240)
+        assert process.returncode == 0, output[-3000:]
+    return [torch.load(folder / f'rank{rank}.pth', weights_only=True) for rank in range(WORLD)]
+
+
+@pytest.fixture(scope='module')
+def expected():
+    """One process, the same two half-batches with the same seeds: the mean of their gradients, step by step."""
+    steps, mixed = [], set()
+    for step in range(STEPS):
+        halves = []
+        for rank in range(WORLD):
+            model = build_model()
+            seeded_loss(model, rank, step).backward()
+            halves.append(gradients(model))
+            result = model.mix_result
+            mixed.add('none' if result is None else 'mixup' if result.mask is None else 'mergemix')
+        steps.append({name: (grad + halves[1][name]) / 2 for name, grad in halves[0].items()})
+    assert mixed == {'none', 'mixup', 'mergemix'}
+    return steps
+
+
+@pytest.mark.parametrize('scenario', ['ddp', 'sharded_unit', 'sharded_root', 'wrapped_unit'])
+def test_two_processes_have_the_gradients_of_one(scenario, results, expected):
+    for rank in range(WORLD):
+        for got, want in zip(results[rank][scenario], expected, strict=True):
+            assert got.keys() == want.keys()
+            for name, grad in want.items():
+                torch.testing.assert_close(got[name], grad, atol=1e-6, rtol=1e-5)
+
+
+def test_layers_that_fsdp_shards_one_by_one_are_refused_with_the_ways_out(results):
+    for message in results[0]['sharded_layers']:
+        assert 'FSDP shards 3 modules inside the scoring encoder' in message
+        assert "'layers.0'" in message
+        assert 'wrap policy' in message
+        assert 'ignored_modules' in message
+
+
+def test_an_encoder_of_its_own_scores_for_a_backbone_sharded_layer_by_layer(results):
+    assert all(np.isfinite(loss) for rank in results for loss in rank['frozen_encoder'])
+
+
+if __name__ == '__main__':
+    worker(int(sys.argv[1]), sys.argv[2])

@@ -1,0 +1,89 @@
+"""What importing the package does, and where its configs are."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import mergemix_mm
+from mergemix_mm import paths
+
+ROOT = Path(__file__).parents[1]
+
+
+def run_python(code: str) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+
+
+def test_functional_works_with_torch_alone():
+    code = """
+import sys
+for name in ('mmengine', 'mmcv', 'mmpretrain', 'transformers', 'timm', 'numpy', 'sklearn', 'matplotlib'):
+    sys.modules[name] = None
+import torch, mergemix_mm.functional as F
+print(F.topk_mask(torch.tensor([[3.0, 1.0, 2.0, 0.0]]), 0.5).tolist())
+print('mergemix_mm.models' in sys.modules)
+"""
+    done = run_python(code)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split('\n')[:2] == ['[[True, False, True, False]]', 'False']
+
+
+def test_an_import_hook_that_forbids_openmmlab_counts_as_its_absence():
+    code = """
+import sys
+class Forbid:
+    def find_spec(self, name, path=None, target=None):
+        if name.split('.')[0] in ('mmengine', 'mmcv', 'mmpretrain'):
+            raise ImportError(name)
+sys.meta_path.insert(0, Forbid())
+import mergemix_mm.functional
+"""
+    assert run_python(code).returncode == 0
+
+
+def test_an_error_within_the_package_is_not_taken_for_a_missing_library():
+    code = "import sys; sys.modules['mergemix_mm.engine'] = None; import mergemix_mm"
+    done = run_python(code)
+    assert done.returncode != 0 and 'mergemix_mm.engine' in done.stderr
+
+
+def test_importing_loads_no_heavy_library_that_mmpretrain_does_not():
+    code = """
+import sys
+import mmengine.runner, mmpretrain.models, mmpretrain.datasets, mmpretrain.evaluation
+before = set(sys.modules)
+import mergemix_mm
+added = {name.split('.')[0] for name in set(sys.modules) - before}
+print(sorted(added & {'transformers', 'timm', 'sklearn', 'matplotlib', 'scipy', 'mmdet', 'peft'}))
+"""
+    done = run_python(code)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip().split('\n')[-1] == '[]'
+
+
+@pytest.fixture
+def repository(tmp_path, monkeypatch):
+    """A package folder with one config beside it."""
+    (tmp_path / 'configs' / 'mergemix').mkdir(parents=True)
+    (tmp_path / 'configs' / 'mergemix' / 'vit-tiny_digits.py').touch()
+    monkeypatch.setattr(paths, '_PACKAGE', tmp_path / 'mergemix_mm')
+    return tmp_path
+
+
+def test_config_path_finds_a_config_of_the_repository(repository):
+    found = mergemix_mm.config_path('mergemix/vit-tiny_digits.py')
+    assert found == str(repository / 'configs' / 'mergemix' / 'vit-tiny_digits.py')
+
+
+def test_config_path_prefers_the_configs_of_an_installed_wheel(repository):
+    installed = repository / 'mergemix_mm' / '.mim' / 'configs' / 'mergemix'
+    installed.mkdir(parents=True)
+    (installed / 'vit-tiny_digits.py').touch()
+    assert mergemix_mm.config_path('mergemix/vit-tiny_digits.py') == str(installed / 'vit-tiny_digits.py')
+
+
+def test_config_path_names_the_path_and_close_matches(repository):
+    with pytest.raises(FileNotFoundError, match=r'vit-tiny_digit\.py.*Close matches: mergemix/vit-tiny_digits\.py'):
+        mergemix_mm.config_path('mergemix/vit-tiny_digit.py')

@@ -1,0 +1,59 @@
+"""Says what a finished training run reached and where its log, checkpoint and figure are."""
+
+import argparse
+import json
+from pathlib import Path
+
+
+def find_run(work_dir: Path) -> Path:
+    """Find the folder of the last run in a work directory: MMEngine names them by their time."""
+    runs = sorted(path.parent.parent for path in work_dir.glob('*/vis_data/scalars.json'))
+    if not runs:
+        raise SystemExit(f'WORK_DIR={work_dir}: no training run has written its values there yet')
+    return runs[-1]
+
+
+def last_value(scalars: Path, key: str) -> float | None:
+    """Read the last logged value of a key; None if it was never logged."""
+    records = [json.loads(line) for line in scalars.read_text().splitlines() if line.strip()]
+    return next((record[key] for record in reversed(records) if key in record), None)
+
+
+def newest(folder: Path, pattern: str) -> Path | None:
+    """Find the file that was written last; None if there is none."""
+    return max(folder.rglob(pattern), key=lambda path: path.stat().st_mtime, default=None)
+
+
+def summarize(work_dir: Path, key: str = 'accuracy/top1') -> str:
+    """Describe the last run in one line.
+
+    Args:
+        work_dir (Path): The run's ``--work-dir``.
+        key (str): The metric. Defaults to ``'accuracy/top1'``.
+
+    Returns:
+        str: Metric, log, checkpoint and figure; "none" for what the run did not write.
+    """
+    run = find_run(work_dir)
+    value = last_value(run / 'vis_data' / 'scalars.json', key)
+    marker = work_dir / 'last_checkpoint'
+    parts = {
+        key: None if value is None else f'{value:.2f}',
+        'log': newest(run, '*.log'),
+        'checkpoint': marker.read_text().strip() if marker.exists() else None,
+        'figure': newest(run, 'mixed_samples*.png'),
+    }
+    return ' | '.join(f'{name}: {part or "none"}' for name, part in parts.items())
+
+
+def main() -> None:
+    """Print the summary."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('work_dir', type=Path)
+    parser.add_argument('--key', default='accuracy/top1', help='the metric to report')
+    args = parser.parse_args()
+    print(summarize(args.work_dir, args.key))
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,141 @@
+"""What the benchmarks share: interleaved timing, peak memory, tables in Markdown, results in JSON."""
+
+import argparse
+import gc
+import json
+import os
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+os.environ.setdefault('KINETO_LOG_LEVEL', '99')  # Before torch loads its profiler, which reports every start and stop.
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+
+def add_common_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options that every benchmark has: --output, --seed, --threads, --quick."""
+    parser.add_argument('--output', type=Path, help='write the numbers to this JSON file as well')
+    parser.add_argument('--seed', type=int, default=0, help='of weights, images and draws (default: %(default)s)')
+    parser.add_argument('--threads', type=int, help="threads of torch (default: torch's own choice)")
+    parser.add_argument('--quick', action='store_true', help='tiny sizes: shows that it runs, measures nothing')
+
+
+def prepare(args: argparse.Namespace) -> None:
+    """Set the threads and the seed that the command line asks for."""
+    if args.threads is not None:
+        torch.set_num_threads(args.threads)
+    torch.manual_seed(args.seed)
+
+
+def interleaved_times(arms: Mapping[str, Callable[[], object]], rounds: int, warmup: int = 1) -> dict[str, list[float]]:
+    """Time the arms round robin, so that whatever else the machine does hits all of them alike.
+
+    Every other round runs backwards: no arm always follows the same one.
+
+    Args:
+        arms (Mapping[str, Callable]): What to time, by name.
+        rounds (int): How often to time each arm, >= 1.
+        warmup (int): Rounds before these that are not counted. Defaults to 1.
+
+    Returns:
+        dict[str, list[float]]: seconds per arm and round.
+
+    Raises:
+        ValueError: if rounds < 1.
+    """
+    if rounds < 1:
+        raise ValueError(f'rounds={rounds} must be at least 1')
+    times = {name: [] for name in arms}
+    for i in range(warmup + rounds):
+        for name in list(arms)[:: -1 if i % 2 else 1]:
+            start = time.perf_counter()
+            arms[name]()
+            seconds = time.perf_counter() - start
+            if i >= warmup:
+                times[name].append(seconds)
+    return times
+
+
+def median_ratio(times: Sequence[float], reference: Sequence[float]) -> float:
+    """Median over the rounds of time / reference time of the same round."""
+    return statistics.median(a / b for a, b in zip(times, reference, strict=True))
+
+
+def ratio_range(times: Sequence[float], reference: Sequence[float]) -> tuple[float, float]:
+    """The smallest and the largest of the ratios that :func:`median_ratio` takes the median of."""
+    ratios = [a / b for a, b in zip(times, reference, strict=True)]
+    return min(ratios), max(ratios)
+
+
+def peak_memory(function: Callable[[], object]) -> float:
+    """Peak of the tensor memory that a call allocates on the CPU, above what is held when it starts.
+
+    Summed up from every allocation that torch's profiler records. Unlike the resident set of the process this depends
+    neither on what malloc keeps nor on the arms that ran before, and it repeats; workspaces that a BLAS library
+    allocates by itself are not in it.
+
+    Args:
+        function (Callable): Called once.
+
+    Returns:
+        float: MB (2**20 bytes).
+    """
+    gc.collect()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as profiler:
+        function()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / 'trace.json'
+        profiler.export_chrome_trace(str(path))
+        events = json.loads(path.read_text())['traceEvents']
+    events = sorted((event for event in events if event['name'] == '[memory]'), key=lambda event: event['ts'])
+    held = peak = 0
+    for event in events:
+        held += event['args']['Bytes']
+        peak = max(peak, held)
+    return peak / 2**20
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """A table in Markdown: text columns to the left, numbers to the right; None becomes a dash."""
+    cells = [['-' if cell is None else str(cell) for cell in row] for row in rows]
+    widths = [max(len(name), 3, *(len(row[i]) for row in cells)) for i, name in enumerate(header)]
+    right = [all(not row[i] or row[i][0] in '-+.0123456789' for row in cells) for i in range(len(header))]
+
+    def line(row: Sequence[str]) -> str:
+        padded = (cell.rjust(w) if r else cell.ljust(w) for cell, w, r in zip(row, widths, right, strict=True))
+        return f'| {" | ".join(padded)} |'
+
+    rule = ['-' * (w - 1) + (':' if r else '-') for w, r in zip(widths, right, strict=True)]
+    return '\n'.join([line(header), line(rule), *(line(row) for row in cells)])
+
+
+def machine_info() -> dict:
+    """What the numbers depend on besides the code."""
+    return dict(
+        torch=torch.__version__,
+        python=platform.python_version(),
+        platform=platform.platform(),
+        threads=torch.get_num_threads(),
+        cpus=os.cpu_count(),
+        load_average=os.getloadavg() if hasattr(os, 'getloadavg') else None,
+    )
+
+
+def write_json(path: Path, results: dict) -> None:
+    """Write results with the machine's description; the file is complete or not there at all.
+
+    Args:
+        path (Path): The file. Its folder is made.
+        results (dict): Numbers, strings, lists and dictionaries.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(dict(machine=machine_info(), **results), indent=2, allow_nan=False, default=str)
+    with tempfile.NamedTemporaryFile('w', dir=path.parent, prefix=path.name, suffix='.part', delete=False) as part:
+        part.write(text + '\n')
+    os.chmod(part.name, 0o644)
+    os.replace(part.name, path)

@@ -1,0 +1,124 @@
+"""Ways to mix digits whose ink is known, with the same partners and lambdas, and what mixed images show of either."""
+
+import torch
+from mmpretrain.models.utils.batch_augments import CutMix
+from torch import Tensor, nn
+
+from mergemix_mm.functional import (
+    area_ratio,
+    attention_ratio,
+    derangement,
+    gaussian_ratio,
+    mix_images,
+    sample_lambda,
+    topk_mask,
+)
+from mergemix_mm.models.vision_encoders import PatchScores, build_vision_encoder, score_patches
+
+RATIOS = ('area', 'attention', 'gaussian')
+RESIZEMIX_RANGE = (0.1, 0.8)  # MMPretrain's lam_min and lam_max.
+
+
+@torch.no_grad()
+def score(
+    encoder: nn.Module, images: Tensor, num_merge: int | None, layer: int | None, prop_attn: bool = True
+) -> PatchScores:
+    """The scoring pass of MergeMix over images [N, 3, H, W] at once."""
+    return score_patches(build_vision_encoder(encoder), images, num_merge, layer, prop_attn=prop_attn)
+
+
+def copied(scores: PatchScores) -> Tensor:
+    """Saliency [N, L'] as it were if each patch got its group's attention whole, instead of its part of it."""
+    return scores.saliency * scores.groups.restore(scores.groups.size)[:, scores.num_prefix_tokens :]
+
+
+def ink_of(masks: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Share of ink in every patch: masks [N, H, W] bool -> [N, L']."""
+    return nn.functional.adaptive_avg_pool2d(masks.float()[:, None], grid).flatten(1)
+
+
+def visible_ink(masks: Tensor, partner_masks: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
+    """Pixels of either digit that a mixed image shows.
+
+    Args:
+        masks (Tensor): [B, H, W] bool, ink of the images' own digits.
+        partner_masks (Tensor): [B, H, W] bool, ink of the partners' digits, where the mix would put it.
+        own (Tensor): [B, H, W] bool, True where the image keeps its own pixels.
+
+    Returns:
+        tuple[Tensor, Tensor]: [B] pixels of the own digit, [B] pixels of the partner's.
+    """
+    return (masks & own).sum(dim=(1, 2)).float(), (partner_masks & ~own).sum(dim=(1, 2)).float()
+
+
+def to_pixels(mask: Tensor, grid: tuple[int, int], size: tuple[int, int]) -> Tensor:
+    """mask [B, L'] bool on the patch grid -> [B, H, W] bool."""
+    ones = torch.ones(len(mask), 1, *size)
+    # Mixing an image of ones with one of zeros shows where mix_images keeps pixels.
+    images, partner = torch.cat([ones, torch.zeros_like(ones)]), torch.arange(len(mask) * 2).roll(len(mask))
+    return mix_images(images, partner, torch.cat([mask, mask]), grid)[: len(mask), 0].bool()
+
+
+def cut_boxes(lam: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """CutMix's box for every lambda [B]: own pixels [B, H, W] bool, and the ratio [B] corrected to the clipped box."""
+    own, ratio = torch.ones(len(lam), *size, dtype=torch.bool), torch.empty(len(lam))
+    augment = CutMix(alpha=1.0)
+    for i, value in enumerate(lam.tolist()):
+        (top, bottom, left, right), ratio[i] = augment.cutmix_bbox_and_lam(size, value)
+        own[i, top:bottom, left:right] = False
+    return own, ratio
+
+
+def resize_into(masks: Tensor, own: Tensor) -> Tensor:
+    """Masks [B, H, W] scaled down into the box that `own` leaves, as ResizeMix pastes the whole partner there."""
+    pasted = torch.zeros_like(masks)
+    for mask, keep, target in zip(masks, own, pasted, strict=True):
+        rows, cols = (~keep).any(dim=1).nonzero().flatten(), (~keep).any(dim=0).nonzero().flatten()
+        if len(rows):
+            small = nn.functional.interpolate(mask[None, None].float(), (len(rows), len(cols)), mode='bilinear')
+            target[rows[0] : rows[-1] + 1, cols[0] : cols[-1] + 1] = small[0, 0] > 0.5
+    return pasted
+
+
+def mix_all_ways(
+    scores: dict[str, PatchScores], masks: Tensor, alpha: float, generator: torch.Generator
+) -> dict[str, tuple]:
+    """Mix one batch in every way, with the same partners and the same lambdas.
+
+    Args:
+        scores (dict[str, PatchScores]): of the batch, ``merged`` and ``unmerged``.
+        masks (Tensor): [B, H, W] bool, the digits' ink.
+        alpha (float): lambda ~ Beta(alpha, alpha), one for each image.
+        generator (torch.Generator): Source of randomness; CutMix's boxes come from numpy's.
+
+    Returns:
+        dict[str, tuple]: per arm the ratio, the visible ink of the own digit and that of the partner's, [B] each.
+    """
+    merged, unmerged = scores['merged'], scores['unmerged']
+    size, grid, prefix = tuple(masks.shape[1:]), merged.grid, merged.num_prefix_tokens
+    partner = derangement(len(masks), generator)
+    lam = sample_lambda(alpha, len(masks), generator)
+
+    own, ratio = cut_boxes(lam, size)
+    arms = {'CutMix': (ratio, *visible_ink(masks, masks[partner], own))}
+    low, high = RESIZEMIX_RANGE
+    own, ratio = cut_boxes(lam * (high - low) + low, size)
+    arms['ResizeMix'] = (ratio, *visible_ink(masks, resize_into(masks[partner], own), own))
+
+    drawn = merged.groups.restore(torch.rand(merged.groups.size.shape, generator=generator))[:, prefix:]
+    ways = {
+        'mergemix': (merged, merged.saliency, merged.saliency),
+        'mergemix, attention copied': (merged, copied(merged), copied(merged)),
+        'topk': (unmerged, unmerged.saliency, unmerged.saliency),
+        'random': (merged, drawn, merged.saliency),
+    }
+    for name, (found, ranking, saliency) in ways.items():
+        mask = topk_mask(ranking, lam)
+        ink = visible_ink(masks, masks[partner], to_pixels(mask, grid, size))
+        ratios = (
+            area_ratio(mask),
+            attention_ratio(saliency, partner, mask),
+            gaussian_ratio(found.num_kept_patches, mask, generator),
+        )
+        arms |= {f'{name} / {policy}': (ratio, *ink) for policy, ratio in zip(RATIOS, ratios, strict=True)}
+    return arms

@@ -1,0 +1,210 @@
+"""Cost of one training step with each way of mixing, in time and memory, and the memory of scoring by image size."""
+
+import argparse
+import statistics
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+from _measure import (
+    add_common_arguments,
+    interleaved_times,
+    markdown_table,
+    median_ratio,
+    peak_memory,
+    prepare,
+    ratio_range,
+    write_json,
+)
+from mmengine.registry import MODELS
+from mmpretrain.models.utils.batch_augments import RandomBatchAugment
+from mmpretrain.registry import BATCH_AUGMENTS
+from mmpretrain.structures import DataSample
+from release_scheme import ReleaseScheme
+
+from mergemix_mm.models import MergeMix, MixupClassifier
+
+REFERENCE = 'CutMix'
+NUM_CLASSES = 100
+TINY_ARCH = dict(embed_dims=32, num_layers=4, num_heads=2, feedforward_channels=64)
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog='The arms take turns, and each step is compared with the CutMix step of the same round. A step is '
+        'mixing, forward, backward and AdamW update. Memory is that of torch tensors, above weights, gradients and '
+        'optimizer state.',
+    )
+    parser.add_argument('--arch', default='deit-s', help='of the VisionTransformer (default: %(default)s)')
+    parser.add_argument('--batch-size', type=int, default=16, help='(default: %(default)s)')
+    parser.add_argument('--image-size', type=int, default=224, help='in pixels (default: %(default)s)')
+    parser.add_argument('--patch-size', type=int, default=16, help='in pixels (default: %(default)s)')
+    parser.add_argument('--num-merge', type=int, help='patches merged in scoring (default: half of them)')
+    parser.add_argument('--layers', type=int, nargs='+', default=[6, 9, 12], help='scored layers (default: 6 9 12)')
+    parser.add_argument('--rounds', type=int, default=7, help='steps per arm (default: %(default)s)')
+    parser.add_argument(
+        '--memory-sizes',
+        type=int,
+        nargs='*',
+        default=[224, 448, 896],
+        help='image sizes of the scoring pass whose memory is measured, batch 1 (default: 224 448 896)',
+    )
+    add_common_arguments(parser)
+    args = parser.parse_args(argv)
+    if args.quick:
+        args.arch, args.batch_size, args.image_size, args.patch_size = TINY_ARCH, 4, 32, 4
+        args.layers, args.rounds, args.memory_sizes = [2, 3], 2, [32, 64, 128]
+    if args.batch_size < 2:
+        parser.error(f'--batch-size {args.batch_size} must be at least 2: an image is mixed with another one')
+    return args
+
+
+def build_backbone(args: argparse.Namespace, image_size: int) -> torch.nn.Module:
+    """A vision transformer with random weights."""
+    return MODELS.build(
+        dict(
+            type='VisionTransformer',
+            arch=args.arch,
+            img_size=image_size,
+            patch_size=args.patch_size,
+            _scope_='mmpretrain',
+        )
+    )
+
+
+def build_model(args: argparse.Namespace) -> MixupClassifier:
+    """A classifier with random weights, without mixing so far."""
+    backbone = build_backbone(args, args.image_size)
+    preprocessor = dict(type='ClsDataPreprocessor', num_classes=NUM_CLASSES, _scope_='mmpretrain')
+    loss = dict(type='LabelSmoothLoss', label_smooth_val=0.1, mode='original')
+    head = dict(type='VisionTransformerClsHead', num_classes=NUM_CLASSES, in_channels=backbone.embed_dims, loss=loss)
+    head['_scope_'] = 'mmpretrain'
+    model = MixupClassifier(backbone=backbone, head=head, data_preprocessor=preprocessor)
+    return model.train()
+
+
+def build_arms(args: argparse.Namespace) -> dict[str, Callable | None]:
+    """The augment of each arm, by name; None does not mix."""
+    arms = {'no mixing': None}
+    for name, alpha in (('Mixup', 0.8), (REFERENCE, 1.0), ('ResizeMix', 1.0)):
+        arms[name] = BATCH_AUGMENTS.build(dict(type=name, alpha=alpha))
+    for layer in args.layers:
+        arms[f'MergeMix, layer {layer}'] = MergeMix(num_merge=args.num_merge, layer=layer)
+    default = args.layers[len(args.layers) // 2]
+    arms[f"release's scheme, layer {default}"] = ReleaseScheme(num_merge=args.num_merge, layer=default)
+    return arms
+
+
+def measure_steps(args: argparse.Namespace) -> list[dict]:
+    """Time and peak memory of one step per arm, all with the same model and images."""
+    model = build_model(args)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
+    images = torch.randn(args.batch_size, 3, args.image_size, args.image_size)
+    samples = [DataSample().set_gt_label(i % NUM_CLASSES) for i in range(args.batch_size)]
+    arms = build_arms(args)
+
+    def step(augment: Callable | None) -> None:
+        model.augments = RandomBatchAugment([augment]) if augment is not None else None
+        losses = model(images, samples, mode='loss')
+        losses['loss'].backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=False)  # Gradients stay allocated: no arm pays for them alone.
+        model.mix_result = None
+
+    times = interleaved_times({name: partial(step, augment) for name, augment in arms.items()}, args.rounds)
+    scorers = {name: augment for name, augment in arms.items() if isinstance(augment, MergeMix)}
+    scoring = interleaved_times(
+        {name: partial(augment.score, images, model.backbone) for name, augment in scorers.items()},
+        args.rounds,
+    )
+    rows = []
+    for name, augment in arms.items():
+        print(f'memory of: {name}', flush=True)
+        low, high = ratio_range(times[name], times[REFERENCE])
+        rows.append(
+            dict(
+                arm=name,
+                seconds=statistics.median(times[name]),
+                ratio=median_ratio(times[name], times[REFERENCE]),
+                ratio_low=low,
+                ratio_high=high,
+                scoring_seconds=statistics.median(scoring[name]) if name in scoring else None,
+                peak_mb=peak_memory(partial(step, augment)),
+                all_seconds=times[name],
+            )
+        )
+    return rows
+
+
+def measure_scoring_memory(args: argparse.Namespace) -> list[dict]:
+    """Peak memory of one scoring pass over one image per image size: MergeMix and the release's scheme."""
+    layer = args.layers[len(args.layers) // 2]
+    return [_scoring_memory(args, image_size, layer) for image_size in args.memory_sizes]
+
+
+def _scoring_memory(args: argparse.Namespace, image_size: int, layer: int) -> dict:
+    backbone = build_backbone(args, image_size)
+    images = torch.randn(1, 3, image_size, image_size)
+    row = dict(image_size=image_size, patches=(image_size // args.patch_size) ** 2, layer=layer)
+    for key, augment in (('mergemix', MergeMix(layer=layer)), ('release', ReleaseScheme(layer=layer))):
+        print(f'memory of scoring {image_size} px: {key}', flush=True)
+        row[f'{key}_mb'] = peak_memory(partial(augment.score, images, backbone))
+    return row
+
+
+def main(argv: Sequence[str] | None = None) -> dict:
+    """Measure, print the tables, and write them if asked to.
+
+    Args:
+        argv (Sequence[str], optional): The command line. Defaults to that of the process.
+
+    Returns:
+        dict: ``steps`` and ``scoring_memory``, one dictionary per row of the tables.
+    """
+    args = parse_args(argv)
+    prepare(args)
+    results = dict(
+        benchmark='step_cost',
+        options=vars(args),
+        steps=measure_steps(args),
+        scoring_memory=measure_scoring_memory(args),
+    )
+    print(f'\nOne training step: {args.arch}, {args.image_size} px, batch {args.batch_size}\n')
+    header = ('arm', 'step (s)', f'/ {REFERENCE}', 'lowest - highest', 'scoring alone (s)', 'peak memory (MB)')
+    print(markdown_table(header, [_step_row(row) for row in results['steps']]))
+    print('\nMemory of one scoring pass, one image, half of the patches merged\n')
+    header = ('patches L', 'MergeMix (MB)', 'MB per 1,000 patches', "release's scheme (MB)", 'MB per 1,000 patches')
+    print(markdown_table(header, [_memory_row(row) for row in results['scoring_memory']]))
+    if args.output:
+        write_json(args.output, results)
+        print(f'\nNumbers written to {args.output}')
+    return results
+
+
+def _step_row(row: dict) -> list:
+    scoring = row['scoring_seconds']
+    return [
+        row['arm'],
+        f'{row["seconds"]:.3f}',
+        f'{row["ratio"]:.3f}',
+        f'{row["ratio_low"]:.3f} - {row["ratio_high"]:.3f}',
+        None if scoring is None else f'{scoring:.3f}',
+        f'{row["peak_mb"]:,.0f}',
+    ]
+
+
+def _memory_row(row: dict) -> list:
+    per_thousand = [row[f'{key}_mb'] / row['patches'] * 1000 for key in ('mergemix', 'release')]
+    return [
+        f'{row["patches"]:,}',
+        f'{row["mergemix_mb"]:,.1f}',
+        f'{per_thousand[0]:,.1f}',
+        f'{row["release_mb"]:,.1f}',
+        f'{per_thousand[1]:,.1f}',
+    ]
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,116 @@
+"""Throughput of ToMeVisionTransformer by share of merged tokens, against MMPretrain's own VisionTransformer."""
+
+import argparse
+import statistics
+from collections.abc import Sequence
+
+import torch
+from _measure import (
+    add_common_arguments,
+    interleaved_times,
+    markdown_table,
+    median_ratio,
+    peak_memory,
+    prepare,
+    ratio_range,
+    write_json,
+)
+from mmengine.registry import MODELS
+
+import mergemix_mm  # noqa: F401  registers ToMeVisionTransformer
+
+REFERENCE = 'VisionTransformer'
+TINY_ARCH = dict(embed_dims=32, num_layers=4, num_heads=2, feedforward_channels=64)
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog='The models have the same weights and take turns; ratios are those within a round.'
+    )
+    parser.add_argument('--arch', default='deit-s', help='(default: %(default)s)')
+    parser.add_argument('--batch-size', type=int, default=16, help='(default: %(default)s)')
+    parser.add_argument('--image-size', type=int, default=224, help='in pixels (default: %(default)s)')
+    parser.add_argument('--patch-size', type=int, default=16, help='in pixels (default: %(default)s)')
+    parser.add_argument('--merged', type=int, nargs='+', default=[0, 30, 50], help='percent of the patches (0 30 50)')
+    parser.add_argument('--inflection', type=float, default=0.0, help='of the schedule (default: %(default)s)')
+    parser.add_argument('--rounds', type=int, default=15, help='forwards per model (default: %(default)s)')
+    add_common_arguments(parser)
+    args = parser.parse_args(argv)
+    if args.quick:
+        args.arch, args.batch_size, args.image_size, args.patch_size, args.rounds = TINY_ARCH, 4, 32, 4, 2
+    return args
+
+
+def main(argv: Sequence[str] | None = None) -> dict:
+    """Measure, print the table, and write it if asked to.
+
+    Args:
+        argv (Sequence[str], optional): The command line. Defaults to that of the process.
+
+    Returns:
+        dict: ``models``, one dictionary per row of the table.
+    """
+    args = parse_args(argv)
+    prepare(args)
+    common = dict(arch=args.arch, img_size=args.image_size, patch_size=args.patch_size)
+    num_patches = (args.image_size // args.patch_size) ** 2
+    models = {REFERENCE: MODELS.build(dict(type='VisionTransformer', _scope_='mmpretrain', **common))}
+    for percent in args.merged:
+        model = MODELS.build(
+            dict(
+                type='ToMeVisionTransformer',
+                num_merge=round(percent / 100 * num_patches),
+                inflection=args.inflection,
+                **common,
+            )
+        )
+        model.load_state_dict(models[REFERENCE].state_dict())
+        models[f'ToMeVisionTransformer, {percent}% merged'] = model
+    for model in models.values():
+        model.eval()  # Not chained: MMPretrain's backbones return None.
+    images = torch.randn(args.batch_size, 3, args.image_size, args.image_size)
+
+    with torch.inference_mode():
+        arms = {name: lambda model=model: model(images) for name, model in models.items()}
+        times = interleaved_times(arms, args.rounds)
+        memory = {name: peak_memory(arm) for name, arm in arms.items()}
+    rows = []
+    for name, model in models.items():
+        low, high = ratio_range(times[REFERENCE], times[name])
+        rows.append(
+            dict(
+                model=name,
+                merged=getattr(model, 'num_merge', 0),
+                images_per_second=args.batch_size / statistics.median(times[name]),
+                speed_up=median_ratio(times[REFERENCE], times[name]),
+                speed_up_low=low,
+                speed_up_high=high,
+                peak_mb=memory[name],
+                all_seconds=times[name],
+            )
+        )
+
+    results = dict(benchmark='tome_throughput', options=vars(args), models=rows)
+    print(f'\nInference: {args.arch}, {args.image_size} px, batch {args.batch_size}\n')
+    header = ('model', 'patches merged', 'images / s', 'speed-up', 'lowest - highest', 'peak memory (MB)')
+    print(markdown_table(header, [_row(row, num_patches) for row in rows]))
+    if args.output:
+        write_json(args.output, results)
+        print(f'\nNumbers written to {args.output}')
+    return results
+
+
+def _row(row: dict, num_patches: int) -> list:
+    return [
+        row['model'],
+        f'{row["merged"]} of {num_patches}',
+        f'{row["images_per_second"]:.1f}',
+        f'{row["speed_up"]:.3f}',
+        f'{row["speed_up_low"]:.3f} - {row["speed_up_high"]:.3f}',
+        f'{row["peak_mb"]:,.1f}',
+    ]
+
+
+if __name__ == '__main__':
+    main()
