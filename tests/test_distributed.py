@@ -1,4 +1,5 @@
-"""MixupClassifier on two gloo processes: DDP, FSDP units, and what is refused. All scenarios share one pair of processes."""
+"""MixupClassifier on two gloo processes: DDP, FSDP units, and what is refused. All scenarios share one pair of
+processes."""
 
 import subprocess
 import sys
@@ -33,7 +34,7 @@ def build_model():
             backbone=deepcopy(VIT),
             head=dict(type='VisionTransformerClsHead', num_classes=5, in_channels=16),
             # Ranks draw different augments: gathering must not depend on the draw.
-            train_cfg=dict(augments=augments, probs=[0.6, 0.2]),
+            train_cfg=dict(augments=augments, probs=[0.4, 0.4]),
         )
     )
 
@@ -143,7 +144,10 @@ def results(tmp_path_factory):
     folder = tmp_path_factory.mktemp('distributed')
     processes = [
         subprocess.Popen(
-            [sys.executable, __file__, str(rank), str(folder)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            [sys.executable, __file__, str(rank), str(folder)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
         )
         for rank in range(WORLD)
     ]

@@ -1,7 +1,7 @@
-"""From saliency to mixed images and labels: masks, mixing ratios and partners of MergeMix (https://arxiv.org/abs/2510.23479).
+"""From saliency to mixed images and labels, after MergeMix (https://arxiv.org/abs/2510.23479).
 
-Shapes: B batch, L' patches, H x W pixels. A mask is True where an image keeps its own patch and False where it takes the
-partner's. A ratio is the share of an image's own label, in [0, 1].
+Shapes: B batch, L' patches, H x W pixels. A mask is True where an image keeps its own patch and False where it takes
+the partner's. A ratio is the share of an image's own label, in [0, 1].
 """
 
 import math
@@ -98,8 +98,8 @@ def mix_images(images: Tensor, partner: Tensor, mask: Tensor, patch_grid: tuple[
         raise ValueError(f'mask has {mask.size(1)} patches, but patch_grid={tuple(patch_grid)} has {rows * cols}')
     if height % rows or width % cols:
         raise ValueError(
-            f'images of {height} x {width} pixels are not a multiple of patch_grid={tuple(patch_grid)}: resize or crop the '
-            f'images to a multiple of the patch size (or set pad_size_divisor in the data preprocessor)'
+            f'images of {height} x {width} pixels are not a multiple of patch_grid={tuple(patch_grid)}: resize or crop '
+            'the images to a multiple of the patch size (or set pad_size_divisor in the data preprocessor)'
         )
     tiles = images.unflatten(3, (cols, width // cols)).unflatten(2, (rows, height // rows))
     own = mask.view(-1, 1, rows, 1, cols, 1)
@@ -148,8 +148,9 @@ def attention_ratio(saliency: Tensor, partner: Tensor, mask: Tensor) -> Tensor:
 def gaussian_ratio(num_kept_tokens: int, mask: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """Ratios drawn from N(K / L', p / sum M) and min-max normalised over the batch, as MergeMix publishes them.
 
-    The normalisation removes the mean, and with an exact top-k mask p = sum M, so the deviation is 1: the ratio no longer
-    depends on the mask. Kept for fidelity; use `area` or `attention` where the ratio has to tell what can be seen.
+    The normalisation removes the mean, and with an exact top-k mask p = sum M, so the deviation is 1: the ratio no
+    longer depends on the mask. Kept for fidelity; use `area` or `attention` where the ratio has to tell what can be
+    seen.
 
     Args:
         num_kept_tokens (int): K, the patches left after merging.

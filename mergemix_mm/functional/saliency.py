@@ -1,7 +1,8 @@
 """Which patches matter: attention rows of one layer, after token merging, given back to the original tokens.
 
-Source: MergeMix (https://arxiv.org/abs/2510.23479), with the restoring *per token* that proportional attention asks for. Neither
-function builds a map of all queries by all keys. Shapes: B batch, H heads, K current tokens, D head width, L original tokens.
+Source: MergeMix (https://arxiv.org/abs/2510.23479), with the restoring *per token* that proportional attention asks
+for. Neither function builds a map of all queries by all keys. Shapes: B batch, H heads, K current tokens, D head
+width, L original tokens.
 """
 
 import torch
@@ -48,8 +49,8 @@ def received_attention(
 def restore_attention(attention: Tensor, groups: TokenGroups, proportional: bool = True) -> Tensor:
     """Give every original token its part of its group's attention.
 
-    With proportional attention a merged token holds the attention of its whole group, so each member gets attention / size: the
-    mass is preserved. Without it, a merged token counts once and each member gets the value as it is.
+    With proportional attention a merged token holds the attention of its whole group, so each member gets attention /
+    size: the mass is preserved. Without it, a merged token counts once and each member gets the value as it is.
 
     Args:
         attention (Tensor): [B, K].

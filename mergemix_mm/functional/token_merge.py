@@ -1,8 +1,8 @@
 """Token merging after ToMe (https://arxiv.org/abs/2210.09461): bipartite soft matching, merging, groups and schedules.
 
-The state of merging is one index per original token (`TokenGroups`), composed over layers by a gather: O(B * L) memory, where a
-source matrix would cost O(B * L * K). Shapes: B batch, L original tokens (prefix tokens included), N current tokens, K tokens
-after merging, C channels.
+The state of merging is one index per original token (`TokenGroups`), composed over layers by a gather: O(B * L)
+memory, where a source matrix would cost O(B * L * K). Shapes: B batch, L original tokens (prefix tokens included), N
+current tokens, K tokens after merging, C channels.
 """
 
 from dataclasses import dataclass
@@ -11,22 +11,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+# Similarities are computed for so many tokens of set A at a time: memory is linear in the number of tokens.
+_ROWS_AT_A_TIME = 256
+
 
 @dataclass(frozen=True)
 class Matching:
-    """Which of N tokens merge into which, and where every token goes. Made by :func:`bipartite_soft_matching`.
+    """Where each of N tokens goes when r of them merge. Made by :func:`bipartite_soft_matching`.
 
     Args:
-        kept (Tensor): [B, N - r] int64, positions of the tokens that stay, ascending.
-        source (Tensor): [B, r] int64, positions of the tokens that merge away.
-        target (Tensor): [B, r] int64, positions *among the kept tokens* that take them in.
-        index (Tensor): [B, N] int64, the position among the kept tokens of every token, kept or merged.
+        index (Tensor): [B, N] int64, the new token that takes each token in; 0 <= index < N - r. The new tokens are in
+            the order of the old ones.
+        num_tokens (int): N - r.
     """
 
-    kept: Tensor
-    source: Tensor
-    target: Tensor
     index: Tensor
+    num_tokens: int
 
 
 @dataclass(frozen=True)
@@ -47,10 +47,6 @@ class TokenGroups:
         index = torch.arange(num_tokens, device=device).expand(batch_size, num_tokens)
         return cls(index, torch.ones(batch_size, num_tokens, device=device))
 
-    def merge(self, match: Matching) -> 'TokenGroups':
-        """The partition after a further merging step."""
-        return TokenGroups(match.index.gather(1, self.index), _sum_merged(self.size, match))
-
     def restore(self, values: Tensor) -> Tensor:
         """Give every original token the value of its group: the recovery R_{K->L} of MergeMix.
 
@@ -68,9 +64,9 @@ class TokenGroups:
 def bipartite_soft_matching(metric: Tensor, r: int, protected: int = 0) -> Matching:
     """Match the r most similar pairs of tokens, sample by sample (ToMe, section 3).
 
-    Tokens at even positions form set A, those at odd positions set B. Each token of A points to the most cosine-similar token of
-    B, and the r most similar pairs are to merge. The order of the remaining tokens is the original one. Computed in float32,
-    without gradient.
+    Tokens at even positions form set A, those at odd positions set B. Each token of A points to the most
+    cosine-similar token of B, and the r most similar pairs are to merge. The order of the remaining tokens is the
+    original one. Computed in float32, without gradient.
 
     Args:
         metric (Tensor): [B, N, C], what similarity is measured on: the attention keys, averaged over the heads.
@@ -84,32 +80,26 @@ def bipartite_soft_matching(metric: Tensor, r: int, protected: int = 0) -> Match
         ValueError: if r is outside its range.
     """
     batch_size, num_tokens = metric.shape[:2]
-    limit = (num_tokens - protected) // 2
-    if not 0 <= r <= max(limit, 0):
+    limit = max((num_tokens - protected) // 2, 0)
+    if not 0 <= r <= limit:
         raise ValueError(
             f'r={r} pairs cannot be merged from {num_tokens} tokens, {protected} of them protected: '
-            f'r must be in [0, {max(limit, 0)}]. merge_schedule(..., num_tokens=) keeps to this cap'
+            f'r must be in [0, {limit}]. merge_schedule(..., num_tokens=) keeps to this cap'
         )
     positions = torch.arange(num_tokens, device=metric.device)
     if r == 0:
-        identity = positions.expand(batch_size, num_tokens)
-        nothing = identity[:, :0]
-        return Matching(identity, nothing, nothing, identity)
+        return Matching(positions.expand(batch_size, num_tokens), num_tokens)
 
     free = positions[protected:]
     even, odd = free[free % 2 == 0], free[free % 2 == 1]
-    with torch.no_grad(), torch.autocast(metric.device.type, enabled=False):
-        unit = F.normalize(metric.float(), dim=-1)
-        best, partner = (unit[:, even] @ unit[:, odd].transpose(1, 2)).max(dim=-1)
-        chosen = best.argsort(dim=-1, descending=True, stable=True)[:, :r]
+    similarity, partner = _nearest(metric[:, even], metric[:, odd])
+    chosen = similarity.argsort(dim=-1, descending=True, stable=True)[:, :r]
+    source, target = even[chosen], odd[partner.gather(1, chosen)]
 
-    source = even[chosen]
-    keep = torch.ones(batch_size, num_tokens, dtype=torch.bool, device=metric.device).scatter(1, source, False)
-    # A kept token moves forward by the number of tokens that left before it.
-    index = keep.cumsum(1) - 1
-    target = index.gather(1, odd[partner.gather(1, chosen)])
-    kept = keep.int().argsort(dim=1, descending=True, stable=True)[:, : num_tokens - r]
-    return Matching(kept, source, target, index.scatter(1, source, target))
+    leaves = torch.zeros(batch_size, num_tokens, dtype=torch.int64, device=metric.device).scatter(1, source, 1)
+    # Every token moves forward by the number of tokens that left before it.
+    index = positions - leaves.cumsum(1)
+    return Matching(index.scatter(1, source, index.gather(1, target)), num_tokens - r)
 
 
 def merge_tokens(x: Tensor, groups: TokenGroups, match: Matching) -> tuple[Tensor, TokenGroups]:
@@ -123,9 +113,9 @@ def merge_tokens(x: Tensor, groups: TokenGroups, match: Matching) -> tuple[Tenso
     Returns:
         tuple: tokens [B, N - r, C] in their original order and the dtype of x, and the new groups.
     """
-    if match.source.size(1) == 0:
+    if match.num_tokens == x.size(1):
         return x, groups
-    merged = groups.merge(match)
+    merged = TokenGroups(match.index.gather(1, groups.index), _sum_merged(groups.size, match))
     # Weighted sums in float32: sizes reach hundreds, where bf16 no longer counts by ones.
     total = _sum_merged(x.float() * groups.size.unsqueeze(-1), match)
     return (total / merged.size.unsqueeze(-1)).to(x.dtype), merged
@@ -136,16 +126,17 @@ def merge_schedule(
 ) -> list[int]:
     """How many tokens each layer merges, linear in depth (ToMe, appendix B).
 
-    Layer l of n gets the share (1 - inflection) + 2 * inflection * l / (n - 1) of the mean total / n; what rounding leaves over
-    goes to the layers with the largest remainders.
+    Layer l of n gets the share (1 - inflection) + 2 * inflection * l / (n - 1) of the mean total / n; what rounding
+    leaves over goes to the layers with the largest remainders.
 
     Args:
         num_layers (int): Layers that may merge.
         total (int): Tokens to merge over all layers.
-        inflection (float): -1 falls linearly to no merging in the last layer, 0 is constant, 1 rises from none in the first
-            layer. Defaults to 0.0.
-        num_tokens (int, optional): Tokens at the input, prefix tokens included. If given, no layer gets more than it can merge,
-            half of its unprotected tokens: the excess moves on to later layers, or to earlier ones where these are full.
+        inflection (float): -1 falls linearly to no merging in the last layer, 0 is constant, 1 rises from none in the
+            first layer. Defaults to 0.0.
+        num_tokens (int, optional): Tokens at the input, prefix tokens included. If given, no layer gets more than it
+            can merge, half of its unprotected tokens: the excess moves on to later layers, or to earlier ones where
+            these are full.
         protected (int): Prefix tokens that never merge. Defaults to 0.
 
     Returns:
@@ -174,8 +165,9 @@ def _respect_caps(schedule: list[int], free: int) -> list[int]:
     remaining = sum(schedule)
     if _capacity(free, len(schedule)) < remaining:
         raise ValueError(
-            f'total={remaining} tokens cannot be merged in {len(schedule)} layers: each layer merges at most half of its tokens, '
-            f'{_capacity(free, len(schedule))} of {free} in all. Merge fewer tokens or use more layers (score at a later one)'
+            f'total={remaining} tokens cannot be merged in {len(schedule)} layers: each layer merges at most half of its '
+            f'tokens, {_capacity(free, len(schedule))} of {free} in all. Merge fewer tokens or use more layers (score at '
+            'a later one)'
         )
     capped, excess = [], 0
     for layer, wanted in enumerate(schedule):
@@ -198,16 +190,29 @@ def _capacity(free: int, num_layers: int) -> int:
     return free - left
 
 
+@torch.no_grad()
+def _nearest(tokens: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
+    """Highest cosine similarity [B, N] of each token [B, N, C] to the others [B, M, C], and which of them has it."""
+    with torch.autocast(tokens.device.type, enabled=False):
+        tokens, others = F.normalize(tokens.float(), dim=-1), F.normalize(others.float(), dim=-1).transpose(1, 2)
+        found = [(rows @ others).max(dim=-1) for rows in tokens.split(_ROWS_AT_A_TIME, dim=1)]
+    return torch.cat([best.values for best in found], 1), torch.cat([best.indices for best in found], 1)
+
+
 def _take(values: Tensor, index: Tensor) -> Tensor:
-    """values [B, N, ...] at index [B, M] -> [B, M, ...]."""
-    return values.gather(1, _expand(index, values))
-
-
-def _expand(index: Tensor, values: Tensor) -> Tensor:
-    return index.view(*index.shape, *[1] * (values.ndim - 2)).expand(*index.shape, *values.shape[2:])
+    """values [B, N, ...] at index [B, M] -> [B, M, ...]. Whole rows are copied, which a gather does value by value."""
+    rows = _flat_rows(index, values.size(1))
+    return values.flatten(0, 1).index_select(0, rows).unflatten(0, index.shape)
 
 
 def _sum_merged(values: Tensor, match: Matching) -> Tensor:
-    """values [B, N, ...] -> [B, N - r, ...]: kept tokens plus what merges into them."""
-    source = _take(values, match.source)
-    return _take(values, match.kept).scatter_add(1, _expand(match.target, source), source)
+    """Sum what goes into each new token: values [B, N, ...] -> [B, N - r, ...]."""
+    batch_size = len(values)
+    total = values.new_zeros(batch_size * match.num_tokens, *values.shape[2:])
+    total = total.index_add(0, _flat_rows(match.index, match.num_tokens), values.flatten(0, 1))
+    return total.unflatten(0, (batch_size, match.num_tokens))
+
+
+def _flat_rows(index: Tensor, num_tokens: int) -> Tensor:
+    """Positions [B, M] within samples of so many tokens -> rows of the flattened batch, [B * M]."""
+    return (index + num_tokens * torch.arange(len(index), device=index.device).unsqueeze(1)).flatten()

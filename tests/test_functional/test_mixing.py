@@ -29,7 +29,9 @@ def test_no_image_is_its_own_partner(batch_size, seed):
 def test_derangement_is_drawn_anew_and_repeats_with_its_generator():
     draws = {tuple(derangement(4, torch.Generator().manual_seed(seed)).tolist()) for seed in range(50)}
     assert len(draws) == 6, 'all permutations that are one cycle of four'
-    assert torch.equal(derangement(9, torch.Generator().manual_seed(3)), derangement(9, torch.Generator().manual_seed(3)))
+    assert torch.equal(
+        derangement(9, torch.Generator().manual_seed(3)), derangement(9, torch.Generator().manual_seed(3))
+    )
 
 
 def test_derangement_of_one_is_an_error():

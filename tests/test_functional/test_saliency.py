@@ -64,9 +64,12 @@ def test_restored_attention_keeps_its_mass_and_is_shared_within_a_group():
 
 
 def test_a_large_background_group_does_not_outvote_the_object():
-    """With proportional attention a group of 80 equal background tokens draws more than each object token (methods.md)."""
+    """With proportional attention, 80 equal background tokens in one group draw more than an object token (methods.md)."""
     key = torch.zeros(1, 1, 101, 2)
-    key[..., 1:21, 0], key[..., 21:, 0] = 2.0, 0.0  # 20 object tokens, 80 background tokens; the class token asks for the object
+    key[..., 1:21, 0], key[..., 21:, 0] = (
+        2.0,
+        0.0,
+    )  # 20 object tokens, 80 background tokens; the class token asks for the object
     query = torch.tensor([[[2.0, 0.0]]])
     # The background has become one token of size 80.
     index = torch.cat([torch.arange(21), torch.full((80,), 21)])[None]

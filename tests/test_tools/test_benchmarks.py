@@ -137,7 +137,7 @@ def test_all_ways_mix_with_the_same_lambdas_and_partners(load):
         ratio, own, other = arms[name]
         torch.testing.assert_close(ratio, own / (own + other))
         assert torch.equal(own + other, torch.full((6,), 1024.0))
-    # A box of CutMix may be cut off by the border, which leaves the image more than lambda, up to its rounding to pixels.
+    # A box of CutMix may be cut off by the border, which leaves the image more than lambda.
     assert bool((arms['CutMix'][0] >= area - 1e-6).all())
 
 

@@ -12,11 +12,11 @@ from ..vision_encoders import build_vision_encoder, run_layers
 
 @MODELS.register_module()
 class ToMeVisionTransformer(VisionTransformer):
-    """A VisionTransformer that merges similar tokens layer by layer and so computes less. It has no parameters of its own: every
-    checkpoint of the plain model loads.
+    """A VisionTransformer that merges similar tokens layer by layer and so computes less. It has no parameters of its
+    own: every checkpoint of the plain model loads.
 
-    All outputs have the plain model's shapes: for ``'featmap'``, ``'raw'`` and ``'avg_featmap'`` each original token gets the
-    value of its group.
+    All outputs have the plain model's shapes: for ``'featmap'``, ``'raw'`` and ``'avg_featmap'`` each original token
+    gets the value of its group.
 
     Args:
         num_merge (int): Tokens merged over all layers. Defaults to 0: the plain model.
@@ -27,7 +27,8 @@ class ToMeVisionTransformer(VisionTransformer):
         **kwargs: As for MMPretrain's `VisionTransformer`.
 
     Raises:
-        ValueError: if an argument is out of its range; at the forward, if the images have too few patches for `num_merge`.
+        ValueError: if an argument is out of its range; at the forward, if the images have too few patches for
+            `num_merge`.
     """
 
     def __init__(
@@ -57,8 +58,8 @@ class ToMeVisionTransformer(VisionTransformer):
         schedule = merge_schedule(self.num_layers, num_merge, self.inflection, num_tokens=x.size(1), protected=prefix)
 
         outs = []
-        for i, (x, groups) in enumerate(run_layers(encoder.layers, x, schedule, prefix, self.prop_attn)):
+        for i, (tokens, groups) in enumerate(run_layers(encoder.layers, x, schedule, prefix, self.prop_attn)):
             if i in self.out_indices:
-                out = encoder.finish(x) if i == self.num_layers - 1 else x
+                out = encoder.finish(tokens) if i == self.num_layers - 1 else tokens
                 outs.append(self._format_output(out if self.out_type == 'cls_token' else groups.restore(out), grid))
         return tuple(outs)

@@ -27,24 +27,25 @@ RATIOS = ('area', 'attention', 'gaussian')
 class MergeMix:
     """Mix each image with a partner: it keeps its most salient patches, the partner fills the rest.
 
-    A vision transformer scores the patches, merging similar tokens on the way; each image keeps p = floor(lambda * L') of its L'
-    patches, lambda ~ Beta(alpha, alpha). `MixupClassifier` scores with its own backbone. In a plain `ImageClassifier`, whose
-    batch augments cannot reach the model, give an ``encoder``.
+    A vision transformer scores the patches, merging similar tokens on the way; each image keeps p = floor(lambda * L')
+    of its L' patches, lambda ~ Beta(alpha, alpha). `MixupClassifier` scores with its own backbone. In a plain
+    `ImageClassifier`, whose batch augments cannot reach the model, give an ``encoder``.
 
     Args:
         alpha (float): Parameter of the Beta distribution, > 0. Defaults to 1.0.
-        num_merge (int, optional): Patches merged before the scored layer, < L'. Defaults to None: half of them, as the paper's
-            98 of 196.
+        num_merge (int, optional): Patches merged before the scored layer, < L'. Defaults to None: half of them, as the
+            paper's 98 of 196.
         layer (int, optional): The scored layer, counted from 1. Defaults to None: at 3/4 of the depth.
-        inflection (float): Shape of the merge schedule over the layers in [-1, 1]; negative merges more in the early layers.
-            Defaults to -0.5.
-        mask (str): Which patches are kept: ``'mergemix'``, the most salient after merging; ``'topk'``, the same without merging;
-            ``'random'``, random groups of merged tokens. Defaults to ``'mergemix'``.
-        ratio (str): Share of the image's own label: ``'area'``, the share of patches; ``'attention'``, the share of the visible
-            attention; ``'gaussian'``, drawn as the paper does, without looking at the mask. Defaults to ``'area'``.
+        inflection (float): Shape of the merge schedule over the layers in [-1, 1]; negative merges more in the early
+            layers. Defaults to -0.5.
+        mask (str): Which patches are kept: ``'mergemix'``, the most salient after merging; ``'topk'``, the same
+            without merging; ``'random'``, random groups of merged tokens. Defaults to ``'mergemix'``.
+        ratio (str): Share of the image's own label: ``'area'``, the share of patches; ``'attention'``, the share of
+            the visible attention; ``'gaussian'``, drawn as the paper does, without looking at the mask. Defaults to
+            ``'area'``.
         per_image (bool): Whether each image gets a lambda of its own instead of one for the batch. Defaults to False.
-        encoder (nn.Module | dict, optional): A frozen encoder of MergeMix's own, or its config (MODELS). It moves to the device
-            of the images on first use and is not saved with the model. Defaults to None.
+        encoder (nn.Module | dict, optional): A frozen encoder of MergeMix's own, or its config (MODELS). It moves to
+            the device of the images on first use and is not saved with the model. Defaults to None.
         prop_attn (bool): Proportional attention: merged tokens count with their size. Defaults to True.
 
     Raises:
@@ -105,7 +106,8 @@ class MergeMix:
 
         Args:
             images (Tensor): [B, 3, H, W] normalised images, B >= 2. Not written to.
-            encoder (nn.Module, optional): The model that scores, if MergeMix has none of its own. Its state is left as it is.
+            encoder (nn.Module, optional): The model that scores, if MergeMix has none of its own. Its state is left as
+                it is.
             generator (torch.Generator, optional): Source of randomness. Defaults to torch's global one.
 
         Returns:
@@ -129,8 +131,8 @@ class MergeMix:
         if encoder is None:
             raise ValueError(
                 'MergeMix has no encoder to score the patches with. Either train with '
-                "model=dict(type='MixupClassifier', ...), whose backbone scores, or give MergeMix a frozen encoder of its own: "
-                "dict(type='MergeMix', encoder=dict(type='VisionTransformer', ...))"
+                "model=dict(type='MixupClassifier', ...), whose backbone scores, or give MergeMix a frozen encoder of its "
+                "own: dict(type='MergeMix', encoder=dict(type='VisionTransformer', ...))"
             )
         with scoring_mode(encoder, images.device.type):
             return score_patches(
@@ -149,9 +151,7 @@ class MergeMix:
         draws = len(saliency) if self.per_image else 1
         return topk_mask(saliency, sample_lambda(self.alpha, draws, generator).expand(len(saliency)))
 
-    def _ratio(
-        self, scores: PatchScores, partner: Tensor, mask: Tensor, generator: torch.Generator | None
-    ) -> Tensor:
+    def _ratio(self, scores: PatchScores, partner: Tensor, mask: Tensor, generator: torch.Generator | None) -> Tensor:
         if self.ratio == 'attention':
             return attention_ratio(scores.saliency, partner, mask)
         if self.ratio == 'gaussian':

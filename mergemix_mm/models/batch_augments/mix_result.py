@@ -15,8 +15,8 @@ class MixResult:
         images (Tensor): [B, 3, H, W] mixed, normalised images.
         partner (Tensor): [B] int64, the image each one was mixed with.
         ratio (Tensor): [B] float32, the share of the image's own label in [0, 1].
-        mask (Tensor, optional): [B, L'] bool over the patch grid, row by row; True where the image keeps its own pixels.
-            None for mixers without one (Mixup, CutMix, ResizeMix).
+        mask (Tensor, optional): [B, L'] bool over the patch grid, row by row; True where the image keeps its own
+            pixels. None for mixers without one (Mixup, CutMix, ResizeMix).
         saliency (Tensor, optional): [B, L'] float32, the attention each patch gets.
         grid (tuple[int, int], optional): rows and columns of the patch grid.
         clean (Tensor, optional): [B, 3, H, W], the images before mixing.

@@ -13,8 +13,8 @@ def mix_batch(augment: Callable, images: Tensor, encoder: nn.Module | None = Non
     """Mix a batch of images and learn partner and ratio of each.
 
     Args:
-        augment (Callable): a `MergeMix`, or any batch augment ``(images, scores) -> (images, scores)`` that mixes pairs: Mixup,
-            CutMix, ResizeMix.
+        augment (Callable): a `MergeMix`, or any batch augment ``(images, scores) -> (images, scores)`` that mixes
+            pairs: Mixup, CutMix, ResizeMix.
         images (Tensor): [B, 3, H, W] normalised images, B >= 2. Not written to.
         encoder (nn.Module, optional): The model that scores for `MergeMix`.
 

@@ -1,4 +1,4 @@
-"""The state in which a model scores patches: eval mode, no gradient, whole parameters - and everything put back afterwards."""
+"""The state in which a model scores patches: eval mode, no gradient, and everything put back afterwards."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,8 +19,8 @@ def scoring_mode(model: nn.Module, device_type: str) -> Iterator[None]:
     training = [module for module in model.modules() if module.training]
     for module in training:
         module.training = False
-    # Autocast caches the low-precision copy of a weight on first use. One made here, without gradient, would be used again in
-    # the training pass and cut the weights off from their gradient.
+    # Autocast caches the low-precision copy of a weight on first use. One made here, without gradient, would be used
+    # again in the training pass and cut the weights off from their gradient.
     autocast = torch.autocast(
         device_type,
         dtype=torch.get_autocast_dtype(device_type),

@@ -27,10 +27,10 @@ class MixupClassifier(ImageClassifier):
         neck (dict, optional): Config of the neck. Defaults to None.
         head (dict, optional): Config of the head; its loss must take soft labels. Defaults to None.
         pretrained (str, optional): Path or URL of a checkpoint. Defaults to None.
-        train_cfg (dict, optional): ``augments``, a config or a list of configs, and ``probs``, how likely each one is (the rest
-            to 1 leaves the batch unmixed; None draws evenly). Defaults to None: no mixing.
-        base_augment (dict, optional): Config of a batch augment whose loss on the same batch is added as ``base_loss``, e.g.
-            ``dict(type='Mixup', alpha=0.8)`` as the MergeMix release trains. Defaults to None.
+        train_cfg (dict, optional): ``augments``, a config or a list of configs, and ``probs``, how likely each one is
+            (the rest to 1 leaves the batch unmixed; None draws evenly). Defaults to None: no mixing.
+        base_augment (dict, optional): Config of a batch augment whose loss on the same batch is added as
+            ``base_loss``, e.g. ``dict(type='Mixup', alpha=0.8)`` as the MergeMix release trains. Defaults to None.
         data_preprocessor (dict, optional): Config of the data preprocessor. Defaults to None.
         init_cfg (dict, optional): Initialization config. Defaults to None.
 
@@ -88,11 +88,12 @@ class MixupClassifier(ImageClassifier):
 
         Args:
             inputs (Tensor): [B, 3, H, W] normalised images.
-            data_samples (list[DataSample]): with ``gt_label``, or ``gt_score`` for soft or multi-hot labels. Not written to.
+            data_samples (list[DataSample]): with ``gt_label``, or ``gt_score`` for soft or multi-hot labels. Not
+                written to.
 
         Returns:
-            dict[str, Tensor]: the head's losses, ``base_loss`` (with ``base_augment``), and ``ratio_mean``, the mean share of the
-            images' own labels (1 if unmixed).
+            dict[str, Tensor]: the head's losses, ``base_loss`` (with ``base_augment``), and ``ratio_mean``, the mean
+            share of the images' own labels (1 if unmixed).
         """
         if self.augments is None and self.base_augment is None:
             return super().loss(inputs, data_samples)
@@ -119,10 +120,11 @@ class MixupClassifier(ImageClassifier):
             return torch.stack([sample.gt_score for sample in data_samples]).to(device).float()
         num_classes = self._num_classes()
         labels, positions = cat_batch_labels([sample.gt_label for sample in data_samples])
-        if not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
+        low, high = (int(value) for value in labels.aminmax())
+        if low < 0 or high >= num_classes:
             raise ValueError(
-                f'the labels of this batch are in [{int(labels.min())}, {int(labels.max())}], but num_classes={num_classes} '
-                'allows [0, num_classes - 1]: set num_classes of model.head and data_preprocessor to that of the dataset'
+                f'the labels of this batch are in [{low}, {high}], but num_classes={num_classes} allows '
+                f'[0, {num_classes - 1}]: set num_classes of model.head and data_preprocessor to that of the dataset'
             )
         return batch_label_to_onehot(labels, positions, num_classes).to(device).float()
 

@@ -11,10 +11,10 @@ class UnsupportedEncoderError(TypeError):
 
     def __init__(self, model: nn.Module, reason: str) -> None:
         super().__init__(
-            f'`{type(model).__name__}` cannot score or merge tokens: {reason}. Supported are vision transformers with absolute '
-            'position embeddings and global attention: MMPretrain VisionTransformer (DeiT, distilled DeiT, DeiT3, CLIP-ViT, '
-            'DINOv2, MoCo v3), transformers CLIP / SigLIP / DINOv2 vision models, timm VisionTransformer. Score with one of '
-            'them through MergeMix(encoder=dict(...))'
+            f'`{type(model).__name__}` cannot score or merge tokens: {reason}. Supported are vision transformers with '
+            'absolute position embeddings and global attention: MMPretrain VisionTransformer (DeiT, distilled DeiT, '
+            'DeiT3, CLIP-ViT, DINOv2, MoCo v3), transformers CLIP / SigLIP / DINOv2 vision models, timm '
+            'VisionTransformer. Score with one of them through MergeMix(encoder=dict(...))'
         )
 
 
@@ -32,7 +32,7 @@ class EncoderLayer(ABC):
 
     @abstractmethod
     def query_key_value(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Normalise and project tokens [B, N, C] -> query, key, value [B, H, N, D]; attention is scaled by D ** -0.5."""
+        """Normalise and project tokens [B, N, C] -> query, key, value [B, H, N, D] for attention scaled by D ** -0.5."""
 
     @abstractmethod
     def add_attention(self, x: Tensor, attended: Tensor) -> Tensor:
@@ -64,7 +64,7 @@ class VisionEncoder(ABC):
 
     @abstractmethod
     def embed(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
-        """Images [B, 3, H, W] -> the tokens [B, L, C] that enter the first layer, and the patch grid (rows, columns)."""
+        """Images [B, 3, H, W] -> tokens [B, L, C] that enter the first layer, and the patch grid (rows, columns)."""
 
     @abstractmethod
     def finish(self, x: Tensor) -> Tensor:
@@ -83,5 +83,6 @@ def check_layers(model: nn.Module, layers: Sequence[nn.Module], expected: str) -
         if type(layer).__name__ != expected:
             raise UnsupportedEncoderError(
                 model,
-                f'its layers are `{type(layer).__name__}` (relative positions, RoPE, windows or another order), not `{expected}`',
+                f'its layers are `{type(layer).__name__}`, not `{expected}`: relative positions, RoPE, windows or '
+                'another order of their parts',
             )

@@ -57,17 +57,9 @@ def run_layers(
     """
     groups = TokenGroups.identity(x.size(0), x.size(1), x.device)
     for layer, num_merge in zip(layers, schedule, strict=True):
-        query, key, value = layer.query_key_value(x)
-        attended = F.scaled_dot_product_attention(
-            query,
-            key,
-            value,
-            attn_mask=_log_size(groups, query) if prop_attn else None,
-            dropout_p=layer.attention_dropout if layer.module.training else 0.0,
-        )
-        x = layer.add_attention(x, attended.transpose(1, 2).flatten(2))
+        x, metric = _attend(layer, x, groups if prop_attn else None)
         if num_merge:
-            match = bipartite_soft_matching(key.mean(dim=1), num_merge, num_prefix_tokens)
+            match = bipartite_soft_matching(metric, num_merge, num_prefix_tokens)
             x, groups = merge_tokens(x, groups, match)
         x = layer.feed_forward(x)
         yield x, groups
@@ -83,8 +75,8 @@ def score_patches(
 ) -> PatchScores:
     """Attention per patch at one layer, after the layers before it merged `num_merge` tokens.
 
-    Saliency is the attention from the class token, mean over heads; without a class token, the attention received, averaged over
-    all original queries. The pass stops at the scored layer, whose own merge comes after its attention.
+    Saliency is the attention from the class token, mean over heads; without a class token, the attention received,
+    averaged over all original queries. The pass stops at the scored layer, whose own merge comes after its attention.
 
     Args:
         encoder (VisionEncoder): the adapter of the scoring model.
@@ -109,8 +101,8 @@ def score_patches(
     schedule = _scoring_schedule(num_merge, layer, inflection, x.size(1), prefix)
 
     groups = TokenGroups.identity(x.size(0), x.size(1), x.device)
-    for x, groups in run_layers(encoder.layers[: layer - 1], x, schedule, prefix, prop_attn):
-        pass
+    for x, groups in run_layers(encoder.layers[: layer - 1], x, schedule, prefix, prop_attn):  # noqa: B007, B020
+        pass  # The last state is what counts.
     query, key, _ = encoder.layers[layer - 1].query_key_value(x)
     size = groups.size if prop_attn else None
     if encoder.has_class_token:
@@ -132,6 +124,19 @@ def _scoring_schedule(num_merge: int | None, layer: int, inflection: float, num_
     if num_merge and layer == 1:
         raise ValueError(f'num_merge={num_merge} with layer=1: no layer before the first could merge; set layer >= 2')
     return merge_schedule(layer - 1, num_merge, inflection, num_tokens=num_tokens, protected=prefix)
+
+
+def _attend(layer: EncoderLayer, x: Tensor, groups: TokenGroups | None) -> tuple[Tensor, Tensor]:
+    """Attention and its residual -> tokens [B, N, C], and the keys averaged over the heads [B, N, D]."""
+    query, key, value = layer.query_key_value(x)
+    attended = F.scaled_dot_product_attention(
+        query,
+        key,
+        value,
+        attn_mask=_log_size(groups, query) if groups is not None else None,
+        dropout_p=layer.attention_dropout if layer.module.training else 0.0,
+    )
+    return layer.add_attention(x, attended.transpose(1, 2).flatten(2)), key.detach().mean(dim=1)
 
 
 def _log_size(groups: TokenGroups, query: Tensor) -> Tensor | None:

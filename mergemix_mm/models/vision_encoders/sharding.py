@@ -11,8 +11,8 @@ from torch import nn
 def gathered(model: nn.Module) -> Iterator[nn.Module]:
     """Gather an encoder's parameters, if it is an FSDP unit of its own. A collective: every rank must enter it.
 
-    The scoring pass calls the parts of an encoder, not its forward, so FSDP would not notice that layers of it are used. An
-    encoder that is part of a larger unit needs nothing: its parameters are there while that unit runs.
+    The scoring pass calls the parts of an encoder, not its forward, so FSDP would not notice that layers of it are
+    used. An encoder that is part of a larger unit needs nothing: its parameters are there while that unit runs.
 
     Args:
         model (nn.Module): The encoder, sharded or not.
@@ -28,18 +28,18 @@ def gathered(model: nn.Module) -> Iterator[nn.Module]:
         return
     from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 
-    units = [name for name, module in model.named_modules() if isinstance(module, FSDPModule | FullyShardedDataParallel)]
-    inside = [name for name in units if name]
+    fsdp = FSDPModule | FullyShardedDataParallel
+    inside = [name for name, module in model.named_modules() if name and isinstance(module, fsdp)]
     if inside:
         raise RuntimeError(
-            f'FSDP shards {len(inside)} modules inside the scoring encoder `{type(model).__name__}` (first: {inside[0]!r}). Keep '
-            'its layers out of the wrap policy, so that the encoder is one unit, or freeze it and ignore it '
-            '(ignored_modules), or score with MergeMix(encoder=dict(...))'
+            f'FSDP shards {len(inside)} modules inside the scoring encoder `{type(model).__name__}` (first: '
+            f'{inside[0]!r}). Keep its layers out of the wrap policy, so that the encoder is one unit, or freeze it and '
+            'ignore it (ignored_modules), or score with MergeMix(encoder=dict(...))'
         )
     if isinstance(model, FullyShardedDataParallel):
         with FullyShardedDataParallel.summon_full_params(model, recurse=False, writeback=False):
             yield model.module
     else:
-        if units:
+        if isinstance(model, FSDPModule):
             model.unshard()  # The encoder's own forward follows, finds this done, and shards again behind itself.
         yield model

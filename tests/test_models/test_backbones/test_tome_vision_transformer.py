@@ -7,7 +7,10 @@ from mmpretrain.registry import MODELS
 import mergemix_mm  # noqa: F401
 
 VIT = dict(
-    arch=dict(embed_dims=16, num_layers=4, num_heads=2, feedforward_channels=32), img_size=32, patch_size=8, out_indices=[1, 3]
+    arch=dict(embed_dims=16, num_layers=4, num_heads=2, feedforward_channels=32),
+    img_size=32,
+    patch_size=8,
+    out_indices=[1, 3],
 )
 
 
@@ -44,7 +47,9 @@ def test_without_merging_it_is_the_plain_model_and_with_merging_it_keeps_its_sha
 
 def tokens_per_layer(model, images):
     counts = []
-    hooks = [layer.ffn.register_forward_pre_hook(lambda _, args: counts.append(args[0].size(1))) for layer in model.layers]
+    hooks = [
+        layer.ffn.register_forward_pre_hook(lambda _, args: counts.append(args[0].size(1))) for layer in model.layers
+    ]
     model(images)
     for hook in hooks:
         hook.remove()

@@ -73,7 +73,9 @@ def test_topk_scores_without_merging_and_random_keeps_whole_groups_first(vit, im
     groups = random.score(images, vit).groups
     for b in range(6):
         members = groups.index[b, 1:]
-        cut = [group for group in members.unique() if 0 < result.mask[b, members == group].sum() < (members == group).sum()]
+        cut = [
+            group for group in members.unique() if 0 < result.mask[b, members == group].sum() < (members == group).sum()
+        ]
         assert len(cut) <= 1, 'the count p may cut one group, no more'
 
 
@@ -135,7 +137,9 @@ def test_bf16_autocast_gives_no_nan_and_does_not_cut_the_weights_off_from_their_
                 assert result.saliency.dtype == torch.float32
             loss = vit(images)[0].float().square().mean()
         loss.backward()
-        return {name: parameter.grad.clone() for name, parameter in vit.named_parameters() if parameter.grad is not None}
+        return {
+            name: parameter.grad.clone() for name, parameter in vit.named_parameters() if parameter.grad is not None
+        }
 
     plain, scored = gradients(None), gradients(MergeMix(num_merge=8))
     assert plain.keys() == scored.keys()
@@ -171,7 +175,9 @@ def plain_classifier(augment):
 
 
 def preprocess(model):
-    data = dict(inputs=[torch.rand(3, 32, 32) for _ in range(4)], data_samples=[DataSample().set_gt_label(i) for i in range(4)])
+    data = dict(
+        inputs=[torch.rand(3, 32, 32) for _ in range(4)], data_samples=[DataSample().set_gt_label(i) for i in range(4)]
+    )
     return model.data_preprocessor(data, training=True)
 
 

@@ -143,9 +143,7 @@ def test_every_head_that_takes_soft_labels_trains(head):
 
 
 def test_distilled_deit_with_its_head_trains():
-    model = classifier(
-        backbone=dict(VIT, type='DistilledVisionTransformer'), head=dict(HEAD, type='DeiTClsHead')
-    )
+    model = classifier(backbone=dict(VIT, type='DistilledVisionTransformer'), head=dict(HEAD, type='DeiTClsHead'))
     assert model.loss(*batch())['loss'].isfinite()
 
 
@@ -165,7 +163,9 @@ def test_multi_hot_scores_are_mixed_too():
 
 
 def test_labels_outside_num_classes_are_an_error_that_names_the_keys():
-    with pytest.raises(ValueError, match=r'labels .* in \[0, 7\], but num_classes=5 .*model.head and data_preprocessor'):
+    with pytest.raises(
+        ValueError, match=r'labels .* in \[0, 7\], but num_classes=5 .*model.head and data_preprocessor'
+    ):
         classifier().loss(*batch(2, labels=[0, 7]))
 
 

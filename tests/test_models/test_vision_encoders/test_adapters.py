@@ -98,7 +98,12 @@ def test_transformers_dinov2():
     transformers = pytest.importorskip('transformers')
     for swiglu in (False, True):
         config = transformers.Dinov2Config(
-            hidden_size=16, num_hidden_layers=3, num_attention_heads=2, image_size=28, patch_size=7, mlp_ratio=2,
+            hidden_size=16,
+            num_hidden_layers=3,
+            num_attention_heads=2,
+            image_size=28,
+            patch_size=7,
+            mlp_ratio=2,
             use_swiglu_ffn=swiglu,
         )
         model, images = randomised(transformers.Dinov2Model(config)), torch.randn(2, 3, 28, 42)
@@ -109,8 +114,14 @@ def test_transformers_dinov2():
 def test_transformers_janus_tower():
     modeling = pytest.importorskip('transformers.models.janus.modeling_janus')
     config = modeling.JanusVisionConfig(
-        hidden_size=16, num_hidden_layers=3, num_attention_heads=2, image_size=28, patch_size=7, projection_dim=16,
-        num_image_tokens=16, depth=1,
+        hidden_size=16,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        image_size=28,
+        patch_size=7,
+        projection_dim=16,
+        num_image_tokens=16,
+        depth=1,
     )
     model, images = randomised(modeling.JanusVisionModel(config)), torch.randn(2, 3, 28, 28)
     assert_same(adapter_forward(model, images), model(images).last_hidden_state)
