@@ -165,9 +165,9 @@ def _respect_caps(schedule: list[int], free: int) -> list[int]:
     remaining = sum(schedule)
     if _capacity(free, len(schedule)) < remaining:
         raise ValueError(
-            f'total={remaining} tokens cannot be merged in {len(schedule)} layers: each layer merges at most half of its '
-            f'tokens, {_capacity(free, len(schedule))} of {free} in all. Merge fewer tokens or use more layers (score at '
-            'a later one)'
+            f'total={remaining} tokens cannot be merged in {len(schedule)} layers: each layer merges at most half of '
+            f'its tokens, {_capacity(free, len(schedule))} of {free} in all. Merge fewer tokens or use more layers '
+            '(score at a later one)'
         )
     capped, excess = [], 0
     for layer, wanted in enumerate(schedule):

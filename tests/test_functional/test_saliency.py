@@ -64,7 +64,7 @@ def test_restored_attention_keeps_its_mass_and_is_shared_within_a_group():
 
 
 def test_a_large_background_group_does_not_outvote_the_object():
-    """With proportional attention, 80 equal background tokens in one group draw more than an object token (methods.md)."""
+    """A group of 80 equal background tokens draws more than one object token where attention is proportional."""
     key = torch.zeros(1, 1, 101, 2)
     key[..., 1:21, 0], key[..., 21:, 0] = (
         2.0,

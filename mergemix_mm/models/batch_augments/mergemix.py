@@ -3,6 +3,7 @@
 from copy import deepcopy
 
 import torch
+from mmengine.model import BaseModule
 from mmpretrain.registry import BATCH_AUGMENTS, MODELS
 from torch import Tensor, nn
 
@@ -44,8 +45,11 @@ class MergeMix:
             the visible attention; ``'gaussian'``, drawn as the paper does, without looking at the mask. Defaults to
             ``'area'``.
         per_image (bool): Whether each image gets a lambda of its own instead of one for the batch. Defaults to False.
-        encoder (nn.Module | dict, optional): A frozen encoder of MergeMix's own, or its config (MODELS). It moves to
-            the device of the images on first use and is not saved with the model. Defaults to None.
+        encoder (nn.Module | dict, optional): A frozen encoder of MergeMix's own, or its config (MODELS), such as
+            ``dict(type='VisionTransformer', arch='b', init_cfg=dict(type='Pretrained', ...))``,
+            ``dict(type='timm.create_model', model_name='vit_base_patch16_224', pretrained=True)`` or
+            ``dict(type='transformers.CLIPVisionModel.from_pretrained', pretrained_model_name_or_path=...)``. It moves
+            to the device of the images on first use and is not saved with the model. Defaults to None.
         prop_attn (bool): Proportional attention: merged tokens count with their size. Defaults to True.
 
     Raises:
@@ -131,8 +135,8 @@ class MergeMix:
         if encoder is None:
             raise ValueError(
                 'MergeMix has no encoder to score the patches with. Either train with '
-                "model=dict(type='MixupClassifier', ...), whose backbone scores, or give MergeMix a frozen encoder of its "
-                "own: dict(type='MergeMix', encoder=dict(type='VisionTransformer', ...))"
+                "model=dict(type='MixupClassifier', ...), whose backbone scores, or give MergeMix a frozen encoder of "
+                "its own: dict(type='MergeMix', encoder=dict(type='VisionTransformer', ...))"
             )
         with scoring_mode(encoder, images.device.type):
             return score_patches(
@@ -162,7 +166,8 @@ class MergeMix:
 def _build_frozen(encoder: nn.Module | dict) -> nn.Module:
     if isinstance(encoder, dict):
         encoder = MODELS.build(deepcopy(encoder))
-        if hasattr(encoder, 'init_weights'):
+        # The method of this name draws new weights in timm and transformers, where building loads the trained ones.
+        if isinstance(encoder, BaseModule):
             encoder.init_weights()
     build_vision_encoder(encoder)  # Refuse what cannot score before training starts.
     encoder.eval()  # Not chained: train() and eval() of MMPretrain's backbones return None.

@@ -32,7 +32,7 @@ class EncoderLayer(ABC):
 
     @abstractmethod
     def query_key_value(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Normalise and project tokens [B, N, C] -> query, key, value [B, H, N, D] for attention scaled by D ** -0.5."""
+        """Normalise and project tokens [B, N, C] -> query, key, value [B, H, N, D] for attention scaled by D**-0.5."""
 
     @abstractmethod
     def add_attention(self, x: Tensor, attended: Tensor) -> Tensor:

@@ -33,8 +33,8 @@ def gathered(model: nn.Module) -> Iterator[nn.Module]:
     if inside:
         raise RuntimeError(
             f'FSDP shards {len(inside)} modules inside the scoring encoder `{type(model).__name__}` (first: '
-            f'{inside[0]!r}). Keep its layers out of the wrap policy, so that the encoder is one unit, or freeze it and '
-            'ignore it (ignored_modules), or score with MergeMix(encoder=dict(...))'
+            f'{inside[0]!r}). Keep its layers out of the wrap policy, so that the encoder is one unit, or freeze it '
+            'and ignore it (ignored_modules), or score with MergeMix(encoder=dict(...))'
         )
     if isinstance(model, FullyShardedDataParallel):
         with FullyShardedDataParallel.summon_full_params(model, recurse=False, writeback=False):

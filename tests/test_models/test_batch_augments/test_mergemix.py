@@ -201,6 +201,33 @@ def test_in_a_plain_image_classifier_it_scores_with_a_frozen_encoder_of_its_own(
     assert not encoder.training
 
 
+def test_encoders_of_transformers_and_timm_are_named_in_the_config_and_keep_their_weights(tmp_path, images):
+    transformers, timm = pytest.importorskip('transformers'), pytest.importorskip('timm')
+    config = transformers.CLIPVisionConfig(
+        hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=32, patch_size=8
+    )
+    clip = transformers.CLIPVisionModel(config)
+    clip.save_pretrained(tmp_path / 'clip')
+    small = dict(img_size=32, patch_size=8, embed_dim=16, depth=2, num_heads=2)
+    vit = timm.create_model('vit_tiny_patch16_224', **small)
+    torch.save(vit.state_dict(), tmp_path / 'vit.pth')
+    encoders = [
+        dict(type='transformers.CLIPVisionModel.from_pretrained', pretrained_model_name_or_path=str(tmp_path / 'clip')),
+        dict(
+            type='timm.create_model',
+            model_name='vit_tiny_patch16_224',
+            checkpoint_path=str(tmp_path / 'vit.pth'),
+            **small,
+        ),
+    ]
+    for trained, encoder in zip((clip, vit), encoders, strict=True):
+        mixer = MergeMix(encoder=encoder)
+        mixed, _ = mixer(images, torch.eye(6))
+        assert mixed.shape == images.shape
+        for name, value in mixer.encoder.state_dict().items():
+            assert torch.equal(value, trained.state_dict()[name]), name
+
+
 def test_the_encoder_config_is_not_written_to():
     cfg = dict(VIT, out_indices=[-1])
     MergeMix(encoder=cfg)
