@@ -247,3 +247,41 @@ def test_ratio_fidelity_runs_quickly(load, tmp_path, capsys):
     assert len(results['clean_against_mixed']) == 5
     assert json.loads(path.read_text())['accuracy'] == results['accuracy']
     assert 'Ratio fidelity' in capsys.readouterr().out
+
+
+# --- digits_accuracy --------------------------------------------------------------------------------------------------
+
+
+def test_accuracy_runs_are_paired_stored_one_by_one_and_not_repeated(load, tmp_path, monkeypatch, capsys):
+    accuracy, output = load('digits_accuracy'), tmp_path / 'runs.json'
+    monkeypatch.setattr(accuracy, 'ARMS', {name: accuracy.ARMS[name] for name in ('CutMix', 'MergeMix, area')})
+    runs = accuracy.main(['--quick', '--output', str(output)])
+    assert set(runs) == {f'{arm}/{seed}' for arm in ('CutMix', 'MergeMix, area') for seed in (0, 1)}
+    assert '| CutMix ' in capsys.readouterr().out
+
+    stored = json.loads(output.read_text())
+    del stored['runs']['MergeMix, area/1']
+    output.write_text(json.dumps(stored))
+    monkeypatch.setattr(accuracy, 'run', lambda arm, seed, **_: dict(accuracy=float(seed), calibration_error=0.0))
+    again = accuracy.main(['--quick', '--output', str(output)])
+    assert again['MergeMix, area/1'] == dict(accuracy=1.0, calibration_error=0.0)
+    assert again['CutMix/0'] == runs['CutMix/0']
+    with pytest.raises(SystemExit):
+        accuracy.main(['--quick', '--prob', '0.9', '--output', str(output)])
+    assert 'name another file' in capsys.readouterr().err
+
+
+def test_the_same_seed_gives_the_same_run(load):
+    accuracy = load('digits_accuracy')
+    first, second = (accuracy.run('MergeMix, area', 3, steps=3, prob=1.0, num_test=64) for _ in range(2))
+    assert (first['accuracy'], first['calibration_error']) == (second['accuracy'], second['calibration_error'])
+
+
+def test_the_table_shows_mean_deviation_and_paired_difference(load, monkeypatch):
+    accuracy = load('digits_accuracy')
+    monkeypatch.setattr(accuracy, 'ARMS', {'CutMix': None, 'Mixup': None})
+    numbers = {'CutMix/0': 40.0, 'CutMix/1': 50.0, 'Mixup/0': 43.0, 'Mixup/1': 51.0}
+    runs = {key: dict(accuracy=value, calibration_error=0.0) for key, value in numbers.items()}
+    rows = accuracy.table(runs, range(2)).splitlines()
+    assert [cell.strip() for cell in rows[2].split('|')[1:4]] == ['CutMix', '45.00 ± 7.07', '-']
+    assert [cell.strip() for cell in rows[3].split('|')[1:4]] == ['Mixup', '47.00 ± 5.66', '+2.00 ± 1.41']

@@ -16,9 +16,8 @@ from ...functional import (
     sample_lambda,
     topk_mask,
 )
-from ..vision_encoders import PatchScores, build_vision_encoder, score_patches
+from ..vision_encoders import PatchScores, build_vision_encoder, score_patches, scoring_mode
 from .mix_result import MixResult
-from .scoring_mode import scoring_mode
 
 MASKS = ('mergemix', 'topk', 'random')
 RATIOS = ('area', 'attention', 'gaussian')

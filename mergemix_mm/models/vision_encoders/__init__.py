@@ -3,6 +3,7 @@
 from .base import EncoderLayer, UnsupportedEncoderError, VisionEncoder
 from .build import build_vision_encoder
 from .forward import PatchScores, run_layers, score_patches
+from .scoring_mode import scoring_mode
 from .sharding import gathered
 
 __all__ = [
@@ -14,4 +15,5 @@ __all__ = [
     'gathered',
     'run_layers',
     'score_patches',
+    'scoring_mode',
 ]
