@@ -19,10 +19,10 @@ from mmengine.runner import Runner
 from mmpretrain.models import VisionTransformer
 from mmpretrain.registry import DATASETS, MODELS
 from mmpretrain.structures import DataSample
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
 import mergemix_mm
-from mergemix_mm.engine.launch import LaunchError, check_data_roots
+from mergemix_mm.engine.launch import LaunchError, check_data_roots, explain_corrupt_images
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / 'configs'
@@ -322,11 +322,16 @@ def test_head_and_preprocessor_that_disagree_name_both_keys(tmp_path):
         build_runner(cfg, tmp_path).train()
 
 
-def test_corrupt_image_is_named(tmp_path):
+def test_corrupt_image_is_named_with_the_remedy(tmp_path):
     image_path = tmp_path / 'corrupt.jpg'
     image_path.write_bytes(b'\xff\xd8\xff not a picture')
     cfg = load(CONFIGS / 'mergemix/deit-small_1xb16-mergemix-coslr-200e_cub.py')
     with DATASETS.switch_scope_and_registry('mmpretrain'):
         pipeline = Compose(cfg.train_dataloader.dataset.pipeline)
-    with pytest.raises(AssertionError, match=f'failed to load image: {image_path}'):
-        pipeline(dict(img_path=str(image_path), gt_label=0))
+    broken = [dict(img_path=str(image_path), gt_label=0)]
+    loader = DataLoader(broken, num_workers=1, collate_fn=lambda samples: pipeline(samples[0]))
+    with pytest.raises(LaunchError, match=f'{image_path}: .* ignore_empty=True.* train_dataloader.dataset.pipeline'):
+        with explain_corrupt_images('train'):
+            next(iter(loader))
+    with pytest.raises(AssertionError, match='another'), explain_corrupt_images('train'):
+        raise AssertionError('another')

@@ -13,6 +13,7 @@ from mergemix_mm.engine.launch import (
     add_common_arguments,
     build_runner,
     check_data_roots,
+    explain_corrupt_images,
     load_config,
     set_loader_defaults,
 )
@@ -81,7 +82,8 @@ def main() -> None:
     runner = build_runner(cfg)
     if args.out and args.out_item != 'metrics':
         runner.test_evaluator.metrics.append(DumpResults(out_file_path=args.out))
-    metrics = runner.test()
+    with explain_corrupt_images('test'):
+        metrics = runner.test()
     if args.out and args.out_item == 'metrics':
         mmengine.dump(metrics, args.out)
 

@@ -10,6 +10,7 @@ from mergemix_mm.engine.launch import (
     add_common_arguments,
     build_runner,
     check_data_roots,
+    explain_corrupt_images,
     load_config,
     set_loader_defaults,
 )
@@ -61,7 +62,8 @@ def main() -> None:
     args = parse_args()
     cfg = merge_args(load_config(args), args)
     check_data_roots(cfg, 'train', 'val')
-    build_runner(cfg).train()
+    with explain_corrupt_images('train', 'val'):
+        build_runner(cfg).train()
 
 
 if __name__ == '__main__':

@@ -5,6 +5,9 @@ import datetime
 import difflib
 import inspect
 import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch.distributed
@@ -121,6 +124,29 @@ def _check_data_root(dataset: dict, key: str, scope: str) -> None:
         f'{key}.data_root={root!r}: there is no such folder (from {Path.cwd()}). Put the data there, or name '
         f'their place with --cfg-options {key}.data_root=PATH'
     )
+
+
+@contextmanager
+def explain_corrupt_images(*splits: str) -> Iterator[None]:
+    """Turn mmcv's bare assertion on an image that cannot be decoded into a message that says what to do.
+
+    Args:
+        *splits (str): The splits that are read, to name their keys.
+
+    Raises:
+        LaunchError: Instead of that assertion, also where it was raised in a data loader's worker.
+    """
+    try:
+        yield
+    except AssertionError as error:
+        found = re.search('failed to load image: (.+)', str(error))
+        if found is None:
+            raise
+        pipelines = ' or '.join(f'{split}_dataloader.dataset.pipeline' for split in splits)
+        raise LaunchError(
+            f'{found.group(1)}: this file is no image that can be decoded. Restore it, take it out of the annotations, or '
+            f"skip such files with dict(type='LoadImageFromFile', ignore_empty=True) in {pipelines}"
+        ) from error
 
 
 def build_runner(cfg: Config) -> Runner | FlexibleRunner:
