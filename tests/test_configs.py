@@ -330,8 +330,8 @@ def test_corrupt_image_is_named_with_the_remedy(tmp_path):
         pipeline = Compose(cfg.train_dataloader.dataset.pipeline)
     broken = [dict(img_path=str(image_path), gt_label=0)]
     loader = DataLoader(broken, num_workers=1, collate_fn=lambda samples: pipeline(samples[0]))
-    with pytest.raises(LaunchError, match=f'{image_path}: .* ignore_empty=True.* train_dataloader.dataset.pipeline'):
-        with explain_corrupt_images('train'):
-            next(iter(loader))
+    remedy = f'{image_path}: .* ignore_empty=True.* train_dataloader.dataset.pipeline'
+    with pytest.raises(LaunchError, match=remedy), explain_corrupt_images('train'):
+        next(iter(loader))
     with pytest.raises(AssertionError, match='another'), explain_corrupt_images('train'):
         raise AssertionError('another')

@@ -139,12 +139,13 @@ def explain_corrupt_images(*splits: str) -> Iterator[None]:
     try:
         yield
     except AssertionError as error:
-        found = re.search('failed to load image: (.+)', str(error))
-        if found is None:
+        # The error of a worker holds its whole traceback; the message comes last.
+        found = re.findall('failed to load image: (.+)', str(error))
+        if not found:
             raise
         pipelines = ' or '.join(f'{split}_dataloader.dataset.pipeline' for split in splits)
         raise LaunchError(
-            f'{found.group(1)}: this file is no image that can be decoded. Restore it, take it out of the annotations, or '
+            f'{found[-1]}: this file is no image that can be decoded. Restore it, take it out of the annotations, or '
             f"skip such files with dict(type='LoadImageFromFile', ignore_empty=True) in {pipelines}"
         ) from error
 
