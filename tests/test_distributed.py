@@ -114,7 +114,19 @@ def wrapped_unit(rank, step):
     model = build_model()
     cpu = torch.device('cpu')
     model.backbone = FSDP(model.backbone, device_id=cpu, use_orig_params=True)
-    model = FSDP(model, device_id=cpu, use_orig_params=True)
+    return wrapped_gradients(FSDP(model, device_id=cpu, use_orig_params=True), rank, step)
+
+
+def wrapped_root(rank, step):
+    """One unit for the whole model, as in the FSDP config of this repository."""
+    from torch.distributed.fsdp import FullyShardedDataParallel as FSDP
+
+    return wrapped_gradients(FSDP(build_model(), device_id=torch.device('cpu'), use_orig_params=True), rank, step)
+
+
+def wrapped_gradients(model, rank, step):
+    from torch.distributed.fsdp import FullyShardedDataParallel as FSDP
+
     seeded_loss(model, rank, step).backward()
     with FSDP.summon_full_params(model, with_grads=True):
         return {name.replace('_fsdp_wrapped_module.', ''): p.grad.clone() for name, p in model.named_parameters()}
@@ -127,7 +139,7 @@ def gradients(model):
     return {name: whole(parameter.grad) for name, parameter in model.named_parameters()}
 
 
-SCENARIOS = [ddp, sharded_unit, sharded_root, sharded_layers, frozen_encoder, wrapped_unit]
+SCENARIOS = [ddp, sharded_unit, sharded_root, sharded_layers, frozen_encoder, wrapped_unit, wrapped_root]
 STEPS = 4
 
 
@@ -174,7 +186,7 @@ def expected():
     return steps
 
 
-@pytest.mark.parametrize('scenario', ['ddp', 'sharded_unit', 'sharded_root', 'wrapped_unit'])
+@pytest.mark.parametrize('scenario', ['ddp', 'sharded_unit', 'sharded_root', 'wrapped_unit', 'wrapped_root'])
 def test_two_processes_have_the_gradients_of_one(scenario, results, expected):
     for rank in range(WORLD):
         for got, want in zip(results[rank][scenario], expected, strict=True):

@@ -14,7 +14,8 @@ import torch.distributed
 from mmengine.config import Config, DictAction
 from mmengine.device import get_device
 from mmengine.logging import print_log
-from mmengine.registry import DATASETS, RUNNERS
+from mmengine.optim import AmpOptimWrapper, OptimWrapper
+from mmengine.registry import DATASETS, OPTIM_WRAPPERS, RUNNERS
 from mmengine.runner import FlexibleRunner, Runner
 
 # DDP on a CPU takes no device; a wrapper config of one's own replaces MMEngine's other defaults, hence all of them.
@@ -40,32 +41,56 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help='set by the launcher')
 
 
-def load_config(args: argparse.Namespace) -> Config:
-    """Read ``args.config`` with its ``--cfg-options``, and set launcher, scope and work directory.
-
-    The scope defaults to ``mmpretrain``. The work directory is, in this order, the flag, the config's, or
-    ``./work_dirs/<config>``.
+def load_config(path: str | os.PathLike) -> Config:
+    """Read a config file; its scope defaults to ``mmpretrain``.
 
     Raises:
         LaunchError: If the config does not exist; the message lists similar files of its folder.
     """
-    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
-    path = Path(args.config)
+    path = Path(path)
     if not path.is_file():
         close = difflib.get_close_matches(path.name, [found.name for found in path.parent.glob('*.py')], cutoff=0.4)
         hint = f' Close matches in {path.parent}: {", ".join(close)}.' if close else ''
-        raise LaunchError(f'CONFIG: there is no file {args.config}.{hint}')
+        raise LaunchError(f'CONFIG: there is no file {path}.{hint}')
     cfg = Config.fromfile(path)
-    if args.cfg_options is not None:
-        cfg.merge_from_dict(args.cfg_options)
-    cfg.launcher = args.launcher
     if cfg.get('default_scope') is None:
         cfg.default_scope = 'mmpretrain'
+    return cfg
+
+
+def merge_common_args(cfg: Config, args: argparse.Namespace) -> None:
+    """Set launcher and work directory: the flag's, the config's, or ``./work_dirs/<config>``, in this order."""
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    cfg.launcher = args.launcher
     if args.work_dir is not None:
         cfg.work_dir = args.work_dir
     elif cfg.get('work_dir') is None:
-        cfg.work_dir = str(Path('work_dirs', path.stem))
-    return cfg
+        cfg.work_dir = str(Path('work_dirs', Path(args.config).stem))
+
+
+def merge_options(cfg: Config, options: dict | None) -> None:
+    """Override config entries with ``--cfg-options``. Comes after the flags, so that it wins, as in MMPretrain."""
+    if options is not None:
+        cfg.merge_from_dict(options)
+
+
+def use_amp(cfg: Config) -> None:
+    """Train with automatic mixed precision.
+
+    Raises:
+        LaunchError: If the config's optimizer wrapper does more than the plain one, which would be lost.
+    """
+    found = cfg.optim_wrapper.get('type', 'OptimWrapper')
+    with OPTIM_WRAPPERS.switch_scope_and_registry(cfg.default_scope) as registry:
+        wrapper = registry.get(found) if isinstance(found, str) else found
+    if wrapper not in (OptimWrapper, AmpOptimWrapper):
+        raise LaunchError(
+            f'--amp: would replace optim_wrapper.type={found!r}, where it can only replace OptimWrapper. Leave --amp '
+            'out and set the precision where that wrapper takes it: strategy.bf16=dict(enabled=True) or '
+            'strategy.fp16=dict(enabled=True) for DeepSpeed, optim_wrapper.opt_level for Apex'
+        )
+    cfg.optim_wrapper.type = 'AmpOptimWrapper'
+    cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
 
 
 def set_loader_defaults(cfg: Config, *splits: str, pin_memory: bool = True, persistent_workers: bool = True) -> None:
@@ -78,15 +103,16 @@ def set_loader_defaults(cfg: Config, *splits: str, pin_memory: bool = True, pers
         persistent_workers (bool): The same. Defaults to True.
     """
     defaults = dict(pin_memory=True, persistent_workers=True, collate_fn=dict(type='default_collate'))
-    for split in splits:
-        loader = cfg.get(f'{split}_dataloader')
-        if loader is None:
-            continue
+    for loader in _loaders(cfg, *splits):
         for key, value in defaults.items():
             loader.setdefault(key, value)
-        loader.pin_memory &= pin_memory and get_device() != 'cpu'  # torch warns at every iterator otherwise
-        # torch refuses persistent workers where there are no workers
-        loader.persistent_workers &= persistent_workers and loader.get('num_workers', 0) > 0
+        loader.pin_memory &= pin_memory
+        loader.persistent_workers &= persistent_workers
+
+
+def _loaders(cfg: Config, *splits: str) -> list[dict]:
+    loaders = [cfg.get(f'{split}_dataloader') for split in splits]
+    return [loader for loader in loaders if loader is not None]
 
 
 def check_data_roots(cfg: Config, *splits: str) -> None:
@@ -153,8 +179,14 @@ def explain_corrupt_images(*splits: str) -> Iterator[None]:
 def build_runner(cfg: Config) -> Runner | FlexibleRunner:
     """Build the Runner, or the FlexibleRunner if the config has a ``strategy``, or what ``runner_type`` names.
 
-    Without an accelerator, ``launcher='pytorch'`` trains over gloo.
+    Without an accelerator, ``launcher='pytorch'`` trains over gloo. What torch would refuse or warn about in a data
+    loader is switched off: persistent workers where there are no workers, pinned memory where there is no accelerator.
     """
+    for loader in _loaders(cfg, 'train', 'val', 'test'):
+        if not loader.get('num_workers', 0):
+            loader.pop('persistent_workers', None)
+        if get_device() == 'cpu':
+            loader.pop('pin_memory', None)
     if cfg.launcher != 'none' and get_device() == 'cpu':
         _start_cpu_process_group(cfg)
     # FlexibleRunner.from_cfg hands a missing entry on as None, where its constructor would have a default.

@@ -15,13 +15,18 @@ def sample_lambda(alpha: float, size: int, generator: torch.Generator | None = N
     """Draw mixing coefficients lambda ~ Beta(alpha, alpha).
 
     Args:
-        alpha (float): Parameter of the Beta distribution, > 0.
+        alpha (float): Parameter of the Beta distribution, > 0 and finite.
         size (int): How many to draw.
         generator (torch.Generator, optional): Source of randomness. Defaults to torch's global one.
 
     Returns:
         Tensor: [size] float64 on the CPU.
+
+    Raises:
+        ValueError: if alpha is out of its range.
     """
+    if not 0 < alpha < math.inf:
+        raise ValueError(f'alpha={alpha} must be > 0 and finite')
     # torch's own Beta takes no generator; the standard library's does, seeded here from torch.
     seed = torch.randint(2**62, (), generator=generator, device=generator.device if generator else None)
     source = random.Random(int(seed))
@@ -67,7 +72,9 @@ def topk_mask(saliency: Tensor, ratio: float | Tensor) -> Tensor:
     Raises:
         ValueError: if a ratio is outside [0, 1].
     """
-    ratio = torch.as_tensor(ratio, dtype=torch.float64)
+    ratio = torch.as_tensor(ratio, dtype=torch.float64, device='cpu')  # Some devices have no float64.
+    if ratio.ndim and len(ratio) != len(saliency):
+        raise ValueError(f'ratio has {len(ratio)} values for {len(saliency)} images')
     if not bool(((ratio >= 0) & (ratio <= 1)).all()):
         raise ValueError(f'ratio={ratio.tolist()} must be in [0, 1]')
     num_patches = saliency.size(1)
@@ -166,4 +173,4 @@ def gaussian_ratio(num_kept_tokens: int, mask: Tensor, generator: torch.Generato
     noise = torch.randn(batch_size, generator=generator, device=generator.device if generator else None)
     drawn = (noise + num_kept_tokens / num_patches).to(mask.device)
     low, high = drawn.aminmax()
-    return (drawn - low) / (high - low).clamp(min=math.ulp(1.0))
+    return (drawn - low) / (high - low).clamp(min=torch.finfo(drawn.dtype).eps)

@@ -40,10 +40,12 @@ def received_attention(
     Returns:
         Tensor: [B, K], rows sum to 1.
     """
-    total = torch.zeros_like(weight, dtype=torch.float32)
-    for rows, share in zip(query.split(chunk_size, dim=2), weight.float().split(chunk_size, dim=1), strict=True):
-        total += torch.einsum('bhqk,bq->bk', _attention(rows, key, size), share)
-    return total / (weight.float().sum(dim=1, keepdim=True) * query.size(1))
+    weight = weight.float()
+    total = torch.zeros_like(weight)
+    for rows, share in zip(query.split(chunk_size, dim=2), weight.split(chunk_size, dim=1), strict=True):
+        # Elementwise on purpose: autocast would run a product of matrices in low precision.
+        total += (_attention(rows, key, size).sum(dim=1) * share.unsqueeze(-1)).sum(dim=1)
+    return total / (weight.sum(dim=1, keepdim=True) * query.size(1))
 
 
 def restore_attention(attention: Tensor, groups: TokenGroups, proportional: bool = True) -> Tensor:

@@ -80,6 +80,8 @@ def bipartite_soft_matching(metric: Tensor, r: int, protected: int = 0) -> Match
         ValueError: if r is outside its range.
     """
     batch_size, num_tokens = metric.shape[:2]
+    if protected < 0:
+        raise ValueError(f'protected={protected} must be >= 0, the number of prefix tokens')
     limit = max((num_tokens - protected) // 2, 0)
     if not 0 <= r <= limit:
         raise ValueError(
@@ -90,11 +92,10 @@ def bipartite_soft_matching(metric: Tensor, r: int, protected: int = 0) -> Match
     if r == 0:
         return Matching(positions.expand(batch_size, num_tokens), num_tokens)
 
-    free = positions[protected:]
-    even, odd = free[free % 2 == 0], free[free % 2 == 1]
-    similarity, partner = _nearest(metric[:, even], metric[:, odd])
+    even, odd = protected + protected % 2, protected + 1 - protected % 2  # The first free position of either kind.
+    similarity, partner = _nearest(metric[:, even::2], metric[:, odd::2])
     chosen = similarity.argsort(dim=-1, descending=True, stable=True)[:, :r]
-    source, target = even[chosen], odd[partner.gather(1, chosen)]
+    source, target = even + 2 * chosen, odd + 2 * partner.gather(1, chosen)
 
     leaves = torch.zeros(batch_size, num_tokens, dtype=torch.int64, device=metric.device).scatter(1, source, 1)
     # Every token moves forward by the number of tokens that left before it.
@@ -147,6 +148,8 @@ def merge_schedule(
     """
     if not -1 <= inflection <= 1:
         raise ValueError(f'inflection={inflection} must be in [-1, 1]')
+    if num_tokens is not None and not 0 <= protected <= num_tokens:
+        raise ValueError(f'protected={protected} must be in [0, num_tokens={num_tokens}]')
     if num_layers < 0 or total < 0 or (num_layers == 0 and total > 0):
         raise ValueError(f'total={total} tokens cannot be merged in num_layers={num_layers} layers')
     steps = max(num_layers - 1, 1)
@@ -166,8 +169,7 @@ def _respect_caps(schedule: list[int], free: int) -> list[int]:
     if _capacity(free, len(schedule)) < remaining:
         raise ValueError(
             f'total={remaining} tokens cannot be merged in {len(schedule)} layers: each layer merges at most half of '
-            f'its tokens, {_capacity(free, len(schedule))} of {free} in all. Merge fewer tokens or use more layers '
-            '(score at a later one)'
+            f'its tokens, {_capacity(free, len(schedule))} of {free} in all. Merge fewer tokens, or over more layers'
         )
     capped, excess = [], 0
     for layer, wanted in enumerate(schedule):

@@ -1,7 +1,5 @@
 """The page of mixed samples: clean image, partner, saliency, mask and mixed image, one row per image."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -12,7 +10,7 @@ import torch.nn.functional as F
 from .canvas import figure_to_image
 
 if TYPE_CHECKING:
-    from mergemix_mm.models.batch_augments.mix_result import MixResult
+    from ..models.batch_augments.mix_result import MixResult
 
 OWN_COLOUR = '#2563a8'
 PARTNER_COLOUR = '#d9702b'
@@ -28,7 +26,7 @@ MAX_NAME_LENGTH = 18
 
 
 def draw_mixed_samples(
-    result: MixResult | Sequence[MixResult],
+    result: 'MixResult | Sequence[MixResult]',
     mean: torch.Tensor | Sequence[float] | None = None,
     std: torch.Tensor | Sequence[float] | None = None,
     labels: Sequence | torch.Tensor | None = None,

@@ -45,12 +45,20 @@ def test_size_one_is_plain_attention(heads):
     torch.testing.assert_close(class_attention(query[:, :, 0], key, ones), class_attention(query[:, :, 0], key))
 
 
-def test_low_precision_is_computed_in_float32(heads):
-    query, key, size = heads
+@pytest.mark.parametrize('function', ['class', 'received'])
+def test_autocast_changes_nothing(heads, function):
+    query, key, size = (tensor.bfloat16() if tensor.ndim == 4 else tensor for tensor in heads)
+
+    def row():
+        if function == 'class':
+            return class_attention(query[:, :, 0], key, size)
+        return received_attention(query, key, size, size)
+
+    expected = row()
     with torch.autocast('cpu', dtype=torch.bfloat16):
-        row = class_attention(query[:, :, 0].bfloat16(), key.bfloat16(), size)
-    assert row.dtype == torch.float32
-    torch.testing.assert_close(row.sum(1), torch.ones(2))
+        assert torch.equal(row(), expected)
+    assert expected.dtype == torch.float32
+    torch.testing.assert_close(expected.sum(1), torch.ones(2))
 
 
 def test_restored_attention_keeps_its_mass_and_is_shared_within_a_group():
@@ -66,10 +74,7 @@ def test_restored_attention_keeps_its_mass_and_is_shared_within_a_group():
 def test_a_large_background_group_does_not_outvote_the_object():
     """A group of 80 equal background tokens draws more than one object token where attention is proportional."""
     key = torch.zeros(1, 1, 101, 2)
-    key[..., 1:21, 0], key[..., 21:, 0] = (
-        2.0,
-        0.0,
-    )  # 20 object tokens, 80 background tokens; the class token asks for the object
+    key[..., 1:21, 0] = 2.0  # 20 object tokens, then 80 of background; the class token asks for the object.
     query = torch.tensor([[[2.0, 0.0]]])
     # The background has become one token of size 80.
     index = torch.cat([torch.arange(21), torch.full((80,), 21)])[None]

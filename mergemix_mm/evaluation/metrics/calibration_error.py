@@ -9,7 +9,7 @@ from mmengine.logging import MessageHub
 from mmengine.registry import METRICS
 from mmengine.visualization import Visualizer
 
-from mergemix_mm.visualization import draw_reliability_diagram, save_image
+from ...visualization import draw_reliability_diagram, save_image
 
 
 @dataclass

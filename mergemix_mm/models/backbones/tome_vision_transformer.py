@@ -18,6 +18,9 @@ class ToMeVisionTransformer(VisionTransformer):
     All outputs have the plain model's shapes: for ``'featmap'``, ``'raw'`` and ``'avg_featmap'`` each original token
     gets the value of its group.
 
+    The forward calls the parts of the layers, not the layers: hooks and activation checkpointing on whole layers have
+    no effect, and FSDP has to leave the layers in one unit.
+
     Args:
         num_merge (int): Tokens merged over all layers. Defaults to 0: the plain model.
         inflection (float): Shape of the schedule over the layers in [-1, 1], see
@@ -41,9 +44,12 @@ class ToMeVisionTransformer(VisionTransformer):
         **kwargs,
     ) -> None:
         super().__init__(*args, **kwargs)
-        if not set(merge_in) <= {'train', 'test'}:
-            raise ValueError(f"merge_in={merge_in!r} may hold 'train' and 'test' only")
-        merge_schedule(self.num_layers, num_merge, inflection)  # Checks the ranges before the first image.
+        if isinstance(merge_in, str) or not set(merge_in) <= {'train', 'test'}:
+            raise ValueError(f"ToMeVisionTransformer: merge_in={merge_in!r} must be a tuple of 'train' and 'test'")
+        if not isinstance(num_merge, int) or num_merge < 0:
+            raise ValueError(f'ToMeVisionTransformer: num_merge={num_merge!r} must be an int >= 0')
+        if not -1 <= inflection <= 1:
+            raise ValueError(f'ToMeVisionTransformer: inflection={inflection} must be in [-1, 1]')
         self.num_merge = num_merge
         self.inflection = inflection
         self.merge_in = tuple(merge_in)
@@ -55,7 +61,12 @@ class ToMeVisionTransformer(VisionTransformer):
         x, grid = encoder.embed(x)
         num_merge = self.num_merge if ('train' if self.training else 'test') in self.merge_in else 0
         prefix = encoder.num_prefix_tokens
-        schedule = merge_schedule(self.num_layers, num_merge, self.inflection, num_tokens=x.size(1), protected=prefix)
+        try:
+            schedule = merge_schedule(
+                self.num_layers, num_merge, self.inflection, num_tokens=x.size(1), protected=prefix
+            )
+        except ValueError as error:
+            raise ValueError(f'ToMeVisionTransformer: num_merge={num_merge}: {error}') from None
 
         outs = []
         for i, (tokens, groups) in enumerate(run_layers(encoder.layers, x, schedule, prefix, self.prop_attn)):

@@ -1,5 +1,6 @@
 """MergeMix: image mixing by attention after token merging (https://arxiv.org/abs/2510.23479)."""
 
+import math
 from copy import deepcopy
 
 import torch
@@ -32,7 +33,7 @@ class MergeMix:
     `ImageClassifier`, whose batch augments cannot reach the model, give an ``encoder``.
 
     Args:
-        alpha (float): Parameter of the Beta distribution, > 0. Defaults to 1.0.
+        alpha (float): Parameter of the Beta distribution, > 0 and finite. Defaults to 1.0.
         num_merge (int, optional): Patches merged before the scored layer, < L'. Defaults to None: half of them, as the
             paper's 98 of 196.
         layer (int, optional): The scored layer, counted from 1. Defaults to None: at 3/4 of the depth.
@@ -47,8 +48,9 @@ class MergeMix:
         encoder (nn.Module | dict, optional): A frozen encoder of MergeMix's own, or its config (MODELS), such as
             ``dict(type='VisionTransformer', arch='b', init_cfg=dict(type='Pretrained', ...))``,
             ``dict(type='timm.create_model', model_name='vit_base_patch16_224', pretrained=True)`` or
-            ``dict(type='transformers.CLIPVisionModel.from_pretrained', pretrained_model_name_or_path=...)``. It moves
-            to the device of the images on first use and is not saved with the model. Defaults to None.
+            ``dict(type='transformers.CLIPVisionModel.from_pretrained', pretrained_model_name_or_path=...)``. It is
+            frozen, moves to the device of the images on first use and is not saved with the model; it sees the images
+            as the classifier does, normalised by the classifier's mean and std. Defaults to None.
         prop_attn (bool): Proportional attention: merged tokens count with their size. Defaults to True.
 
     Raises:
@@ -67,10 +69,12 @@ class MergeMix:
         encoder: nn.Module | dict | None = None,
         prop_attn: bool = True,
     ) -> None:
-        if not alpha > 0:
-            raise ValueError(f'MergeMix: alpha={alpha} must be > 0')
-        if num_merge is not None and num_merge < 0:
-            raise ValueError(f'MergeMix: num_merge={num_merge} must be >= 0, or None for half of the patches')
+        if not 0 < alpha < math.inf:
+            raise ValueError(f'MergeMix: alpha={alpha} must be > 0 and finite')
+        if num_merge is not None and not (isinstance(num_merge, int) and num_merge >= 0):
+            raise ValueError(f'MergeMix: num_merge={num_merge!r} must be an int >= 0, or None for half of the patches')
+        if layer is not None and not (isinstance(layer, int) and layer >= 1):
+            raise ValueError(f'MergeMix: layer={layer!r} must be an int >= 1, or None for 3/4 of the depth')
         if not -1 <= inflection <= 1:
             raise ValueError(f'MergeMix: inflection={inflection} must be in [-1, 1]')
         if mask not in MASKS:
@@ -102,6 +106,7 @@ class MergeMix:
         result = self.mix(inputs)
         return result.images, result.mix_scores(scores)
 
+    @torch.compiler.disable  # Draws from Python's generator, and changes the mode of the model.
     def mix(
         self, images: Tensor, encoder: nn.Module | None = None, generator: torch.Generator | None = None
     ) -> MixResult:

@@ -14,13 +14,16 @@ from torch import Tensor
 from ..batch_augments import MergeMix, MixResult, mix_batch
 from ..vision_encoders import gathered
 
+_REMEDY = 'set num_classes of model.head and data_preprocessor to that of the dataset'
+
 
 @MODELS.register_module()
 class MixupClassifier(ImageClassifier):
     """Applies batch augments inside ``loss()``, so that MergeMix scores with the backbone that is being trained.
 
     Takes every batch augment of MMPretrain as well, alone or drawn at random. The last :class:`MixResult` is kept in
-    ``mix_result`` for figures and logs (None if the last batch stayed unmixed), and ``ratio_mean`` is logged.
+    ``mix_result`` for figures and logs (None if the last batch stayed unmixed), and ``ratio_mean`` is logged. MergeMix
+    has to stand in the list itself: inside another augment it does not meet the backbone.
 
     Args:
         backbone (dict): Config of the backbone. MergeMix without an encoder of its own needs a vision transformer here.
@@ -35,7 +38,8 @@ class MixupClassifier(ImageClassifier):
         init_cfg (dict, optional): Initialization config. Defaults to None.
 
     Raises:
-        ValueError: if the number of classes of head, preprocessor and labels disagree.
+        ValueError: if ``train_cfg`` has no augments, if the data preprocessor would mix as well, or, in ``loss()``, if
+            the numbers of classes of head, preprocessor and labels disagree.
     """
 
     def __init__(
@@ -57,11 +61,16 @@ class MixupClassifier(ImageClassifier):
             data_preprocessor=data_preprocessor,
             init_cfg=init_cfg,
         )
-        # RandomBatchAugment appends to the list of probabilities it is given.
-        self.augments = RandomBatchAugment(**deepcopy(train_cfg)) if train_cfg else None
-        self.base_augment = RandomBatchAugment(base_augment) if base_augment else None
+        if getattr(self.data_preprocessor, 'batch_augments', None) is not None:
+            raise ValueError(
+                'data_preprocessor.batch_augments would mix the batch before model.train_cfg.augments does: '
+                'MixupClassifier takes augments in model.train_cfg alone'
+            )
+        self.augments = _build_augments(train_cfg) if train_cfg else None
+        self.base_augment = _build_augments(dict(augments=base_augment)) if base_augment else None
         self.mix_result: MixResult | None = None
 
+    @torch.compiler.disable  # Draws from numpy and Python, and differs from step to step.
     def mix(self, inputs: Tensor, augments: RandomBatchAugment | None = None) -> MixResult | None:
         """Mix a batch with one of the configured augments, drawn at random.
 
@@ -75,9 +84,9 @@ class MixupClassifier(ImageClassifier):
         augments = augments or self.augments
         if augments is None:
             return None
-        scores = any(isinstance(augment, MergeMix) and augment.encoder is None for augment in augments.augments)
+        backbone_scores = any(isinstance(one, MergeMix) and one.encoder is None for one in augments.augments)
         # Gathering comes before the draw: ranks draw differently, but must take part in the same collectives.
-        with gathered(self.backbone) if scores else nullcontext() as encoder, torch.no_grad():
+        with gathered(self.backbone) if backbone_scores else nullcontext() as encoder, torch.no_grad():
             augment = augments.augments[np.random.choice(len(augments.augments), p=augments.probs)]
             if augment is None or len(inputs) < 2:
                 return None
@@ -98,6 +107,7 @@ class MixupClassifier(ImageClassifier):
         if self.augments is None and self.base_augment is None:
             return super().loss(inputs, data_samples)
         scores = self._scores(data_samples, inputs.device)
+        self.mix_result = None  # Let go of the last batch before the next one is mixed.
         self.mix_result = self.mix(inputs)
         losses = self._mixed_loss(self.mix_result, inputs, scores, data_samples)
         if self.base_augment is not None:
@@ -114,29 +124,44 @@ class MixupClassifier(ImageClassifier):
         mixed = [sample.new().set_gt_score(score) for sample, score in zip(data_samples, scores, strict=True)]
         return self.head.loss(self.extract_feat(inputs), mixed)
 
+    @torch.compiler.disable  # Reads the labels.
     def _scores(self, data_samples: list[DataSample], device: torch.device) -> Tensor:
         """Labels [B, num_classes]: the samples' own scores, else one-hot (multi-hot) labels."""
         if 'gt_score' in data_samples[0]:
-            return torch.stack([sample.gt_score for sample in data_samples]).to(device).float()
+            scores = torch.stack([sample.gt_score for sample in data_samples])
+            num_classes = self._num_classes(default=scores.size(1))
+            if scores.size(1) != num_classes:
+                raise ValueError(f'gt_score has {scores.size(1)} classes, but num_classes={num_classes}: {_REMEDY}')
+            return scores.to(device).float()
         num_classes = self._num_classes()
         labels, positions = cat_batch_labels([sample.gt_label for sample in data_samples])
-        low, high = (int(value) for value in labels.aminmax())
-        if low < 0 or high >= num_classes:
-            raise ValueError(
-                f'the labels of this batch are in [{low}, {high}], but num_classes={num_classes} allows '
-                f'[0, {num_classes - 1}]: set num_classes of model.head and data_preprocessor to that of the dataset'
-            )
+        if labels.numel():
+            low, high = torch.stack(labels.aminmax()).tolist()
+            if low < 0 or high >= num_classes:
+                raise ValueError(
+                    f'the labels of this batch are in [{low}, {high}], but num_classes={num_classes} allows '
+                    f'[0, {num_classes - 1}]: {_REMEDY}'
+                )
         return batch_label_to_onehot(labels, positions, num_classes).to(device).float()
 
-    def _num_classes(self) -> int:
+    def _num_classes(self, default: int | None = None) -> int:
         found = {
             'model.head.num_classes': getattr(self.head, 'num_classes', None),
             'data_preprocessor.num_classes': getattr(self.data_preprocessor, 'num_classes', None),
         }
         found = {key: value for key, value in found.items() if value is not None}
+        if not found and default is not None:
+            return default
         if len(set(found.values())) != 1:
-            raise ValueError(
-                f'mixing labels needs the number of classes; found {found or "none"}: set model.head.num_classes and '
-                'data_preprocessor.num_classes to that of the dataset'
-            )
+            raise ValueError(f'mixing labels needs one number of classes; found {found or "none"}: {_REMEDY}')
         return next(iter(found.values()))
+
+
+def _build_augments(cfg: dict) -> RandomBatchAugment:
+    """Build the augments of a ``train_cfg``."""
+    if not cfg.get('augments') or not set(cfg) <= {'augments', 'probs'}:
+        raise ValueError(
+            f'model.train_cfg={dict(cfg)} must hold augments, one batch augment or a list of them, and may hold probs'
+        )
+    # A copy, since RandomBatchAugment appends to the list of probabilities it is given.
+    return RandomBatchAugment(**deepcopy(cfg))

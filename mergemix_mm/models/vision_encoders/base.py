@@ -58,6 +58,7 @@ class VisionEncoder(ABC):
     layers: Sequence[EncoderLayer]
     num_prefix_tokens: int
     has_class_token: bool
+    patch_size: tuple[int, int]
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
@@ -83,6 +84,6 @@ def check_layers(model: nn.Module, layers: Sequence[nn.Module], expected: str) -
         if type(layer).__name__ != expected:
             raise UnsupportedEncoderError(
                 model,
-                f'its layers are `{type(layer).__name__}`, not `{expected}`: relative positions, RoPE, windows or '
-                'another order of their parts',
+                f'its layers are `{type(layer).__name__}`, not `{expected}`: relative positions, RoPE, windows, '
+                'another order of their parts, or FSDP around each of them',
             )

@@ -92,6 +92,7 @@ def score_patches(
     Raises:
         ValueError: if `layer` is not in the encoder or `num_merge` is out of reach.
     """
+    _check_image_size(encoder, images)
     depth = len(encoder.layers)
     layer = -(-3 * depth // 4) if layer is None else layer
     if not 1 <= layer <= depth:
@@ -113,17 +114,32 @@ def score_patches(
     return PatchScores(saliency, groups, grid, prefix)
 
 
+def _check_image_size(encoder: VisionEncoder, images: Tensor) -> None:
+    """Refuse images whose patches would not be where the encoder saw them: libraries pad or cut the rest."""
+    (height, width), (rows, cols) = images.shape[-2:], encoder.patch_size
+    if height % rows or width % cols:
+        raise ValueError(
+            f'images of {height} x {width} pixels are not a multiple of the {rows} x {cols} patches of '
+            f'`{type(encoder.model).__name__}`: resize or crop them in the pipeline, or set '
+            f'data_preprocessor.pad_size_divisor={max(rows, cols)}'
+        )
+
+
 def _scoring_schedule(num_merge: int | None, layer: int, inflection: float, num_tokens: int, prefix: int) -> list[int]:
     num_patches = num_tokens - prefix
     if num_merge is None:
         num_merge = num_patches // 2 if layer > 1 else 0
     if not 0 <= num_merge < num_patches:
         raise ValueError(
-            f'num_merge={num_merge} must be in [0, {num_patches - 1}]: the encoder sees {num_patches} patches per image'
+            f'num_merge={num_merge} must be in [0, {num_patches - 1}]: the encoder sees {num_patches} patches per '
+            'image. Merge fewer (None merges half of them) or train on larger images'
         )
     if num_merge and layer == 1:
         raise ValueError(f'num_merge={num_merge} with layer=1: no layer before the first could merge; set layer >= 2')
-    return merge_schedule(layer - 1, num_merge, inflection, num_tokens=num_tokens, protected=prefix)
+    try:
+        return merge_schedule(layer - 1, num_merge, inflection, num_tokens=num_tokens, protected=prefix)
+    except ValueError as error:
+        raise ValueError(f'num_merge={num_merge}, layer={layer}, inflection={inflection}: {error}') from None
 
 
 def _attend(layer: EncoderLayer, x: Tensor, groups: TokenGroups | None) -> tuple[Tensor, Tensor]:

@@ -43,8 +43,13 @@ class CLIPEncoder(VisionEncoder):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
-        check_layers(model, model.encoder.layers, self.layer_name)
-        self.layers = [self.layer_type(layer) for layer in model.encoder.layers]
+        layers = self._layers()
+        check_layers(model, layers, self.layer_name)
+        self.layers = [self.layer_type(layer) for layer in layers]
+        self.patch_size = (model.config.patch_size,) * 2
+
+    def _layers(self) -> nn.ModuleList:
+        return self.model.encoder.layers
 
     def embed(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
         return self._enter(self._embeddings(images)), self._grid(images)
@@ -62,8 +67,7 @@ class CLIPEncoder(VisionEncoder):
         return self.model.pre_layrnorm(x)
 
     def _grid(self, images: Tensor) -> tuple[int, int]:
-        patch = self.model.config.patch_size
-        return images.shape[-2] // patch, images.shape[-1] // patch
+        return images.shape[-2] // self.patch_size[0], images.shape[-1] // self.patch_size[1]
 
 
 class SiglipEncoder(CLIPEncoder):
@@ -114,10 +118,10 @@ class Dinov2Layer(EncoderLayer):
 class Dinov2Encoder(CLIPEncoder):
     """`Dinov2Model`: always interpolates its position embedding itself."""
 
-    def __init__(self, model: nn.Module) -> None:
-        VisionEncoder.__init__(self, model)
-        check_layers(model, model.encoder.layer, 'Dinov2Layer')
-        self.layers = [Dinov2Layer(layer) for layer in model.encoder.layer]
+    layer_type, layer_name = Dinov2Layer, 'Dinov2Layer'
+
+    def _layers(self) -> nn.ModuleList:
+        return self.model.encoder.layer
 
     def finish(self, x: Tensor) -> Tensor:
         return self.model.layernorm(x)

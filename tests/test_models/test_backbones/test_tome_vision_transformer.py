@@ -87,7 +87,13 @@ def test_it_trains_with_gradients_in_every_parameter():
 
 @pytest.mark.parametrize(
     ('kwargs', 'message'),
-    [(dict(merge_in=('val',)), 'merge_in'), (dict(num_merge=-1), 'total=-1'), (dict(inflection=3), 'inflection=3')],
+    [
+        (dict(merge_in=('val',)), r"merge_in=\('val',\) must be a tuple of 'train' and 'test'"),
+        (dict(merge_in='train'), "merge_in='train' must be a tuple"),
+        (dict(num_merge=-1), 'num_merge=-1 must be an int >= 0'),
+        (dict(num_merge=8.0), 'num_merge=8.0 must be an int'),
+        (dict(inflection=3), 'inflection=3'),
+    ],
 )
 def test_bad_arguments_are_errors(kwargs, message):
     with pytest.raises(ValueError, match=message):
@@ -96,5 +102,5 @@ def test_bad_arguments_are_errors(kwargs, message):
 
 def test_more_tokens_than_the_layers_can_merge_is_an_error():
     _, tome = pair()
-    with pytest.raises(ValueError, match='total=16 tokens cannot be merged'):
+    with pytest.raises(ValueError, match='num_merge=16: .* 15 of 16 in all. Merge fewer'):
         tome(num_merge=16)(torch.randn(1, 3, 32, 32))

@@ -244,6 +244,9 @@ def test_an_encoder_that_cannot_score_is_refused_before_training():
     [
         (dict(alpha=0), 'alpha=0 must be > 0'),
         (dict(alpha=-1.0), 'alpha=-1.0'),
+        (dict(alpha=float('inf')), 'alpha=inf must be > 0 and finite'),
+        (dict(num_merge=8.0), 'num_merge=8.0 must be an int'),
+        (dict(layer=0), 'layer=0 must be an int >= 1'),
         (dict(num_merge=-1), 'num_merge=-1'),
         (dict(inflection=2), 'inflection=2'),
         (dict(mask='best'), r"mask='best' must be one of \('mergemix', 'topk', 'random'\)"),

@@ -129,6 +129,9 @@ HEADS = [
     dict(type='StackedLinearClsHead', num_classes=5, in_channels=16, mid_channels=[8]),
     dict(type='MultiLabelLinearClsHead', num_classes=5, in_channels=16),
     dict(type='CSRAClsHead', num_classes=5, in_channels=16, num_heads=1, lam=0.1),
+    dict(type='ArcFaceClsHead', num_classes=5, in_channels=16),
+    dict(type='EfficientFormerClsHead', num_classes=5, in_channels=16, distillation=False),
+    dict(type='LeViTClsHead', num_classes=5, in_channels=16, distillation=False),
 ]
 
 
@@ -167,6 +170,42 @@ def test_labels_outside_num_classes_are_an_error_that_names_the_keys():
         ValueError, match=r'labels .* in \[0, 7\], but num_classes=5 .*model.head and data_preprocessor'
     ):
         classifier().loss(*batch(2, labels=[0, 7]))
+
+
+def test_scores_of_another_width_are_an_error_that_names_the_keys():
+    samples = [DataSample().set_gt_score(torch.eye(7)[i]) for i in range(2)]
+    with pytest.raises(ValueError, match=r'gt_score has 7 classes, but num_classes=5: .*model.head and data_preproc'):
+        classifier().loss(torch.randn(2, 3, 32, 32), samples)
+
+
+def test_a_multi_label_batch_without_labels_trains():
+    head = dict(type='MultiLabelLinearClsHead', num_classes=5, in_channels=16)
+    samples = [DataSample().set_gt_label([]) for _ in range(2)]
+    assert classifier(head=head).loss(torch.randn(2, 3, 32, 32), samples)['loss'].isfinite()
+
+
+@pytest.mark.parametrize('train_cfg', [dict(foo=1), dict(augments=[]), dict(augments=dict(type='MergeMix'), prob=0.5)])
+def test_a_train_cfg_without_augments_or_with_other_keys_is_an_error(train_cfg):
+    with pytest.raises(ValueError, match=r'model.train_cfg=.* must hold augments'):
+        classifier(train_cfg=train_cfg)
+
+
+def test_augments_in_the_preprocessor_would_mix_twice_and_are_refused():
+    with pytest.raises(ValueError, match='data_preprocessor.batch_augments would mix'):
+        classifier(data_preprocessor=dict(batch_augments=dict(augments=dict(type='Mixup', alpha=0.8))))
+
+
+def test_it_compiles():
+    """MMEngine's `compile=True`; mixing itself runs outside of the graphs."""
+    model = classifier(train_cfg=dict(augments=[dict(type='MergeMix'), dict(type='Mixup', alpha=0.8)]))
+    compiled, (images, samples) = torch.compile(model.forward, backend='eager'), batch()
+    for step in range(3):
+        losses = []
+        for forward in (model.forward, compiled):
+            torch.manual_seed(step)
+            np.random.seed(step)
+            losses.append(forward(images, samples, mode='loss')['loss'])
+        torch.testing.assert_close(*losses)
 
 
 def test_head_and_preprocessor_must_agree_on_the_number_of_classes():

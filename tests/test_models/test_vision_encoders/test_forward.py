@@ -75,13 +75,19 @@ def test_the_pass_stops_at_the_scored_layer():
     assert called == ['qkv 1', 1, 'qkv 2', 2, 'qkv 3']
 
 
-def test_default_layer_is_at_three_quarters_and_half_of_the_patches_merge():
+def test_default_layer_is_at_three_quarters_and_half_of_the_patches_merge_mostly_early():
+    model, images = vit(), torch.randn(2, 3, 32, 32)
     with torch.no_grad():
-        scores = score_patches(build_vision_encoder(vit()), torch.randn(2, 3, 32, 32))
-    assert scores.num_kept_patches == 8
-    schedule = [5, 3]
-    expected, _ = plain_scores(vit(), torch.zeros(2, 3, 32, 32), schedule, layer=3)
-    assert expected.shape == scores.saliency.shape == (2, 16)
+        scores = score_patches(build_vision_encoder(model), images)
+    expected, _ = plain_scores(model, images, [6, 2], layer=3)
+    torch.testing.assert_close(scores.saliency, expected, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize('size', [28, 12, 30])
+def test_images_that_the_patches_do_not_tile_are_an_error_with_a_remedy(size):
+    """MMPretrain pads 28 px to four patches of 8, which are then not where a grid of 7 px says."""
+    with pytest.raises(ValueError, match=f'{size} x 32 pixels .* 8 x 8 patches .*pad_size_divisor=8'):
+        score_patches(build_vision_encoder(vit()), torch.randn(2, 3, size, 32))
 
 
 @pytest.mark.parametrize('with_cls_token', [True, False])
@@ -113,9 +119,9 @@ def test_no_tensor_of_all_queries_by_all_keys_is_built(with_cls_token, monkeypat
     [
         (dict(layer=5), r'layer=5 must be in \[1, 4\]'),
         (dict(layer=0), 'layer=0'),
-        (dict(num_merge=16), r'num_merge=16 must be in \[0, 15\]: the encoder sees 16 patches'),
+        (dict(num_merge=16), r'num_merge=16 must be in \[0, 15\]: .* Merge fewer'),
         (dict(num_merge=2, layer=1), 'set layer >= 2'),
-        (dict(num_merge=15, layer=2), 'total=15 tokens cannot be merged in 1 layers'),
+        (dict(num_merge=15, layer=2), 'num_merge=15, layer=2, .* 8 of 16 in all. Merge fewer tokens'),
     ],
 )
 def test_bad_arguments_are_errors_that_name_the_key(kwargs, message):
