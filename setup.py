@@ -47,7 +47,7 @@ readme = ROOT / 'README.md'
 setup(
     name='mergemix-mm',
     version=read_version(),
-    description='MergeMix, mixed preference tuning and attention intensity for OpenMMLab',
+    description='MergeMix for OpenMMLab: image mixing by attention and token merging for vision transformers',
     long_description=readme.read_text() if readme.exists() else '',
     long_description_content_type='text/markdown',
     license='Apache-2.0',

@@ -1,6 +1,7 @@
 """The two layers: imports point downwards only (architecture.md, section 1)."""
 
 import ast
+import re
 import sys
 from pathlib import Path
 
@@ -57,6 +58,11 @@ def test_a_part_imports_only_what_lies_below_it(part):
     for path in files(part):
         used = {own_part(name) for name in imported_modules(path)} - {None, part, 'paths', 'version'}
         assert used <= ALLOWED[part], f'{path.relative_to(ROOT)} imports {sorted(used - ALLOWED[part])}'
+
+
+def test_the_package_names_its_own_parts_relatively():
+    for path in PACKAGE.rglob('*.py'):
+        assert not re.search(r'^\s*(from|import) mergemix_mm\b', path.read_text(), re.MULTILINE), path
 
 
 def test_every_part_has_a_rule():

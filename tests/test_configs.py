@@ -12,6 +12,7 @@ import torch
 import yaml
 from mmcv.image import imwrite
 from mmengine.config import Config
+from mmengine.config import utils as config_utils
 from mmengine.dataset import Compose
 from mmengine.hooks import Hook
 from mmengine.registry import MODEL_WRAPPERS, STRATEGIES
@@ -74,10 +75,22 @@ class StopAfterOneEpoch(Hook):
         runner.train_loop.stop_training = True
 
 
+@pytest.fixture(scope='module', autouse=True)
+def quick_mmengine():
+    """Leave out what takes MMEngine longer than the training steps here and changes none of them."""
+    with pytest.MonkeyPatch.context() as patch:
+        # Laying out the text of the configs that every Runner writes down, several times each.
+        patch.setattr('yapf.yapflib.yapf_api.FormatCode', lambda text, **_: (text, True))
+        # Reading all metafiles of MMPretrain again for each `mmpretrain::` base.
+        patch.setattr(config_utils, 'load', cache(config_utils.load))
+        # Asking compilers for their versions.
+        patch.setattr(Runner, '_log_env', lambda *_: None)
+        yield
+
+
 @cache
 def load(path: Path) -> Config:
-    # Formatting the text of a config for its dump takes longer than the training step here.
-    return Config.fromfile(path, format_python_code=False)
+    return Config.fromfile(path)
 
 
 def shrink(cfg: Config) -> Config:
@@ -100,6 +113,7 @@ def shrink(cfg: Config) -> Config:
     for split in ('train', 'val'):
         sampler = cfg[f'{split}_dataloader'].sampler
         cfg[f'{split}_dataloader'] = dict(batch_size=4, num_workers=0, dataset=images, sampler=sampler)
+    cfg.train_cfg.val_interval = cfg.train_cfg.max_epochs  # the validation has a test of its own
     cfg.test_dataloader = cfg.test_cfg = cfg.test_evaluator = None
     cfg.load_from = None
     # FSDP and DeepSpeed need GPUs: their configs run here without a strategy.
@@ -113,10 +127,7 @@ def shrink(cfg: Config) -> Config:
 def build_runner(cfg: Config, work_dir: Path) -> Runner:
     cfg.work_dir = str(work_dir)
     cfg.experiment_name = work_dir.name
-    with pytest.MonkeyPatch.context() as patch:
-        # Asking compilers for their versions takes seconds per Runner.
-        patch.setattr(Runner, '_log_env', lambda *_: None)
-        runner = Runner.from_cfg(cfg)
+    runner = Runner.from_cfg(cfg)
     runner.register_hook(StopAfterOneEpoch())
     return runner
 

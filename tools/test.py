@@ -1,22 +1,12 @@
 """Tests a checkpoint with a config, with the flags of MMPretrain's tools/test.py."""
 
 import argparse
-import copy
 
 import mmengine
-from mmengine.config import Config, ConfigDict
+from mmengine.config import Config
 from mmengine.evaluator import DumpResults
 
-import mergemix_mm  # noqa: F401  registers the components
-from mergemix_mm.engine.launch import (
-    LaunchError,
-    add_common_arguments,
-    build_runner,
-    check_data_roots,
-    explain_corrupt_images,
-    load_config,
-    set_loader_defaults,
-)
+from mergemix_mm.engine import launch
 
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -24,7 +14,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description='Test a model')
     parser.add_argument('config', help='config file')
     parser.add_argument('checkpoint', help='checkpoint file')
-    add_common_arguments(parser)
+    launch.add_common_arguments(parser)
     parser.add_argument('--out', help='file for the results (.pkl, .json or .yaml)')
     parser.add_argument('--out-item', choices=['metrics', 'pred'], help='what --out holds; predictions if left out')
     parser.add_argument('--show-dir', help='folder for drawn predictions')
@@ -43,46 +33,53 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def merge_args(cfg: Config, args: argparse.Namespace) -> Config:
-    """Apply the flags of testing to the config."""
+    """Apply the flags of testing to the config, and ``--cfg-options`` after them."""
+    launch.merge_common_args(cfg, args)
     cfg.load_from = args.checkpoint
     if args.amp:
         cfg.test_cfg.fp16 = True
     if args.show or args.show_dir is not None:
         if 'visualization' not in (cfg.get('default_hooks') or {}):
-            raise LaunchError(
+            raise launch.LaunchError(
                 '--show and --show-dir: the config has no default_hooks.visualization; add '
                 "visualization=dict(type='VisualizationHook') to its default_hooks"
             )
         cfg.default_hooks.visualization.update(
             enable=True, show=args.show, wait_time=args.wait_time, out_dir=args.show_dir, interval=args.interval
         )
+    launch.set_loader_defaults(cfg, 'test', pin_memory=not args.no_pin_memory)
+    launch.merge_options(cfg, args.cfg_options)
+    # Wraps the model: the keys of --cfg-options are those of the config, with and without --tta.
     if args.tta:
         _use_test_time_augmentation(cfg)
-    set_loader_defaults(cfg, 'test', pin_memory=not args.no_pin_memory)
     return cfg
 
 
 def _use_test_time_augmentation(cfg: Config) -> None:
+    """Average over views of each image, by default over the image and its mirror image.
+
+    After MMPretrain's tools/test.py (Apache-2.0), which has the same keys and the same default.
+    """
     dataset = cfg.test_dataloader.dataset
-    if 'tta_model' not in cfg:
-        cfg.tta_model = dict(type='mmpretrain.AverageClsScoreTTA')
-    if 'tta_pipeline' not in cfg:
-        *transforms, pack = copy.deepcopy(dataset.pipeline)
-        flips = [dict(type='RandomFlip', prob=1.0), dict(type='RandomFlip', prob=0.0)]
-        cfg.tta_pipeline = [*transforms, dict(type='TestTimeAug', transforms=[flips, [pack]])]
-    cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
-    dataset.pipeline = cfg.tta_pipeline
+    pipeline = cfg.get('tta_pipeline')
+    if pipeline is None:
+        *transforms, pack = dataset.pipeline
+        mirror = [dict(type='RandomFlip', prob=prob) for prob in (1.0, 0.0)]
+        pipeline = [*transforms, dict(type='TestTimeAug', transforms=[mirror, [pack]])]
+    dataset.pipeline = pipeline
+    average = cfg.get('tta_model') or dict(type='mmpretrain.AverageClsScoreTTA')
+    cfg.model = dict(average, module=cfg.model)
 
 
 def main() -> None:
     """Test, print the metrics, and write what ``--out`` asks for."""
     args = parse_args()
-    cfg = merge_args(load_config(args), args)
-    check_data_roots(cfg, 'test')
-    runner = build_runner(cfg)
+    cfg = merge_args(launch.load_config(args.config), args)
+    launch.check_data_roots(cfg, 'test')
+    runner = launch.build_runner(cfg)
     if args.out and args.out_item != 'metrics':
         runner.test_evaluator.metrics.append(DumpResults(out_file_path=args.out))
-    with explain_corrupt_images('test'):
+    with launch.explain_corrupt_images('test'):
         metrics = runner.test()
     if args.out and args.out_item == 'metrics':
         mmengine.dump(metrics, args.out)

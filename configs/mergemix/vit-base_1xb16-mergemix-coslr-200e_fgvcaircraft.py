@@ -1,10 +1,5 @@
 """ViT-B with MergeMix on FGVC-Aircraft, scored at the last layer, from pre-trained weights."""
 
-_base_ = [
-    '../_base_/models/vit-base_mergemix_finetune.py',
-    '../_base_/datasets/fgvcaircraft_bs16_224.py',
-    '../_base_/schedules/adamw_bs16_finetune_200e.py',
-    '../_base_/default_runtime.py',
-]
+_base_ = ['./deit-small_1xb16-mergemix-coslr-200e_fgvcaircraft.py', '../_base_/vit-base_finetune.py']
 
-model = dict(head=dict(num_classes=100), train_cfg=dict(augments=[dict(type='MergeMix', layer=12)]))
+model = _base_.vit_base

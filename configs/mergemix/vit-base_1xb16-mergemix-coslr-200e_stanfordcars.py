@@ -1,10 +1,5 @@
 """ViT-B with MergeMix on Stanford Cars, from pre-trained weights."""
 
-_base_ = [
-    '../_base_/models/vit-base_mergemix_finetune.py',
-    '../_base_/datasets/stanfordcars_bs16_224.py',
-    '../_base_/schedules/adamw_bs16_finetune_200e.py',
-    '../_base_/default_runtime.py',
-]
+_base_ = ['./deit-small_1xb16-mergemix-coslr-200e_stanfordcars.py', '../_base_/vit-base_finetune.py']
 
-model = dict(head=dict(num_classes=196))
+model = _base_.vit_base

@@ -6,12 +6,23 @@ from mmengine.config import Config
 from mergemix_mm.engine.launch import LaunchError, build_runner, check_data_roots, set_loader_defaults
 
 
-@pytest.mark.parametrize(('workers', 'allowed', 'expected'), [(2, True, True), (2, False, False), (0, True, False)])
-def test_workers_persist_where_there_are_any_and_the_flag_allows_it(workers, allowed, expected):
-    cfg = Config(dict(train_dataloader=dict(num_workers=workers, persistent_workers=True), val_dataloader=None))
-    set_loader_defaults(cfg, 'train', 'val', persistent_workers=allowed)
-    assert cfg.train_dataloader.persistent_workers is expected
-    assert cfg.train_dataloader.collate_fn == dict(type='default_collate')
+def test_loaders_get_the_defaults_they_lack_and_flags_switch_off():
+    cfg = Config(dict(train_dataloader=dict(pin_memory=False), val_dataloader=None, test_dataloader=dict()))
+    set_loader_defaults(cfg, 'train', 'val')
+    filled = dict(pin_memory=False, persistent_workers=True, collate_fn=dict(type='default_collate'))
+    assert cfg.train_dataloader == filled and cfg.val_dataloader is None and cfg.test_dataloader == {}
+    set_loader_defaults(cfg, 'test', pin_memory=False, persistent_workers=False)
+    assert not cfg.test_dataloader.pin_memory and not cfg.test_dataloader.persistent_workers
+
+
+@pytest.mark.parametrize(('device', 'workers'), [('cpu', 2), ('cuda', 0)])
+def test_a_runner_gets_loaders_that_torch_takes(monkeypatch, device, workers):
+    monkeypatch.setattr('mergemix_mm.engine.launch.get_device', lambda: device)
+    monkeypatch.setattr('mergemix_mm.engine.launch.Runner.from_cfg', lambda cfg: cfg)
+    loader = dict(num_workers=workers, pin_memory=True, persistent_workers=True)
+    built = build_runner(Config(dict(launcher='none', train_dataloader=loader)))
+    kept = {key for key, value in built.train_dataloader.items() if value is True}
+    assert kept == {'persistent_workers' if workers else 'pin_memory'}
 
 
 def with_dataset(**dataset):

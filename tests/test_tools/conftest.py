@@ -1,6 +1,11 @@
-"""A tiny config on handwritten digits, and a way to run the tools without a new process."""
+"""A tiny config on handwritten digits, and ways to run the tools: in this process, and in some that end with it."""
 
+import contextlib
+import ctypes
 import importlib.util
+import os
+import signal
+import subprocess
 import sys
 import uuid
 from pathlib import Path
@@ -13,8 +18,8 @@ CONFIG = """
 custom_imports = dict(imports=['mergemix_mm'])
 pipeline = [dict(type='RandomFlip', prob=0.5), dict(type='PackInputs')]
 model = dict(
-    type='ImageClassifier',
-    data_preprocessor=dict(mean=[0, 0, 0], std=[255, 255, 255]),
+    type='MixupClassifier',
+    data_preprocessor=dict(num_classes=10, mean=[0, 0, 0], std=[255, 255, 255]),
     backbone=dict(
         type='VisionTransformer',
         arch=dict(embed_dims=16, num_layers=2, num_heads=2, feedforward_channels=32),
@@ -22,7 +27,9 @@ model = dict(
         patch_size=8,
         drop_rate=0.1,
     ),
-    head=dict(type='LinearClsHead', num_classes=10, in_channels=16),
+    head=dict(type='VisionTransformerClsHead', num_classes=10, in_channels=16),
+    # Draws from torch (MergeMix), random.Random (its lambda) and numpy (Mixup, and which of the two).
+    train_cfg=dict(augments=[dict(type='MergeMix'), dict(type='Mixup', alpha=1.0)], probs=[0.4, 0.4]),
 )
 train_dataloader = dict(
     batch_size=5,
@@ -55,16 +62,21 @@ def config(tmp_path):
     return path
 
 
-def load_tool(name):
+@pytest.fixture
+def load_tool():
     """Import tools/<name>.py."""
-    spec = importlib.util.spec_from_file_location(f'tool_{Path(name).stem}', ROOT / 'tools' / f'{name}.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+
+    def load(name):
+        spec = importlib.util.spec_from_file_location(f'tool_{Path(name).stem}', ROOT / 'tools' / f'{name}.py')
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    return load
 
 
 @pytest.fixture
-def run_tool(monkeypatch):
+def run_tool(monkeypatch, load_tool):
     """Run a tool's main() with a command line, in this process."""
 
     def run(name, *arguments):
@@ -72,5 +84,32 @@ def run_tool(monkeypatch):
         options = ['--cfg-options', f'experiment_name={uuid.uuid4().hex}']
         monkeypatch.setattr(sys, 'argv', [f'tools/{name}.py', *map(str, arguments), *options])
         load_tool(name).main()
+
+    return run
+
+
+def _end_with_parent():
+    """Have the kernel stop this process when pytest dies, however it dies (Linux)."""
+    with contextlib.suppress(AttributeError, OSError):
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+
+
+@pytest.fixture
+def run_command():
+    """Run a command in a process group of its own, of which nothing is left when the test ends."""
+
+    def run(command, timeout, **kwargs):
+        pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        process = subprocess.Popen(command, start_new_session=True, preexec_fn=_end_with_parent, **pipes, **kwargs)
+        try:
+            stdout, stderr = process.communicate(timeout=timeout)
+        finally:
+            # torchrun puts its workers into groups of their own, and ends them when it is asked to stop: ask first.
+            for number in (signal.SIGTERM, signal.SIGKILL):
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, number)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(timeout=15)
+        return subprocess.CompletedProcess(command, process.returncode, stdout, stderr)
 
     return run

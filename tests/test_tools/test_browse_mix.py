@@ -103,6 +103,17 @@ def test_config_that_never_mixes_is_refused(browse_mix, config):
         browse_mix.main([str(config), '--cfg-options', 'model.train_cfg=None'])
 
 
+def test_missing_data_are_named_with_their_key(browse_mix, config):
+    options = ['train_dataloader.dataset.type=CUB', 'train_dataloader.dataset.data_root=data/no-birds']
+    with pytest.raises(SystemExit, match=r"train_dataloader\.dataset\.data_root='data/no-birds'.*--cfg-options"):
+        browse_mix.main([str(config), '--cfg-options', *options])
+
+
+def test_missing_config_is_named_with_its_closest_match(browse_mix, config):
+    with pytest.raises(SystemExit, match=r'CONFIG: there is no file .*Close matches.*vit-tiny_digits\.py'):
+        browse_mix.main([str(config.with_name('vit-tiny_digit.py'))])
+
+
 def test_config_without_training_data_is_refused(browse_mix, tmp_path):
     path = tmp_path / 'empty.py'
     path.write_text("model = dict(type='MixupClassifier')\n")

@@ -26,6 +26,26 @@ def test_metrics_equal_those_of_the_training_and_predictions_are_written(trained
     assert all(sample['pred_score'].sum().item() == pytest.approx(1, abs=1e-4) for sample in predictions)
 
 
+def test_cfg_options_name_the_keys_of_the_model_with_tta_as_well(config, load_tool):
+    tool = load_tool('test')
+    options = ['--cfg-options', 'model.head.num_classes=11', 'work_dir=there']
+    args = tool.parse_args([str(config), 'checkpoint.pth', '--tta', '--work-dir', 'here', *options])
+    cfg = tool.merge_args(tool.launch.load_config(args.config), args)
+    assert cfg.work_dir == 'there' and cfg.load_from == 'checkpoint.pth'
+    assert cfg.model.type == 'mmpretrain.AverageClsScoreTTA' and cfg.model.module.head.num_classes == 11
+    (views,) = cfg.test_dataloader.dataset.pipeline
+    assert views.type == 'TestTimeAug' and [flip.prob for flip in views.transforms[0]] == [1, 0]
+
+
+def test_tta_of_the_config_comes_first(config, load_tool):
+    config.write_text(config.read_text() + "tta_model, tta_pipeline = dict(type='Mine'), [dict(type='Views')]\n")
+    tool = load_tool('test')
+    args = tool.parse_args([str(config), 'checkpoint.pth', '--tta'])
+    cfg = tool.merge_args(tool.launch.load_config(args.config), args)
+    assert cfg.model.type == 'Mine' and cfg.model.module.type == 'MixupClassifier'
+    assert cfg.test_dataloader.dataset.pipeline == [dict(type='Views')]
+
+
 def test_out_item_without_out_is_refused(run_tool, capsys):
     with pytest.raises(SystemExit):
         run_tool('test', 'config.py', 'checkpoint.pth', '--out-item', 'metrics')

@@ -2,13 +2,21 @@
 
 import json
 import os
+import random
+import select
 import socket
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+
+from mergemix_mm.engine import launch
+from mergemix_mm.models import MixupClassifier
 
 ROOT = Path(__file__).parents[2]
 
@@ -23,19 +31,50 @@ def assert_same_weights(first, second):
     assert all(torch.equal(first[key], second[key]) for key in first)
 
 
+@pytest.fixture
+def mixers(monkeypatch):
+    """What the classifier does to each batch: the augment that mixes it, or None."""
+    drawn, mix = [], MixupClassifier.mix
+
+    def record(self, *arguments):
+        result = mix(self, *arguments)
+        drawn.append(result and ('Mixup' if result.mask is None else 'MergeMix'))
+        return result
+
+    monkeypatch.setattr(MixupClassifier, 'mix', record)
+    return drawn
+
+
+@HOOKS.register_module()
+class KillInSecondEpoch(Hook):
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        if runner.iter == 6:
+            raise KeyboardInterrupt
+
+
 @pytest.mark.parametrize('flexible', [False, True])
-def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(config, tmp_path, run_tool, flexible):
+def test_a_killed_and_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(
+    config, tmp_path, run_tool, mixers, flexible
+):
     if flexible:
         config.write_text(config.read_text() + "strategy = dict(type='SingleDeviceStrategy')\n")
     run_tool('train', config, '--work-dir', tmp_path / 'whole')
-    # What a killed run leaves behind: the checkpoint of its first epoch.
-    run_tool('train', config, '--work-dir', tmp_path / 'again', '--resume', tmp_path / 'whole' / 'epoch_1.pth')
-    assert_same_weights(tmp_path / 'whole' / 'epoch_2.pth', tmp_path / 'again' / 'epoch_2.pth')
-    assert not (tmp_path / 'again' / 'epoch_1.pth').exists()
+    killed = tmp_path / 'killed.py'
+    killed.write_text(config.read_text() + "custom_hooks.append(dict(type='KillInSecondEpoch'))\n")
+    with pytest.raises(KeyboardInterrupt):
+        run_tool('train', killed, '--work-dir', tmp_path / 'killed')
+    assert not (tmp_path / 'killed' / 'epoch_2.pth').exists()
+    # A new process starts anywhere.
+    torch.seed(), np.random.seed(), random.seed()
+    run_tool('train', config, '--work-dir', tmp_path / 'killed', '--resume')
+    assert_same_weights(tmp_path / 'whole' / 'epoch_2.pth', tmp_path / 'killed' / 'epoch_2.pth')
+    whole, before, after = mixers[:8], mixers[8:14], mixers[14:]
+    assert before == whole[:6] and after == whole[4:]
+    assert {'MergeMix', 'Mixup'} <= set(after)
 
 
 @pytest.mark.parametrize('strategy', [None, 'DDPStrategy'])
-def test_two_processes_train_over_gloo_without_a_gpu(config, tmp_path, strategy):
+def test_two_processes_train_over_gloo_without_a_gpu(config, tmp_path, run_command, strategy):
     if strategy is not None:
         config.write_text(config.read_text() + f'strategy = dict(type={strategy!r})\n')
     with socket.socket() as free:
@@ -43,7 +82,7 @@ def test_two_processes_train_over_gloo_without_a_gpu(config, tmp_path, strategy)
         port = str(free.getsockname()[1])
     environment = dict(os.environ, PYTHON=sys.executable, PORT=port, CUDA_VISIBLE_DEVICES='', OMP_NUM_THREADS='1')
     command = ['bash', ROOT / 'tools' / 'dist_train.sh', config, '2', '--work-dir', tmp_path / 'work']
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=180)
+    done = run_command(command, env=environment, timeout=180)
     assert done.returncode == 0, done.stderr[-3000:]
     # Twenty images in batches of five, shared by two processes: two steps in each of two epochs.
     assert load(tmp_path / 'work' / 'epoch_2.pth')['meta']['iter'] == 4
@@ -51,7 +90,17 @@ def test_two_processes_train_over_gloo_without_a_gpu(config, tmp_path, strategy)
     assert any('accuracy/top1' in json.loads(line) for line in scalars)
 
 
-def test_no_validate_and_cfg_options_reach_the_run(config, tmp_path, monkeypatch, run_tool):
+def test_a_command_that_takes_too_long_leaves_no_process_behind(run_command):
+    ours, theirs = os.pipe()
+    with pytest.raises(subprocess.TimeoutExpired):
+        run_command(['bash', '-c', 'sleep 60 & wait'], timeout=0.5, pass_fds=[theirs])
+    os.close(theirs)
+    # The pipe ends when the last process that holds its other side is gone.
+    assert select.select([ours], [], [], 5)[0] and os.read(ours, 1) == b''
+    os.close(ours)
+
+
+def test_no_validate_reaches_the_run(config, tmp_path, monkeypatch, run_tool):
     run_tool('train', config, '--work-dir', tmp_path / 'work', '--no-validate', '--no-pin-memory')
     scalars = next((tmp_path / 'work').glob('*/vis_data/scalars.json')).read_text()
     assert 'loss' in scalars and 'accuracy' not in scalars
@@ -73,3 +122,35 @@ def test_a_missing_data_root_is_named_with_its_key(config, run_tool):
 def test_auto_scale_lr_needs_a_base_batch_size(config, run_tool):
     with pytest.raises(SystemExit, match=r'auto_scale_lr\.base_batch_size'):
         run_tool('train', config, '--auto-scale-lr')
+
+
+@pytest.fixture
+def merge(config, load_tool):
+    """The config that flags end in."""
+    train = load_tool('train')
+
+    def merge(*flags):
+        args = train.parse_args([str(config), *flags])
+        return train.merge_args(launch.load_config(args.config), args)
+
+    return merge
+
+
+def test_cfg_options_win_over_flags_as_in_mmpretrain(merge):
+    options = ['work_dir=b', 'resume=False', 'auto_scale_lr.base_batch_size=64']
+    cfg = merge('--work-dir', 'a', '--resume', '--auto-scale-lr', '--cfg-options', *options)
+    assert cfg.work_dir == 'b' and cfg.resume is False
+    assert cfg.auto_scale_lr == dict(enable=True, base_batch_size=64)
+    assert merge('--work-dir', 'a').work_dir == 'a'
+
+
+def test_amp_replaces_the_plain_wrapper(merge):
+    wrapper = merge('--amp').optim_wrapper
+    assert wrapper.type == 'AmpOptimWrapper' and wrapper.loss_scale == 'dynamic'
+
+
+@pytest.mark.parametrize('wrapper', ['DeepSpeedOptimWrapper', 'ApexOptimWrapper'])
+def test_amp_leaves_other_wrappers_alone_and_names_the_way_out(config, merge, wrapper):
+    config.write_text(config.read_text() + f"optim_wrapper['type'] = '{wrapper}'\n")
+    with pytest.raises(SystemExit, match=rf"--amp: .*optim_wrapper\.type='{wrapper}'.*strategy\.bf16"):
+        merge('--amp')

@@ -27,8 +27,8 @@ ARMS = {
     'MergeMix, area': dict(type='MergeMix', ratio='area'),
     'MergeMix, attention': dict(type='MergeMix', ratio='attention'),
     'MergeMix, gaussian': dict(type='MergeMix', ratio='gaussian'),
-    'MergeMix, topk mask': dict(type='MergeMix', mask='topk'),
-    'MergeMix, random mask': dict(type='MergeMix', mask='random'),
+    'MergeMix, topk mask, area': dict(type='MergeMix', mask='topk', ratio='area'),
+    'MergeMix, random mask, area': dict(type='MergeMix', mask='random', ratio='area'),
 }
 REFERENCE = 'CutMix'
 

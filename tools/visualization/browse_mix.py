@@ -10,9 +10,8 @@ from mmengine.logging import MMLogger
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import Runner, load_checkpoint, set_random_seed
 
-import mergemix_mm  # noqa: F401  registers the components, also for configs without custom_imports
-from mergemix_mm.engine.hooks.mix_visualization_hook import labels_of
-from mergemix_mm.visualization import draw_mixed_samples, save_image
+from mergemix_mm.engine import launch
+from mergemix_mm.visualization import draw_mixed_samples, labels_of, save_image
 
 IMAGES_PER_BATCH = 4
 MAX_UNMIXED = 50
@@ -111,12 +110,12 @@ def main(argv: Sequence[str] | None = None) -> Path:
         Path: The file written.
     """
     args = parse_args(argv)
-    cfg = Config.fromfile(args.config)
-    if args.cfg_options:
-        cfg.merge_from_dict(args.cfg_options)
-    if 'train_dataloader' not in cfg:
+    cfg = launch.load_config(args.config)
+    launch.merge_options(cfg, args.cfg_options)
+    if cfg.get('train_dataloader') is None:
         raise KeyError(f'browse_mix: {args.config} has no train_dataloader to take images from; add one to the config.')
-    init_default_scope(cfg.get('default_scope', 'mmpretrain'))
+    launch.check_data_roots(cfg, 'train')
+    init_default_scope(cfg.default_scope)
     # MMEngine logs how every single weight was initialized, unless there is a logger that leaves it out.
     MMLogger.get_instance('browse_mix').setLevel('WARNING')
     set_random_seed(args.seed)
@@ -130,7 +129,8 @@ def main(argv: Sequence[str] | None = None) -> Path:
         loader_cfg.pop(key, None)
     dataloader = Runner.build_dataloader(loader_cfg, seed=args.seed)
 
-    results, labels = mix_batches(model, dataloader, args.num_images)
+    with launch.explain_corrupt_images('train'):
+        results, labels = mix_batches(model, dataloader, args.num_images)
     page = draw_mixed_samples(
         results,
         mean=getattr(model.data_preprocessor, 'mean', None),

@@ -12,7 +12,6 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from mergemix_mm.engine.hooks import MixVisualizationHook, mix_visualization_hook
-from mergemix_mm.engine.hooks.mix_visualization_hook import labels_of
 from mergemix_mm.models.batch_augments.mix_result import MixResult
 
 
@@ -144,16 +143,6 @@ def test_model_without_mix_result_is_refused_before_training(tmp_path):
     del model.mix_result
     with pytest.raises(TypeError, match=r"ToyModel keeps no mix_result.*type='MixupClassifier'"):
         _train(tmp_path, model, MixVisualizationHook())
-
-
-def test_labels_come_from_classes_or_scores_or_not_at_all():
-    multi = DataSample().set_gt_score(torch.tensor([0.0, 1.0, 1.0]))
-    batch = dict(data_samples=[DataSample().set_gt_label(2), multi])
-    assert [label.tolist() for label in labels_of(batch, 2)] == [[2], [1, 2]]
-    assert labels_of(batch, 3) is None
-    assert labels_of(dict(data_samples=[DataSample()]), 1) is None
-    assert labels_of(dict(inputs=1), 1) is None
-    assert labels_of(None, 1) is None
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,8 @@ def images():
 @pytest.mark.parametrize('per_image', [False, True])
 def test_exactly_floor_of_lambda_patches_are_kept_and_pixels_come_from_both_images(vit, images, mask, per_image):
     before = images.clone()
-    result = MergeMix(mask=mask, per_image=per_image).mix(images, vit, torch.Generator().manual_seed(0))
+    mixer = MergeMix(mask=mask, ratio='area', per_image=per_image)
+    result = mixer.mix(images, vit, torch.Generator().manual_seed(0))
 
     assert (result.partner != torch.arange(6)).all()
     counts = result.mask.sum(1)
@@ -51,7 +52,7 @@ def test_exactly_floor_of_lambda_patches_are_kept_and_pixels_come_from_both_imag
 
 
 def test_lambda_is_drawn_anew_for_every_batch(vit, images):
-    mixer = MergeMix()
+    mixer = MergeMix(ratio='area')
     generator = torch.Generator().manual_seed(0)
     ratios = {float(mixer.mix(images, vit, generator).ratio[0]) for _ in range(20)}
     assert len(ratios) > 5
@@ -79,8 +80,8 @@ def test_topk_scores_without_merging_and_random_keeps_whole_groups_first(vit, im
         assert len(cut) <= 1, 'the count p may cut one group, no more'
 
 
-def test_attention_ratio_is_that_of_the_saliency(vit, images):
-    result = MergeMix(ratio='attention').mix(images, vit)
+def test_the_ratio_is_the_share_of_visible_attention_by_default(vit, images):
+    result = MergeMix().mix(images, vit)
     torch.testing.assert_close(result.ratio, attention_ratio(result.saliency, result.partner, result.mask))
     assert not torch.allclose(result.ratio, area_ratio(result.mask))
 
