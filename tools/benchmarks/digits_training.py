@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from mergemix_mm import config_path
 
-CONFIG = 'mergemix/vit-tiny_1xb32-mergemix-coslr-100e_cluttered-digits.py'
+CONFIG = 'mergemix/vit-tiny_1xb32-mergemix-coslr-230e_cluttered-digits.py'
 
 
 @dataclass
