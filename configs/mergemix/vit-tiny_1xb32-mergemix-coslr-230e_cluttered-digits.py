@@ -6,8 +6,8 @@ data_preprocessor = dict(mean=[60.8] * 3, std=[48.0] * 3)
 
 clutter = dict(clutter=True, train_per_class=20)
 # The digit may be anywhere, and 200 images show few of its places: shifts by up to 8 px show more.
-crop = dict(type='RandomCrop', crop_size=32, padding=8, padding_mode='edge')
-train_dataloader = dict(dataset=dict(**clutter, pipeline=[crop, dict(type='PackInputs')]))
+train_pipeline = [dict(type='RandomCrop', crop_size=32, padding=8), dict(type='PackInputs')]
+train_dataloader = dict(dataset=dict(**clutter, pipeline=train_pipeline))
 val_dataloader = dict(dataset=clutter)
 test_dataloader = val_dataloader
 

@@ -48,7 +48,12 @@ class Digits:
 
 
 def build_classifier(augment: dict | None, prob: float, seed: int) -> nn.Module:
-    """The config's `MixupClassifier` with random weights, mixing with one augment (a config of BATCH_AUGMENTS)."""
+    """The config's `MixupClassifier`, mixing with one augment (a config of BATCH_AUGMENTS).
+
+    The weights are those that torch draws when it builds the modules, so the position embedding starts at zero. The
+    Runner would call ``init_weights()``, which draws the position embedding; from 200 images a digit that may be
+    anywhere is learned far better without.
+    """
     cfg = deepcopy(Config.fromfile(config_path(CONFIG)).model)
     cfg.train_cfg = None if augment is None else dict(augments=[augment], probs=[prob])
     torch.manual_seed(seed)

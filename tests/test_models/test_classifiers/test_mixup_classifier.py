@@ -198,7 +198,9 @@ def test_augments_in_the_preprocessor_would_mix_twice_and_are_refused():
 def test_it_compiles():
     """MMEngine's `compile=True`; mixing itself runs outside of the graphs."""
     shallow = dict(VIT, arch=dict(VIT['arch'], num_layers=2))  # Tracing takes its time.
-    model = classifier(backbone=shallow, train_cfg=dict(augments=[dict(type='MergeMix'), dict(type='Mixup', alpha=0.8)]))
+    model = classifier(
+        backbone=shallow, train_cfg=dict(augments=[dict(type='MergeMix'), dict(type='Mixup', alpha=0.8)])
+    )
     compiled, (images, samples) = torch.compile(model.forward, backend='eager'), batch()
     for step in range(2):
         losses = []
