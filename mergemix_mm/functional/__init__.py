@@ -10,6 +10,7 @@ from .mixing import (
     sample_lambda,
     topk_mask,
 )
+from .preference import answer_logps, simpo_loss
 from .saliency import class_attention, received_attention, restore_attention
 from .token_merge import (
     Matching,
@@ -22,6 +23,7 @@ from .token_merge import (
 __all__ = [
     'Matching',
     'TokenGroups',
+    'answer_logps',
     'area_ratio',
     'attention_ratio',
     'bipartite_soft_matching',
@@ -35,5 +37,6 @@ __all__ = [
     'received_attention',
     'restore_attention',
     'sample_lambda',
+    'simpo_loss',
     'topk_mask',
 ]
