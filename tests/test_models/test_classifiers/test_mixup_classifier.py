@@ -18,6 +18,11 @@ VIT = dict(
     patch_size=8,
 )
 HEAD = dict(type='VisionTransformerClsHead', num_classes=5, in_channels=16)
+RESNET = dict(
+    backbone=dict(type='ResNet', depth=18),
+    neck=dict(type='GlobalAveragePooling'),
+    head=dict(type='LinearClsHead', num_classes=5, in_channels=512),
+)
 MERGEMIX = dict(augments=[dict(type='MergeMix')], probs=[1.0])
 
 
@@ -218,22 +223,13 @@ def test_head_and_preprocessor_must_agree_on_the_number_of_classes():
 
 
 def test_a_backbone_that_cannot_score_is_refused_by_name():
-    model = classifier(
-        backbone=dict(type='ResNet', depth=18),
-        neck=dict(type='GlobalAveragePooling'),
-        head=dict(type='LinearClsHead', num_classes=5, in_channels=512),
-    )
+    model = classifier(**RESNET)
     with pytest.raises(TypeError, match='`ResNet` cannot score'):
         model.loss(*batch())
 
 
 def test_a_backbone_that_cannot_score_trains_with_an_encoder_of_mergemix():
-    model = classifier(
-        backbone=dict(type='ResNet', depth=18),
-        neck=dict(type='GlobalAveragePooling'),
-        head=dict(type='LinearClsHead', num_classes=5, in_channels=512),
-        train_cfg=dict(augments=[dict(type='MergeMix', encoder=VIT)]),
-    )
+    model = classifier(**RESNET, train_cfg=dict(augments=[dict(type='MergeMix', encoder=VIT)]))
     assert model.loss(*batch())['loss'].isfinite()
 
 

@@ -68,12 +68,14 @@ def test_mmpretrain_at_another_size_and_not_square(name):
     assert_same(adapter_forward(model, images), model(images)[0])
 
 
+# Of transformers' vision configs.
+SMALL = dict(hidden_size=16, num_hidden_layers=3, num_attention_heads=2, image_size=28, patch_size=7)
+
+
 @torch.no_grad()
 def test_transformers_clip():
     transformers = pytest.importorskip('transformers')
-    config = transformers.CLIPVisionConfig(
-        hidden_size=16, intermediate_size=32, num_hidden_layers=3, num_attention_heads=2, image_size=28, patch_size=7
-    )
+    config = transformers.CLIPVisionConfig(**SMALL, intermediate_size=32)
     images = torch.randn(2, 3, 28, 28)
     for cls in (transformers.CLIPVisionModel, transformers.CLIPVisionModelWithProjection):
         model = randomised(cls(config))
@@ -86,9 +88,7 @@ def test_transformers_clip():
 @torch.no_grad()
 def test_transformers_siglip():
     transformers = pytest.importorskip('transformers')
-    config = transformers.SiglipVisionConfig(
-        hidden_size=16, intermediate_size=32, num_hidden_layers=3, num_attention_heads=2, image_size=28, patch_size=7
-    )
+    config = transformers.SiglipVisionConfig(**SMALL, intermediate_size=32)
     model, images = randomised(transformers.SiglipVisionModel(config)), torch.randn(2, 3, 28, 28)
     assert_same(adapter_forward(model, images), model(images).last_hidden_state)
 
@@ -98,11 +98,7 @@ def test_transformers_dinov2():
     transformers = pytest.importorskip('transformers')
     for swiglu in (False, True):
         config = transformers.Dinov2Config(
-            hidden_size=16,
-            num_hidden_layers=3,
-            num_attention_heads=2,
-            image_size=28,
-            patch_size=7,
+            **SMALL,
             mlp_ratio=2,
             use_swiglu_ffn=swiglu,
         )
@@ -114,11 +110,7 @@ def test_transformers_dinov2():
 def test_transformers_janus_tower():
     modeling = pytest.importorskip('transformers.models.janus.modeling_janus')
     config = modeling.JanusVisionConfig(
-        hidden_size=16,
-        num_hidden_layers=3,
-        num_attention_heads=2,
-        image_size=28,
-        patch_size=7,
+        **SMALL,
         projection_dim=16,
         num_image_tokens=16,
         depth=1,
