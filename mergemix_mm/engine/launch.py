@@ -103,16 +103,17 @@ def set_loader_defaults(cfg: Config, *splits: str, pin_memory: bool = True, pers
         persistent_workers (bool): The same. Defaults to True.
     """
     defaults = dict(pin_memory=True, persistent_workers=True, collate_fn=dict(type='default_collate'))
-    for loader in _loaders(cfg, *splits):
+    for loader in _loaders(cfg, *splits).values():
         for key, value in defaults.items():
             loader.setdefault(key, value)
         loader.pin_memory &= pin_memory
         loader.persistent_workers &= persistent_workers
 
 
-def _loaders(cfg: Config, *splits: str) -> list[dict]:
-    loaders = [cfg.get(f'{split}_dataloader') for split in splits]
-    return [loader for loader in loaders if loader is not None]
+def _loaders(cfg: Config, *splits: str) -> dict[str, dict]:
+    """The data loaders that the config has for these splits, by their keys."""
+    loaders = {key: cfg.get(key) for key in (f'{split}_dataloader' for split in splits)}
+    return {key: loader for key, loader in loaders.items() if loader is not None}
 
 
 def check_data_roots(cfg: Config, *splits: str) -> None:
@@ -123,10 +124,8 @@ def check_data_roots(cfg: Config, *splits: str) -> None:
     Raises:
         LaunchError: If a ``data_root`` does not exist.
     """
-    for split in splits:
-        loader = cfg.get(f'{split}_dataloader')
-        if loader is not None:
-            _check_data_root(loader['dataset'], f'{split}_dataloader.dataset', cfg.default_scope)
+    for key, loader in _loaders(cfg, *splits).items():
+        _check_data_root(loader['dataset'], f'{key}.dataset', cfg.default_scope)
 
 
 def _check_data_root(dataset: dict, key: str, scope: str) -> None:
@@ -182,7 +181,7 @@ def build_runner(cfg: Config) -> Runner | FlexibleRunner:
     Without an accelerator, ``launcher='pytorch'`` trains over gloo. What torch would refuse or warn about in a data
     loader is switched off: persistent workers where there are no workers, pinned memory where there is no accelerator.
     """
-    for loader in _loaders(cfg, 'train', 'val', 'test'):
+    for loader in _loaders(cfg, 'train', 'val', 'test').values():
         if not loader.get('num_workers', 0):
             loader.pop('persistent_workers', None)
         if get_device() == 'cpu':

@@ -7,6 +7,7 @@ runs of a minute. Batches and weights depend on the seed alone: two arms with on
 import math
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -35,6 +36,7 @@ class Digits:
     masks: Tensor | None
 
     @classmethod
+    @lru_cache(maxsize=2)  # Both splits of a seed, which all its arms share.
     def load(cls, split: str, **kwargs) -> 'Digits':
         """Load a split of `DigitsDataset`, normalised as in the config; kwargs as there."""
         dataset = DATASETS.build(dict(type='DigitsDataset', split=split, **kwargs))
