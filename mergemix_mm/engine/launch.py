@@ -1,6 +1,7 @@
 """What tools/train.py and tools/test.py share: common flags, the config, a CPU process group and the Runner."""
 
 import argparse
+import atexit
 import datetime
 import difflib
 import inspect
@@ -211,6 +212,8 @@ def _start_cpu_process_group(cfg: Config) -> None:
         seconds = cfg.get('env_cfg', {}).get('dist_cfg', {}).get('timeout')
         timeout = None if seconds is None else datetime.timedelta(seconds=seconds)
         torch.distributed.init_process_group('gloo', timeout=timeout)
+        # Gloo's threads would be cut off by the end of the process, which then may abort after a finished run.
+        atexit.register(_stop_process_group)
         print_log('No GPU: the processes talk over gloo.')
     wrapper = dict(_CPU_WRAPPER, find_unused_parameters=cfg.get('find_unused_parameters', False))
     if cfg.get('strategy') is None and cfg.get('runner_type') == 'FlexibleRunner':
@@ -219,3 +222,8 @@ def _start_cpu_process_group(cfg: Config) -> None:
         cfg.model_wrapper_cfg = {**wrapper, **(cfg.get('model_wrapper_cfg') or {}), 'device_ids': None}
     elif cfg.strategy.type == 'DDPStrategy':
         cfg.strategy.model_wrapper = {**wrapper, **(cfg.strategy.get('model_wrapper') or {}), 'device_ids': None}
+
+
+def _stop_process_group() -> None:
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
