@@ -7,6 +7,7 @@ from .mixing import (
     gaussian_ratio,
     mix_images,
     mix_labels,
+    replace_patches,
     sample_lambda,
     topk_mask,
 )
@@ -35,6 +36,7 @@ __all__ = [
     'mix_images',
     'mix_labels',
     'received_attention',
+    'replace_patches',
     'restore_attention',
     'sample_lambda',
     'simpo_loss',

@@ -99,6 +99,11 @@ def mix_images(images: Tensor, partner: Tensor, mask: Tensor, patch_grid: tuple[
     Raises:
         ValueError: if the mask does not fit the grid, or the image size is not a multiple of it.
     """
+    return replace_patches(images, images[partner], mask, patch_grid)
+
+
+def replace_patches(images: Tensor, fill: Tensor, mask: Tensor, patch_grid: tuple[int, int]) -> Tensor:
+    """M * x + (1 - M) * fill, for any images [B, 3, H, W] to fill with; the rest as in :func:`mix_images`."""
     rows, cols = patch_grid
     height, width = images.shape[-2:]
     if mask.size(1) != rows * cols:
@@ -108,9 +113,11 @@ def mix_images(images: Tensor, partner: Tensor, mask: Tensor, patch_grid: tuple[
             f'images of {height} x {width} pixels are not a multiple of patch_grid={tuple(patch_grid)}: resize or crop '
             'the images to a multiple of the patch size (or set pad_size_divisor in the data preprocessor)'
         )
-    tiles = images.unflatten(3, (cols, width // cols)).unflatten(2, (rows, height // rows))
-    own = mask.view(-1, 1, rows, 1, cols, 1)
-    return torch.where(own, tiles, tiles[partner]).flatten(4, 5).flatten(2, 3)
+    own, tiles, others = (
+        mask.view(-1, 1, rows, 1, cols, 1),
+        *(x.unflatten(3, (cols, width // cols)).unflatten(2, (rows, height // rows)) for x in (images, fill)),
+    )
+    return torch.where(own, tiles, others).flatten(4, 5).flatten(2, 3)
 
 
 def mix_labels(scores: Tensor, partner: Tensor, ratio: Tensor) -> Tensor:

@@ -115,7 +115,7 @@ class _LinearLogps(torch.autograd.Function):
         for start in range(0, len(states), ctx.chunk_size):
             part = slice(start, start + ctx.chunk_size)
             # d logp / d logits = onehot - softmax.
-            grad_logits = (states[part] @ weight.T).float().softmax(dim=1).mul_(-grad[part, None])
+            grad_logits = _softmax_((states[part] @ weight.T).float()).mul_(-grad[part, None])
             grad_logits.scatter_add_(1, targets[part, None], grad[part, None])
             grad_logits = grad_logits.to(weight.dtype)
             if grad_states is not None:
@@ -123,6 +123,12 @@ class _LinearLogps(torch.autograd.Function):
             if grad_weight is not None:
                 grad_weight.addmm_(grad_logits.T, states[part])
         return grad_states, grad_weight, None, None
+
+
+def _softmax_(logits: Tensor) -> Tensor:
+    """Softmax over the last dimension in place: logits are the largest tensors here."""
+    logits.sub_(logits.amax(dim=-1, keepdim=True)).exp_()
+    return logits.div_(logits.sum(dim=-1, keepdim=True))
 
 
 def _linear_logps(states: Tensor, weight: Tensor, targets: Tensor, chunk_size: int) -> Tensor:

@@ -13,14 +13,14 @@ from ...functional import (
     attention_ratio,
     derangement,
     gaussian_ratio,
-    mix_images,
+    replace_patches,
     sample_lambda,
     topk_mask,
 )
 from ..vision_encoders import PatchScores, build_vision_encoder, score_patches, scoring_mode
 from .mix_result import MixResult
 
-MASKS = ('mergemix', 'topk', 'random')
+MASKS = ('mergemix', 'topk', 'random', 'inverse')
 RATIOS = ('area', 'attention', 'gaussian')
 
 
@@ -40,7 +40,8 @@ class MergeMix:
         inflection (float): Shape of the merge schedule over the layers in [-1, 1]; negative merges more in the early
             layers. Defaults to -0.5.
         mask (str): Which patches are kept: ``'mergemix'``, the most salient after merging; ``'topk'``, the same
-            without merging; ``'random'``, random groups of merged tokens. Defaults to ``'mergemix'``.
+            without merging; ``'random'``, random groups of merged tokens; ``'inverse'``, the least salient, so that
+            the partner covers what the image shows (a loser for SimPO). Defaults to ``'mergemix'``.
         ratio (str): Share of the image's own label: ``'attention'``, the share of the visible attention; ``'area'``,
             the share of patches; ``'gaussian'``, drawn as the paper does, without looking at the mask. Defaults to
             ``'attention'``, which came closest to what can be seen (docs/benchmarks.md).
@@ -56,6 +57,8 @@ class MergeMix:
     Raises:
         ValueError: if an argument is out of its range.
     """
+
+    needs_partner = True
 
     def __init__(
         self,
@@ -108,15 +111,20 @@ class MergeMix:
 
     @torch.compiler.disable  # Draws from Python's generator, and changes the mode of the model.
     def mix(
-        self, images: Tensor, encoder: nn.Module | None = None, generator: torch.Generator | None = None
+        self,
+        images: Tensor,
+        encoder: nn.Module | None = None,
+        generator: torch.Generator | None = None,
+        partner: Tensor | None = None,
     ) -> MixResult:
         """Mix a batch of images with each other.
 
         Args:
-            images (Tensor): [B, 3, H, W] normalised images, B >= 2. Not written to.
+            images (Tensor): [B, 3, H, W] normalised images, B >= 2 without `partner`. Not written to.
             encoder (nn.Module, optional): The model that scores, if MergeMix has none of its own. Its state is left as
                 it is.
             generator (torch.Generator, optional): Source of randomness. Defaults to torch's global one.
+            partner (Tensor, optional): [B] int64, the image each one is mixed with. Defaults to a derangement.
 
         Returns:
             MixResult: mixed images, partners, ratios, masks and saliency.
@@ -126,12 +134,17 @@ class MergeMix:
             UnsupportedEncoderError: if the encoder is one that merging cannot serve.
         """
         with torch.no_grad():
-            partner = derangement(len(images), generator, images.device)
+            if partner is None:
+                partner = self._draw_partner(images, generator)
             scores = self.score(images, encoder)
             mask = self._keep(scores, generator)
             ratio = self._ratio(scores, partner, mask, generator)
-            mixed = mix_images(images, partner, mask, scores.grid)
+            mixed = replace_patches(images, self.fill(images, images[partner]), mask, scores.grid)
         return MixResult(mixed, partner, ratio, mask, scores.saliency, scores.grid, images)
+
+    def fill(self, images: Tensor, partners: Tensor) -> Tensor:
+        """What replaced patches show: the partners [B, 3, H, W]; subclasses may make something of `images` instead."""
+        return partners
 
     def score(self, images: Tensor, encoder: nn.Module | None = None) -> PatchScores:
         """The scoring pass alone: saliency per patch, without gradient, in eval mode, up to the scored layer."""
@@ -147,6 +160,11 @@ class MergeMix:
                 build_vision_encoder(encoder), images, self.num_merge, self.layer, self.inflection, self.prop_attn
             )
 
+    def _draw_partner(self, images: Tensor, generator: torch.Generator | None) -> Tensor:
+        if not self.needs_partner:
+            return torch.arange(len(images), device=images.device)
+        return derangement(len(images), generator, images.device)
+
     def _own_encoder(self, device: torch.device) -> nn.Module | None:
         return self.encoder.to(device) if self.encoder is not None else None
 
@@ -156,6 +174,8 @@ class MergeMix:
             device = generator.device if generator is not None else saliency.device
             drawn = torch.rand(scores.groups.size.shape, generator=generator, device=device).to(saliency.device)
             saliency = scores.groups.restore(drawn)[:, scores.num_prefix_tokens :]
+        elif self.mask == 'inverse':
+            saliency = -saliency
         draws = len(saliency) if self.per_image else 1
         return topk_mask(saliency, sample_lambda(self.alpha, draws, generator).expand(len(saliency)))
 

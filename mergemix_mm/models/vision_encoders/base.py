@@ -59,6 +59,7 @@ class VisionEncoder(ABC):
     num_prefix_tokens: int
     has_class_token: bool
     patch_size: tuple[int, int]
+    image_size: tuple[int, int]
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model

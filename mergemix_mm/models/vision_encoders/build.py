@@ -14,8 +14,11 @@ ADAPTERS = {
     'timm.models.vision_transformer.VisionTransformer': 'timm.TimmEncoder',
     'transformers.models.clip.modeling_clip.CLIPVisionTransformer': 'transformers.CLIPEncoder',
     'transformers.models.dinov2.modeling_dinov2.Dinov2Model': 'transformers.Dinov2Encoder',
+    'transformers.models.idefics3.modeling_idefics3.Idefics3VisionTransformer': 'transformers.Idefics3Encoder',
+    'transformers.models.internvl.modeling_internvl.InternVLVisionModel': 'transformers.InternVLEncoder',
     'transformers.models.janus.modeling_janus.JanusVisionModel': 'transformers.JanusEncoder',
     'transformers.models.siglip.modeling_siglip.SiglipVisionTransformer': 'transformers.SiglipEncoder',
+    'transformers.models.smolvlm.modeling_smolvlm.SmolVLMVisionTransformer': 'transformers.SmolVLMEncoder',
 }
 # Wrappers and the attribute that holds the encoder.
 WRAPPERS = {

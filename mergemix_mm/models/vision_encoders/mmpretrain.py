@@ -46,6 +46,7 @@ class MMPretrainEncoder(VisionEncoder):
         self.has_class_token = model.cls_token is not None
         self.num_prefix_tokens = model.num_extra_tokens
         self.patch_size = model.patch_embed.projection.stride
+        self.image_size = tuple(model.img_size)
 
     def embed(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
         x, grid = self.model.patch_embed(images)

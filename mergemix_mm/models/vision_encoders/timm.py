@@ -39,6 +39,7 @@ class TimmEncoder(VisionEncoder):
         self.has_class_token = model.cls_token is not None
         self.num_prefix_tokens = model.num_prefix_tokens
         self.patch_size = model.patch_embed.patch_size
+        self.image_size = tuple(model.patch_embed.img_size)
 
     def embed(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
         model = self.model

@@ -1,8 +1,15 @@
-"""Adapters for the vision models of Hugging Face transformers: CLIP, SigLIP, Janus' tower and DINOv2."""
+"""Adapters for the vision models of Hugging Face transformers: CLIP, SigLIP, DINOv2, and the towers of some VLMs."""
 
+from collections.abc import Sequence
+
+import torch
 from torch import Tensor, nn
 
 from .base import EncoderLayer, UnsupportedEncoderError, VisionEncoder, check_layers, split_heads
+
+
+def _pair(size: int | Sequence[int]) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else tuple(size)
 
 
 class CLIPLayer(EncoderLayer):
@@ -46,7 +53,7 @@ class CLIPEncoder(VisionEncoder):
         layers = self._layers()
         check_layers(model, layers, self.layer_name)
         self.layers = [self.layer_type(layer) for layer in layers]
-        self.patch_size = (model.config.patch_size,) * 2
+        self.patch_size, self.image_size = _pair(model.config.patch_size), _pair(model.config.image_size)
 
     def _layers(self) -> nn.ModuleList:
         return self.model.encoder.layers
@@ -94,6 +101,22 @@ class JanusEncoder(SiglipEncoder):
             raise UnsupportedEncoderError(model, 'its config sets use_qk_norm=True, which this adapter leaves out')
 
 
+class SmolVLMEncoder(SiglipEncoder):
+    """`SmolVLMVisionTransformer`: SigLIP whose positions follow from the place within the image, at any size."""
+
+    layer_name = 'SmolVLMEncoderLayer'
+
+    def _embeddings(self, images: Tensor) -> Tensor:
+        whole = torch.ones(len(images), *self._grid(images), dtype=torch.bool, device=images.device)
+        return self.model.embeddings(images, patch_attention_mask=whole)
+
+
+class Idefics3Encoder(SmolVLMEncoder):
+    """`Idefics3VisionTransformer`: the same with other names."""
+
+    layer_name = 'Idefics3EncoderLayer'
+
+
 class Dinov2Layer(EncoderLayer):
     """`Dinov2Layer`: layer scale and stochastic depth on both branches."""
 
@@ -131,3 +154,33 @@ class Dinov2Encoder(CLIPEncoder):
 
     def _enter(self, x: Tensor) -> Tensor:
         return x
+
+
+class InternVLLayer(EncoderLayer):
+    """`InternVLVisionLayer`: layer scale, optional norms of queries and keys, a dropout behind both branches."""
+
+    def query_key_value(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        attn, x = self.module.attention, self.module.layernorm_before(x)
+        projections = attn.q_norm(attn.q_proj(x)), attn.k_norm(attn.k_proj(x)), attn.v_proj(x)
+        return tuple(split_heads(projection, attn.num_heads) for projection in projections)
+
+    def add_attention(self, x: Tensor, attended: Tensor) -> Tensor:
+        layer, attn = self.module, self.module.attention
+        return x + layer.lambda_1 * attn.projection_dropout(attn.projection_layer(attended))
+
+    def feed_forward(self, x: Tensor) -> Tensor:
+        layer = self.module
+        return x + layer.lambda_2 * layer.dropout(layer.mlp(layer.layernorm_after(x)))
+
+    @property
+    def attention_dropout(self) -> float:
+        return self.module.attention.attention_dropout
+
+
+class InternVLEncoder(Dinov2Encoder):
+    """`InternVLVisionModel`: embeds as DINOv2 does; its norm behind the layers may be none."""
+
+    layer_type, layer_name = InternVLLayer, 'InternVLVisionLayer'
+
+    def _embeddings(self, images: Tensor) -> Tensor:
+        return self.model.embeddings(images)[0]

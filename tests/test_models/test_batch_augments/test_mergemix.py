@@ -34,7 +34,7 @@ def images():
     return torch.randn(6, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 
 
-@pytest.mark.parametrize('mask', ['mergemix', 'topk', 'random'])
+@pytest.mark.parametrize('mask', ['mergemix', 'topk', 'random', 'inverse'])
 @pytest.mark.parametrize('per_image', [False, True])
 def test_exactly_floor_of_lambda_patches_are_kept_and_pixels_come_from_both_images(vit, images, mask, per_image):
     before = images.clone()
@@ -49,6 +49,21 @@ def test_exactly_floor_of_lambda_patches_are_kept_and_pixels_come_from_both_imag
     assert torch.equal(result.images, torch.where(pixels, images, images[result.partner]))
     assert torch.equal(images, before)
     assert result.clean is images
+
+
+def test_inverse_keeps_the_least_salient_patches(vit, images):
+    result = MergeMix(mask='inverse').mix(images, vit, torch.Generator().manual_seed(0))
+    kept, replaced = result.saliency.masked_fill(~result.mask, -1), result.saliency.masked_fill(result.mask, 2)
+    assert 0 < result.mask.sum() < result.mask.numel()
+    assert (kept.amax(dim=1) <= replaced.amin(dim=1)).all()
+
+
+def test_partners_can_be_given(vit, images):
+    partner = torch.tensor([1, 0, 0, 0, 5, 4])
+    result = MergeMix().mix(images, vit, partner=partner)
+    assert torch.equal(result.partner, partner)
+    pixels = result.mask.view(6, 1, 4, 4).repeat_interleave(8, 2).repeat_interleave(8, 3)
+    assert torch.equal(result.images, torch.where(pixels, images, images[partner]))
 
 
 def test_lambda_is_drawn_anew_for_every_batch(vit, images):
@@ -250,7 +265,7 @@ def test_an_encoder_that_cannot_score_is_refused_before_training():
         (dict(layer=0), 'layer=0 must be an int >= 1'),
         (dict(num_merge=-1), 'num_merge=-1'),
         (dict(inflection=2), 'inflection=2'),
-        (dict(mask='best'), r"mask='best' must be one of \('mergemix', 'topk', 'random'\)"),
+        (dict(mask='best'), r"mask='best' must be one of \('mergemix', 'topk', 'random', 'inverse'\)"),
         (dict(ratio='mean'), r"ratio='mean' must be one of \('area', 'attention', 'gaussian'\)"),
     ],
 )

@@ -119,6 +119,38 @@ def test_transformers_janus_tower():
     assert_same(adapter_forward(model, images), model(images).last_hidden_state)
 
 
+@pytest.mark.parametrize('name', ['smolvlm', 'idefics3'])
+@torch.no_grad()
+def test_transformers_smolvlm_and_idefics3_towers(name):
+    modeling = pytest.importorskip(f'transformers.models.{name}.modeling_{name}')
+    prefix = dict(smolvlm='SmolVLM', idefics3='Idefics3')[name]
+    config = getattr(modeling, f'{prefix}VisionConfig')(**SMALL, intermediate_size=32)
+    model = randomised(getattr(modeling, f'{prefix}VisionTransformer')(config))
+    for images in (torch.randn(2, 3, 28, 28), torch.randn(1, 3, 14, 28)):
+        assert_same(adapter_forward(model, images), model(images).last_hidden_state)
+
+
+@pytest.mark.parametrize(
+    'options',
+    [
+        dict(),
+        dict(norm_type='rms_norm', use_qk_norm=True, attention_bias=True),
+        dict(use_mean_pooling=False, use_absolute_position_embeddings=False),
+    ],
+    ids=['large', 'six_billion', 'final_norm'],
+)
+@torch.no_grad()
+def test_transformers_internvl_tower(options):
+    modeling = pytest.importorskip('transformers.models.internvl.modeling_internvl')
+    sizes = dict(image_size=[28, 28], patch_size=[7, 7])
+    config = modeling.InternVLVisionConfig(**SMALL | sizes, intermediate_size=32, **options)
+    model = randomised(modeling.InternVLVisionModel(config))
+    for images in (torch.randn(2, 3, 28, 28), torch.randn(1, 3, 14, 28)):
+        assert_same(adapter_forward(model, images), model(images).last_hidden_state)
+    encoder = build_vision_encoder(model)
+    assert (encoder.patch_size, encoder.image_size) == ((7, 7), (28, 28))
+
+
 TIMM = {
     'vit': dict(),
     'no_class_token': dict(class_token=False, global_pool='avg'),

@@ -1,0 +1,39 @@
+"""SalientBlur: an image whose salient region is blurred, as a loser for mixed SimPO (arXiv 2510.23479)."""
+
+import math
+
+from mmpretrain.registry import BATCH_AUGMENTS
+from torch import Tensor
+from torchvision.transforms.functional import gaussian_blur
+
+from .mergemix import MergeMix
+
+
+@BATCH_AUGMENTS.register_module()
+class SalientBlur(MergeMix):
+    """Blur the most salient patches of each image; the least salient p = floor(lambda * L') stay sharp.
+
+    Needs no partner: the ratio is the share of the image's own attention (or area) that stays sharp.
+
+    Args:
+        sigma (float): Standard deviation of the Gaussian as a share of the image's shorter side, > 0. Defaults to 0.05.
+        **kwargs: Those of :class:`MergeMix`; ``mask`` defaults to ``'inverse'``.
+
+    Raises:
+        ValueError: if an argument is out of its range.
+    """
+
+    needs_partner = False
+
+    def __init__(self, sigma: float = 0.05, **kwargs) -> None:
+        super().__init__(**{'mask': 'inverse', **kwargs})
+        if not 0 < sigma < math.inf:
+            raise ValueError(f'SalientBlur: sigma={sigma} must be > 0 and finite')
+        self.sigma = sigma
+
+    def fill(self, images: Tensor, partners: Tensor) -> Tensor:
+        """The images [B, 3, H, W], blurred; a kernel of three standard deviations to each side."""
+        shorter = min(images.shape[-2:])
+        sigma = self.sigma * shorter
+        radius = min(math.ceil(3 * sigma), shorter - 1)
+        return gaussian_blur(images, [2 * radius + 1] * 2, [sigma] * 2)

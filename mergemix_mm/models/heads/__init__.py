@@ -1,0 +1,7 @@
+"""Heads of the VLM tuners: what is learnt from the log-probabilities of answers."""
+
+from .answer_scores import AnswerScores
+from .sft_head import SFTHead
+from .simpo_head import SimPOHead
+
+__all__ = ['AnswerScores', 'SFTHead', 'SimPOHead']

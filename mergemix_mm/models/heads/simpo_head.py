@@ -1,0 +1,115 @@
+"""Mixed SimPO: the answer given the clean image wins against the same answer given the mixed image."""
+
+import torch
+from mmengine.registry import MODELS
+from torch import Tensor
+
+from ..losses import SimPOLoss
+from .answer_scores import AnswerScores
+from .sft_head import SFTHead, mean_over_ranks, mean_where
+
+
+@MODELS.register_module()
+class SimPOHead(SFTHead):
+    """Supervised fine-tuning plus SimPO (MergeMix, https://arxiv.org/abs/2510.23479; SimPO, arXiv 2405.14734).
+
+    L = sft_weight * L_sft(chosen) + L_simpo(beta * (c - r) - margin), with c, r the mean log-probabilities per answer
+    token. Samples without a loser (text-only, no partner) are in the first term alone.
+
+    Args:
+        beta (float): Scale of the reward, > 0. Defaults to 1.0, as MergeMix is released; SimPO itself starts from 2.0.
+        margin (str | float): ``'mixing'``, 1 - the share of the image that is its own, for each sample; or a number,
+            SimPO's gamma (= beta * gamma_beta_ratio), which plain pairs of answers need. Defaults to ``'mixing'``.
+        label_smoothing (float): Probability that a preference is wrong, in [0, 0.5). Defaults to 0.0.
+        loss_type (str): ``'sigmoid'`` or ``'hinge'``. Defaults to ``'sigmoid'``.
+        sft_weight (float): Weight of the first term, >= 0. Defaults to 1.0.
+        detach_loser (bool): Whether the loser gets no gradient, as in the release. Defaults to False.
+        loser_sft_weight (float): Weight of a further term, the cross-entropy of the answers given the mixed images,
+            >= 0. Defaults to 0.0.
+        init_cfg (dict, optional): Initialization config. Defaults to None.
+
+    Raises:
+        ValueError: if an argument is out of its range.
+    """
+
+    def __init__(
+        self,
+        beta: float = 1.0,
+        margin: str | float = 'mixing',
+        label_smoothing: float = 0.0,
+        loss_type: str = 'sigmoid',
+        sft_weight: float = 1.0,
+        detach_loser: bool = False,
+        loser_sft_weight: float = 0.0,
+        init_cfg: dict | None = None,
+    ) -> None:
+        super().__init__(init_cfg)
+        if margin != 'mixing' and not isinstance(margin, int | float):
+            raise ValueError(f"SimPOHead: margin={margin!r} must be 'mixing' or a number")
+        for name, weight in dict(sft_weight=sft_weight, loser_sft_weight=loser_sft_weight).items():
+            if not weight >= 0:
+                raise ValueError(f'SimPOHead: {name}={weight} must be >= 0')
+        self.simpo = SimPOLoss(beta, label_smoothing, loss_type)
+        self.margin = margin
+        self.sft_weight = sft_weight
+        self.detach_loser = detach_loser
+        self.loser_sft_weight = loser_sft_weight
+
+    @property
+    def loser_needs_grad(self) -> bool:
+        """Whether the pass over the losers has to be differentiable."""
+        return not self.detach_loser or self.loser_sft_weight > 0
+
+    def loss(
+        self,
+        chosen: AnswerScores,
+        rejected: AnswerScores | None = None,
+        ratio: Tensor | None = None,
+        valid: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """Calculate the losses.
+
+        Args:
+            chosen (AnswerScores): of the answers given the clean images.
+            rejected (AnswerScores, optional): of the losers. Defaults to None: no sample of any rank has one.
+            ratio (Tensor, optional): [B], the share of the images that is a sample's own, for ``margin='mixing'``.
+            valid (Tensor, optional): [B] bool, which samples have a loser. Needed with `rejected`.
+
+        Returns:
+            dict[str, Tensor]: ``loss_sft``, ``loss_simpo`` and ``loss_sft_loser`` as far as they are weighted; for the
+            log, besides those of :class:`SFTHead`, means over the pairs of this rank, if it has any:
+            ``reward_chosen`` and ``reward_rejected`` (beta times the mean log-probability), ``reward_margin`` (their
+            difference), ``reward_accuracy`` (how often it is positive), ``logp_rejected`` and ``ratio_mean``.
+        """
+        losses = super().loss(chosen)
+        losses['loss_sft'] = self.sft_weight * losses['loss_sft']
+        if rejected is None:
+            return losses
+        valid = valid & (chosen.lengths > 0) & (rejected.lengths > 0)
+        losses['loss_simpo'] = self._preference(chosen.means, rejected.means, ratio, valid)
+        if self.loser_sft_weight:
+            own = AnswerScores(rejected.sums * valid, rejected.lengths * valid)
+            losses['loss_sft_loser'] = self.loser_sft_weight * self.cross_entropy(own)
+        return losses | self._log(chosen.means, rejected.means, ratio, valid)
+
+    def _preference(self, chosen: Tensor, rejected: Tensor, ratio: Tensor | None, valid: Tensor) -> Tensor:
+        margin = 1 - ratio if self.margin == 'mixing' else self.margin
+        rejected = rejected.detach() if self.detach_loser else rejected
+        losses = self.simpo(chosen, rejected, margin)
+        return torch.where(valid, losses, 0).sum() / mean_over_ranks(valid.sum())
+
+    @torch.no_grad()
+    def _log(self, chosen: Tensor, rejected: Tensor, ratio: Tensor | None, valid: Tensor) -> dict[str, Tensor]:
+        if not valid.any():
+            return {}
+        beta = self.simpo.beta
+        values = dict(
+            reward_chosen=beta * chosen,
+            reward_rejected=beta * rejected,
+            reward_margin=beta * (chosen - rejected),
+            reward_accuracy=(chosen > rejected).float(),
+            logp_rejected=rejected,
+        )
+        if ratio is not None:
+            values['ratio_mean'] = ratio
+        return {name: mean_where(value, valid) for name, value in values.items()}

@@ -1,0 +1,5 @@
+"""Losses."""
+
+from .simpo_loss import SimPOLoss
+
+__all__ = ['SimPOLoss']

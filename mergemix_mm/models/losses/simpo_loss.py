@@ -1,0 +1,30 @@
+"""SimPO as a loss module (https://arxiv.org/abs/2405.14734), with margins per pair as mixed SimPO takes them."""
+
+from mmengine.registry import MODELS
+from torch import Tensor, nn
+
+from ...functional import simpo_loss
+
+
+@MODELS.register_module()
+class SimPOLoss(nn.Module):
+    """SimPO on mean log-probabilities per answer token, see :func:`mergemix_mm.functional.simpo_loss`.
+
+    Args:
+        beta (float): Scale of the reward, > 0. Defaults to 2.0, as in SimPO.
+        label_smoothing (float): Probability that a preference is wrong, in [0, 0.5). Defaults to 0.0.
+        loss_type (str): ``'sigmoid'`` or ``'hinge'``. Defaults to ``'sigmoid'``.
+
+    Raises:
+        ValueError: in the forward, if an argument is out of its range.
+    """
+
+    def __init__(self, beta: float = 2.0, label_smoothing: float = 0.0, loss_type: str = 'sigmoid') -> None:
+        super().__init__()
+        self.beta = beta
+        self.label_smoothing = label_smoothing
+        self.loss_type = loss_type
+
+    def forward(self, chosen: Tensor, rejected: Tensor, margin: float | Tensor) -> Tensor:
+        """Losses [B] float32 of pairs: chosen, rejected [B]; margin a number or [B]."""
+        return simpo_loss(chosen, rejected, self.beta, margin, self.label_smoothing, self.loss_type)

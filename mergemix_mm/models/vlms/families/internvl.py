@@ -1,0 +1,88 @@
+"""InternVL (https://arxiv.org/abs/2504.10479): tiles of an image and its thumbnail between two framing tokens."""
+
+import torch
+from torch import Tensor
+
+from .base import Family, check_canvases
+from .layout import canvas_to_views, mark_frames, runs, views_to_canvas
+
+
+class InternVLFamily(Family):
+    """``InternVLForConditionalGeneration``: ``pixel_values`` [tiles of all images, 3, h, w].
+
+    An image is one run of placeholders, so its number of tiles is known from the text; their grid is the one of that
+    many tiles whose aspect ratio is the nearest to the image's own, from ``original_sizes``.
+    """
+
+    @property
+    def tile_length(self) -> int:
+        """Placeholders of one tile: its patches, of which squares are merged into one token each."""
+        config = self.model.config
+        (height, width), (rows, cols) = config.vision_config.image_size, config.vision_config.patch_size
+        return round((height // rows) * (width // cols) * config.downsample_ratio**2)
+
+    def image_lengths(self, batch: dict) -> Tensor:
+        lengths, pixels = runs(self.placeholders(batch))[:, 2], batch.get('pixel_values')
+        tiles = 0 if pixels is None else len(pixels)
+        if (lengths % self.tile_length).any() or lengths.sum() != tiles * self.tile_length:
+            raise ValueError(
+                f'images of {lengths.tolist()} tokens in input_ids do not fit the {tiles} tiles of {self.tile_length} '
+                'tokens in pixel_values. Texts and images of a batch must come from one call of the processor, and '
+                'truncation must not cut image tokens: raise max_length'
+            )
+        return lengths
+
+    def modality(self, batch: dict) -> Tensor:
+        return mark_frames(super().modality(batch))
+
+    def canvases(self, batch: dict) -> list[Tensor]:
+        return [views_to_canvas(views, grid) for views, grid in self._views(batch)]
+
+    def with_canvases(self, batch: dict, canvases: list[Tensor]) -> dict:
+        check_canvases(canvases, self.canvases(batch))
+        if not canvases:
+            return dict(batch)
+        views = [canvas_to_views(canvas, *old) for canvas, old in zip(canvases, self._views(batch), strict=True)]
+        return {**batch, 'pixel_values': torch.cat(views)}
+
+    def _views(self, batch: dict) -> list[tuple[Tensor, tuple[int, int]]]:
+        """Tiles and thumbnail [n, 3, h, w] of each image, and the grid of its tiles."""
+        pixels = batch.get('pixel_values')
+        if pixels is None:
+            return []
+        counts = (self.image_lengths(batch) // self.tile_length).tolist()
+        sizes = batch.get('original_sizes')
+        if sizes is None and any(count > 1 for count in counts):
+            raise ValueError(
+                f'the images of the batch have {counts} tiles, thumbnails included, and their grids follow from '
+                'the sizes of the images: add original_sizes [N, 2] (height, width) to the batch, as '
+                'ConversationCollate does, or let the processor make one tile of an image (crop_to_patches=False)'
+            )
+        sizes = [(1, 1)] * len(counts) if sizes is None else sizes.tolist()
+        grids = [tile_grid(*size, count, pixels.shape[-2:]) for size, count in zip(sizes, counts, strict=True)]
+        return list(zip(pixels.split(counts), grids, strict=True))
+
+
+def tile_grid(height: int, width: int, count: int, tile: tuple[int, int]) -> tuple[int, int]:
+    """The rows and columns into which InternVL's processor cuts an image.
+
+    Args:
+        height (int): Of the image, in pixels.
+        width (int): Of the image, in pixels.
+        count (int): Tiles of the image, thumbnail included.
+        tile (tuple[int, int]): Height and width of a tile, which decide between grids that fit equally well.
+
+    Raises:
+        ValueError: if `count` is impossible.
+    """
+    if count == 1:
+        return 1, 1
+    if count == 2:
+        raise ValueError(
+            'an image has 2 tiles, but a thumbnail needs at least two more: the texts are not of these images'
+        )
+    tiles = count - 1
+    # The wider of two equal fits, unless its tiles had more than twice the image's area: then the narrower.
+    wide = height * width > 0.5 * tile[0] * tile[1] * tiles
+    grids = [(tiles // columns, columns) for columns in range(1, tiles + 1) if tiles % columns == 0]
+    return min(grids[::-1] if wide else grids, key=lambda grid: abs(width / height - grid[1] / grid[0]))

@@ -1,0 +1,61 @@
+"""Qwen2.5-VL (https://arxiv.org/abs/2502.13923) and Qwen2-VL: flattened patches of images of any size."""
+
+import torch
+from torch import Tensor, nn
+
+from .base import Family, check_canvases
+from .layout import mark_frames
+
+
+class Qwen2_5_VLFamily(Family):
+    """``Qwen2_5_VLForConditionalGeneration``: ``pixel_values`` [patches of all images, 3 * frames * p * p].
+
+    ``image_grid_thw`` [N, 3] counts patches. The patches of an image stand block by block, as they are merged to one
+    token each; a still image fills the frames of a patch with copies.
+    """
+
+    parts = dict(
+        vision_tower=('model.visual',),
+        projector=('model.visual.merger',),
+        language_model=('model.language_model', 'lm_head'),
+    )
+    forward_keys = ('input_ids', 'attention_mask', 'pixel_values', 'image_grid_thw')
+
+    @property
+    def vision_encoder(self) -> nn.Module | None:
+        return None  # Rotary positions and windows.
+
+    def image_lengths(self, batch: dict) -> Tensor:
+        if batch.get('pixel_values') is None:
+            return batch['input_ids'].new_zeros(0)
+        merge = self.model.config.vision_config.spatial_merge_size
+        return batch['image_grid_thw'].prod(dim=1) // merge**2
+
+    def modality(self, batch: dict) -> Tensor:
+        return mark_frames(super().modality(batch))
+
+    def canvases(self, batch: dict) -> list[Tensor]:
+        if batch.get('pixel_values') is None:
+            return []
+        grids = batch['image_grid_thw'].tolist()
+        patches = batch['pixel_values'].split([frames * rows * cols for frames, rows, cols in grids])
+        return [self._unpatch(*sample) for sample in zip(patches, grids, strict=True)]
+
+    def with_canvases(self, batch: dict, canvases: list[Tensor]) -> dict:
+        check_canvases(canvases, self.canvases(batch))
+        if not canvases:
+            return dict(batch)
+        return {**batch, 'pixel_values': torch.cat([self._patch(canvas) for canvas in canvases])}
+
+    def _unpatch(self, patches: Tensor, grid: list[int]) -> Tensor:
+        config = self.model.config.vision_config
+        size, merge, (_, rows, cols) = config.patch_size, config.spatial_merge_size, grid
+        # Block row, block column, row and column in the block, channel, frame, pixel row and column.
+        patches = patches.reshape(rows // merge, cols // merge, merge, merge, 3, -1, size, size)[:, :, :, :, :, 0]
+        return patches.permute(4, 0, 2, 5, 1, 3, 6).reshape(3, rows * size, cols * size)
+
+    def _patch(self, canvas: Tensor) -> Tensor:
+        config = self.model.config.vision_config
+        size, merge, frames = config.patch_size, config.spatial_merge_size, config.temporal_patch_size
+        blocks = canvas.unflatten(2, (-1, merge, size)).unflatten(1, (-1, merge, size)).permute(1, 4, 2, 5, 0, 3, 6)
+        return blocks.unsqueeze(5).expand(*blocks.shape[:5], frames, size, size).flatten(0, 3).flatten(1)

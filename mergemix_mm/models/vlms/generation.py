@@ -1,0 +1,51 @@
+"""What batched generation needs: prompts padded on the left, and the log-probabilities of what was chosen."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+# Tensors of a batch that have one value per token.
+TOKEN_KEYS = ('input_ids', 'attention_mask', 'labels', 'token_type_ids')
+
+
+def pad_left(batch: dict) -> dict:
+    """The same batch with the padding of every sample in front of its tokens."""
+    if batch.get('attention_mask') is None:
+        return dict(batch)
+    order = batch['attention_mask'].argsort(dim=1, stable=True)
+    return {**batch, **{key: batch[key].gather(1, order) for key in TOKEN_KEYS if batch.get(key) is not None}}
+
+
+class AnswerLogps:
+    """A logits processor that changes nothing and sums up what the generated tokens were worth.
+
+    It keeps one step's log-probabilities, [B, V], where collecting all scores would keep those of every step.
+
+    Args:
+        end_ids (Sequence[int]): Tokens that end an answer; they still count.
+    """
+
+    def __init__(self, end_ids: Sequence[int]) -> None:
+        self.end_ids = list(end_ids)
+        self._logps = None
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Called by the library before each choice: `input_ids` [B, L] end in the choice before."""
+        if self._logps is None:
+            self._sums = scores.new_zeros(len(scores), dtype=torch.float32)
+            self._running = torch.ones_like(self._sums, dtype=torch.bool)
+        else:
+            self._add(input_ids[:, -1])
+        self._logps = scores.float().log_softmax(dim=-1)
+        return scores
+
+    def sums(self, last: Tensor) -> Tensor:
+        """Sums [B] float32, once the last choices [B] are known."""
+        self._add(last)
+        return self._sums
+
+    def _add(self, chosen: Tensor) -> None:
+        logps = self._logps.gather(1, chosen[:, None]).squeeze(1)
+        self._sums = self._sums + torch.where(self._running, logps, 0.0)
+        self._running = self._running & ~torch.isin(chosen, chosen.new_tensor(self.end_ids))

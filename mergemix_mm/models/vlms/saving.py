@@ -1,0 +1,56 @@
+"""Folders that appear whole or not at all, and the check that there is a whole model to write."""
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from torch import nn
+
+
+@contextmanager
+def replaced_folder(folder: str | Path) -> Iterator[Path]:
+    """A temporary folder beside `folder`, which takes its place when the block ends without an error.
+
+    Raises:
+        NotADirectoryError: if `folder` is a file.
+    """
+    folder = Path(folder).absolute()
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(f'{folder} is a file; name a folder to write the model to')
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix=f'.{folder.name}.', dir=folder.parent))
+    try:
+        new, old = work / 'new', work / 'old'
+        new.mkdir()
+        yield new
+        if folder.exists():
+            folder.rename(old)
+        try:
+            new.rename(folder)
+        except OSError:
+            if old.exists():
+                old.rename(folder)
+            raise
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def check_whole(model: nn.Module) -> None:
+    """Refuse a model whose weights are spread over processes."""
+    names = [name for name, parameter in model.named_parameters() if _is_shard(name, parameter)]
+    if names or not any(True for _ in model.parameters()):  # FSDP can take all parameters to a unit outside.
+        raise RuntimeError(
+            f'the weights are sharded over processes ({", ".join(names[:3])} ...), so no process can write the whole '
+            'model. Convert a checkpoint instead: '
+            'python tools/model_converters/save_pretrained.py CONFIG CHECKPOINT OUT'
+        )
+
+
+def _is_shard(name: str, parameter: nn.Parameter) -> bool:
+    from torch.distributed.tensor import DTensor
+
+    # FSDP2; ZeRO-3; FSDP1 with original parameters and without.
+    shard = isinstance(parameter, DTensor) or hasattr(parameter, 'ds_id') or hasattr(parameter, '_fsdp_flattened')
+    return shard or '_flat_param' in name

@@ -1,0 +1,111 @@
+"""Mixing images of several sizes and owners."""
+
+import pytest
+import torch
+from mmpretrain.registry import BATCH_AUGMENTS, MODELS
+
+from mergemix_mm.functional import mix_images
+from mergemix_mm.models import MergeMix, SalientBlur, SwapImages
+from mergemix_mm.models.tuners import mix_canvases
+
+
+@pytest.fixture
+def vit():
+    torch.manual_seed(0)
+    arch = dict(embed_dims=16, num_layers=4, num_heads=2, feedforward_channels=32)
+    model = MODELS.build(dict(type='VisionTransformer', arch=arch, img_size=32, patch_size=8))
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return model
+
+
+def draw(*sizes: tuple[int, int]) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(3, *size, generator=generator) for size in sizes]
+
+
+SAME = [(32, 32)] * 4
+DIFFERENT = [(32, 32), (30, 50), (32, 32), (48, 20)]
+MIXERS = {
+    'MergeMix': dict(type='MergeMix'),
+    'SalientBlur': dict(type='SalientBlur'),
+    'SwapImages': dict(type='SwapImages'),
+    'Mixup': dict(type='Mixup', alpha=1.0),
+    'CutMix': dict(type='CutMix', alpha=1.0),
+    'ResizeMix': dict(type='ResizeMix', alpha=1.0),
+}
+
+
+@pytest.mark.parametrize('sizes', [SAME, DIFFERENT], ids=['same', 'different'])
+@pytest.mark.parametrize('mixer', MIXERS)
+def test_sizes_stay_and_the_clean_images_are_not_modified(vit, mixer, sizes):
+    canvases = draw(*sizes)
+    before = [canvas.clone() for canvas in canvases]
+    mixer = BATCH_AUGMENTS.build(MIXERS[mixer])
+    result = mix_canvases(mixer, canvases, torch.arange(4), vit)
+    assert [image.shape for image in result.images] == [canvas.shape for canvas in canvases]
+    assert all(torch.equal(a, b) for a, b in zip(canvases, before, strict=True))
+    assert ((result.ratio >= 0) & (result.ratio <= 1)).all()
+
+
+@pytest.mark.parametrize('mixer', [MIXERS['MergeMix'], MIXERS['CutMix'], MIXERS['SwapImages']])
+def test_partners_belong_to_other_samples(vit, mixer):
+    owner = torch.tensor([0, 0, 0, 1])
+    mixer = BATCH_AUGMENTS.build(mixer)
+    for _ in range(10):
+        result = mix_canvases(mixer, draw(*SAME), owner, vit)
+        assert (owner[result.partner] != owner)[result.mixed].all()
+        unmixed = ~result.mixed
+        assert (result.ratio[unmixed] == 1).all()
+        for i in unmixed.nonzero().flatten().tolist():
+            assert torch.equal(result.images[i], result.clean[i])
+        if isinstance(mixer, MergeMix):
+            assert result.mixed.all()
+
+
+def test_images_of_the_size_of_the_encoder_are_mixed_as_in_classification(vit):
+    canvases = draw(*SAME)
+    result = mix_canvases(MergeMix(), canvases, torch.arange(4), vit)
+    expected = mix_images(torch.stack(canvases), result.partner, result.mask, result.grid)
+    assert torch.equal(torch.stack(result.images), expected)
+
+
+def test_the_mask_of_another_size_is_the_same_part_of_the_image(vit):
+    canvases = draw(*[(64, 128)] * 3)
+    result = mix_canvases(MergeMix(), canvases, torch.arange(3), vit)
+    assert result.grid == (4, 4)
+    expected = mix_images(torch.stack(canvases), result.partner, result.mask, result.grid)
+    assert torch.equal(torch.stack(result.images), expected)
+
+
+def test_a_partner_of_another_size_is_resized(vit):
+    red, blue = torch.zeros(3, 32, 32), torch.zeros(3, 20, 50)
+    red[0], blue[2] = 1, 1
+    result = mix_canvases(SwapImages(), [red, blue], torch.tensor([0, 1]))
+    assert torch.allclose(result.images[0], blue[:, :1, :1].expand(3, 32, 32))
+    assert torch.allclose(result.images[1], red[:, :1, :1].expand(3, 20, 50))
+    mixed = mix_canvases(MergeMix(ratio='area'), [red, blue], torch.tensor([0, 1]), vit)
+    share = mixed.images[1][2].mean()
+    assert share == pytest.approx(float(mixed.ratio[1]), abs=0.05)
+
+
+def test_all_images_are_scored_in_one_call_of_the_encoder(vit, monkeypatch):
+    calls = []
+    embed = vit.patch_embed.forward
+    monkeypatch.setattr(vit.patch_embed, 'forward', lambda images: calls.append(images.shape) or embed(images))
+    mix_canvases(MergeMix(), draw(*DIFFERENT), torch.arange(4), vit)
+    assert calls == [(4, 3, 32, 32)]
+
+
+def test_one_sample_alone_cannot_be_mixed_but_can_be_blurred(vit):
+    canvases, owner = draw(*SAME), torch.tensor([2, 2, 2, 2])
+    assert mix_canvases(MergeMix(), canvases, owner, vit) is None
+    assert mix_canvases(SwapImages(), canvases, owner) is None
+    assert mix_canvases(MergeMix(), [], owner[:0], vit) is None
+    blurred = mix_canvases(SalientBlur(), canvases, owner, vit)
+    assert blurred.mixed.all()
+
+
+def test_missing_encoder_is_the_error_of_mergemix():
+    with pytest.raises(ValueError, match='MergeMix has no encoder'):
+        mix_canvases(MergeMix(), draw(*SAME), torch.arange(4))

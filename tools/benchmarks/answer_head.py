@@ -1,0 +1,116 @@
+"""Time and memory of the language model's head in preference tuning: answer tokens in chunks against full logits."""
+
+import argparse
+import itertools
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from _measure import (
+    add_common_arguments,
+    interleaved_times,
+    markdown_table,
+    median_ratio,
+    peak_memory,
+    prepare,
+    ratio_range,
+    write_json,
+)
+from torch import Tensor
+
+from mergemix_mm.functional import answer_logps, simpo_loss
+
+
+def parse_args() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('--pairs', type=int, nargs='+', default=[1, 4], help='winners, and as many losers')
+    parser.add_argument('--length', type=int, default=700, help='tokens of a sequence (default: %(default)s)')
+    parser.add_argument('--answer', type=int, default=60, help='answer tokens of a sequence (default: %(default)s)')
+    parser.add_argument('--vocabulary', type=int, default=32000, help='(default: %(default)s)')
+    parser.add_argument('--hidden', type=int, default=1024, help='width of the hidden states (default: %(default)s)')
+    parser.add_argument('--rounds', type=int, default=7, help='(default: %(default)s)')
+    add_common_arguments(parser)
+    args = parser.parse_args()
+    if args.quick:
+        args.length, args.answer, args.vocabulary, args.hidden, args.rounds = 40, 8, 50, 16, 1
+    return args
+
+
+def full_logits(chosen: Tensor, rejected: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
+    """The plain way: logits of every position; cross-entropy for the first term, log-softmax and gather for the other.
+
+    The release works like this, but runs the winner a second time and gives the loser no gradient.
+    """
+    won, lost = (hidden @ weight.T for hidden in (chosen, rejected))
+    targets = labels[:, 1:]
+    sft = F.cross_entropy(won[:, :-1].float().flatten(0, 1), targets.flatten())
+    means = [_gather(logits, targets) for logits in (won, lost)]
+    return sft + simpo_loss(*means, beta=1.0, margin=0.5).mean()
+
+
+def _gather(logits: Tensor, targets: Tensor) -> Tensor:
+    answered = targets != -100
+    logps = logits[:, :-1].float().log_softmax(dim=-1).gather(2, targets.clamp(min=0).unsqueeze(2)).squeeze(2)
+    return (logps * answered).sum(dim=1) / answered.sum(dim=1)
+
+
+def answer_tokens(chosen: Tensor, rejected: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
+    """The way of `VLMTuner`: one call for winners and losers, in which only answer tokens meet the head."""
+    sums, lengths = answer_logps(torch.cat([chosen, rejected]), weight, labels.repeat(2, 1))
+    (won, lost), (length, _) = sums.chunk(2), lengths.chunk(2)
+    return -won.sum() / length.sum() + simpo_loss(won / length, lost / length, beta=1.0, margin=0.5).mean()
+
+
+def main() -> None:
+    """Measure a trained and a frozen head."""
+    args = parse_args()
+    prepare(args)
+    rows, results = [], []
+    for trained, pairs in itertools.product((True, False), args.pairs):
+        measured = measure(args, pairs, trained)
+        times, memory = measured['times'], measured['memory']
+        low, high = ratio_range(times['answers'], times['full'])
+        rows.append(
+            (
+                'trained' if trained else 'frozen',
+                pairs,
+                f'{memory["full"]:.0f}',
+                f'{memory["answers"]:.0f}',
+                f'{memory["answers"] / memory["full"]:.2f}',
+                f'{median_ratio(times["answers"], times["full"]):.2f} ({low:.2f} - {high:.2f})',
+            )
+        )
+        results.append(dict(trained=trained, pairs=pairs, **measured))
+    header = ('head', 'pairs', 'full logits (MB)', 'answer tokens (MB)', 'memory ratio', 'time ratio (range)')
+    print(markdown_table(header, rows))
+    if args.output:
+        write_json(args.output, dict(benchmark='answer_head', options=vars(args), heads=results))
+
+
+def measure(args: argparse.Namespace, pairs: int, trained: bool) -> dict:
+    """Times (s) and peak memory (MB) of both ways on the same random hidden states."""
+    shape = (pairs, args.length, args.hidden)
+    chosen, rejected = (torch.randn(shape, requires_grad=True) for _ in range(2))
+    weight = (torch.randn(args.vocabulary, args.hidden) * args.hidden**-0.5).requires_grad_(trained)
+    labels = torch.full(shape[:2], -100)
+    labels[:, -args.answer :] = torch.randint(args.vocabulary, (pairs, args.answer))
+
+    def arm(loss_of: Callable) -> Callable[[], Tensor]:
+        def step() -> Tensor:
+            loss = loss_of(chosen, rejected, weight, labels)
+            loss.backward()
+            for tensor in (chosen, rejected, weight):  # Nothing stays that the next measurement would count as freed.
+                tensor.grad = None
+            return loss.detach()
+
+        return step
+
+    arms = dict(full=arm(full_logits), answers=arm(answer_tokens))
+    torch.testing.assert_close(arms['answers'](), arms['full'](), rtol=1e-4, atol=1e-4)
+    times = interleaved_times(arms, args.rounds)
+    return dict(times=times, memory={name: peak_memory(step) for name, step in arms.items()})
+
+
+if __name__ == '__main__':
+    main()
