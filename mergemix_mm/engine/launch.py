@@ -4,6 +4,7 @@ import argparse
 import atexit
 import datetime
 import difflib
+import gc
 import inspect
 import os
 import re
@@ -212,7 +213,6 @@ def _start_cpu_process_group(cfg: Config) -> None:
         seconds = cfg.get('env_cfg', {}).get('dist_cfg', {}).get('timeout')
         timeout = None if seconds is None else datetime.timedelta(seconds=seconds)
         torch.distributed.init_process_group('gloo', timeout=timeout)
-        # Gloo's threads would be cut off by the end of the process, which then may abort after a finished run.
         atexit.register(_stop_process_group)
         print_log('No GPU: the processes talk over gloo.')
     wrapper = dict(_CPU_WRAPPER, find_unused_parameters=cfg.get('find_unused_parameters', False))
@@ -225,5 +225,16 @@ def _start_cpu_process_group(cfg: Config) -> None:
 
 
 def _stop_process_group() -> None:
-    if torch.distributed.is_initialized():
+    """End gloo's threads while Python still runs.
+
+    After a collective, a thread of gloo's drops its tensors, for which it waits for the interpreter. One that still
+    waits when the interpreter ends aborts the process ("terminate called without an active exception"). Only the
+    destructor of the process group joins these threads, and the wrapped model refers to the group: the Runner, which
+    lives in reference cycles, has to go first. The reference held here is the last one, as Python's destructor lets
+    the threads have the interpreter while it joins them, and that of the wrapped model does not.
+    """
+    group = torch.distributed.group.WORLD
+    if group is not None:
         torch.distributed.destroy_process_group()
+        gc.collect()
+        del group

@@ -1,5 +1,5 @@
 """Evaluation of `mergemix_mm`."""
 
-from .metrics import CalibrationError
+from .metrics import AnswerAccuracy, AnswerCalibrationError, CalibrationError, MultipleChoiceMetric, POPEMetric
 
-__all__ = ['CalibrationError']
+__all__ = ['AnswerAccuracy', 'AnswerCalibrationError', 'CalibrationError', 'MultipleChoiceMetric', 'POPEMetric']

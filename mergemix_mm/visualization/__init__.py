@@ -1,8 +1,16 @@
 """Figures, one function each, usable from hooks, tools and notebooks alike."""
 
 from .canvas import figure_to_image, save_image
+from .labelled_text import format_labels
 from .labels import labels_of
 from .mixed_samples import draw_mixed_samples
 from .reliability import draw_reliability_diagram
 
-__all__ = ['draw_mixed_samples', 'draw_reliability_diagram', 'figure_to_image', 'labels_of', 'save_image']
+__all__ = [
+    'draw_mixed_samples',
+    'draw_reliability_diagram',
+    'figure_to_image',
+    'format_labels',
+    'labels_of',
+    'save_image',
+]

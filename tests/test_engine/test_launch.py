@@ -1,7 +1,14 @@
-"""Loader defaults and the checks of data roots, without building a Runner."""
+"""Loader defaults, the checks of data roots and the end of a CPU process group, without building a Runner."""
+
+import atexit
+import gc
+import sys
+from pathlib import Path
 
 import pytest
+import torch
 from mmengine.config import Config
+from torch.nn.parallel import DistributedDataParallel
 
 from mergemix_mm.engine.launch import LaunchError, build_runner, check_data_roots, set_loader_defaults
 
@@ -54,3 +61,33 @@ def test_the_pytorch_launcher_without_torchrun_names_what_is_missing(monkeypatch
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(LaunchError, match='RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT not set'):
         build_runner(Config(dict(launcher='pytorch')))
+
+
+def gloo_threads():
+    names = [(task / 'comm').read_text() for task in Path('/proc/self/task').iterdir()]
+    return sum(name.startswith('pt_gloo') for name in names)
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='counts threads in /proc')
+def test_gloo_has_no_thread_left_when_a_run_ends(monkeypatch):
+    monkeypatch.setattr('mergemix_mm.engine.launch.get_device', lambda: 'cpu')
+    monkeypatch.setattr('mergemix_mm.engine.launch.Runner.from_cfg', lambda cfg: cfg)
+    for name, value in dict(RANK=0, WORLD_SIZE=1, MASTER_ADDR='127.0.0.1', MASTER_PORT=0).items():
+        monkeypatch.setenv(name, str(value))
+    at_exit = []
+    monkeypatch.setattr(atexit, 'register', at_exit.append)
+    build_runner(Config(dict(launcher='pytorch')))
+    # A Runner, its loops and its hooks refer to each other, so that no model goes when they do.
+    gc.disable()
+    try:
+        runner = dict(model=DistributedDataParallel(torch.nn.Linear(2, 2)))
+        runner['loop'] = dict(runner=runner)
+        del runner
+        assert gloo_threads() > 0
+        (stop,) = at_exit
+        stop()
+    finally:
+        gc.enable()
+    assert gloo_threads() == 0 and not torch.distributed.is_initialized()
+    # Somebody may have ended it before.
+    stop()

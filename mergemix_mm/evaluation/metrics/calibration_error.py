@@ -101,7 +101,7 @@ class CalibrationError(BaseMetric):
     ) -> None:
         super().__init__(collect_device=collect_device, prefix=prefix)
         if not isinstance(bins, int) or isinstance(bins, bool) or bins < 1:
-            raise ValueError(f'CalibrationError: bins={bins!r} must be an integer of at least 1; 15 is usual.')
+            raise ValueError(f'{type(self).__name__}: bins={bins!r} must be an integer of at least 1; 15 is usual.')
         self.bins = bins
         self.figure = figure
 
@@ -114,26 +114,30 @@ class CalibrationError(BaseMetric):
                 ``gt_label`` [1].
         """
         for sample in data_samples:
-            if 'pred_score' not in sample:
-                raise KeyError(
-                    f"CalibrationError: a data sample has no 'pred_score' (found: {sorted(sample)}). Calibration needs "
-                    'the probability of every class: use a head whose predict() sets pred_score, as ClsHead does.'
-                )
-            score = sample['pred_score'].detach().float().cpu()
-            label = torch.as_tensor(sample['gt_label']).flatten().cpu()
-            if label.numel() != 1:
-                raise ValueError(
-                    f'CalibrationError: gt_label={label.tolist()} must hold exactly one class; '
-                    'this metric is for single-label classification.'
-                )
-            # The comparison is negated so that NaN is refused as well.
-            if not (score.min() >= -1e-4 and score.max() <= 1 + 1e-4):
-                raise ValueError(
-                    f'CalibrationError: pred_score ranges from {score.min():.4g} to {score.max():.4g}, but must hold '
-                    'probabilities in [0, 1]: apply softmax or sigmoid before.'
-                )
-            confidence, predicted = score.clamp(0, 1).max(dim=0)
-            self.results.append((confidence, predicted == label[0]))
+            self.results.append(self._judge(sample))
+
+    def _judge(self, sample: dict) -> tuple[torch.Tensor, torch.Tensor]:
+        """The confidence of a prediction, float32 in [0, 1], and whether it is right, bool."""
+        if 'pred_score' not in sample:
+            raise KeyError(
+                f"CalibrationError: a data sample has no 'pred_score' (found: {sorted(sample)}). Calibration needs "
+                'the probability of every class: use a head whose predict() sets pred_score, as ClsHead does.'
+            )
+        score = sample['pred_score'].detach().float().cpu()
+        label = torch.as_tensor(sample['gt_label']).flatten().cpu()
+        if label.numel() != 1:
+            raise ValueError(
+                f'CalibrationError: gt_label={label.tolist()} must hold exactly one class; '
+                'this metric is for single-label classification.'
+            )
+        # The comparison is negated so that NaN is refused as well.
+        if not (score.min() >= -1e-4 and score.max() <= 1 + 1e-4):
+            raise ValueError(
+                f'CalibrationError: pred_score ranges from {score.min():.4g} to {score.max():.4g}, but must hold '
+                'probabilities in [0, 1]: apply softmax or sigmoid before.'
+            )
+        confidence, predicted = score.clamp(0, 1).max(dim=0)
+        return confidence, predicted == label[0]
 
     def compute_metrics(self, results: list) -> dict[str, float]:
         """Compute the errors over the samples of all processes, and draw the diagram.
@@ -146,7 +150,7 @@ class CalibrationError(BaseMetric):
         """
         if not results:
             raise ValueError(
-                'CalibrationError: there is no prediction to evaluate; is the dataset of the loader empty?'
+                f'{type(self).__name__}: there is no prediction to evaluate; is the dataset of the loader empty?'
             )
         confidence, correct = (torch.stack(values) for values in zip(*results))
         bins = CalibrationBins.from_predictions(confidence, correct, self.bins)

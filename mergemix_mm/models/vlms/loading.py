@@ -1,5 +1,9 @@
 """Makes the transformers model that a config of `HFVisionLanguageModel` asks for."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
 import torch
 from torch import nn
 
@@ -36,7 +40,8 @@ def load_model(
         return AutoModelForImageTextToText.from_config(config, **options)
     config = _find_config('pretrained', pretrained, revision=revision, trust_remote_code=trust_remote_code)
     find_family(config.model_type)  # Before gigabytes are read.
-    return AutoModelForImageTextToText.from_pretrained(pretrained, config=config, revision=revision, **options)
+    with _explained('pretrained', pretrained):
+        return AutoModelForImageTextToText.from_pretrained(pretrained, config=config, revision=revision, **options)
 
 
 def _parse_dtype(dtype: str | torch.dtype | None) -> torch.dtype:
@@ -64,11 +69,23 @@ def _parse_config(config: dict | str, trust_remote_code: bool):
 def _find_config(key: str, name: str, **options):
     from transformers import AutoConfig
 
-    try:
+    if Path(name, 'adapter_config.json').is_file() and not Path(name, 'config.json').is_file():
+        raise ValueError(
+            f'HFVisionLanguageModel: {key}={name!r} holds the adapters of LoRA without their model. Merge them: '
+            'python tools/model_converters/save_pretrained.py CONFIG CHECKPOINT OUT --merge-lora'
+        )
+    with _explained(key, name):
         return AutoConfig.from_pretrained(name, **options)
+
+
+@contextmanager
+def _explained(key: str, name: str) -> Iterator[None]:
+    """Name the config key and the way out where transformers finds no files."""
+    try:
+        yield
     except (OSError, ValueError) as error:
         raise OSError(
-            f'HFVisionLanguageModel: {key}={name!r} is neither a folder with a config.json that transformers can read '
-            f'nor a model that the hub hands out here. Set {key} to a folder (`hf download {name} --local-dir ...` '
-            f'where there is a network), or to a name whose files are in the cache of HF_HOME.\n{error}'
+            f'HFVisionLanguageModel: {key}={name!r} is neither a folder that transformers can read nor a model that '
+            f'the hub hands out here. Set {key} to a folder (`hf download {name} --local-dir ...` where there is a '
+            f'network), or to a name whose files are in the cache of HF_HOME.\n{error}'
         ) from error

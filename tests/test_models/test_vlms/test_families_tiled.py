@@ -113,6 +113,26 @@ def test_unchanged_canvases_give_the_same_pixels(name, side):
 
 
 @pytest.mark.parametrize('name', FAMILIES)
+def test_images_of_many_sizes_go_out_and_in_again(name):
+    family = build(name)
+    batch = tiny_batch(name, [([random_image(*size, seed)], 'what?', ' that') for seed, size in enumerate(SIZES)])
+    canvases = family.canvases(batch)
+    assert torch.equal(family.with_canvases(batch, canvases)['pixel_values'], batch['pixel_values'])
+    halves = [canvas / 2 for canvas in canvases]
+    assert all(torch.equal(*pair) for pair in zip(family.canvases(family.with_canvases(batch, halves)), halves))
+    assert family.owners(batch).tolist() == list(range(len(SIZES)))
+
+
+@pytest.mark.parametrize('name', TILED)
+def test_only_the_changed_image_gets_a_new_thumbnail(name):
+    family, batch = build(name), mixed_batch(name)
+    canvases = family.canvases(batch)
+    pixels = family.with_canvases(batch, [canvases[0], -canvases[1], canvases[2]])['pixel_values']
+    changed = (pixels != batch['pixel_values']).flatten(-3).any(dim=-1).flatten().nonzero().flatten().tolist()
+    assert changed == [7, 8, 9, 10]  # Behind the seven views of the first image; the second has 3 x 1 tiles.
+
+
+@pytest.mark.parametrize('name', FAMILIES)
 def test_other_canvases_come_back_as_they_went_in_and_the_batch_stays(name):
     family, batch = build(name), mixed_batch(name)
     before = {key: value.clone() for key, value in batch.items()}
@@ -270,18 +290,47 @@ def test_qwen_cannot_score_and_the_others_can():
         assert build_vision_encoder(build(name).vision_encoder).image_size == (28, 28)
 
 
-def test_idefics3_is_served_by_the_family_of_smolvlm():
+@pytest.mark.parametrize('name', FAMILIES)
+def test_generation_starts_with_the_most_likely_token_behind_the_prompt(name):
+    from mergemix_mm.models import HFVisionLanguageModel
+
+    torch.manual_seed(0)
+    vlm = HFVisionLanguageModel(config=tiny_config(name))
+    vlm.eval()
+    batch = {key: value for key, value in mixed_batch(name, 'left').items() if key != 'labels'}
+    found = vlm.generate(batch, max_new_tokens=2, eos_token_id=[])
+    with torch.no_grad():
+        logps = vlm.head(vlm.hidden(batch)[:, -1]).log_softmax(dim=-1)
+    assert torch.equal(found.sequences[:, 0], logps.argmax(dim=-1))
+    assert (found.logps < logps.amax(dim=-1)).all()
+
+
+def other_model(name, model_type, vision):
+    """A model of another type behind a family's config."""
     import transformers
 
     torch.manual_seed(0)
-    config = tiny_config('smolvlm') | dict(model_type='idefics3')
-    config['vision_config']['model_type'] = 'idefics3_vision'
+    config = tiny_config(name) | dict(model_type=model_type)
+    config['vision_config'] |= vision
     config = transformers.AutoConfig.for_model(**config)
-    family = find_family('idefics3')(transformers.AutoModelForImageTextToText.from_config(config).eval())
-    batch = mixed_batch('smolvlm')
+    return find_family(model_type)(transformers.AutoModelForImageTextToText.from_config(config).eval())
+
+
+@pytest.mark.parametrize(
+    ('name', 'model_type', 'vision'),
+    [
+        ('smolvlm', 'idefics3', dict(model_type='idefics3_vision')),
+        ('qwen2_5_vl', 'qwen2_vl', dict(embed_dim=16, hidden_size=16, mlp_ratio=2)),
+    ],
+)
+def test_models_that_share_a_family(name, model_type, vision):
+    family, batch = other_model(name, model_type, vision), mixed_batch(name)
+    assert family.model.config.model_type == model_type
     canvases = [torch.randn_like(canvas) for canvas in family.canvases(batch)]
     changed = family.with_canvases(batch, canvases)
     assert all(torch.equal(*pair) for pair in zip(family.canvases(changed), canvases))
     with torch.no_grad():
         logits = family.model(**family.forward_kwargs(changed)).logits
     assert_close(family.head(hidden(family, changed)), logits)
+    names = [name for names in family.parts.values() for name in names]
+    assert all(family.model.get_submodule(name) is not None for name in names)

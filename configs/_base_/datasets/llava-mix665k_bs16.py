@@ -1,0 +1,15 @@
+"""LLaVA-v1.5's 665,298 conversations for instruction tuning, batches of 16 of one modality each"""
+
+data_root = 'data/LLaVA-Tuning'
+
+train_dataloader = dict(
+    batch_size=16,
+    num_workers=8,
+    collate_fn=dict(type='ConversationCollate'),
+    dataset=dict(
+        type='ConversationDataset',
+        data_root=data_root,
+        ann_file='llava_v1_5_mix665k.json',
+    ),
+    sampler=dict(type='ModalitySampler', batch_size=16),
+)

@@ -1,0 +1,5 @@
+"""Stage 2 with mixed SimPO against images mixed by MergeMix with random groups of tokens."""
+
+_base_ = './llava-v1.5-7b_8xb16-simpo-mergemix-coslr-1e_llava-mix665k.py'
+
+model = dict(mixer=dict(mask='random'))

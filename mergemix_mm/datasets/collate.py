@@ -1,0 +1,107 @@
+"""Puts encoded conversations of different lengths, with and without images, into one batch."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from mmengine.registry import FUNCTIONS
+
+# Tensors with one entry per token, and what pads them; `input_ids` take the sample's `pad_token_id`.
+TOKEN_PADDING = dict(input_ids=None, labels=-100, attention_mask=0, token_type_ids=0)
+# With this key, images are [1, n, ...]: the first dimension is the row of the batch and not the image.
+ROW_KEY = 'pixel_attention_mask'
+
+
+class ConversationCollate:
+    """Pads the tokens of samples from ``EncodeConversation`` and concatenates their images.
+
+    Images are concatenated over the first dimension, their other dimensions padded with zeros to the largest (tiles of
+    LLaVA-NeXT). Of SmolVLM and Idefics3, whose first dimension is the row of the batch, a row of text only gets zero
+    images, which the models leave out. A batch without any image has no key of images. Samples with and without images
+    may be mixed.
+
+    In a config, ``collate_fn=dict(type='ConversationCollate', padding_side='right')``.
+
+    Args:
+        padding_side (str): ``'right'`` (usual in training) or ``'left'`` (for generation). Defaults to ``'right'``.
+
+    Raises:
+        ValueError: If ``padding_side`` is neither, or some samples only have a rejected answer.
+
+    Examples:
+        >>> batch = ConversationCollate()([dataset[0], dataset[1]])
+        >>> batch['inputs']['input_ids'].shape, len(batch['data_samples'])
+        (torch.Size([2, 640]), 2)
+    """
+
+    def __init__(self, padding_side: str = 'right') -> None:
+        if padding_side not in ('left', 'right'):
+            raise ValueError(f"ConversationCollate: padding_side={padding_side!r} is unknown; use 'left' or 'right'.")
+        self.padding_side = padding_side
+
+    def __call__(self, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """Collate samples.
+
+        Args:
+            samples (Sequence[dict]): ``inputs`` and ``data_samples`` of each.
+
+        Returns:
+            dict: ``inputs``, the batch: tokens [B, L], image tensors [N, ...] in the order of the samples, and
+            ``rejected`` (dict of tokens [B, L']) for preference pairs; ``data_samples``, a list.
+        """
+        inputs = [sample['inputs'] for sample in samples]
+        batch = self._pad_tokens(inputs, inputs)
+        batch.update(_join_images(inputs))
+        rejected = [one['rejected'] for one in inputs if 'rejected' in one]
+        if rejected:
+            if len(rejected) != len(inputs):
+                raise ValueError(
+                    f'ConversationCollate: {len(rejected)} of {len(inputs)} samples have a rejected answer. Keep pairs '
+                    'and plain conversations in different datasets.'
+                )
+            batch['rejected'] = self._pad_tokens(rejected, inputs)
+        return dict(inputs=batch, data_samples=[sample['data_samples'] for sample in samples])
+
+    def _pad_tokens(self, inputs: Sequence[dict], owners: Sequence[dict]) -> dict[str, torch.Tensor]:
+        length = max(len(one['input_ids']) for one in inputs)
+        batch = {}
+        for key, value in TOKEN_PADDING.items():
+            if key not in inputs[0]:
+                continue
+            rows = []
+            for one, owner in zip(inputs, owners):
+                missing = length - len(one[key])
+                sides = (missing, 0) if self.padding_side == 'left' else (0, missing)
+                rows.append(F.pad(one[key], sides, value=owner['pad_token_id'] if value is None else value))
+            batch[key] = torch.stack(rows)
+        return batch
+
+
+@FUNCTIONS.register_module(name='ConversationCollate')
+def conversation_collate(samples: Sequence[dict[str, Any]], padding_side: str = 'right') -> dict[str, Any]:
+    """What a config means by ConversationCollate: MMEngine binds the arguments of ``collate_fn`` to a function."""
+    return ConversationCollate(padding_side)(samples)
+
+
+def _join_images(inputs: Sequence[dict]) -> dict[str, torch.Tensor]:
+    """All other tensors of the samples."""
+    known = {*TOKEN_PADDING, 'pad_token_id', 'rejected'}
+    with_images = [one for one in inputs if len(one['original_sizes'])]
+    keys = [key for key in with_images[0] if key not in known] if with_images else []
+    by_row = ROW_KEY in keys
+    joined = {}
+    for key in keys:
+        tensors = [one[key] for one in with_images]
+        largest = torch.tensor([tensor.shape[1:] for tensor in tensors]).amax(0).tolist()
+        if by_row and key != 'original_sizes':
+            empty = tensors[0].new_zeros(1, *largest)
+            tensors = [one[key] if len(one['original_sizes']) else empty for one in inputs]
+        joined[key] = torch.cat([_pad_to(tensor, largest) for tensor in tensors])
+    return joined
+
+
+def _pad_to(tensor: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
+    """Zeros behind every dimension but the first."""
+    missing = [(0, size - found) for found, size in zip(tensor.shape[1:], shape)]
+    return F.pad(tensor, [side for pair in reversed(missing) for side in pair])

@@ -1,0 +1,114 @@
+"""ScienceQA: multiple-choice questions of school science, half of them with an image (https://arxiv.org/abs/2209.09513)."""
+
+import json
+import os
+from typing import Any
+
+import numpy as np
+from mmengine.registry import DATASETS
+
+from .conversation_formats import question_messages
+from .record_dataset import RecordDataset
+
+LETTERS = 'ABCDEFGH'
+
+
+@DATASETS.register_module()
+class ScienceQADataset(RecordDataset):
+    """Multiple-choice questions from ScienceQA's own files, as conversations.
+
+    Read are ``problems.json``, ``pid_splits.json`` and the images at ``<img_path>/<split>/<problem>/image.png``, as the
+    authors publish them. The prompt is the hint (``Context: ...``), the question, the choices ``A. ...`` and the
+    suffix. ``gt_answer`` is the letter, which is the assistant turn as well; ``choices``, ``hint``, ``subject``,
+    ``grade`` and ``has_image`` are kept for the metrics. (MMPretrain's ``ScienceQA`` is another dataset: without
+    conversations, and with the index of the choice as answer.)
+
+    Args:
+        ann_file (str): Problems, relative to ``data_root``. Defaults to ``'problems.json'``.
+        split_file (str): Which problem belongs to which split. Defaults to ``'pid_splits.json'``.
+        split (str): A key of the split file: ``'train'``, ``'val'``, ``'test'``, ``'minitest'``... Defaults to
+            ``'test'``.
+        image_only (bool): Whether to leave out problems without image. Defaults to False.
+        suffix (str): Put behind the choices. Defaults to LLaVA-1.5's prompt for multiple choice.
+        test_mode (bool, optional): As for :class:`RecordDataset`. Defaults to None: False for the train splits.
+        **kwargs: Further arguments of :class:`RecordDataset`.
+
+    Raises:
+        ValueError: If a file is not valid JSON or there is no such split.
+        RecordError: If a problem lacks a key, or its image cannot be read.
+
+    Examples:
+        >>> dataset = ScienceQADataset(data_root='data/scienceqa', data_prefix=dict(img_path='images'), split='test')
+        >>> dataset[0]['gt_answer'], dataset[0]['choices']
+        ('B', ['West Virginia', 'Louisiana', 'Arizona', 'Oklahoma'])
+    """
+
+    def __init__(
+        self,
+        ann_file: str = 'problems.json',
+        split_file: str = 'pid_splits.json',
+        split: str = 'test',
+        image_only: bool = False,
+        suffix: str = "\nAnswer with the option's letter from the given choices directly.",
+        test_mode: bool | None = None,
+        **kwargs,
+    ) -> None:
+        self.ann_file = ann_file
+        self.split_file = split_file
+        self.split = split
+        self.image_only = image_only
+        self.suffix = suffix
+        super().__init__(test_mode='train' not in split if test_mode is None else test_mode, **kwargs)
+
+    def open_records(self) -> list[tuple[str, dict]]:
+        problems, splits = self._read(self.ann_file), self._read(self.split_file)
+        if self.split not in splits:
+            raise ValueError(
+                f'ScienceQADataset: split={self.split!r} is unknown; {self.split_file} has {sorted(splits)}.'
+            )
+        lost = [name for name in splits[self.split] if name not in problems]
+        if lost:
+            raise ValueError(f'ScienceQADataset: {self.ann_file} lacks the problems {lost[:5]} of {self.split_file}.')
+        chosen = [(name, problems[name]) for name in splits[self.split]]
+        return [(name, raw) for name, raw in chosen if raw.get('image') or not self.image_only]
+
+    def source(self, index: int) -> str:
+        return f'{os.path.join(self.data_root, self.ann_file)}:problem {self.records[index][0]}'
+
+    @property
+    def modalities(self) -> np.ndarray:
+        return np.array([bool(raw.get('image')) for _, raw in self.records])
+
+    def load_record(self, index: int) -> dict[str, Any]:
+        name, raw = self.records[index]
+        missing = {'question', 'choices', 'answer', 'split'} - set(raw)
+        if missing:
+            raise ValueError(f'lacks {sorted(missing)}; its keys are {sorted(raw)}')
+        choices, answer = raw['choices'], raw['answer']
+        if not isinstance(answer, int) or not 0 <= answer < len(choices) <= len(LETTERS):
+            raise ValueError(f'answer {answer!r} must be the index of one of its {len(choices)} choices, from 0')
+        hint = raw.get('hint') or ''
+        images = [os.path.join(raw['split'], name, raw['image'])] if raw.get('image') else []
+        lines = [f'Context: {hint}'] if hint else []
+        lines += [raw['question'], *(f'{letter}. {choice}' for letter, choice in zip(LETTERS, choices))]
+        return dict(
+            messages=question_messages('\n'.join(lines) + self.suffix, len(images), LETTERS[answer]),
+            images=images,
+            gt_answer=LETTERS[answer],
+            question_id=name,
+            choices=choices,
+            hint=hint,
+            subject=raw.get('subject'),
+            grade=raw.get('grade'),
+            has_image=bool(images),
+        )
+
+    def _read(self, name: str) -> dict:
+        path = os.path.join(self.data_root, name)
+        with open(path, encoding='utf-8') as file:
+            try:
+                return json.load(file)
+            except json.JSONDecodeError as error:
+                raise ValueError(
+                    f'{path}:{error.lineno}: malformed JSON at column {error.colno}: {error.msg}.'
+                ) from None

@@ -1,0 +1,152 @@
+"""Conversations on coloured shapes, drawn on the fly: data on which a tiny vision-language model learns on a CPU."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from mmengine.dataset import Compose
+from mmengine.registry import DATASETS
+from PIL import Image
+from torch.utils.data import Dataset
+
+from .shapes_drawing import draw_clutter, draw_thing, to_uint8
+from .shapes_scene import ANSWERS, GRID, Scene, draw_answer, draw_scene, split_pairs
+
+SPLITS = ('train', 'val')
+MIN_IMAGE_SIZE = 24
+
+
+@DATASETS.register_module()
+class ShapesConversationDataset(Dataset):
+    """One image of coloured shapes on clutter, one question on it and a short answer per index.
+
+    Two to six things (six colours, six shapes) stand on a 3 x 3 grid over soft tones, noise, bars and specks in the
+    same colours. The question asks for a ``color`` ('What color is the ring?'), a ``shape``, a ``count`` ('one' to
+    'three'), a ``position`` ('left', 'center', 'right': the column of the thing) or ``yesno`` ('Is there a red
+    ring?'; beside or instead of it there is a thing that shares its colour or its shape). Counts and yes/no questions
+    are about a colour, a shape or a pair of both, in equal parts. The answer is drawn first and the scene
+    around it, so that ``answer_prior`` holds whatever the scenes are: with 0.8 the first answer of each kind ('red',
+    'circle', 'one', 'left', 'yes') is right in 80 % of the samples of its kind and the others share the rest; 0.2 is
+    the same prior flipped. A model that only knows the training prior then falls from 80 % to 20 %.
+
+    A colour-shape pair belongs to one split: of each colour, and of each shape, four pairs appear in train images
+    only and two in val images only. Index i is always the same record for one split, seed and set of arguments.
+
+    A record holds ``messages``, ``images`` (one RGB image), ``source``, ``gt_answer``, ``question_type``, ``gt_mask``
+    ([image_size, image_size] bool, the things asked about; empty for a 'no') and ``things`` (list of dicts with
+    ``color``, ``shape``, ``cell`` and ``asked``). The kind of question changes with the index, in turn.
+
+    Args:
+        split (str): ``'train'`` or ``'val'``. Defaults to ``'train'``.
+        length (int): Number of records, >= 1. Defaults to 10000.
+        questions (Sequence[str]): Kinds of question, some of color, shape, count, position, yesno. Defaults to all.
+        image_size (int): Height and width in pixels, >= 24. Defaults to 48.
+        answer_prior (float, optional): Share of the first answer of each kind, in [0, 1]. Defaults to None: all
+            answers of a kind are equally frequent.
+        seed (int): Of all draws, >= 0; numpy's global state plays no part. Defaults to 0.
+        pipeline (Sequence): Transforms that turn a record into a sample. Defaults to an empty tuple.
+        test_mode (bool): Unused; evaluation loops of MMEngine set it. Defaults to False.
+
+    Raises:
+        ValueError: If an argument is outside its range.
+
+    Examples:
+        >>> record = ShapesConversationDataset(split='val', questions=('color',))[0]
+        >>> record['messages'][0]['content'][1]['text'], record['gt_answer']
+    """
+
+    METAINFO = dict(answers=ANSWERS)
+
+    def __init__(
+        self,
+        split: str = 'train',
+        length: int = 10000,
+        questions: Sequence[str] = tuple(ANSWERS),
+        image_size: int = 48,
+        answer_prior: float | None = None,
+        seed: int = 0,
+        pipeline: Sequence = (),
+        test_mode: bool = False,
+    ) -> None:
+        _check(split, length, questions, image_size, answer_prior, seed)
+        self.split, self.length, self.questions = split, length, tuple(questions)
+        self.image_size, self.answer_prior, self.seed = image_size, answer_prior, seed
+        self.test_mode = test_mode
+        self.pairs = split_pairs(split)
+        self.pipeline = Compose(pipeline)
+
+    @property
+    def metainfo(self) -> dict:
+        """The answers of each kind of question."""
+        return dict(self.METAINFO)
+
+    @property
+    def modalities(self) -> np.ndarray:
+        """[N] bool: whether a record has an image; all do."""
+        return np.ones(self.length, dtype=bool)
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> dict:
+        return self.pipeline(self.get_data_info(index))
+
+    def get_data_info(self, index: int) -> dict:
+        """Draw a record.
+
+        Args:
+            index (int): From -N to N - 1.
+
+        Returns:
+            dict: see the class.
+
+        Raises:
+            IndexError: If there is no such record.
+        """
+        if not -self.length <= index < self.length:
+            raise IndexError(f'ShapesConversationDataset: index {index} is outside the {self.length} records')
+        index %= self.length
+        rng = np.random.default_rng((self.seed, SPLITS.index(self.split), index))
+        kind = self.questions[index % len(self.questions)]
+        scene = draw_scene(kind, draw_answer(kind, self.answer_prior, rng), self.pairs, rng)
+        image, mask = _draw(scene, self.image_size, rng)
+        return dict(
+            messages=[
+                dict(role='user', content=[dict(type='image'), dict(type='text', text=scene.question)]),
+                dict(role='assistant', content=[dict(type='text', text=scene.answer)]),
+            ],
+            images=[Image.fromarray(image)],
+            source=f'{type(self).__name__}[{index}]',
+            gt_answer=scene.answer,
+            question_type=kind,
+            gt_mask=mask,
+            things=[vars(thing) for thing in scene.things],
+        )
+
+
+def _draw(scene: Scene, size: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """The image [size, size, 3] uint8 and the mask [size, size] bool of the things asked about."""
+    canvas = draw_clutter(size, rng)
+    mask = np.zeros((size, size), dtype=bool)
+    for thing in scene.things:
+        covered = draw_thing(canvas, thing.color, thing.shape, thing.cell, GRID, rng)
+        if thing.asked:
+            mask |= covered
+    return to_uint8(canvas), mask
+
+
+def _check(
+    split: str, length: int, questions: Sequence[str], image_size: int, answer_prior: float | None, seed: int
+) -> None:
+    name = 'ShapesConversationDataset'
+    if split not in SPLITS:
+        raise ValueError(f"{name}: split={split!r} is unknown; use split='train' or split='val'.")
+    for key, value, least in (('length', length, 1), ('image_size', image_size, MIN_IMAGE_SIZE), ('seed', seed, 0)):
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise ValueError(f'{name}: {key}={value!r} must be an integer of at least {least}.')
+    if isinstance(questions, str) or not questions or not set(questions) <= set(ANSWERS):
+        raise ValueError(f'{name}: questions={questions!r} must be a list of some of {", ".join(ANSWERS)}.')
+    if answer_prior is not None and not 0 <= answer_prior <= 1:
+        raise ValueError(
+            f'{name}: answer_prior={answer_prior!r} must lie in [0, 1]: it is the share of the first answer of each '
+            'kind of question. Use 0.8 for an 80/20 prior, 0.2 for the same flipped, None for equal shares.'
+        )

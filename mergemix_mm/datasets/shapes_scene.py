@@ -1,0 +1,119 @@
+"""What a drawn conversation is about: which things a scene holds, the question on it and its only right answer."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+COLORS = ('red', 'green', 'blue', 'yellow', 'purple', 'white')
+SHAPES = ('circle', 'square', 'triangle', 'cross', 'ring', 'diamond')
+COUNTS = ('one', 'two', 'three')
+COLUMNS = ('left', 'center', 'right')
+GRID = 3
+
+# The answers of each kind of question; the first is the one that `answer_prior` favours.
+ANSWERS = dict(color=COLORS, shape=SHAPES, count=COUNTS, position=COLUMNS, yesno=('yes', 'no'))
+# A question is about the things that agree with it in every attribute it names.
+TEMPLATES = dict(
+    color=('What color is the {shape}?',),
+    shape=('What shape is the {color} thing?',),
+    count=(
+        'How many {color} things are there?',
+        'How many {shape} things are there?',
+        'How many {color} {shape} things are there?',
+    ),
+    position=('Where is the {color} {shape}?',),
+    yesno=('Is there a {color} thing?', 'Is there a {shape}?', 'Is there a {color} {shape}?'),
+)
+
+Pair = tuple[str, str]
+
+
+@dataclass
+class Thing:
+    """One thing of a scene.
+
+    Args:
+        color (str): One of `COLORS`.
+        shape (str): One of `SHAPES`.
+        cell (tuple[int, int]): Row and column on a 3 x 3 grid; no two things share a cell.
+        asked (bool): Whether the question is about it.
+    """
+
+    color: str
+    shape: str
+    cell: tuple[int, int]
+    asked: bool
+
+
+@dataclass
+class Scene:
+    """Things, a question and its answer."""
+
+    things: list[Thing]
+    question: str
+    answer: str
+
+
+def split_pairs(split: str) -> list[Pair]:
+    """The colour-shape pairs of a split: of each colour (and of each shape) four in train and the other two in val."""
+    pairs = [(i, j) for i in range(len(COLORS)) for j in range(len(SHAPES))]
+    return [(COLORS[i], SHAPES[j]) for i, j in pairs if ((j - i) % 3 == 0) == (split == 'val')]
+
+
+def draw_answer(kind: str, prior: float | None, rng: np.random.Generator) -> str:
+    """Draw an answer of a kind of question: the first one with probability `prior`, else one of the others."""
+    answers = ANSWERS[kind]
+    if prior is None:
+        return answers[rng.integers(len(answers))]
+    if rng.random() < prior:
+        return answers[0]
+    return answers[rng.integers(1, len(answers))]
+
+
+def draw_scene(kind: str, answer: str, pairs: Sequence[Pair], rng: np.random.Generator) -> Scene:
+    """Draw a scene for which the answer is the only right one.
+
+    Args:
+        kind (str): Kind of the question, a key of `ANSWERS`.
+        answer (str): One of its answers.
+        pairs (Sequence[tuple[str, str]]): The colour-shape pairs that may appear.
+        rng (np.random.Generator): Draws everything.
+
+    Returns:
+        Scene: two to six things on the grid.
+    """
+    fixed = dict(color=0, shape=1).get(kind)
+    pair = _choose(pairs if fixed is None else [pair for pair in pairs if pair[fixed] == answer], rng)
+    template = _choose(TEMPLATES[kind], rng)
+    named = [i for i, name in enumerate(('{color}', '{shape}')) if name in template]
+    meant = [other for other in pairs if all(other[i] == pair[i] for i in named)]
+    asked = [pair, *(_choose(meant, rng) for _ in range(len(COUNTS) - 1))][: _num_asked(kind, answer)]
+    others = [other for other in pairs if other not in meant]
+    # Half of the other things share a colour or a shape with the pair in question: one attribute alone says little.
+    related = [other for other in others if other[0] == pair[0] or other[1] == pair[1]]
+    num_others = rng.integers(1, GRID + 1) + (not asked)
+    others = [_choose(related if i == 0 or rng.random() < 0.5 else others, rng) for i in range(num_others)]
+
+    cells = rng.permutation(GRID * GRID)
+    if kind == 'position':
+        column = COLUMNS.index(answer)
+        cells = np.array(
+            sorted(cells.tolist(), key=lambda cell: cell % GRID != column)
+        )  # Stable: the rest stays mixed.
+    things = [
+        Thing(*thing, divmod(int(cell), GRID), i < len(asked))
+        for i, (thing, cell) in enumerate(zip(asked + others, cells, strict=False))
+    ]
+    return Scene(things, template.format(color=pair[0], shape=pair[1]), answer)
+
+
+def _num_asked(kind: str, answer: str) -> int:
+    """How many things of a scene the question is about."""
+    if kind == 'count':
+        return COUNTS.index(answer) + 1
+    return int(answer != 'no')
+
+
+def _choose(items: Sequence, rng: np.random.Generator):
+    return items[rng.integers(len(items))]

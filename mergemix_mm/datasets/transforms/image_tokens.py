@@ -1,0 +1,96 @@
+"""How a processor writes images: the tokens that stand for each of them, and the tensors."""
+
+import copy
+from collections.abc import Sequence
+
+import torch
+from PIL import Image
+
+from .chat_template import image_token_of
+
+TEXT_KEYS = ('input_ids', 'attention_mask', 'token_type_ids', 'labels')
+# Written around an image by Qwen's template; other families' processors write such marks themselves.
+START_MARK, END_MARK = '<|vision_start|>', '<|vision_end|>'
+
+
+class ImageTokens:
+    """Finds out what a processor puts in the place of each image, and checks it to the token.
+
+    Attributes:
+        token (str): The placeholder in the text, one token of the tokenizer.
+        token_id (int): Its id.
+        start_id (int | None): Token of the template that belongs to the image behind it.
+        end_id (int | None): Token of the template that belongs to the image before it.
+        is_prefix_family (bool): Whether the family has a prefix without labels and a suffix (PaliGemma), whose
+            processor writes more than the images into the text.
+    """
+
+    def __init__(self, processor) -> None:
+        self.processor = copy.copy(processor)
+        # The chat template has it already.
+        self.processor.use_default_system_prompt = False
+        self.token = image_token_of(processor)
+        self.token_id = processor.tokenizer.convert_tokens_to_ids(self.token)
+        vocabulary = processor.tokenizer.get_vocab()
+        self.start_id, self.end_id = vocabulary.get(START_MARK), vocabulary.get(END_MARK)
+        self.is_prefix_family = type(processor).__name__ == 'PaliGemmaProcessor'
+        self._by_size: dict[tuple[int, int], list[int]] = {}
+
+    def process(
+        self, text: str, ids: Sequence[int], images: Sequence[Image.Image], special_tokens: bool
+    ) -> tuple[list[list[int]], dict[str, torch.Tensor]]:
+        """Process the images of one text.
+
+        Args:
+            text (str): With one placeholder per image.
+            ids (Sequence[int]): The tokens of the text, placeholders as they are.
+            images (Sequence[PIL.Image.Image]): At least one.
+            special_tokens (bool): Whether ``ids`` begin with tokens that the tokenizer adds.
+
+        Returns:
+            tuple: The tokens of each image, and the image tensors by name.
+
+        Raises:
+            RuntimeError: If the processor does not write the text as assumed.
+        """
+        if self.is_prefix_family:
+            expansions = [[self.token_id] * self.processor.image_seq_length] * len(images)
+            return expansions, self.tensors(images)
+        found, tensors = self._call(text, images, special_tokens)
+        if len(images) == 1:
+            place = list(ids).index(self.token_id)
+            expansions = [found[place : len(found) - (len(ids) - place - 1)]]
+        else:
+            expansions = [self._expansion(image) for image in images]
+        expanded = expand(ids, self.token_id, expansions)
+        if expanded != found or not all(self.token_id in tokens for tokens in expansions):
+            raise RuntimeError(
+                f'EncodeConversation: {type(self.processor).__name__} tokenizes text beside images in a way that its '
+                f'tokenizer alone does not ({len(found)} tokens, expected {len(expanded)}); labels would be wrong.'
+            )
+        return expansions, tensors
+
+    def tensors(self, images: Sequence[Image.Image]) -> dict[str, torch.Tensor]:
+        """The tensors of some images, without any text."""
+        return self._call(self.token * len(images), images, False)[1]
+
+    def _call(
+        self, text: str, images: Sequence[Image.Image], special_tokens: bool
+    ) -> tuple[list[int], dict[str, torch.Tensor]]:
+        output = self.processor(
+            text=[text], images=list(images), return_tensors='pt', add_special_tokens=special_tokens
+        )
+        tensors = {key: value for key, value in output.items() if key not in TEXT_KEYS}
+        return output['input_ids'][0].tolist(), tensors
+
+    def _expansion(self, image: Image.Image) -> list[int]:
+        """The tokens of an image; they depend on its size alone."""
+        if image.size not in self._by_size:
+            self._by_size[image.size] = self._call(self.token, [image], False)[0]
+        return self._by_size[image.size]
+
+
+def expand(ids: Sequence[int], token_id: int, expansions: Sequence[Sequence[int]]) -> list[int]:
+    """Put the tokens of each image in the place of its placeholder."""
+    remaining = iter(expansions)
+    return [token for one in ids for token in (next(remaining) if one == token_id else (one,))]

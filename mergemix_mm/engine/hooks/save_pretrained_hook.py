@@ -1,0 +1,82 @@
+"""A hook that saves a tuned vision-language model in its library's own format."""
+
+from pathlib import Path
+
+from mmengine.dist import master_only
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.registry import HOOKS, TRANSFORMS
+
+from ...models.vlms.saving import check_whole, replaced_folder
+
+
+@HOOKS.register_module()
+class SavePretrainedHook(Hook):
+    """Save ``model.vlm`` so that ``from_pretrained`` of transformers (of peft, after LoRA) reads it anywhere.
+
+    The folder appears whole or not at all, and replaces the one saved before. MMEngine's checkpoints, which training
+    resumes from, are the CheckpointHook's; ``tools/model_converters/save_pretrained.py`` makes the same folder of one.
+
+    Args:
+        out_dir (str, optional): The folder. Defaults to None: ``pretrained`` in the Runner's work directory.
+        processor (dict | ProcessorMixin, optional): Saved along: a processor of transformers, or the dict of
+            ``EncodeConversation`` that makes one. Defaults to None: the tuner's own, if it has one.
+        interval (int, optional): Save every so many iterations as well. Defaults to None: after training only.
+
+    Raises:
+        ValueError: If `interval` is not positive.
+        TypeError: When training starts, if the processor cannot be saved or the model has no ``vlm``.
+        RuntimeError: When training starts, if the weights are sharded over processes (FSDP, ZeRO-3).
+
+    Examples:
+        >>> custom_hooks = [dict(type='SavePretrainedHook', out_dir='llava-1.5-7b-simpo')]
+    """
+
+    priority = 'LOW'
+
+    def __init__(self, out_dir: str | None = None, processor=None, interval: int | None = None) -> None:
+        if interval is not None and interval < 1:
+            raise ValueError(f'SavePretrainedHook: interval={interval!r} must be at least 1, or None.')
+        self.out_dir = out_dir
+        self.interval = interval
+        self.processor = TRANSFORMS.build(processor) if isinstance(processor, dict) else processor
+
+    def before_train(self, runner) -> None:
+        """Find out now, not after days of training, whether model and processor can be saved."""
+        tuner = _find_tuner(runner)
+        check_whole(tuner.vlm)
+        if self.processor is None:
+            self.processor = getattr(tuner, 'processor', None)
+        if self.processor is not None and not hasattr(self.processor, 'save_pretrained'):
+            raise TypeError(
+                f'SavePretrainedHook: the processor {type(self.processor).__name__} has no save_pretrained(): give a '
+                'processor of transformers.'
+            )
+
+    def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
+        """Save when it is due."""
+        if self.interval is not None and self.every_n_train_iters(runner, self.interval):
+            self._save(runner)
+
+    def after_train(self, runner) -> None:
+        """Save the result."""
+        self._save(runner)
+
+    @master_only
+    def _save(self, runner) -> None:
+        folder = Path(runner.work_dir, 'pretrained') if self.out_dir is None else Path(self.out_dir)
+        with replaced_folder(folder) as temporary:
+            _find_tuner(runner).vlm.save_pretrained(temporary)
+            if self.processor is not None:
+                self.processor.save_pretrained(temporary)
+        runner.logger.info(f'SavePretrainedHook: wrote the model to {folder}')
+
+
+def _find_tuner(runner):
+    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+    if not hasattr(model, 'vlm'):
+        raise TypeError(
+            f'SavePretrainedHook: the model {type(model).__name__} has no vlm to save. Use it with '
+            "model=dict(type='VLMTuner', vlm=dict(type='HFVisionLanguageModel', ...)), or remove the hook."
+        )
+    return model

@@ -1,0 +1,136 @@
+"""Tests of JsonRecords."""
+
+import json
+import pickle
+import tracemalloc
+
+import numpy as np
+import pytest
+
+from mergemix_mm.datasets import json_records
+from mergemix_mm.datasets.json_records import JsonRecords
+
+RECORDS = [
+    dict(id=0, text='plain', nested=dict(a=[1, 2, {}])),
+    dict(id=1, text='brackets ]}{[ , and "quotes" \\ in text'),
+    dict(id=2, text='naïve 漢字 \n two lines', image='a.png'),
+    dict(id=3),
+]
+LAYOUTS = dict(
+    one_line=lambda records: json.dumps(records),
+    pretty=lambda records: json.dumps(records, indent=2, ensure_ascii=False),
+    lines=lambda records: '\n'.join(json.dumps(record, ensure_ascii=False) for record in records) + '\n',
+    blank_lines=lambda records: '\n\n  '.join(json.dumps(record) for record in records),
+    windows=lambda records: '\ufeff' + json.dumps(records, indent=1).replace('\n', '\r\n'),
+)
+
+
+def write(tmp_path, text, name='data.json'):
+    path = tmp_path / name
+    path.write_bytes(text.encode('utf-8'))
+    return path
+
+
+@pytest.mark.parametrize('layout', LAYOUTS)
+@pytest.mark.parametrize('chunk', [1 << 20, 16, 5])
+def test_every_layout_gives_the_records_back(tmp_path, monkeypatch, layout, chunk):
+    monkeypatch.setattr(json_records, 'CHUNK', chunk)
+    records = JsonRecords(write(tmp_path, LAYOUTS[layout](RECORDS)), flag=lambda record: 'image' in record)
+    assert [records[index] for index in range(len(records))] == RECORDS
+    assert records[-1] == RECORDS[-1]
+    assert records.flags.tolist() == [False, False, True, False]
+
+
+def test_source_is_the_line_where_a_record_begins(tmp_path):
+    pretty = JsonRecords(write(tmp_path, '[\n {"a":\n 1},\n\n {"b": 2}\n]'))
+    assert [pretty.source(index).rsplit(':')[-1] for index in (0, 1, -1)] == ['2', '5', '5']
+    lines = JsonRecords(write(tmp_path, '{"a": 1}\n{"b": 2}\n{"c": 3}'))
+    assert lines.source(2) == f'{tmp_path}/data.json:3'
+
+
+def test_records_on_one_line_are_told_apart_by_number(tmp_path):
+    records = JsonRecords(write(tmp_path, '[{"a": 1}, {"b": 2}]'))
+    assert records.source(1) == f'{tmp_path}/data.json:1 (record 1)'
+
+
+@pytest.mark.parametrize('chunk', [1 << 20, 16])
+@pytest.mark.parametrize(
+    'text, message',
+    [
+        ('[\n{"a": 1},\n{"b": tru}\n]', r'data\.json:3: malformed JSON at column 7: Expecting value'),
+        ('[\n{"a": 1}\n{"b": 2}\n]', r"data\.json:3: malformed JSON at column 1: expected ',', found '\{'"),
+        ('[{"a": 1},\n{"b": 2}', r"data\.json:2: malformed JSON at column 9: expected ',', but it ends"),
+        ('{"a": 1}\n{"b": "open\n', r'data\.json:2: malformed JSON at column 12: Invalid control character'),
+        ('{"a": 1}\n\n7\n', r'data\.json:3: .*a record must be an object \{\.\.\.\}, found '),
+        ('[{"a": 1},]', r'data\.json:1: malformed JSON at column 11: a record must be an object'),
+        ('[{"a": 1}]\n{"b": 2}', r'data\.json:2: malformed JSON at column 1: .*behind the array'),
+        ('  \n', r'data\.json: the file is empty'),
+    ],
+)
+def test_malformed_json_names_file_line_and_column(tmp_path, monkeypatch, text, message, chunk):
+    monkeypatch.setattr(json_records, 'CHUNK', chunk)
+    with pytest.raises(ValueError, match=message):
+        JsonRecords(write(tmp_path, text))
+
+
+def test_array_below_a_key_is_found_behind_other_values(tmp_path, monkeypatch):
+    data = dict(info=dict(year=2017, nested=[[], '}']), version=4.25, questions=RECORDS, licence='x')
+    for chunk in (1 << 20, 7):
+        monkeypatch.setattr(json_records, 'CHUNK', chunk)
+        records = JsonRecords(write(tmp_path, json.dumps(data)), key='questions')
+        assert [records[index] for index in range(len(records))] == RECORDS
+        with pytest.raises(ValueError, match=r"no key 'answers' in the top-level object, only \['info', 'version'"):
+            JsonRecords(records.path, key='answers')
+    with pytest.raises(ValueError, match=r"the value of 'info' must be an array"):
+        JsonRecords(records.path, key='info')
+
+
+def test_index_needs_25_bytes_per_record_and_parsed_records_are_not_kept(tmp_path):
+    num = 200_000
+    path = write(tmp_path, json.dumps([dict(id=index, text='x' * 80) for index in range(num)]))
+    tracemalloc.start()
+    records = JsonRecords(path)
+    kept, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    index = sum(array.nbytes for array in (records.starts, records.ends, records.lines, records.flags))
+    assert index == 25 * num
+    assert kept < index + 1_000_000
+    # The parsed records would take about 100 MB.
+    assert peak < 40_000_000
+    assert not any(isinstance(value, (list, dict)) for value in vars(records).values())
+    assert records[num - 1]['id'] == num - 1
+
+
+def test_a_pickled_copy_reads_on_its_own(tmp_path):
+    records = JsonRecords(write(tmp_path, LAYOUTS['lines'](RECORDS)))
+    records[0]
+    copy = pickle.loads(pickle.dumps(records))
+    assert copy._file is None
+    assert copy[2] == records[2] == RECORDS[2]
+
+
+def test_forked_workers_do_not_disturb_each_other(tmp_path):
+    from torch.utils.data import DataLoader
+
+    data = [dict(id=index, text='y' * (index % 700)) for index in range(300)]
+    records = JsonRecords(write(tmp_path, json.dumps(data)))
+    records[0]  # opens the file in the parent
+    loader = DataLoader(records, batch_size=None, num_workers=2, sampler=range(300))
+    assert [record['id'] for record in loader] == list(range(300))
+
+
+def test_bytes_that_are_not_utf8_name_the_line_when_read(tmp_path):
+    path = tmp_path / 'data.jsonl'
+    path.write_bytes(b'{"a": "fine"}\n{"a": "\xff\xfe"}\n')
+    records = JsonRecords(path)
+    assert records[0] == dict(a='fine')
+    with pytest.raises(ValueError, match=r'data\.jsonl:2: the record is not UTF-8'):
+        records[1]
+
+
+def test_indices_follow_sequence_rules(tmp_path):
+    records = JsonRecords(write(tmp_path, json.dumps(RECORDS)))
+    assert len(records) == 4
+    with pytest.raises(IndexError):
+        records[4]
+    assert records[np.int64(1)] == RECORDS[1]

@@ -1,0 +1,68 @@
+"""Tests of POPEDataset."""
+
+import json
+
+import pytest
+from mmengine.registry import DATASETS
+from PIL import Image
+
+from mergemix_mm.datasets import RecordError
+
+
+def dataset(tmp_path, records, **kwargs):
+    (tmp_path / 'val2014').mkdir(exist_ok=True)
+    Image.new('RGB', (5, 4)).save(tmp_path / 'val2014' / 'COCO_val2014_1.jpg')
+    (tmp_path / 'coco_pope_random.json').write_text('\n'.join(json.dumps(record) for record in records))
+    return DATASETS.build(
+        dict(
+            type='POPEDataset',
+            ann_file='coco_pope_random.json',
+            data_root=str(tmp_path),
+            data_prefix=dict(img_path='val2014'),
+            **kwargs,
+        )
+    )
+
+
+def line(**kwargs):
+    return dict(question_id=1, image='COCO_val2014_1.jpg', text='Is there a dog in the image?', label='yes') | kwargs
+
+
+def test_official_lines_become_questions_with_answers(tmp_path):
+    data = dataset(tmp_path, [line(), line(question_id=2, label='No')])
+    assert len(data) == 2 and data.test_mode and data.modalities.all()
+    record = data[1]
+    assert record['messages'] == [
+        dict(
+            role='user',
+            content=[
+                dict(type='image'),
+                dict(
+                    type='text',
+                    text='Is there a dog in the image?\nAnswer the question using a single word or phrase.',
+                ),
+            ],
+        ),
+        dict(role='assistant', content=[dict(type='text', text='no')]),
+    ]
+    assert record['images'][0].size == (5, 4)
+    assert (record['gt_answer'], record['question_id']) == ('no', 2)
+    assert record['source'].endswith('coco_pope_random.json:2')
+
+
+def test_suffix_is_an_argument(tmp_path):
+    record = dataset(tmp_path, [line()], suffix='')[0]
+    assert record['messages'][0]['content'][1]['text'] == 'Is there a dog in the image?'
+
+
+@pytest.mark.parametrize(
+    'record, message',
+    [
+        (line(label='maybe'), r"json:1: label 'maybe' must be 'yes' or 'no'"),
+        (dict(text='x', image='y'), r"json:1: lacks \['label'\]; its keys are \['image', 'text'\]"),
+        (line(image='none.jpg'), r'json:1: image .*val2014/none\.jpg does not exist'),
+    ],
+)
+def test_unusable_lines_are_named(tmp_path, record, message):
+    with pytest.raises(RecordError, match=message):
+        dataset(tmp_path, [record])[0]

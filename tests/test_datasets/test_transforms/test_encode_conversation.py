@@ -1,0 +1,373 @@
+"""Tests of EncodeConversation, for the real processor of every family."""
+
+import pickle
+from functools import cache
+
+import pytest
+import tiny_vlms
+import torch
+
+from mergemix_mm.datasets import EncodeConversation, RecordError
+
+FAMILIES = tiny_vlms.FAMILIES
+IMAGE = dict(type='image')
+CLOSING = dict(
+    llava='</s>',
+    llava_next='</s>',
+    paligemma='<eos>',
+    internvl='<|im_end|>',
+    smolvlm='<end_of_utterance>',
+    qwen2_5_vl='<|im_end|>',
+    janus='<｜end▁of▁sentence｜>',
+)
+
+
+@cache
+def processor(family):
+    return tiny_vlms.tiny_processor(family)
+
+
+def turn(role, *parts):
+    return dict(role=role, content=[part if part is IMAGE else dict(type='text', text=part) for part in parts])
+
+
+def record(*messages, sizes=None, **extra):
+    num = sum(part is IMAGE for message in messages for part in message['content'])
+    sizes = sizes or [(40, 60), (70, 30), (28, 28)][:num]
+    images = [tiny_vlms.random_image(*size, seed) for seed, size in enumerate(sizes)]
+    return dict(messages=list(messages), images=images, source='talk.json:3', **extra)
+
+
+def single():
+    return record(turn('user', IMAGE, 'What is it?'), turn('assistant', 'A cät, 猫.'), id='one')
+
+
+def text_only():
+    return record(turn('system', 'Be brief.'), turn('user', 'Hi'), turn('assistant', 'Hello'))
+
+
+def multi():
+    return record(
+        turn('user', IMAGE, 'What is it?'),
+        turn('assistant', 'A cät, 猫.'),
+        turn('user', 'And', IMAGE, IMAGE, 'these?'),
+        turn('assistant', 'Two dogs\nin a row'),
+    )
+
+
+RECORDS = dict(single=single, text_only=text_only, multi=multi)
+
+
+def encode(family, record, **kwargs):
+    return EncodeConversation(processor(family), **kwargs)(record)['inputs']
+
+
+def labelled_runs(family, inputs):
+    """The texts of neighbouring labelled tokens."""
+    runs, previous = [], False
+    for token in inputs['labels'].tolist():
+        if token != -100:
+            runs[-1:] = [runs[-1] + [token]] if previous else [*runs[-1:], [token]]
+        previous = token != -100
+    return [processor(family).tokenizer.decode(run) for run in runs]
+
+
+def image_token_id(family):
+    return tiny_vlms.token_id(family, tiny_vlms.image_token(family))
+
+
+def answers_of(family, record):
+    found = [message['content'][0]['text'] for message in record['messages'] if message['role'] == 'assistant']
+    return [text + CLOSING[family] for text in found]
+
+
+@pytest.mark.parametrize('kind', RECORDS)
+@pytest.mark.parametrize('family', FAMILIES)
+def test_exactly_the_answers_and_their_end_tokens_are_labelled(family, kind):
+    given = RECORDS[kind]()
+    inputs = encode(family, given)
+    # The space behind a role is generated too, where the template has one.
+    space = ' ' if family in ('llava', 'llava_next', 'smolvlm', 'janus') else ''
+    assert labelled_runs(family, inputs) == [space + answer for answer in answers_of(family, given)]
+    at = inputs['labels'] != -100
+    assert torch.equal(inputs['labels'][at], inputs['input_ids'][at])
+    assert inputs['input_ids'].shape == inputs['labels'].shape == inputs['attention_mask'].shape
+    assert inputs['attention_mask'].all()
+
+
+@pytest.mark.parametrize('kind', RECORDS)
+@pytest.mark.parametrize('family', [family for family in FAMILIES if family != 'paligemma'])
+def test_tokens_and_images_are_those_of_the_processor(family, kind):
+    given = RECORDS[kind]()
+    encoder = EncodeConversation(processor(family))
+    text, _ = encoder.template.render(given['messages'])
+    images = dict(images=given['images']) if given['images'] else {}
+    bos = processor(family).tokenizer.bos_token
+    output = processor(family)(
+        text=[text], return_tensors='pt', add_special_tokens=not (bos and text.startswith(bos)), **images
+    )
+    inputs = encoder(given)['inputs']
+    for key, value in output.items():
+        assert torch.equal(inputs[key], value[0] if key in ('input_ids', 'attention_mask') else value), key
+    assert set(inputs) - set(output) == {'labels', 'original_sizes', 'pad_token_id'}
+
+
+def test_paligemma_matches_its_processor_with_prefix_and_suffix():
+    given = single()
+    output = processor('paligemma')(
+        text='<image>What is it?', images=given['images'], suffix='A cät, 猫.', return_tensors='pt'
+    )
+    inputs = encode('paligemma', given)
+    assert set(output) == {'input_ids', 'attention_mask', 'token_type_ids', 'pixel_values', 'labels'}
+    for key, value in output.items():
+        assert torch.equal(inputs[key], value if key == 'pixel_values' else value[0]), key
+
+
+def test_paligemma_has_everything_behind_the_first_answer_in_its_suffix():
+    inputs = encode('paligemma', multi())
+    first = int((inputs['labels'] != -100).nonzero()[0])
+    assert inputs['token_type_ids'].tolist() == [0] * first + [1] * (len(inputs['input_ids']) - first)
+    assert encode('paligemma', multi(), generate=True)['token_type_ids'].shape == (
+        len(encode('paligemma', multi(), generate=True)['input_ids']),
+    )
+
+
+@pytest.mark.parametrize('family', FAMILIES)
+def test_original_sizes_are_height_and_width_of_each_image(family):
+    assert encode(family, multi())['original_sizes'].tolist() == [[40, 60], [70, 30], [28, 28]]
+    inputs = encode(family, text_only())
+    assert inputs['original_sizes'].shape == (0, 2)
+    assert not any('pixel' in key or 'grid' in key for key in inputs)
+
+
+@pytest.mark.parametrize('family', FAMILIES)
+def test_truncation_at_every_length_never_cuts_an_image(family):
+    given = record(
+        turn('user', IMAGE, 'Q'),
+        turn('assistant', 'Yes'),
+        turn('user', IMAGE, IMAGE, 'R'),
+        turn('assistant', 'No'),
+        sizes=[(28, 28), (40, 60), (28, 30)],
+    )
+    whole = encode(family, given)
+    start, end = ('<|vision_start|>', '<|vision_end|>') if family == 'qwen2_5_vl' else (None, None)
+    spans = image_spans(family, given, start, end)
+    assert len(spans) == 3
+    kept_counts = set()
+    encoder = EncodeConversation(processor(family))
+    for max_length in range(1, len(whole['input_ids']) + 1):
+        encoder.max_length = max_length
+        cut = next((first for first, last in spans if last > max_length), max_length)
+        expected = whole['input_ids'][: min(cut, max_length)]
+        if (whole['labels'][: len(expected)] == -100).all():
+            with pytest.raises(RecordError, match=f'talk.json:3: all answers are cut off by max_length={max_length}'):
+                encoder(given)
+            continue
+        inputs = encoder(given)['inputs']
+        assert torch.equal(inputs['input_ids'], expected)
+        assert torch.equal(inputs['labels'], whole['labels'][: len(expected)])
+        num_kept = sum(last <= max_length for _, last in spans)
+        kept_counts.add(num_kept)
+        assert len(inputs['original_sizes']) == num_kept
+        fewer = dict(given, images=given['images'][:num_kept], messages=[turn('user', *[IMAGE] * num_kept, 'x'),
+                     turn('assistant', 'y')])  # fmt: skip
+        for key, value in encode(family, fewer).items():
+            if 'pixel' in key or key in ('image_sizes', 'image_grid_thw'):
+                assert torch.equal(inputs[key], value), key
+    # PaliGemma has all images in front of the first answer.
+    assert kept_counts == ({3} if family == 'paligemma' else {1, 2, 3})
+
+
+def image_spans(family, given, start, end):
+    """First and last (exclusive) token of each image with its marks, by encoding one image after the other alone."""
+    tokenizer = processor(family).tokenizer
+    lengths = []
+    for image in given['images']:
+        one = dict(given, images=[image], messages=[turn('user', IMAGE, 'x'), turn('assistant', 'y')])
+        text, _ = EncodeConversation(processor(family)).template.render(one['messages'])
+        bos = tokenizer.bos_token
+        special = family != 'paligemma' and not (bos and text.startswith(bos))
+        lengths.append(len(encode(family, one)['input_ids']) - len(tokenizer(text, add_special_tokens=special)['input_ids']) + 1)  # fmt: skip # noqa: E501
+    ids = encode(family, given)['input_ids'].tolist()
+    spans, place = [], 0
+    for length in lengths:
+        begin = next(i for i in range(place, len(ids)) if ids[i] == image_token_id(family))
+        # Marks of the processor stand directly before its first placeholder.
+        while tokenizer.convert_ids_to_tokens(ids[begin - 1]) in (
+            '<img>', '<begin_of_image>', '<fake_token_around_image>', '<global-img>', '<row_1_col_1>'
+        ):  # fmt: skip
+            if begin - 1 < place:
+                break
+            begin -= 1
+        place = begin + length
+        first, last = begin, place
+        if start is not None:
+            assert tokenizer.convert_ids_to_tokens([ids[first - 1], ids[last]]) == [start, end]
+            first, last = first - 1, last + 1
+        spans.append((first, last))
+    return spans
+
+
+@pytest.mark.parametrize('family', FAMILIES)
+def test_generation_gets_the_prompt_and_the_answer_beside_it(family):
+    given = multi()
+    encoder = EncodeConversation(processor(family), generate=True)
+    output = encoder(given)
+    whole = encode(family, given)
+    # The prompt is what precedes the last labelled run.
+    last = max(i for i in range(1, len(whole['labels'])) if whole['labels'][i] != -100 and whole['labels'][i - 1] == -100)  # fmt: skip # noqa: E501
+    assert torch.equal(output['inputs']['input_ids'], whole['input_ids'][:last])
+    assert 'labels' not in output['inputs']
+    assert output['data_samples'].gt_answer == 'Two dogs\nin a row'
+    assert encoder(dict(given, gt_answer=['a', 'b']))['data_samples'].gt_answer == ['a', 'b']
+    question = dict(given, messages=given['messages'][:-1])
+    asked = encoder(question)
+    assert torch.equal(asked['inputs']['input_ids'], output['inputs']['input_ids'])
+    assert 'gt_answer' not in asked['data_samples']
+
+
+def test_a_prompt_that_does_not_fit_is_refused():
+    length = len(encode('llava', single(), generate=True)['input_ids'])
+    encode('llava', single(), generate=True, max_length=length)
+    with pytest.raises(RecordError, match=f'the prompt has {length} tokens, more than max_length={length - 1}'):
+        encode('llava', single(), generate=True, max_length=length - 1)
+
+
+@pytest.mark.parametrize('family', FAMILIES)
+def test_pairs_label_their_last_answers_only(family):
+    given = multi()
+    given['rejected'] = [*given['messages'][:-1], turn('assistant', 'Nothing')]
+    inputs = encode(family, given)
+    assert [run.strip() for run in labelled_runs(family, inputs)] == ['Two dogs\nin a row' + CLOSING[family]]
+    rejected = inputs['rejected']
+    assert [run.strip() for run in labelled_runs(family, rejected)] == ['Nothing' + CLOSING[family]]
+    shared = int((rejected['labels'] != -100).nonzero()[0])
+    assert torch.equal(rejected['input_ids'][:shared], inputs['input_ids'][:shared])
+    alone = encode(family, dict(multi(), messages=given['rejected']))
+    assert set(rejected) == {key for key in alone if key.endswith(('_ids', '_mask', 'labels')) and 'pixel' not in key}
+    assert torch.equal(rejected['input_ids'], alone['input_ids'])
+    assert 'rejected' not in encode(family, given, generate=True)
+
+
+def test_pairs_are_cut_together_or_refused():
+    given = single()
+    given['rejected'] = [given['messages'][0], turn('assistant', 'A very long and wrong answer')]
+    chosen_length = len(encode('llava', given)['input_ids'])
+    inputs = encode('llava', given, max_length=chosen_length)
+    assert len(inputs['rejected']['input_ids']) == chosen_length
+    first = int((inputs['labels'] != -100).nonzero()[0])
+    with pytest.raises(RecordError, match=f'all answers are cut off by max_length={first}'):
+        encode('llava', given, max_length=first)
+
+
+def test_other_entries_become_fields_of_the_data_sample():
+    output = EncodeConversation(processor('llava'))(dict(single(), keys='taken', category=['a'], img_path=['x.png']))
+    sample = output['data_samples']
+    assert (sample.id, sample.source, sample.category, sample.img_path) == ('one', 'talk.json:3', ['a'], ['x.png'])
+    assert callable(sample.keys)
+    assert not {'messages', 'images'} & set(sample.keys())
+
+
+@pytest.mark.parametrize('family', FAMILIES)
+def test_literal_image_token_in_a_text_is_an_error_of_the_record(family):
+    token = tiny_vlms.image_token(family)
+    given = record(turn('user', IMAGE, f'What is {token}?'), turn('assistant', 'x'))
+    with pytest.raises(RecordError, match=r'talk\.json:3: the conversation has 1 images, but its text holds 2 times'):
+        encode(family, given)
+
+
+def test_conversation_without_answer_is_an_error_of_the_record():
+    with pytest.raises(RecordError, match=r'talk\.json:3: the conversation has no answer to learn from'):
+        encode('llava', record(turn('user', 'Hi')))
+
+
+@pytest.mark.parametrize('family', FAMILIES)
+def test_images_of_one_size_and_neighbouring_images(family):
+    sizes = [(40, 60), (40, 60), (28, 90)]
+    given = record(turn('user', IMAGE, IMAGE, IMAGE, 'Which?'), turn('assistant', 'This'), sizes=sizes)
+    inputs = encode(family, given)
+    assert labelled_runs(family, inputs)[0].strip() == 'This' + CLOSING[family]
+
+
+def test_plain_template_labels_the_caption():
+    given = single()
+    inputs = encode('llava', given, chat_template='plain')
+    assert labelled_runs('llava', inputs) == ['A cät, 猫.\n']
+    decoded = processor('llava').tokenizer.decode(inputs['input_ids'])
+    assert decoded == '<s>' + '<image>' * 16 + 'A cät, 猫.\n'
+
+
+def test_janus_default_system_prompt_is_part_of_the_prompt():
+    janus = tiny_vlms.tiny_processor('janus')
+    janus.use_default_system_prompt = True
+    encoder = EncodeConversation(janus)
+    given = single()
+    inputs = encoder(given)['inputs']
+    text = encoder.template.render(given['messages'])[0].removeprefix(encoder.template.preamble)
+    assert encoder.template.preamble and janus.use_default_system_prompt
+    assert torch.equal(inputs['input_ids'], janus(text=text, images=given['images'])['input_ids'][0])
+
+
+def test_processor_that_writes_other_text_is_refused():
+    class Strange(type(processor('llava'))):
+        def __call__(self, text=None, **kwargs):
+            return super().__call__(text=[one + '!' for one in text], **kwargs)
+
+    strange = tiny_vlms.tiny_processor('llava')
+    strange.__class__ = Strange
+    encoder = EncodeConversation(strange, 'llava')
+    for given in (single(), multi()):
+        with pytest.raises(
+            RuntimeError, match='Strange tokenizes text beside images in a way that its tokenizer alone'
+        ):
+            encoder(given)
+
+
+def test_a_token_across_the_border_belongs_to_the_answer():
+    """A tokenizer may join the last character of the prompt with the first of the answer."""
+    from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
+    from transformers import LlavaProcessor, PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.WordLevel({'<unk>': 0, '</s>': 1, '<image>': 2, 'ASSISTANT:Yes': 3}, '<unk>'))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.add_special_tokens([AddedToken(token, special=True) for token in ('</s>', '<image>')])
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token='</s>', unk_token='<unk>')
+    images = processor('llava').image_processor
+    joined = LlavaProcessor(images, fast, patch_size=7, vision_feature_select_strategy='full', chat_template=(
+        '{% for m in messages %}{% if m.role == "user" %}<image> Q ASSISTANT:{% else %}{% generation %}'
+        '{{ m.content[0].text }}</s>{% endgeneration %}{% endif %}{% endfor %}'))  # fmt: skip
+    given = record(turn('user', IMAGE, 'Q'), turn('assistant', 'Yes'))
+    inputs = EncodeConversation(joined)(given)['inputs']
+    assert inputs['input_ids'].tolist() == [2] * 16 + [0, 3, 1]
+    assert inputs['labels'].tolist() == [-100] * 17 + [3, 1]
+    assert inputs['pad_token_id'] == 1  # no padding token: the end token
+
+
+def test_processor_can_be_a_config_and_the_transform_pickles():
+    encoder = EncodeConversation(dict(type='ShapesProcessor'), max_length=300)
+    given = record(turn('user', IMAGE, 'how many circles are there?'), turn('assistant', 'two'))
+    inputs = encoder(given)['inputs']
+    assert encoder.template.name == 'of the processor'
+    assert encoder.tokenizer.decode(inputs['labels'][inputs['labels'] != -100]) == 'two </s>'
+    again = pickle.loads(pickle.dumps(encoder))(given)['inputs']
+    assert all(torch.equal(inputs[key], again[key]) for key in ('input_ids', 'labels', 'pixel_values'))
+
+
+def test_processor_is_loaded_from_a_folder(tmp_path):
+    processor('llava').save_pretrained(tmp_path)
+    kind = 'transformers.AutoProcessor.from_pretrained'
+    encoder = EncodeConversation(dict(type=kind, pretrained_model_name_or_path=str(tmp_path)))
+    assert torch.equal(encoder(single())['inputs']['input_ids'], encode('llava', single())['input_ids'])
+
+
+def test_slow_tokenizers_and_bad_arguments_are_refused():
+    class Slow:
+        image_token = '<image>'
+
+        class tokenizer:
+            is_fast = False
+
+    with pytest.raises(ValueError, match='type gives no character offsets'):
+        EncodeConversation(Slow)
+    with pytest.raises(ValueError, match='max_length=0 must be at least 1, or None'):
+        EncodeConversation(processor('llava'), max_length=0)

@@ -1,0 +1,103 @@
+import os
+
+import pytest
+import tiny_vlms
+import torch
+from mmengine.model import BaseModel
+from mmengine.runner import Runner
+from torch.utils.data import Dataset
+
+from mergemix_mm.engine.hooks import SavePretrainedHook
+from mergemix_mm.models.vlms import HFVisionLanguageModel
+
+
+class Prompts(Dataset):
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, index):
+        return torch.arange(10, 15) + index
+
+
+class Tuner(BaseModel):
+    def __init__(self, processor=None):
+        super().__init__(data_preprocessor=dict(type='BaseDataPreprocessor'))
+        torch.manual_seed(0)
+        self.vlm = HFVisionLanguageModel(config=tiny_vlms.tiny_config('llava'))
+        self.processor = processor
+
+    def forward(self, inputs, mode):
+        return dict(loss=self.vlm.head(self.vlm.hidden(dict(input_ids=torch.stack(inputs['ids'])))).square().mean())
+
+
+def train(tmp_path, model, hook):
+    runner = Runner(
+        model=model,
+        work_dir=str(tmp_path / 'work'),
+        train_dataloader=dict(
+            dataset=Prompts(),
+            sampler=dict(type='DefaultSampler', shuffle=False),
+            batch_size=1,
+            collate_fn=lambda samples: dict(inputs=dict(ids=samples)),
+        ),
+        train_cfg=dict(by_epoch=True, max_epochs=1),
+        optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1)),
+        custom_hooks=[hook],
+        default_hooks=dict(checkpoint=None),
+        experiment_name=f'save-{os.urandom(4).hex()}',
+    )
+    runner.train()
+    return runner
+
+
+def test_the_trained_model_and_the_tuners_processor_reload_in_plain_transformers(tmp_path):
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    tuner = Tuner(tiny_vlms.tiny_processor('llava'))
+    before = tuner.vlm.head.weight.clone()
+    train(tmp_path, tuner, dict(type='SavePretrainedHook'))
+    folder = tmp_path / 'work' / 'pretrained'
+    model = AutoModelForImageTextToText.from_pretrained(folder)
+    assert torch.equal(model.lm_head.weight, tuner.vlm.head.weight)
+    assert not torch.equal(model.lm_head.weight, before)
+    inputs = AutoProcessor.from_pretrained(folder)(
+        text=['<image>hello'], images=[tiny_vlms.random_image(30, 30, 0)], return_tensors='pt'
+    )
+    logits = tuner.vlm.head(tuner.vlm.hidden(dict(inputs)))
+    assert torch.equal(model(**inputs).logits, logits)
+
+
+def test_it_saves_every_interval_into_one_folder(tmp_path, monkeypatch):
+    saved = []
+    tuner = Tuner()
+    save = tuner.vlm.save_pretrained
+    monkeypatch.setattr(tuner.vlm, 'save_pretrained', lambda folder: (saved.append(folder), save(folder)))
+    train(tmp_path, tuner, SavePretrainedHook(str(tmp_path / 'out'), interval=2))
+    assert len(saved) == 3  # After iterations 2 and 4, and after training.
+    assert {path.name for path in tmp_path.iterdir()} == {'work', 'out'}
+    assert (tmp_path / 'out' / 'model.safetensors').is_file()
+
+
+def test_a_model_without_a_vlm_is_refused_before_training(tmp_path):
+    class Other(BaseModel):
+        forward = None
+
+    with pytest.raises(TypeError, match="Other has no vlm.*type='VLMTuner'"):
+        SavePretrainedHook().before_train(type('runner', (), dict(model=Other())))
+
+
+def test_a_sharded_model_is_refused_before_training():
+    tuner = Tuner()
+    tuner.vlm.head.weight.ds_id = 3  # As ZeRO-3 marks its shards.
+    with pytest.raises(RuntimeError, match=r'sharded.*model.lm_head.weight.*tools/model_converters/save_pretrained.py'):
+        SavePretrainedHook().before_train(type('runner', (), dict(model=tuner)))
+
+
+def test_a_processor_that_cannot_be_saved_is_refused_before_training():
+    with pytest.raises(TypeError, match='processor object has no save_pretrained'):
+        SavePretrainedHook(processor=object()).before_train(type('runner', (), dict(model=Tuner())))
+
+
+def test_an_interval_below_one_is_refused():
+    with pytest.raises(ValueError, match='interval=0'):
+        SavePretrainedHook(interval=0)

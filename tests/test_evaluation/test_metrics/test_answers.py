@@ -1,0 +1,37 @@
+"""Comparing answers up to their writing."""
+
+import pytest
+
+from mergemix_mm.evaluation.metrics.answers import is_right, normalise_answer, per_group
+
+
+@pytest.mark.parametrize(
+    ('written', 'other'),
+    [
+        ('The Red  car.', 'red car'),
+        ('T-shirt!', 't shirt'),
+        ('1,250,000', '1250000'),
+        ('\u201cIt\u2019s a dog\u201d', "it's dog"),
+        ('\uff12', '2'),
+    ],
+)
+def test_answers_that_differ_in_writing_are_the_same(written, other):
+    assert normalise_answer(written) == normalise_answer(other)
+
+
+@pytest.mark.parametrize(
+    ('one', 'other'),
+    [('3.5', '35'), ('-2', '2'), ('A', 'the'), ('+', '?'), ('', 'a'), ('1,2', '12'), ('two', '2'), ('red', 'reddish')],
+)
+def test_answers_that_say_something_else_differ(one, other):
+    assert normalise_answer(one) != normalise_answer(other)
+
+
+def test_one_of_several_accepted_answers_suffices():
+    assert is_right('A sofa.', ['couch', 'sofa']) and not is_right('chair', ['couch', 'sofa'])
+    assert is_right('Couch', 'couch') and not is_right('c', 'couch')
+
+
+def test_groups_are_counted_apart_and_rows_without_one_only_in_the_whole():
+    rows = [dict(group='b'), dict(group='a'), dict(group='b'), dict(group=None)]
+    assert per_group(rows, 'group', lambda found: {'n': len(found)}) == {'n': 4, 'a/n': 1, 'b/n': 2}

@@ -1,0 +1,52 @@
+import pytest
+import tiny_vlms
+import torch
+
+
+def gradients(vlm):
+    return {name: p.grad.clone() for name, p in vlm.named_parameters() if p.grad is not None}
+
+
+def test_lora_trains_adapters_of_the_language_model_and_the_projector(make, batch_of, loss_of):
+    vlm = make(lora=dict(r=2, lora_alpha=4), gradient_checkpointing=True)
+    # Adapters start at zero output; their second matrix gets the first gradient.
+    loss_of(vlm, batch_of()).backward()
+    found = [name for name, grad in gradients(vlm).items() if grad.abs().sum() > 0]
+    assert {'lora' in name for name in found if 'projector' not in name} == {True}
+    projector = [name for name in found if 'projector' in name]
+    assert len(projector) == 4 and all('modules_to_save' in name for name in projector)
+    adapted = {name.split('.lora_')[0] for name in found if 'lora_B' in name}
+    assert len(adapted) == 2 * 7 and all('language_model' in name for name in adapted)
+    frozen = [name for name, p in vlm.named_parameters() if not p.requires_grad]
+    assert any('vision_tower' in name for name in frozen) and any('lm_head' in name for name in frozen)
+
+
+def test_lora_takes_named_layers_of_the_language_model_only(make):
+    vlm = make(lora=dict(r=2, target_modules=['q_proj']), trainable=['language_model'])
+    adapted = [name for name, p in vlm.named_parameters() if p.requires_grad]
+    assert len(adapted) == 2 * 2 and all('language_model' in name and 'q_proj' in name for name in adapted)
+    with pytest.raises(ValueError, match=r"target_modules=\['qkv'\].*'q_proj'"):
+        make(lora=dict(r=2, target_modules=['qkv']))
+    with pytest.raises(ValueError, match="add 'language_model'"):
+        make(lora=dict(r=2), trainable=['projector'])
+
+
+@pytest.mark.parametrize('family', tiny_vlms.FAMILIES)
+def test_lora_saves_adapters_only_and_peft_reloads_them(make, batch_of, tmp_path, family):
+    from peft import PeftModel
+    from safetensors.torch import load_file
+
+    vlm = make(family, lora=dict(r=2, init_lora_weights=False)).eval()
+    projector = vlm.family.model.get_submodule(vlm.family.parts['projector'][0])
+    with torch.no_grad():  # As if trained.
+        [p.add_(0.1) for p in projector.modules_to_save.parameters()]
+    batch = batch_of(family, labels=False)
+    expected = vlm.family.model(**batch).logits
+    vlm.save_pretrained(tmp_path / 'adapters')
+    names = set(load_file(tmp_path / 'adapters' / 'adapter_model.safetensors'))
+    inside = vlm.family.parts['projector'][0]
+    assert {name for name in names if 'lora_' not in name} == {name for name in names if inside in name} != set()
+
+    base = make(family).eval()
+    plain = PeftModel.from_pretrained(base.model, tmp_path / 'adapters').eval()
+    assert torch.allclose(plain(**batch).logits, expected, atol=1e-6)

@@ -1,0 +1,212 @@
+"""Pre-trains a tiny CLIP tower on the drawn shapes, so that its attention says something before a VLM starts from it.
+
+python tools/benchmarks/shapes_tower.py --threads 1 --save work_dirs/shapes_tower
+"""
+
+import argparse
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from _measure import add_common_arguments, markdown_table, prepare, write_json
+from torch import Tensor, nn
+from transformers import CLIPVisionConfig, CLIPVisionModel
+
+from mergemix_mm.datasets import ShapesConversationDataset
+from mergemix_mm.datasets.shapes_scene import COLORS, GRID, SHAPES
+from mergemix_mm.models.vision_encoders import build_vision_encoder, score_patches
+
+MEAN = STD = 127.5  # As in `ShapesProcessor`.
+
+
+def tower_config(image_size: int = 48, patch_size: int = 8) -> CLIPVisionConfig:
+    """Four layers of width 96: 0.35 million weights."""
+    return CLIPVisionConfig(
+        hidden_size=96,
+        intermediate_size=192,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        image_size=image_size,
+        patch_size=patch_size,
+    )
+
+
+def pretrain_tower(
+    steps: int = 1000, batch_size: int = 64, lr: float = 1e-3, seed: int = 0, config: CLIPVisionConfig | None = None
+) -> 'tuple[CLIPVisionModel, AttributeHeads]':
+    """Train a tower on the attributes of the train split's images; no image, and no combination, of val is seen.
+
+    Linear heads read which colours and shapes there are from the class token, and what stands
+    in each cell of the scene's grid from the mean of the cell's patches. Some colour-shape pairs never appear in train
+    images: a tower that sees shapes in their own colours learns from the colour which shape cannot be. So half of each
+    batch keeps its colours and trains the colour heads, and the other half gets its channels mixed at random and
+    trains the shape heads.
+
+    Args:
+        steps (int): Optimiser steps, AdamW with a tenth of warm-up and cosine decay. Defaults to 1000.
+        batch_size (int): Images per step, each drawn anew. Defaults to 64.
+        lr (float): Peak learning rate. Defaults to 1e-3.
+        seed (int): Of weights, images and channel mixes. Defaults to 0.
+        config (CLIPVisionConfig, optional): Of the tower. Defaults to None: :func:`tower_config`.
+
+    Returns:
+        tuple[CLIPVisionModel, AttributeHeads]: the tower, in eval mode, and its heads, for measuring.
+    """
+    torch.manual_seed(seed)
+    tower = CLIPVisionModel(config or tower_config())
+    heads = AttributeHeads(tower.config.hidden_size)
+    parameters = [*tower.parameters(), *heads.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.05)
+    warmup = max(steps // 10, 1)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: min((step + 1) / warmup, 0.5 + 0.5 * math.cos(math.pi * step / steps))
+    )
+    tower.train()
+    for images, colors, shapes, _ in batches('train', steps, batch_size, tower.config.image_size, seed):
+        half = len(images) // 2
+        output = tower(torch.cat([images[:half], mix_channels(images[half:])]))
+        loss = heads.loss(output, colors, shapes, half)
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        schedule.step()
+    return tower.eval(), heads
+
+
+class AttributeHeads(nn.Module):
+    """Linear readings of the colours and shapes of a scene, from the class token and from the patches of each cell.
+
+    Args:
+        width (int): Channels of the tower.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        # Presence of each colour and shape; and per cell one class more, nothing.
+        self.present = nn.ModuleList([nn.Linear(width, len(COLORS)), nn.Linear(width, len(SHAPES))])
+        self.in_cell = nn.ModuleList([nn.Linear(width, len(COLORS) + 1), nn.Linear(width, len(SHAPES) + 1)])
+
+    def forward(self, output) -> tuple[list[Tensor], list[Tensor]]:
+        """Logits of presence [B, 6] and per cell [B, 9, 7], each for colours and for shapes."""
+        patches = output.last_hidden_state[:, 1:]
+        side = math.isqrt(patches.size(1))
+        cells = F.adaptive_avg_pool2d(patches.transpose(1, 2).unflatten(2, (side, side)), GRID).flatten(2)
+        present = [head(output.pooler_output) for head in self.present]
+        return present, [head(cells.transpose(1, 2)) for head in self.in_cell]
+
+    def loss(self, output, colors: Tensor, shapes: Tensor, num_coloured: int) -> Tensor:
+        """Sum of the four losses: colours from the first `num_coloured` images, shapes from the others."""
+        total = output.pooler_output.new_zeros(())
+        chosen = slice(None, num_coloured), slice(num_coloured, None)
+        for present, in_cell, labels, rows in zip(*self(output), (colors, shapes), chosen, strict=True):
+            there = F.one_hot(labels[rows], in_cell.size(-1)).amax(dim=1)[:, 1:].float()
+            total = total + F.binary_cross_entropy_with_logits(present[rows], there)
+            total = total + F.cross_entropy(in_cell[rows].flatten(0, 1), labels[rows].flatten())
+        return total
+
+
+def batches(
+    split: str, steps: int, batch_size: int, image_size: int, seed: int = 0
+) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+    """Images drawn one after the other.
+
+    Yields:
+        tuple: images [B, 3, S, S], normalised; colours and shapes [B, 9] int64, 0 for an empty cell; masks [B, S, S]
+        bool of the things that the question is about.
+    """
+    dataset = ShapesConversationDataset(split, length=steps * batch_size, image_size=image_size, seed=seed)
+    for start in range(0, len(dataset), batch_size):
+        records = [dataset.get_data_info(start + i) for i in range(batch_size)]
+        images = torch.stack([to_tensor(record['images'][0]) for record in records])
+        colors, shapes = torch.zeros(2, batch_size, GRID * GRID, dtype=torch.int64)
+        for i, record in enumerate(records):
+            for thing in record['things']:
+                cell = thing['cell'][0] * GRID + thing['cell'][1]
+                colors[i, cell] = COLORS.index(thing['color']) + 1
+                shapes[i, cell] = SHAPES.index(thing['shape']) + 1
+        yield images, colors, shapes, torch.stack([torch.from_numpy(record['gt_mask']) for record in records])
+
+
+def to_tensor(image) -> Tensor:
+    """PIL image -> [3, H, W] float32 in [-1, 1], as the processor of the shapes has it."""
+    pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(image.height, image.width, 3)
+    return (pixels.permute(2, 0, 1).float() - MEAN) / STD
+
+
+def mix_channels(images: Tensor) -> Tensor:
+    """Each output channel is a random weighted mean of the three: [B, 3, H, W], one mix per image."""
+    weight = (2 * torch.randn(len(images), 3, 3)).softmax(dim=-1)
+    return torch.einsum('nij,njhw->nihw', weight, images)
+
+
+@torch.no_grad()
+def measure(tower: CLIPVisionModel, heads: AttributeHeads, split: str, num_images: int = 512, seed: int = 1) -> dict:
+    """How well the heads read a split.
+
+    Returns:
+        dict: share of the things whose ``color`` and ``shape`` are read rightly from their cell, in [0, 1].
+    """
+    images, *labels, _ = next(batches(split, 1, num_images, tower.config.image_size, seed))
+    _, in_cell = heads(tower(images))
+    there = labels[0] > 0
+    names = ('color', 'shape')
+    return {
+        name: (logits.argmax(-1) == label)[there].float().mean().item()
+        for name, logits, label in zip(names, in_cell, labels, strict=True)
+    }
+
+
+@torch.no_grad()
+def measure_saliency(tower: CLIPVisionModel, split: str = 'val', num_images: int = 512, seed: int = 1) -> list[dict]:
+    """Where MergeMix would look, per layer (half of the patches merged before it).
+
+    Returns:
+        list[dict]: ``layer``; ``asked`` and ``things``, the shares of the saliency on the patches that the things
+        asked about touch and on those of all cells with a thing; ``asked_area`` and ``things_area``, their shares of
+        the image, which a saliency that knows nothing would score. Images without a thing asked about are left out.
+    """
+    images, colors, _, masks = next(batches(split, 1, num_images, tower.config.image_size, seed))
+    chosen = masks.flatten(1).any(dim=1)
+    images, patch = images[chosen], tower.config.patch_size
+    asked = F.max_pool2d(masks[chosen, None].float(), patch).flatten(1)
+    side = tower.config.image_size // patch
+    cells = (colors[chosen] > 0).float().view(-1, 1, GRID, GRID)
+    things = F.interpolate(cells, size=(side, side), mode='nearest').flatten(1)
+    encoder, rows = build_vision_encoder(tower), []
+    for layer in range(2, len(encoder.layers) + 1):
+        saliency = score_patches(encoder, images, layer=layer).saliency
+        saliency = saliency / saliency.sum(dim=1, keepdim=True)
+        row = dict(layer=layer)
+        for name, area in (('asked', asked), ('things', things)):
+            row[name] = (saliency * area).sum(dim=1).mean().item()
+            row[f'{name}_area'] = area.mean().item()
+        rows.append(row)
+    return rows
+
+
+def main() -> None:
+    """Train, measure, save."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_common_arguments(parser)
+    parser.add_argument('--steps', type=int, default=1000, help='of pre-training (default: %(default)s)')
+    parser.add_argument('--save', type=Path, help="folder for the tower, in transformers' format")
+    args = parser.parse_args()
+    prepare(args)
+    steps, num_images = (3, 16) if args.quick else (args.steps, 512)
+    tower, heads = pretrain_tower(steps, seed=args.seed)
+    read = [dict(split=split, **measure(tower, heads, split, num_images)) for split in ('train', 'val')]
+    saliency = measure_saliency(tower, num_images=num_images)
+    for rows in (read, saliency):
+        cells = [[f'{value:.3f}' if isinstance(value, float) else value for value in row.values()] for row in rows]
+        print(markdown_table(list(rows[0]), cells), end='\n\n')
+    if args.save:
+        tower.save_pretrained(args.save)
+    if args.output:
+        write_json(args.output, dict(steps=steps, read=read, saliency=saliency))
+
+
+if __name__ == '__main__':
+    main()

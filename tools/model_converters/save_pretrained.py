@@ -1,0 +1,100 @@
+"""Writes the vision-language model of an MMEngine checkpoint, and its processor, in transformers' format."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from pickle import UnpicklingError
+
+import numpy as np
+import torch
+from mmengine.config import Config, DictAction
+from mmengine.logging import HistoryBuffer
+from mmengine.registry import MODELS, TRANSFORMS, init_default_scope
+
+from mergemix_mm.engine import launch
+from mergemix_mm.models.vlms.saving import replaced_folder
+
+# What MMEngine keeps in a checkpoint beside tensors: logged values in arrays of numpy, with the methods that average
+# them, which are not looked up but left out.
+LOG_PARTS = [
+    HistoryBuffer,
+    (lambda *_: None, 'builtins.getattr'),
+    np.ndarray,
+    np.dtype,
+    np._core.multiarray._reconstruct,
+    np._core.multiarray.scalar,
+    *(type(np.dtype(name)) for name in ('float64', 'float32', 'int64', 'int32', 'bool')),
+]
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('config', help='path of the config that was trained')
+    parser.add_argument('checkpoint', type=Path, help='its checkpoint, a file of MMEngine')
+    parser.add_argument('out', type=Path, help='the folder to write; one that exists is replaced')
+    parser.add_argument(
+        '--merge-lora', action='store_true', help='add the adapters to the weights and write the whole model'
+    )
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='config keys to override, key=value')
+    return parser.parse_args(argv)
+
+
+def load_weights(path: Path) -> dict[str, torch.Tensor]:
+    """Read the weights of the checkpoint's ``vlm``; no code of the file runs.
+
+    Raises:
+        SystemExit: If this is no checkpoint of a tuned vision-language model.
+    """
+    if not path.is_file():
+        raise SystemExit(
+            f'CHECKPOINT: {path} is not a file. Name a .pth file; weights that DeepSpeed saved in a folder become one '
+            'by the zero_to_fp32.py inside it, those of FSDP by state_dict_cfg="full" in the config'
+        )
+    try:
+        with torch.serialization.safe_globals(LOG_PARTS):
+            checkpoint = torch.load(path, map_location='cpu', weights_only=True)
+    except UnpicklingError as error:
+        raise SystemExit(f'CHECKPOINT: {path} holds more than weights and logs, and is not loaded: {error}') from None
+    weights = checkpoint.get('state_dict', checkpoint)
+    found = {name.removeprefix('vlm.'): weight for name, weight in weights.items() if name.startswith('vlm.')}
+    if not found:
+        raise SystemExit(
+            f'CHECKPOINT: {path} has no weights of a vlm (its first: {list(weights)[:3]}). Name a checkpoint of a '
+            'VLMTuner'
+        )
+    return found
+
+
+def convert(cfg: Config, checkpoint: Path, out: Path, merge_lora: bool = False) -> None:
+    """Build the config's model, load the checkpoint and write the folder."""
+    weights = load_weights(checkpoint)
+    if cfg.get('model') is None or cfg.model.get('vlm') is None:
+        raise SystemExit('CONFIG: there is no model.vlm; name the config of a VLMTuner')
+    vlm = MODELS.build(cfg.model.vlm)
+    try:
+        vlm.load_state_dict(weights)
+    except RuntimeError as error:
+        raise SystemExit(f'CHECKPOINT: {checkpoint} is not of the model of this config: {error}') from None
+    if merge_lora:
+        if not hasattr(vlm.model, 'merge_and_unload'):
+            raise SystemExit('--merge-lora: the config has no model.vlm.lora; leave the flag out')
+        vlm.model = vlm.model.merge_and_unload()
+    with replaced_folder(out) as folder:
+        vlm.save_pretrained(folder)
+        if cfg.model.get('processor') is not None:
+            TRANSFORMS.build(cfg.model.processor).save_pretrained(folder)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Convert and say where the result is."""
+    args = parse_args(argv)
+    cfg = launch.load_config(args.config)
+    launch.merge_options(cfg, args.cfg_options)
+    init_default_scope(cfg.default_scope)
+    convert(cfg, args.checkpoint, args.out, args.merge_lora)
+    print(f'Model written to {args.out}')
+
+
+if __name__ == '__main__':
+    main()
