@@ -1,10 +1,13 @@
 """POPE: does a model see objects that are not there? (https://arxiv.org/abs/2305.10355)."""
 
 import os
+from bisect import bisect_right
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from mmengine.registry import DATASETS
+from torch.utils.data import ConcatDataset
 
 from .conversation_formats import question_messages
 from .json_records import JsonRecords
@@ -20,7 +23,8 @@ class POPEDataset(RecordDataset):
     assistant turn as well.
 
     Args:
-        ann_file (str): The file, relative to ``data_root``.
+        ann_file (str | dict[str, str]): The file, relative to ``data_root``, or several by their category (``random``,
+            ``popular``, ``adversarial``), which their records keep as ``category``.
         suffix (str): Put behind every question. Defaults to LLaVA-1.5's short-answer prompt.
         test_mode (bool): As for :class:`RecordDataset`. Defaults to True.
         **kwargs: Further arguments of :class:`RecordDataset`; ``data_prefix=dict(img_path='val2014')`` for COCO.
@@ -37,7 +41,7 @@ class POPEDataset(RecordDataset):
 
     def __init__(
         self,
-        ann_file: str,
+        ann_file: str | Mapping[str, str],
         suffix: str = '\nAnswer the question using a single word or phrase.',
         test_mode: bool = True,
         **kwargs,
@@ -46,11 +50,20 @@ class POPEDataset(RecordDataset):
         self.suffix = suffix
         super().__init__(test_mode=test_mode, **kwargs)
 
-    def open_records(self) -> JsonRecords:
-        return JsonRecords(os.path.join(self.data_root, self.ann_file))
+    def open_records(self) -> ConcatDataset:
+        files = self.ann_file if isinstance(self.ann_file, Mapping) else {'': self.ann_file}
+        self.categories = list(files)
+        return ConcatDataset([JsonRecords(os.path.join(self.data_root, file)) for file in files.values()])
 
     def source(self, index: int) -> str:
-        return self.records.source(index)
+        file, place = self._place(index)
+        return self.records.datasets[file].source(place)
+
+    def _place(self, index: int) -> tuple[int, int]:
+        """File of a record, and its place there."""
+        ends = [0, *self.records.cumulative_sizes]
+        file = bisect_right(ends, index) - 1
+        return file, index - ends[file]
 
     @property
     def modalities(self) -> np.ndarray:
@@ -65,6 +78,8 @@ class POPEDataset(RecordDataset):
         if answer not in ('yes', 'no'):
             raise ValueError(f"label {raw['label']!r} must be 'yes' or 'no'")
         messages = question_messages(raw['text'] + self.suffix, 1, answer)
-        return dict(
+        record = dict(
             messages=messages, images=[raw['image']], gt_answer=answer, question_id=raw.get('question_id', index)
         )
+        category = self.categories[self._place(index)[0]]
+        return record | dict(category=category) if category else record

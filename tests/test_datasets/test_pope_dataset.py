@@ -16,10 +16,9 @@ def dataset(tmp_path, records, **kwargs):
     return DATASETS.build(
         dict(
             type='POPEDataset',
-            ann_file='coco_pope_random.json',
             data_root=str(tmp_path),
             data_prefix=dict(img_path='val2014'),
-            **kwargs,
+            **dict(ann_file='coco_pope_random.json') | kwargs,
         )
     )
 
@@ -48,6 +47,20 @@ def test_official_lines_become_questions_with_answers(tmp_path):
     assert record['images'][0].size == (5, 4)
     assert (record['gt_answer'], record['question_id']) == ('no', 2)
     assert record['source'].endswith('coco_pope_random.json:2')
+
+
+def test_files_by_category_are_read_one_after_the_other(tmp_path):
+    dataset(tmp_path, [line(), line(question_id=2)])
+    (tmp_path / 'popular.json').write_text(json.dumps(line(question_id=7, label='no')))
+    data = dataset(
+        tmp_path, [line(), line(question_id=2)], ann_file=dict(random='coco_pope_random.json', popular='popular.json')
+    )
+    assert [(record['category'], record['question_id']) for record in (data[i] for i in range(3))] == [
+        ('random', 1),
+        ('random', 2),
+        ('popular', 7),
+    ]
+    assert data[1]['source'].endswith('coco_pope_random.json:2') and data[2]['source'].endswith('popular.json:1')
 
 
 def test_suffix_is_an_argument(tmp_path):

@@ -6,15 +6,10 @@ Every finished run is written to --output at once, and a run that is started aga
 """
 
 import argparse
-import json
-import multiprocessing
-import statistics
 import time
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from pathlib import Path
 
 import torch
-from _measure import markdown_table, write_json
+from _runs import Runs, add_run_arguments, paired_table, run_missing
 from digits_training import Digits, build_classifier, predict, train
 
 from mergemix_mm.evaluation.metrics.calibration_error import CalibrationBins
@@ -54,65 +49,18 @@ def run(arm: str, seed: int, steps: int, prob: float, num_test: int | None) -> d
     )
 
 
-def table(runs: dict[str, dict[str, float]], seeds: range) -> str:
-    """Mean, standard deviation and paired difference to CutMix of every arm."""
-    rows = []
-    for arm in ARMS:
-        row = [arm]
-        for key in ('accuracy', 'calibration_error'):
-            values = [runs[f'{arm}/{seed}'][key] for seed in seeds]
-            paired = [value - runs[f'{REFERENCE}/{seed}'][key] for value, seed in zip(values, seeds, strict=True)]
-            row += [_mean_and_deviation(values), None if arm == REFERENCE else _mean_and_deviation(paired, '+')]
-        rows.append(row)
-    names = ('top-1 %', f'to {REFERENCE}', 'ECE %', f'to {REFERENCE}')
-    return markdown_table(('augment', *names), rows)
-
-
-def _mean_and_deviation(values: list[float], sign: str = '') -> str:
-    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
-    return f'{statistics.mean(values):{sign}.2f} ± {deviation:.2f}'
-
-
-def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
+def main(argv: list[str] | None = None) -> Runs:
     """Run what is missing, print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('--seeds', type=int, default=5, help='paired runs per arm (default: %(default)s)')
-    parser.add_argument(
-        '--steps', type=int, default=1600, help='gradient steps per run, batch 32 (default: %(default)s)'
-    )
+    add_run_arguments(parser, seeds=5, steps=1600, output='digits_accuracy.json')
     parser.add_argument('--prob', type=float, default=0.5, help='share of mixed batches (default: %(default)s)')
-    parser.add_argument('--workers', type=int, default=2, help='processes, of one thread each (default: %(default)s)')
-    parser.add_argument('--output', type=Path, default=Path('work_dirs/benchmarks/digits_accuracy.json'))
-    parser.add_argument(
-        '--quick', action='store_true', help='two steps, two seeds: shows that it runs, measures nothing'
-    )
     args = parser.parse_args(argv)
     if args.quick:
         args.seeds, args.steps, args.workers = 2, 2, 0
     settings = dict(steps=args.steps, prob=args.prob, num_test=32 if args.quick else None)
-
-    seeds = range(args.seeds)
-    stored = json.loads(args.output.read_text()) if args.output.exists() else dict(settings=settings, runs={})
-    if stored['settings'] != settings:
-        parser.error(f'--output {args.output} holds runs with {stored["settings"]}, not {settings}: name another file')
-    runs = stored['runs']
-    # Seed by seed, so that an interrupted benchmark has whole pairs.
-    missing = [(arm, seed) for seed in seeds for arm in ARMS if f'{arm}/{seed}' not in runs]
-
-    def finish(arm: str, seed: int, result: dict[str, float]) -> None:
-        runs[f'{arm}/{seed}'] = result
-        write_json(args.output, dict(settings=settings, runs=runs))
-        print(f'[{len(runs)}/{len(seeds) * len(ARMS)}] {arm}, seed {seed}: {result["accuracy"]:.2f}%', flush=True)
-
-    if args.workers == 0:
-        for arm, seed in missing:
-            finish(arm, seed, run(arm, seed, **settings))
-    else:
-        with ProcessPoolExecutor(args.workers, multiprocessing.get_context('spawn')) as pool:
-            futures = {pool.submit(run, arm, seed, **settings): (arm, seed) for arm, seed in missing}
-            for future in as_completed(futures):
-                finish(*futures[future], future.result())
-    print(table(runs, seeds))
+    runs = run_missing(run, list(ARMS), args, settings)
+    columns = dict(accuracy='top-1 %', calibration_error='ECE %')
+    print(paired_table(runs, list(ARMS), args.seeds, columns, REFERENCE))
     return runs
 
 

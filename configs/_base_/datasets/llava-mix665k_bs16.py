@@ -1,4 +1,4 @@
-"""LLaVA-v1.5's 665,298 conversations for instruction tuning, batches of 16 of one modality each"""
+"""LLaVA-v1.5's 665,298 conversations for instruction tuning, batches of 16 of one modality each."""
 
 data_root = 'data/LLaVA-Tuning'
 
@@ -10,6 +10,7 @@ train_dataloader = dict(
         type='ConversationDataset',
         data_root=data_root,
         ann_file='llava_v1_5_mix665k.json',
+        on_error='skip',  # A few images of the set are gone from the web: counted, and named in the log.
     ),
     sampler=dict(type='ModalitySampler', batch_size=16),
 )

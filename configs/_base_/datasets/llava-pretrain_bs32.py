@@ -1,4 +1,4 @@
-"""LLaVA's 558,128 image-caption pairs for the projector (LLaVA-Pretrain), batches of 32"""
+"""LLaVA's 558,128 image-caption pairs for the projector (LLaVA-Pretrain), batches of 32."""
 
 data_root = 'data/LLaVA-Pretrain'
 
@@ -10,6 +10,7 @@ train_dataloader = dict(
         type='ConversationDataset',
         data_root=data_root,
         ann_file='blip_laion_cc_sbu_558k.json',
+        on_error='skip',
     ),
     sampler=dict(type='DefaultSampler', shuffle=True),
 )

@@ -8,7 +8,7 @@ test_dataloader = dict(
         type='POPEDataset',
         data_root='data/coco',
         data_prefix=dict(img_path='val2014'),
-        ann_file='pope/coco_pope_adversarial.json',
+        ann_file={name: f'pope/coco_pope_{name}.json' for name in ('adversarial', 'popular', 'random')},
     ),
     sampler=dict(type='DefaultSampler', shuffle=False),
 )

@@ -64,7 +64,7 @@ class ChatTemplate:
                 add_generation_prompt=generation_prompt,
                 **self.variables,
             )
-        except TemplateError as error:
+        except (TemplateError, TypeError) as error:  # a template for plain strings adds a string to a list
             raise RecordError(f'the chat template {self.name!r} refuses the conversation: {error}') from error
         shift = len(self.preamble)
         return self.preamble + texts[0], [(start + shift, end + shift) for start, end in spans[0]]

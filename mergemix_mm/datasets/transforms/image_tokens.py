@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import torch
 from PIL import Image
 
+from ..record_error import RecordError
 from .chat_template import image_token_of
 
 TEXT_KEYS = ('input_ids', 'attention_mask', 'token_type_ids', 'labels')
@@ -51,6 +52,7 @@ class ImageTokens:
             tuple: The tokens of each image, and the image tensors by name.
 
         Raises:
+            RecordError: If the processor refuses an image.
             RuntimeError: If the processor does not write the text as assumed.
         """
         if self.is_prefix_family:
@@ -77,9 +79,12 @@ class ImageTokens:
     def _call(
         self, text: str, images: Sequence[Image.Image], special_tokens: bool
     ) -> tuple[list[int], dict[str, torch.Tensor]]:
-        output = self.processor(
-            text=[text], images=list(images), return_tensors='pt', add_special_tokens=special_tokens
-        )
+        try:
+            output = self.processor(
+                text=[text], images=list(images), return_tensors='pt', add_special_tokens=special_tokens
+            )
+        except ValueError as error:  # such as an aspect ratio out of its range
+            raise RecordError(f'{type(self.processor).__name__} refuses the images: {error}') from error
         tensors = {key: value for key, value in output.items() if key not in TEXT_KEYS}
         return output['input_ids'][0].tolist(), tensors
 

@@ -3,6 +3,7 @@
 from .base import IMAGE, MARKER, PAD, TEXT, Generation, VisionLanguageModel
 from .data_preprocessor import VLMDataPreprocessor
 from .hf_vision_language_model import HFVisionLanguageModel
+from .wrap_policy import wrap_decoder_layers
 
 __all__ = [
     'IMAGE',
@@ -13,4 +14,5 @@ __all__ = [
     'HFVisionLanguageModel',
     'VLMDataPreprocessor',
     'VisionLanguageModel',
+    'wrap_decoder_layers',
 ]

@@ -20,6 +20,7 @@ class VisionMerge:
     """Merges the patches of each image between the layers of a LLaVA's tower, up to the layer whose output it reads.
 
     Merged tokens stand for the mean of their patches, in raster order. Gradients reach the tower if it trains.
+    The tower's parts are called, not its forward: under FSDP it must not be a unit of its own.
 
     Args:
         family (Family): of the model.

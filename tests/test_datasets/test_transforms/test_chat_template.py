@@ -109,6 +109,9 @@ def test_own_template_without_marks_or_twin_names_the_ways_out():
     processor.chat_template = MARKED.replace('{% generation %}', '').replace('{% endgeneration %}', '')
     with pytest.raises(ValueError, match=r"marks no answers.*Give chat_template=: one of \['internvl', .*'smolvlm'\]"):
         find_chat_template(processor)
+    processor.chat_template = '{% for m in messages %}{{ m.role + m.content }}{% endfor %}'  # for plain strings
+    with pytest.raises(ValueError, match='marks no answers'):
+        find_chat_template(processor)
     processor.chat_template = MARKED.replace('</s>', '')
     with pytest.raises(ValueError, match='ends no answer with a special token'):
         find_chat_template(processor)

@@ -289,6 +289,12 @@ def test_images_of_one_size_and_neighbouring_images(family):
     assert labelled_runs(family, inputs)[0].strip() == 'This' + CLOSING[family]
 
 
+def test_an_image_that_the_processor_refuses_is_an_error_of_the_record():
+    given = record(turn('user', IMAGE, 'Q'), turn('assistant', 'x'), sizes=[(2, 900)])
+    with pytest.raises(RecordError, match=r'talk\.json:3: Qwen2_5_VLProcessor refuses the images: .*aspect ratio'):
+        encode('qwen2_5_vl', given)
+
+
 def test_plain_template_labels_the_caption():
     given = single()
     inputs = encode('llava', given, chat_template='plain')
@@ -341,6 +347,53 @@ def test_a_token_across_the_border_belongs_to_the_answer():
     assert inputs['input_ids'].tolist() == [2] * 16 + [0, 3, 1]
     assert inputs['labels'].tolist() == [-100] * 17 + [3, 1]
     assert inputs['pad_token_id'] == 1  # no padding token: the end token
+
+
+@cache
+def subword_processor(prefix):
+    """LLaVA's processor over a trained sub-word tokenizer that writes spaces as Llama's do: '▁' before a word."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+    from transformers import LlamaTokenizerFast, LlavaProcessor
+
+    special = ['<unk>', '<s>', '</s>', '<image>']
+    tokenizer = Tokenizer(models.BPE(unk_token='<unk>', byte_fallback=True))
+    if prefix == 'normalizer':
+        tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend('▁'), normalizers.Replace(' ', '▁')])
+    else:
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme='first', split=False)
+    words = 'USER: ASSISTANT: What is it? Two dogs in a row. A cat sat here. these And'
+    alphabet = [f'<0x{byte:02X}>' for byte in range(256)]
+    trainer = trainers.BpeTrainer(vocab_size=420, special_tokens=special + alphabet, show_progress=False)
+    tokenizer.train_from_iterator([words, *words.split()] * 3, trainer)
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace('▁', ' '), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(' ', 1, 0)]
+    )
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
+    fast = LlamaTokenizerFast(tokenizer_object=tokenizer, bos_token='<s>', eos_token='</s>', unk_token='<unk>')
+    images = processor('llava').image_processor
+    return LlavaProcessor(
+        images, fast, patch_size=7, vision_feature_select_strategy='default', num_additional_image_tokens=1
+    )
+
+
+@pytest.mark.parametrize('prefix', ['normalizer', 'pre_tokenizer'])
+def test_labels_are_exact_with_subwords_and_prefix_spaces(prefix):
+    given = multi()
+    llava = subword_processor(prefix)
+    inputs = EncodeConversation(llava)(given)['inputs']
+    tokenizer = llava.tokenizer
+    assert len(inputs['input_ids']) < 16 * 3 + 80  # words are tokens, not characters
+    labels = inputs['labels'].tolist()
+    runs = [[]]
+    for token in labels:
+        runs[-1:] = [runs[-1] + [token]] if token != -100 else [runs[-1], []] if runs[-1] else [[]]
+    assert [tokenizer.decode(run).strip() for run in runs if run] == ['A cät, 猫.</s>', 'Two dogs\nin a row</s>']
+    first = next(i for i, token in enumerate(labels) if token != -100)
+    assert tokenizer.decode(inputs['input_ids'][:first]).endswith('ASSISTANT:')
+    prompt = EncodeConversation(llava, generate=True)(
+        dict(given, messages=given['messages'][:2], images=given['images'][:1])
+    )
+    assert prompt['inputs']['input_ids'].tolist() == inputs['input_ids'][:first].tolist()
 
 
 def test_processor_can_be_a_config_and_the_transform_pickles():

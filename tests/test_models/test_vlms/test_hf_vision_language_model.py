@@ -26,8 +26,10 @@ def test_hidden_states_do_not_depend_on_the_side_of_the_padding(make, batch_of, 
     assert torch.allclose(*found, atol=2e-5)
 
 
-def test_mmengines_initialisation_keeps_the_weights(make):
-    vlm = make()
+@pytest.mark.parametrize('lora', [None, dict(r=2)])
+def test_mmengines_initialisation_keeps_the_weights(make, lora):
+    """Without care it calls the library's own, which draws new weights for adapters."""
+    vlm = make(lora=lora)
     before = copy.deepcopy(vlm.state_dict())
     vlm.init_weights()
     assert all(torch.equal(value, before[name]) for name, value in vlm.state_dict().items())

@@ -50,3 +50,15 @@ def test_lora_saves_adapters_only_and_peft_reloads_them(make, batch_of, tmp_path
     base = make(family).eval()
     plain = PeftModel.from_pretrained(base.model, tmp_path / 'adapters').eval()
     assert torch.allclose(plain(**batch).logits, expected, atol=1e-6)
+
+
+def test_checkpointed_adapters_behind_frozen_embeddings_get_the_same_gradients(make, batch_of, loss_of):
+    results = []
+    for checkpointing in (False, True):
+        lora = dict(r=2, init_lora_weights=False)
+        vlm = make(lora=lora, trainable=['language_model'], gradient_checkpointing=checkpointing)
+        loss_of(vlm, batch_of()).backward()
+        results.append(gradients(vlm))
+    assert len(results[0]) == 2 * 2 * 7 and results[0].keys() == results[1].keys()
+    assert all(torch.allclose(grad, results[1][name], atol=1e-6) for name, grad in results[0].items())
+    assert all(grad.abs().sum() > 0 for grad in results[0].values())

@@ -67,9 +67,9 @@ def test_a_second_question_does_not_open_the_answers_before_it(vlm):
     """Two turns: the processor would call the second question a prefix, which every token may see."""
     batch = batch_of('right')
     end = answer_positions(batch, 1)[4]
-    types = batch['token_type_ids'].clone()
-    types[1, end : end + 3] = 0
-    batch = dict(batch, token_type_ids=types)
+    types, labels = batch['token_type_ids'].clone(), batch['labels'].clone()
+    types[1, end : end + 3], labels[1, end : end + 3] = 0, -100
+    batch = dict(batch, token_type_ids=types, labels=labels)
     changed = dict(batch, input_ids=batch['input_ids'].clone())
     changed['input_ids'][1, end + 1] += 1
     before, after = vlm.hidden(batch), vlm.hidden(changed)

@@ -1,0 +1,224 @@
+"""VLMTuner on two gloo processes, DDP and FSDP, against one process with the whole batch: losses, gradients.
+
+Ranks hold different numbers of answer tokens and of pairs, or no pair, or no image. A rank seeds its own draws; the one
+process reads the losers that each half had drawn, all in one batch. All scenarios share one pair of processes.
+"""
+
+import gc
+import os
+import subprocess
+import sys
+from copy import deepcopy
+from pathlib import Path
+
+import pytest
+import tiny_vlms
+import torch
+import torch.distributed as dist
+from mmengine.config import Config
+from mmengine.registry import FUNCTIONS, MODEL_WRAPPERS, MODELS
+
+import mergemix_mm
+from mergemix_mm.engine.hooks.step_seed_hook import seed_generators
+from mergemix_mm.models.tuners.vlm_tuner import Losers
+
+WORLD = 2
+FSDP_CONFIG = mergemix_mm.config_path('simpo/llava-v1.5-7b_8xb16-simpo-mergemix-coslr-1e-fsdp_llava-mix665k.py')
+
+
+def samples(*answers, images=True):
+    """One image per answer, if any, all different."""
+    return [
+        ([tiny_vlms.random_image(28, 28, len(answer))] if images else [], f'what is number {i}?', answer)
+        for i, answer in enumerate(answers)
+    ]
+
+
+# The samples of the two ranks.
+CASES = {
+    'unequal': (samples('a', 'bcd', 'efghij') + samples('text alone', images=False), samples('no', 'yes, it is')),
+    'lonely': (samples('a', 'bcd', 'efghij'), samples('no') + samples('some text', images=False)),
+    'text': (samples('a', 'bcd', 'efghij'), samples('some text', 'more', images=False)),
+    'no_pair': (samples('abc'), samples('some text', images=False)),
+}
+SIMPO = dict(type='SimPOHead', beta=2.0)
+LOSER = dict(type='SimPOHead', beta=2.0, detach_loser=True, sft_weight=0.5, loser_sft_weight=0.5)
+TUNERS = {
+    'sft': dict(head=dict(type='SFTHead')),
+    'mergemix': dict(head=SIMPO, mixer=dict(type='MergeMix')),
+    'mixup': dict(head=SIMPO, mixer=dict(type='Mixup', alpha=1.0)),
+    'swap': dict(head=LOSER, mixer=dict(type='SwapImages')),
+}
+
+
+def build(tuner, gradient_checkpointing=False):
+    torch.manual_seed(0)
+    vlm = dict(
+        type='HFVisionLanguageModel',
+        config=tiny_vlms.tiny_config('llava'),
+        gradient_checkpointing=gradient_checkpointing,
+    )
+    return MODELS.build(dict(type='VLMTuner', vlm=vlm, **deepcopy(TUNERS[tuner])))
+
+
+def seeded_losses(model, case, rank):
+    batch = tiny_vlms.tiny_batch('llava', CASES[case][rank])
+    seed_generators(0, rank, iteration=0)
+    return model(batch, mode='loss')
+
+
+def backward(losses):
+    """What MMEngine sums up, and each loss for itself."""
+    losses = {name: value for name, value in losses.items() if name.startswith('loss')}
+    sum(losses.values()).backward()
+    return {name: value.detach() for name, value in losses.items()}
+
+
+def gradients(model):
+    def whole(grad):
+        return grad.full_tensor() if hasattr(grad, 'full_tensor') else grad.clone()
+
+    named = model.named_parameters()
+    return {name.replace('_fsdp_wrapped_module.', ''): whole(p.grad) for name, p in named if p.requires_grad}
+
+
+def ddp(rank, tuner, case):
+    from mmengine.model import MMDistributedDataParallel
+
+    model = build(tuner)
+    # As tools/train.py wraps a model without a GPU, with the `find_unused_parameters` of the configs.
+    wrapped = MMDistributedDataParallel(model, device_ids=None, broadcast_buffers=False, find_unused_parameters=True)
+    return backward(seeded_losses(wrapped, case, rank)), gradients(model)
+
+
+def fsdp(rank, tuner, case, **options):
+    """With the wrapper of the FSDP config."""
+    from torch.distributed.fsdp import FullyShardedDataParallel as FSDP
+
+    model = build(tuner, gradient_checkpointing=True)
+    wrapper = Config.fromfile(FSDP_CONFIG).strategy.model_wrapper.to_dict()
+    wrapper = {**wrapper, 'mixed_precision': None, **options}
+    model = MODEL_WRAPPERS.build(dict(wrapper, module=model, device_id=torch.device('cpu')))
+    units = [name for name, module in model.named_modules() if name and isinstance(module, FSDP)]
+    assert len(units) == 2 and all('language_model.layers' in name for name in units), units
+    losses = backward(seeded_losses(model, case, rank))
+    assert all(p.grad is None for p in model.parameters() if not p.requires_grad)
+    with FSDP.summon_full_params(model, with_grads=True):
+        return losses, gradients(model)
+
+
+def fsdp_in_bfloat16(rank, tuner, case):
+    """With the precision of the config, too."""
+    return fsdp(rank, tuner, case, mixed_precision=Config.fromfile(FSDP_CONFIG).strategy.model_wrapper.mixed_precision)
+
+
+def fully_shard(rank, tuner, case):
+    """torch's second FSDP on the modules that the policy chooses."""
+    from torch.distributed.fsdp import fully_shard
+
+    model, policy = build(tuner), FUNCTIONS.get('wrap_decoder_layers')
+    layers = [module for module in model.modules() if policy(module, recurse=False, nonwrapped_numel=0)]
+    assert len(layers) == 2
+    for module in [*layers, model]:
+        fully_shard(module)
+    return backward(seeded_losses(model, case, rank)), gradients(model)
+
+
+EXACT = [
+    *((ddp, tuner, case) for tuner in TUNERS for case in CASES),
+    *((fsdp, 'mergemix', case) for case in CASES),
+    # `fully_shard` reduces the gradients that a rank has: all must have some for the same parameters, hence images.
+    *((fully_shard, 'mergemix', case) for case in ('unequal', 'lonely')),
+]
+ROUNDED = [(fsdp_in_bfloat16, 'mergemix', 'unequal')]
+
+
+def key(wrapper, tuner, case):
+    return f'{wrapper.__name__}-{tuner}-{case}'
+
+
+def worker(rank, folder):
+    torch.set_num_threads(1)
+    dist.init_process_group('gloo', init_method=f'file://{folder}/store', rank=rank, world_size=WORLD)
+    results = {key(*scenario): scenario[0](rank, *scenario[1:]) for scenario in EXACT + ROUNDED}
+    torch.save(results, f'{folder}/rank{rank}.pth')
+    gc.collect()  # Wrapped models refer to the process group.
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope='module')
+def results(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('distributed')
+    paths = [str(Path(tiny_vlms.__file__).parent), os.environ.get('PYTHONPATH', '')]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, __file__, str(rank), str(folder)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, paths)), CUDA_VISIBLE_DEVICES=''),
+        )
+        for rank in range(WORLD)
+    ]
+    try:
+        for process in processes:
+            output, _ = process.communicate(timeout=240)
+            assert process.returncode == 0, output[-3000:]
+    finally:
+        for process in processes:
+            process.kill()
+    return [torch.load(folder / f'rank{rank}.pth', weights_only=True) for rank in range(WORLD)]
+
+
+def one_process(tuner, case):
+    """Losses and gradients of one batch of all samples, and how many pairs each half has in it."""
+    model, losers = build(tuner), []
+    if model.mixer is not None:
+        mixed = model._mixed
+        model._mixed = lambda batch: losers.append(mixed(batch)) or losers[-1]
+        for rank in range(WORLD):
+            seeded_losses(model, case, rank)
+        pixels = [half.batch['pixel_values'] for half in losers if 'pixel_values' in half.batch]
+        ratio, valid = (torch.cat([getattr(half, name) for half in losers]) for name in ('ratio', 'valid'))
+        model._mixed = lambda batch: Losers({**batch, 'pixel_values': torch.cat(pixels)}, ratio, valid)
+    losses = model.loss(tiny_vlms.tiny_batch('llava', CASES[case][0] + CASES[case][1]))
+    return backward(losses), gradients(model), [int(half.valid.sum()) for half in losers]
+
+
+@pytest.mark.parametrize(('wrapper', 'tuner', 'case'), EXACT, ids=[key(*scenario) for scenario in EXACT])
+def test_two_processes_have_the_losses_and_gradients_of_one(wrapper, tuner, case, results):
+    losses, grads, _ = one_process(tuner, case)
+    ranks = [result[key(wrapper, tuner, case)] for result in results]
+    for found, _ in ranks:
+        assert found.keys() == losses.keys()
+    for name, loss in losses.items():
+        mean = sum(found[name] for found, _ in ranks) / WORLD
+        assert mean.item() == pytest.approx(loss.item(), rel=1e-5), name
+    assert any(grad.abs().max() > 1e-3 for grad in grads.values())
+    for _, found in ranks:
+        assert found.keys() == grads.keys()
+        for name, grad in grads.items():
+            torch.testing.assert_close(found[name], grad, atol=2e-6, rtol=1e-4, msg=lambda text, name=name: name + text)
+
+
+def test_the_cases_are_what_they_say():
+    pairs = {case: one_process('mergemix', case)[2] for case in CASES}
+    assert pairs == dict(unequal=[3, 2], lonely=[3, 0], text=[3, 0], no_pair=[0, 0])
+    answers = {case: [sum(len(answer) for _, _, answer in half) for half in CASES[case]] for case in CASES}
+    assert all(first != second for first, second in answers.values())
+    assert 'loss_simpo' not in one_process('mergemix', 'no_pair')[0]
+
+
+def test_fsdp_computes_in_the_precision_of_its_config(results):
+    losses = one_process('mergemix', 'unequal')[0]
+    found = [result['fsdp_in_bfloat16-mergemix-unequal'] for result in results]
+    for name, loss in losses.items():
+        mean = sum(each[name] for each, _ in found).item() / WORLD
+        assert mean == pytest.approx(loss.item(), rel=0.1) and mean != pytest.approx(loss.item(), rel=1e-6)
+    assert all(
+        torch.isfinite(grad).all() and grad.dtype == torch.float32 for _, grads in found for grad in grads.values()
+    )
+
+
+if __name__ == '__main__':
+    worker(int(sys.argv[1]), sys.argv[2])

@@ -1,0 +1,113 @@
+"""Trains a tiny LLaVA on drawn shapes in a plain loop, for benchmarks that need many short runs.
+
+Model and data are those of a config; the loop replaces MMEngine's Runner, whose logging and checkpoints would outweigh
+runs of a minute. Batches and weights depend on the seed alone: two arms with one seed differ in their losers only.
+"""
+
+import math
+from copy import deepcopy
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from mmengine.config import Config
+from mmengine.registry import DATASETS, MODELS
+from mmpretrain.structures import DataSample
+from torch import Tensor, nn
+
+from mergemix_mm import config_path
+from mergemix_mm.datasets import ConversationCollate
+from mergemix_mm.evaluation import AnswerAccuracy, AnswerCalibrationError, POPEMetric
+from mergemix_mm.models import VLMTuner
+
+CONFIG = 'simpo/tiny-llava_1xb64-sft-coslr-300i_shapes.py'
+
+
+@lru_cache(maxsize=4)
+def encode(length: int, generate: bool = False, **kwargs) -> tuple[dict[str, Tensor], list[DataSample]]:
+    """A batch of all records of a `ShapesConversationDataset`; kwargs as there."""
+    pipeline = deepcopy(Config.fromfile(config_path(CONFIG)).train_dataloader.dataset.pipeline)
+    pipeline[0].generate = generate
+    dataset = DATASETS.build(dict(type='ShapesConversationDataset', length=length, pipeline=pipeline, **kwargs))
+    batch = ConversationCollate('left' if generate else 'right')([dataset[i] for i in range(length)])
+    return batch['inputs'], batch['data_samples']
+
+
+def rows(batch: dict[str, Tensor], chosen: Tensor) -> dict[str, Tensor]:
+    """Some rows of a batch in which every row has one image."""
+    return {key: value[chosen] for key, value in batch.items()}
+
+
+def build_tuner(tower: Path, head: dict, mixer: dict | None, seed: int) -> VLMTuner:
+    """The config's model with the pre-trained tower, another head and mixer."""
+    from transformers import CLIPVisionModel
+
+    cfg = deepcopy(Config.fromfile(config_path(CONFIG)).model)
+    cfg.vlm.update(init_cfg=None)
+    cfg.head, cfg.mixer = head, mixer
+    torch.manual_seed(seed)
+    np.random.seed(seed)  # MMPretrain's augments draw from numpy.
+    tuner = MODELS.build(cfg)
+    tuner.vlm.vision_encoder.load_state_dict(CLIPVisionModel.from_pretrained(tower).state_dict())
+    return tuner
+
+
+def train(tuner: VLMTuner, batch: dict[str, Tensor], steps: int, seed: int, batch_size: int = 64) -> None:
+    """AdamW with the config's settings: warm-up over a tenth of the steps, cosine decay, clipped gradients."""
+    settings = Config.fromfile(config_path(CONFIG)).optim_wrapper
+    parameters = [parameter for parameter in tuner.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=settings.optimizer.lr, weight_decay=settings.optimizer.weight_decay)
+    warmup = max(steps // 10, 1)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: min((step + 1) / warmup, 0.5 + 0.5 * math.cos(math.pi * step / steps))
+    )
+    order = torch.Generator().manual_seed(seed)
+    tuner.train()
+    for _ in range(steps):
+        chosen = torch.randint(len(batch['input_ids']), (batch_size,), generator=order)
+        loss, _ = tuner.parse_losses(tuner.loss(rows(batch, chosen)))
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, settings.clip_grad.max_norm)
+        optimizer.step()
+        schedule.step()
+
+
+@torch.no_grad()
+def evaluate(tuner: VLMTuner, length: int, batch_size: int = 250, **kwargs) -> dict[str, float]:
+    """Answer the questions of a `ShapesConversationDataset`; kwargs as there.
+
+    Returns:
+        dict: ``accuracy``, ``f1`` (of the yes/no questions) and ``calibration_error`` in percent; ``logp_gap``, by how
+        much the log-probability of the right answer falls when each image is exchanged for another sample's.
+    """
+    tuner.eval()
+    prompts, samples = encode(length, generate=True, **kwargs)
+    answered, _ = encode(length, **kwargs)
+    samples, gaps = deepcopy(samples), []
+    for chosen in torch.arange(length).split(batch_size):
+        tuner.predict(rows(prompts, chosen), samples[chosen[0] : chosen[-1] + 1])
+        own = rows(answered, chosen)
+        other = own | dict(pixel_values=own['pixel_values'].roll(1, dims=0))
+        gaps.append(answer_logps(tuner, own) - answer_logps(tuner, other))
+    metrics = [AnswerAccuracy(), AnswerCalibrationError()]
+    found = {}
+    for metric, part in (*((metric, samples) for metric in metrics), (POPEMetric(), _yes_no(samples))):
+        metric.process({}, [sample.to_dict() for sample in part])
+        found |= metric.evaluate(len(part))
+    return dict(
+        accuracy=found['answer/accuracy'],
+        logp_gap=torch.cat(gaps).mean().item(),
+        f1=found['pope/f1'],
+        calibration_error=found['calibration/ece'],
+    )
+
+
+def answer_logps(tuner: VLMTuner, batch: dict[str, Tensor]) -> Tensor:
+    """Sum of the log-probabilities of each answer, [B]."""
+    return tuner.answer_scores(batch).sums
+
+
+def _yes_no(samples: list[DataSample]) -> list[DataSample]:
+    return [sample for sample in samples if sample.question_type == 'yesno']
