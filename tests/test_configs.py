@@ -1,9 +1,8 @@
-"""Every config of the repository: its name, its place in the tables, its parts, one training step and a validation."""
+"""Every config: its place in the tables. Those of classifiers: name, parts, one training step and a validation."""
 
 import inspect
 import re
 from copy import deepcopy
-from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,6 @@ import torch
 import yaml
 from mmcv.image import imwrite
 from mmengine.config import Config
-from mmengine.config import utils as config_utils
 from mmengine.dataset import Compose
 from mmengine.hooks import Hook
 from mmengine.registry import MODEL_WRAPPERS, STRATEGIES
@@ -20,15 +18,13 @@ from mmengine.runner import Runner
 from mmpretrain.models import VisionTransformer
 from mmpretrain.registry import DATASETS, MODELS
 from mmpretrain.structures import DataSample
+from repository_configs import CONFIGS, FOLDERS, ROOT, config_files, load, parametrize, quick_mmengine  # noqa: F401
 from torch.utils.data import DataLoader, Dataset
 
 import mergemix_mm
 from mergemix_mm.engine.launch import LaunchError, check_data_roots, explain_corrupt_images
 
-ROOT = Path(__file__).resolve().parent.parent
-CONFIGS = ROOT / 'configs'
-FILES = sorted(path for path in CONFIGS.rglob('*.py') if '_base_' not in path.parts)
-IDS = [path.stem for path in FILES]
+FILES = config_files('mergemix')
 DEMO = CONFIGS / 'mergemix/vit-tiny_1xb32-mergemix-coslr-30e_digits.py'
 
 # {backbone}_{batch size}[-{mixer}-{schedule}-{epochs}]_{dataset}
@@ -48,7 +44,7 @@ SMALL = dict(embed_dims=16, num_layers=4, num_heads=2, feedforward_channels=32)
 SMALL_SIZE, SMALL_PATCH = 32, 8
 SMALL_PATCHES = (SMALL_SIZE // SMALL_PATCH) ** 2
 
-config_file = pytest.mark.parametrize('path', FILES, ids=IDS)
+config_file = parametrize(FILES)
 
 
 @DATASETS.register_module()
@@ -75,27 +71,8 @@ class StopAfterOneEpoch(Hook):
         runner.train_loop.stop_training = True
 
 
-@pytest.fixture(scope='module', autouse=True)
-def quick_mmengine():
-    """Leave out what takes MMEngine longer than the training steps here and changes none of them."""
-    with pytest.MonkeyPatch.context() as patch:
-        # Laying out the text of the configs that every Runner writes down, several times each.
-        patch.setattr('yapf.yapflib.yapf_api.FormatCode', lambda text, **_: (text, True))
-        # Reading all metafiles of MMPretrain again for each `mmpretrain::` base.
-        patch.setattr(config_utils, 'load', cache(config_utils.load))
-        # Asking compilers for their versions.
-        patch.setattr(Runner, '_log_env', lambda *_: None)
-        yield
-
-
-@cache
-def load(path: Path) -> Config:
-    return Config.fromfile(path)
-
-
 def shrink(cfg: Config) -> Config:
-    """The same config with a shallow, narrow model, random images and one process: layers and merges scaled along."""
-    cfg = deepcopy(cfg)
+    """The config with a shallow, narrow model, random images and one process: layers and merges scaled along."""
     backbone = cfg.model.backbone
     plain = VisionTransformer.arch_zoo[backbone.arch] if isinstance(backbone.arch, str) else backbone.arch
     depth, patches = plain['num_layers'], (backbone.img_size // backbone.patch_size) ** 2
@@ -166,7 +143,7 @@ def test_number_of_classes_is_that_of_the_dataset(path):
         assert cfg[f'{split}_dataloader'].dataset.split != cfg.train_dataloader.dataset.split
 
 
-@pytest.fixture(scope='module', params=FILES, ids=IDS)
+@pytest.fixture(scope='module', params=FILES, ids=lambda path: path.stem)
 def trained(request, tmp_path_factory) -> Runner:
     """A Runner after one training step, and the head's bias before it."""
     runner = build_runner(shrink(load(request.param)), tmp_path_factory.mktemp('configs'))
@@ -256,7 +233,7 @@ def test_sharding_leaves_the_scoring_backbone_whole():
             assert cfg.strategy.zero_optimization.stage == 2
 
 
-@pytest.mark.parametrize('folder', sorted({path.parent for path in FILES}), ids=lambda folder: folder.name)
+@pytest.mark.parametrize('folder', FOLDERS, ids=lambda folder: folder.name)
 def test_tables_of_a_folder_list_all_its_configs(folder):
     names = {path.name for path in folder.glob('*.py')}
     metafile = yaml.safe_load((folder / 'metafile.yml').read_text())
@@ -305,11 +282,12 @@ def test_three_lines_without_a_second_base_do_the_same(tmp_path):
     assert Config.fromfile(path).model.train_cfg == dict(augments=[dict(type='MergeMix')])
 
 
-def test_a_whole_config_can_be_inherited_from_outside(tmp_path):
-    path = tmp_path / 'mine.py'
-    path.write_text(f"_base_ = __import__('mergemix_mm').config_path('mergemix/{DEMO.name}')\n")
-    assert Config.fromfile(path).model == load(DEMO).model
-    assert Path(mergemix_mm.config_path(f'mergemix/{DEMO.name}')) == DEMO
+@pytest.mark.parametrize('folder', FOLDERS, ids=lambda folder: folder.name)
+def test_a_whole_config_can_be_inherited_from_outside(folder, tmp_path):
+    theirs, mine = next(folder.glob('*.py')), tmp_path / 'mine.py'
+    mine.write_text(f"_base_ = __import__('mergemix_mm').config_path('{folder.name}/{theirs.name}')\n")
+    assert Config.fromfile(mine).model == load(theirs).model
+    assert Path(mergemix_mm.config_path(f'{folder.name}/{theirs.name}')) == theirs
 
 
 def test_missing_data_root_names_the_key_and_the_way_out(tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ from .canvas import figure_to_image, save_image
 from .labelled_text import format_labels
 from .labels import labels_of
 from .mixed_samples import draw_mixed_samples
+from .pixel_scale import pixel_scale
 from .reliability import draw_reliability_diagram
 
 __all__ = [
@@ -12,5 +13,6 @@ __all__ = [
     'figure_to_image',
     'format_labels',
     'labels_of',
+    'pixel_scale',
     'save_image',
 ]

@@ -11,6 +11,7 @@ from .canvas import figure_to_image
 
 if TYPE_CHECKING:
     from ..models.batch_augments.mix_result import MixResult
+    from ..models.tuners.mix_canvases import CanvasMix
 
 OWN_COLOUR = '#2563a8'
 PARTNER_COLOUR = '#d9702b'
@@ -23,10 +24,11 @@ COLUMNS = {
     'mixed': ('mixed', TEXT_COLOUR),
 }
 MAX_NAME_LENGTH = 18
+CELL_HEIGHT = 1.45
 
 
 def draw_mixed_samples(
-    result: 'MixResult | Sequence[MixResult]',
+    result: 'MixResult | CanvasMix | Sequence[MixResult | CanvasMix]',
     mean: torch.Tensor | Sequence[float] | None = None,
     std: torch.Tensor | Sequence[float] | None = None,
     labels: Sequence | torch.Tensor | None = None,
@@ -37,16 +39,18 @@ def draw_mixed_samples(
 ) -> np.ndarray:
     """Draw a row per image: clean, partner, saliency, mask and mixed, with the labels and their shares.
 
-    Columns that no row can fill (saliency and mask of Mixup, clean images that were not kept) are left out.
+    Columns that no row can fill (saliency and mask of Mixup, clean images that were not kept) are left out. Of a
+    CanvasMix, whose images may differ in size, an image that was not mixed is shown by itself, and a partner in the
+    shape of the image that it is mixed into.
 
     Args:
-        result (MixResult | Sequence[MixResult]): One mixed batch, or several that share the page.
+        result (MixResult | CanvasMix | Sequence): One mixed batch, or several that share the page.
         mean (Tensor | Sequence[float], optional): What was subtracted from the images, 1 or 3 numbers on the scale
             0..255. Defaults to None: nothing.
         std (Tensor | Sequence[float], optional): What they were divided by then, 1 or 3 numbers on that scale.
             Defaults to None: nothing. With neither, the images are on the scale 0..255 themselves.
-        labels (Sequence | Tensor, optional): One entry per image: a class index, or several of a multi-label image;
-            with several batches, one such sequence (or None) for each. Defaults to None: the page then says 'own'
+        labels (Sequence | Tensor, optional): One entry per image: a name, a class index, or several of a multi-label
+            image; with several batches, one such sequence (or None) for each. Defaults to None: the page then says 'own'
             and 'partner'.
         classes (Sequence[str], optional): Class names. Defaults to None, which shows the indices.
         max_rows (int): Rows at most, counted over all batches. Defaults to 8.
@@ -87,17 +91,20 @@ def _make_rows(batch, mean, std, labels, classes, max_rows, channel_order) -> li
         row = dict(ratio=float(batch.ratio[index]), own='own', other='partner')
         if labels is not None:
             row.update(own=_name(labels[index], classes), other=_name(labels[partner], classes))
-        row['mixed'] = _to_pixels(batch.images[index], mean, std, channel_order)
         if batch.clean is not None:
             row['clean'] = _to_pixels(batch.clean[index], mean, std, channel_order)
+        rows.append(row)
+        if hasattr(batch, 'mixed') and not batch.mixed[index]:
+            continue
+        row['mixed'] = _to_pixels(batch.images[index], mean, std, channel_order)
+        if batch.clean is not None:
             row['partner'] = _to_pixels(batch.clean[partner], mean, std, channel_order)
         if batch.mask is not None:
             row['mask'] = batch.mask[index].reshape(batch.grid).cpu().numpy()
         if batch.saliency is not None:
             saliency = batch.saliency[index].detach().float().reshape(1, 1, *batch.grid).cpu()
-            saliency = F.interpolate(saliency, size=batch.images.shape[-2:], mode='bilinear', align_corners=False)
+            saliency = F.interpolate(saliency, size=row['mixed'].shape[:2], mode='bilinear', align_corners=False)
             row['saliency'] = saliency[0, 0].numpy()
-        rows.append(row)
     return rows
 
 
@@ -115,8 +122,11 @@ def _to_pixels(image: torch.Tensor, mean, std, channel_order: str) -> np.ndarray
 
 def _name(label, classes: Sequence[str] | None) -> str:
     """Short name of one label, or of the first two of a multi-label image."""
-    indices = torch.as_tensor(label).flatten().tolist()
-    names = [str(int(index)) if classes is None else str(classes[int(index)]) for index in indices]
+    if isinstance(label, str):
+        names = [label]
+    else:
+        indices = torch.as_tensor(label).flatten().tolist()
+        names = [str(int(index)) if classes is None else str(classes[int(index)]) for index in indices]
     name = ', '.join(names[:2]) + (', …' if len(names) > 2 else '') or 'none'
     if len(name) > MAX_NAME_LENGTH:
         name = name[: MAX_NAME_LENGTH - 1].rstrip(' ,') + '…'
@@ -129,13 +139,14 @@ def _make_figure(rows: list[dict], dpi: int):
     from matplotlib.gridspec import GridSpec
 
     columns = [column for column in COLUMNS if any(column in row for row in rows)]
-    height, width = rows[0]['mixed'].shape[:2]
+    shapes = [row.get('mixed', row.get('clean')).shape[:2] for row in rows]
     # All sizes in inches: the cells keep the shape of the images, and captions the height of their text.
-    cell_h = 1.45
-    cell_w = min(max(cell_h * width / height, 1.0), 3.0)
+    steepness = np.array([height / width for height, width in shapes])
+    cell_w = min(max(CELL_HEIGHT / steepness[0], 1.0), 3.0)
+    cell_hs = np.clip(CELL_HEIGHT * steepness / steepness[0], 0.6, 3.0)
     caption, gap, heading, side = 0.32, 0.07, 0.3, 0.1
     page_w = len(columns) * cell_w + (len(columns) - 1) * gap + 2 * side
-    page_h = heading + len(rows) * (cell_h + caption)
+    page_h = heading + cell_hs.sum() + len(rows) * caption
 
     figure = Figure(figsize=(page_w, page_h), dpi=dpi, facecolor='white')
     grid = GridSpec(
@@ -146,7 +157,8 @@ def _make_figure(rows: list[dict], dpi: int):
         top=1 - heading / page_h,
         bottom=caption / page_h,
         wspace=gap / cell_w,
-        hspace=caption / cell_h,
+        hspace=caption / cell_hs.mean(),
+        height_ratios=cell_hs,
         figure=figure,
     )
     for line, row in enumerate(rows):

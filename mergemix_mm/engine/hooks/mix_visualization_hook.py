@@ -5,7 +5,7 @@ from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 
-from ...visualization import draw_mixed_samples, labels_of
+from ...visualization import draw_mixed_samples, labels_of, pixel_scale
 
 
 @HOOKS.register_module()
@@ -18,6 +18,9 @@ class MixVisualizationHook(Hook):
     ``TensorboardVisBackend``. When the batch of that iteration stayed unmixed, the next mixed one is drawn. Only the
     main process draws.
 
+    It serves classification (``MixupClassifier``) and preference tuning (``VLMTuner`` with a mixer); the images of a
+    VLMTuner are brought back to colours by its ``processor``, or stretched to all of the scale where it has none.
+
     Args:
         interval (int): Iterations between two pages. Defaults to 200.
         num_images (int): Rows of a page at most. Defaults to 8.
@@ -26,7 +29,7 @@ class MixVisualizationHook(Hook):
 
     Raises:
         ValueError: If an argument is out of range.
-        TypeError: When training starts, if the model keeps no ``mix_result``.
+        TypeError: When training starts, if the model keeps no ``mix_result`` or, a VLMTuner, has no mixer.
 
     Examples:
         >>> custom_hooks = [dict(type='MixVisualizationHook', interval=100)]
@@ -49,7 +52,13 @@ class MixVisualizationHook(Hook):
         if not hasattr(model, 'mix_result'):
             raise TypeError(
                 f'MixVisualizationHook: the model {type(model).__name__} keeps no mix_result to draw. Use '
-                "model.type='MixupClassifier', which takes the same train_cfg as ImageClassifier, or remove the hook."
+                "model.type='MixupClassifier', which takes the same train_cfg as ImageClassifier, model.type='VLMTuner' "
+                'with a mixer, or remove the hook.'
+            )
+        if getattr(model, 'mixer', True) is None:
+            raise TypeError(
+                f'MixVisualizationHook: the model {type(model).__name__} has no mixer, so there is nothing to draw. '
+                "Set model.mixer, e.g. dict(type='MergeMix'), or remove the hook."
             )
 
     def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
@@ -59,14 +68,14 @@ class MixVisualizationHook(Hook):
             return
         model = _unwrap(runner.model)
         result = model.mix_result
-        if result is None:
+        if result is None or (hasattr(result, 'mixed') and not result.mixed.any()):
             return
-        preprocessor = getattr(model, 'data_preprocessor', None)
+        mean, std = _normalisation(model, result)
         metainfo = getattr(runner.train_loop.dataloader.dataset, 'metainfo', {})
         image = draw_mixed_samples(
             result,
-            mean=getattr(preprocessor, 'mean', None),
-            std=getattr(preprocessor, 'std', None),
+            mean=mean,
+            std=std,
             labels=labels_of(data_batch, len(result.images)),
             classes=metainfo.get('classes'),
             max_rows=self.num_images,
@@ -78,3 +87,11 @@ class MixVisualizationHook(Hook):
 
 def _unwrap(model):
     return model.module if is_model_wrapper(model) else model
+
+
+def _normalisation(model, result) -> tuple:
+    """Mean and standard deviation of the images: those of the data preprocessor, or of a VLM's processor."""
+    if hasattr(model, 'vlm'):
+        return pixel_scale(model.processor, result.clean)
+    preprocessor = getattr(model, 'data_preprocessor', None)
+    return getattr(preprocessor, 'mean', None), getattr(preprocessor, 'std', None)
