@@ -2,8 +2,11 @@
 
 _base_ = 'mmpretrain::_base_/default_runtime.py'
 
+# MMPretrain's hook for drawing classified images has nothing to draw; the Runner adds what else it needs.
 default_hooks = dict(
-    logger=dict(interval=10), checkpoint=dict(by_epoch=False, interval=500, max_keep_ckpts=1), visualization=None
+    _delete_=True,
+    logger=dict(type='LoggerHook', interval=10),
+    checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=500, max_keep_ckpts=1),
 )
 log_processor = dict(by_epoch=False)
 custom_hooks = [dict(type='StepSeedHook'), dict(type='SavePretrainedHook')]

@@ -21,9 +21,10 @@ class ShapesConversationDataset(Dataset):
 
     Two to six things (six colours, six shapes) stand on a 3 x 3 grid over soft tones, noise, bars and specks in the
     same colours. The question asks for a ``color`` ('What color is the ring?'), a ``shape``, a ``count`` ('one' to
-    'three'), a ``position`` ('left', 'center', 'right': the column of the thing) or ``yesno`` ('Is there a red
-    ring?'; beside or instead of it there is a thing that shares its colour or its shape). Counts and yes/no questions
-    are about a colour, a shape or a pair of both, in equal parts. The answer is drawn first and the scene
+    'three', of a colour, a shape or a pair of both), a ``position`` ('left', 'center', 'right': the column of the
+    thing) or ``yesno``: half of these ask for a place ('Is the red ring on the left?'), half for presence ('Is there a
+    red ring?'; beside or instead of it there is a thing that shares its colour or its shape), which is by far the
+    hardest to learn: a tiny model says what the prior says for long. The answer is drawn first and the scene
     around it, so that ``answer_prior`` holds whatever the scenes are: with 0.8 the first answer of each kind ('red',
     'circle', 'one', 'left', 'yes') is right in 80 % of the samples of its kind and the others share the rest; 0.2 is
     the same prior flipped. A model that only knows the training prior then falls from 80 % to 20 %.
@@ -32,8 +33,8 @@ class ShapesConversationDataset(Dataset):
     only and two in val images only. Index i is always the same record for one split, seed and set of arguments.
 
     A record holds ``messages``, ``images`` (one RGB image), ``source``, ``gt_answer``, ``question_type``, ``gt_mask``
-    ([image_size, image_size] bool, the things asked about; empty for a 'no') and ``things`` (list of dicts with
-    ``color``, ``shape``, ``cell`` and ``asked``). The kind of question changes with the index, in turn.
+    ([image_size, image_size] bool, the things asked about; empty where there is none) and ``things`` (list of dicts
+    with ``color``, ``shape``, ``cell`` and ``asked``). The kind of question changes with the index, in turn.
 
     Args:
         split (str): ``'train'`` or ``'val'``. Defaults to ``'train'``.

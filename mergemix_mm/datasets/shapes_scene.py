@@ -13,6 +13,8 @@ GRID = 3
 
 # The answers of each kind of question; the first is the one that `answer_prior` favours.
 ANSWERS = dict(color=COLORS, shape=SHAPES, count=COUNTS, position=COLUMNS, yesno=('yes', 'no'))
+
+IS_LEFT = 'Is the {color} {shape} on the left?'
 # A question is about the things that agree with it in every attribute it names.
 TEMPLATES = dict(
     color=('What color is the {shape}?',),
@@ -23,7 +25,7 @@ TEMPLATES = dict(
         'How many {color} {shape} things are there?',
     ),
     position=('Where is the {color} {shape}?',),
-    yesno=('Is there a {color} thing?', 'Is there a {shape}?', 'Is there a {color} {shape}?'),
+    yesno=('Is there a {color} {shape}?', IS_LEFT),
 )
 
 Pair = tuple[str, str]
@@ -88,7 +90,7 @@ def draw_scene(kind: str, answer: str, pairs: Sequence[Pair], rng: np.random.Gen
     template = _choose(TEMPLATES[kind], rng)
     named = [i for i, name in enumerate(('{color}', '{shape}')) if name in template]
     meant = [other for other in pairs if all(other[i] == pair[i] for i in named)]
-    asked = [pair, *(_choose(meant, rng) for _ in range(len(COUNTS) - 1))][: _num_asked(kind, answer)]
+    asked = [pair, *(_choose(meant, rng) for _ in range(len(COUNTS) - 1))][: _num_asked(template, answer)]
     others = [other for other in pairs if other not in meant]
     # Half of the other things share a colour or a shape with the pair in question: one attribute alone says little.
     related = [other for other in others if other[0] == pair[0] or other[1] == pair[1]]
@@ -96,11 +98,10 @@ def draw_scene(kind: str, answer: str, pairs: Sequence[Pair], rng: np.random.Gen
     others = [_choose(related if i == 0 or rng.random() < 0.5 else others, rng) for i in range(num_others)]
 
     cells = rng.permutation(GRID * GRID)
-    if kind == 'position':
-        column = COLUMNS.index(answer)
-        cells = np.array(
-            sorted(cells.tolist(), key=lambda cell: cell % GRID != column)
-        )  # Stable: the rest stays mixed.
+    if kind == 'position' or template == IS_LEFT:
+        column = COLUMNS.index(answer) if kind == 'position' else 0 if answer == 'yes' else rng.integers(1, GRID)
+        # The first cell that is taken lies in this column; the order is as drawn otherwise, sorting being stable.
+        cells = sorted(cells, key=lambda cell: cell % GRID != column)
     things = [
         Thing(*thing, divmod(int(cell), GRID), i < len(asked))
         for i, (thing, cell) in enumerate(zip(asked + others, cells, strict=False))
@@ -108,11 +109,11 @@ def draw_scene(kind: str, answer: str, pairs: Sequence[Pair], rng: np.random.Gen
     return Scene(things, template.format(color=pair[0], shape=pair[1]), answer)
 
 
-def _num_asked(kind: str, answer: str) -> int:
+def _num_asked(template: str, answer: str) -> int:
     """How many things of a scene the question is about."""
-    if kind == 'count':
+    if answer in COUNTS:
         return COUNTS.index(answer) + 1
-    return int(answer != 'no')
+    return int(answer != 'no' or template == IS_LEFT)
 
 
 def _choose(items: Sequence, rng: np.random.Generator):

@@ -1,5 +1,6 @@
 """The mathematics of the methods: pure functions on tensors that need torch alone."""
 
+from .interaction import aia_loss, attention_with_intensity, interaction_intensity
 from .mixing import (
     area_ratio,
     attention_ratio,
@@ -24,13 +25,16 @@ from .token_merge import (
 __all__ = [
     'Matching',
     'TokenGroups',
+    'aia_loss',
     'answer_logps',
     'area_ratio',
     'attention_ratio',
+    'attention_with_intensity',
     'bipartite_soft_matching',
     'class_attention',
     'derangement',
     'gaussian_ratio',
+    'interaction_intensity',
     'merge_schedule',
     'merge_tokens',
     'mix_images',

@@ -50,8 +50,8 @@ def draw_mixed_samples(
         std (Tensor | Sequence[float], optional): What they were divided by then, 1 or 3 numbers on that scale.
             Defaults to None: nothing. With neither, the images are on the scale 0..255 themselves.
         labels (Sequence | Tensor, optional): One entry per image: a name, a class index, or several of a multi-label
-            image; with several batches, one such sequence (or None) for each. Defaults to None: the page then says 'own'
-            and 'partner'.
+            image; with several batches, one such sequence (or None) for each. Defaults to None: the page then says
+            'own' and 'partner'.
         classes (Sequence[str], optional): Class names. Defaults to None, which shows the indices.
         max_rows (int): Rows at most, counted over all batches. Defaults to 8.
         channel_order (str): ``'rgb'`` or ``'bgr'``, the order of the normalised images. Defaults to ``'rgb'``.

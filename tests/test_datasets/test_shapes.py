@@ -43,6 +43,8 @@ def _answer_from_things(record):
     if text.startswith('How many'):
         return COUNTS[len(meant) - 1]
     (thing,) = meant
+    if text.endswith('on the left?'):
+        return 'yes' if thing['cell'][1] == 0 else 'no'
     if text.startswith('Where'):
         return ('left', 'center', 'right')[thing['cell'][1]]
     return thing['color'] if text.startswith('What color') else thing['shape']
@@ -97,7 +99,8 @@ def test_mask_covers_all_things_that_are_counted_and_nothing_without_one():
     for record in _all(length=100, image_size=96, questions=('count', 'yesno')):
         cells = {tuple(cell) for cell in (np.argwhere(record['gt_mask']) // 32).tolist()}
         assert cells == {thing['cell'] for thing in record['things'] if thing['asked']}
-        assert record['gt_mask'].any() == (record['gt_answer'] != 'no')
+        absent = record['gt_answer'] == 'no' and _question(record).startswith('Is there')
+        assert record['gt_mask'].any() != absent
 
 
 def test_no_two_things_share_a_cell():

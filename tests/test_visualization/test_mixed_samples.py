@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.offsetbox import TextArea
 
 from mergemix_mm.models.batch_augments.mix_result import MixResult
+from mergemix_mm.models.tuners import CanvasMix
 from mergemix_mm.visualization import draw_mixed_samples
 
 MEAN, STD = [120.0, 110.0, 100.0], [60.0, 50.0, 40.0]
@@ -125,6 +126,44 @@ def test_numbers_are_quoted_long_names_cut_and_several_labels_joined():
     classes = ['7', 'great white shark, man-eater', 'cat', 'owl']
     assert _draw(result, MEAN, STD, [0, torch.tensor([2, 3])], classes)[3][:2] == ['“7”', 'cat, owl']
     assert _draw(result, MEAN, STD, [1, []], classes)[3][:2] == ['great white shark…', 'none']
+
+
+def _canvases(sizes, mixed):
+    """A CanvasMix on the scale of pixels; each image takes half of the next one, whatever its size."""
+    generator = torch.Generator().manual_seed(0)
+    clean = [torch.randint(0, 256, (3, *size), generator=generator).float() for size in sizes]
+    number = len(sizes)
+    return CanvasMix(
+        images=[0.5 * image for image in clean],
+        clean=clean,
+        partner=torch.arange(number).roll(-1),
+        ratio=torch.full((number,), 0.5),
+        owner=torch.arange(number),
+        mixed=torch.tensor(mixed),
+        mask=torch.rand(number, 6, generator=generator) < 0.5,
+        saliency=torch.rand(number, 6, generator=generator),
+        grid=(2, 3),
+    )
+
+
+def test_canvases_of_several_sizes_keep_their_shapes():
+    result = _canvases([(16, 24), (32, 16)], [True, True])
+    page, shown, headings, captions = _draw(result, labels=['#1', '#2'])
+    assert headings == ['image', 'partner', 'saliency', 'mask', 'mixed']
+    # Of each row: clean, partner, clean in grey, saliency, mask, mixed.
+    assert [array.shape[:2] for array in shown[:6]] == [(16, 24), (32, 16), (16, 24), (16, 24), (2, 3), (16, 24)]
+    assert [array.shape[:2] for array in shown[6:]] == [(32, 16), (16, 24), (32, 16), (32, 16), (2, 3), (32, 16)]
+    np.testing.assert_array_equal(shown[11], result.images[1].round().byte().permute(1, 2, 0))
+    assert captions[:2] == ['#1', '#2'] and '0.50 #2' in captions
+    # A row of (32, 16) is three times as steep as one of (16, 24).
+    single = _draw(_canvases([(16, 24), (16, 24)], [True, True]))[0]
+    assert page.shape[1] == single.shape[1] and page.shape[0] == pytest.approx(single.shape[0] + 110 * 1.55, abs=2)
+
+
+def test_an_image_that_stayed_clean_is_shown_by_itself():
+    _, shown, headings, captions = _draw(_canvases([(16, 16)] * 2, [True, False]))
+    assert len(headings) == 5 and len(shown) == 6 + 1 and captions[-1] == 'own'
+    assert _draw(_canvases([(16, 16)] * 2, [False, False]))[2] == ['image']
 
 
 def test_pyplot_stays_out():

@@ -60,7 +60,7 @@ def main(argv: list[str] | None = None) -> Runs:
     tower = args.output.with_name('shapes_tower_quick' if args.quick else 'shapes_tower')
     if not tower.exists():
         pretrain_tower(*((2,) if args.quick else ()))[0].save_pretrained(tower)
-    sizes = dict(num_train=64, num_test=20) if args.quick else dict(num_train=20000, num_test=1000)
+    sizes = dict(num_train=64, num_test=20) if args.quick else dict(num_train=16000, num_test=1000)
     runs = run_missing(run, list(ARMS), args, dict(steps=args.steps, tower=str(tower), **sizes))
     columns = dict(
         accuracy='flipped: accuracy %',

@@ -1,11 +1,8 @@
-"""Pre-trains a tiny CLIP tower on the drawn shapes, so that its attention says something before a VLM starts from it.
-
-python tools/benchmarks/shapes_tower.py --threads 1 --save work_dirs/shapes_tower
-"""
+"""Pre-trains a tiny CLIP tower on the drawn shapes, so that its attention says something when a VLM starts from it."""
 
 import argparse
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -38,11 +35,11 @@ def pretrain_tower(
 ) -> 'tuple[CLIPVisionModel, AttributeHeads]':
     """Train a tower on the attributes of the train split's images; no image, and no combination, of val is seen.
 
-    Linear heads read which colours and shapes there are from the class token, and what stands
-    in each cell of the scene's grid from the mean of the cell's patches. Some colour-shape pairs never appear in train
-    images: a tower that sees shapes in their own colours learns from the colour which shape cannot be. So half of each
-    batch keeps its colours and trains the colour heads, and the other half gets its channels mixed at random and
-    trains the shape heads.
+    Linear heads read which colours and shapes there are from the class token, and what stands in each cell of the
+    scene's grid from the mean of the cell's patches. Some colour-shape pairs never appear in train images: a tower
+    that sees shapes in their own colours learns from the colour which shape cannot be. So half of each batch keeps its
+    colours and trains the colour heads, and the other half gets its channels mixed at random and trains the shape
+    heads.
 
     Args:
         steps (int): Optimiser steps, AdamW with a tenth of warm-up and cosine decay. Defaults to 1000.
@@ -187,13 +184,13 @@ def measure_saliency(tower: CLIPVisionModel, split: str = 'val', num_images: int
     return rows
 
 
-def main() -> None:
-    """Train, measure, save."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(argv: Sequence[str] | None = None) -> dict:
+    """Train, measure, save; returns what is measured."""
+    parser = argparse.ArgumentParser(description=__doc__)
     add_common_arguments(parser)
     parser.add_argument('--steps', type=int, default=1000, help='of pre-training (default: %(default)s)')
     parser.add_argument('--save', type=Path, help="folder for the tower, in transformers' format")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     prepare(args)
     steps, num_images = (3, 16) if args.quick else (args.steps, 512)
     tower, heads = pretrain_tower(steps, seed=args.seed)
@@ -204,8 +201,10 @@ def main() -> None:
         print(markdown_table(list(rows[0]), cells), end='\n\n')
     if args.save:
         tower.save_pretrained(args.save)
+    results = dict(steps=steps, read=read, saliency=saliency)
     if args.output:
-        write_json(args.output, dict(steps=steps, read=read, saliency=saliency))
+        write_json(args.output, results)
+    return results
 
 
 if __name__ == '__main__':

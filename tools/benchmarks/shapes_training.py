@@ -90,7 +90,7 @@ def evaluate(tuner: VLMTuner, length: int, batch_size: int = 250, **kwargs) -> d
         tuner.predict(rows(prompts, chosen), samples[chosen[0] : chosen[-1] + 1])
         own = rows(answered, chosen)
         other = own | dict(pixel_values=own['pixel_values'].roll(1, dims=0))
-        gaps.append(answer_logps(tuner, own) - answer_logps(tuner, other))
+        gaps.append(tuner.answer_scores(own).sums - tuner.answer_scores(other).sums)
     metrics = [AnswerAccuracy(), AnswerCalibrationError()]
     found = {}
     for metric, part in (*((metric, samples) for metric in metrics), (POPEMetric(), _yes_no(samples))):
@@ -102,11 +102,6 @@ def evaluate(tuner: VLMTuner, length: int, batch_size: int = 250, **kwargs) -> d
         f1=found['pope/f1'],
         calibration_error=found['calibration/ece'],
     )
-
-
-def answer_logps(tuner: VLMTuner, batch: dict[str, Tensor]) -> Tensor:
-    """Sum of the log-probabilities of each answer, [B]."""
-    return tuner.answer_scores(batch).sums
 
 
 def _yes_no(samples: list[DataSample]) -> list[DataSample]:

@@ -9,19 +9,22 @@ import sys
 from collections.abc import Sequence
 from itertools import chain, islice
 from pathlib import Path
+from typing import Any
 
 import torch
 from mmengine.config import Config, DictAction
 from mmengine.logging import MMLogger
-from mmengine.registry import MODELS, TRANSFORMS, init_default_scope
-from mmengine.runner import Runner, set_random_seed
+from mmengine.registry import MODELS, init_default_scope
+from mmengine.runner import Runner, load_checkpoint, set_random_seed
+from mmpretrain.registry import BATCH_AUGMENTS
 
+from mergemix_mm.datasets.record_error import RecordError
+from mergemix_mm.datasets.transforms.image_tokens import ImageTokens
 from mergemix_mm.engine import launch
-from mergemix_mm.models.tuners import CanvasMix
+from mergemix_mm.models.batch_augments import MergeMix
+from mergemix_mm.models.tuners import CanvasMix, VLMTuner
 from mergemix_mm.models.vlms import IMAGE, PAD, TEXT
 from mergemix_mm.visualization import draw_mixed_samples, format_labels, pixel_scale, save_image
-
-META_VLM = 'HFVisionLanguageModel'
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -36,7 +39,11 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help='a folder for the images, or a file that ends in .png (default: %(default)s)',
     )
     parser.add_argument('--no-images', action='store_true', help='print only: nothing is mixed, no weights are loaded')
-    parser.add_argument('--no-colour', action='store_true', help='mark what is trained with « » instead of green')
+    parser.add_argument(
+        '--no-colour',
+        action='store_true',
+        help='mark what is trained with « » instead of green, as outside of a terminal',
+    )
     parser.add_argument('--seed', type=int, default=0, help='of the mixing (default: %(default)s)')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='config keys to override, key=value')
     args = parser.parse_args(argv)
@@ -45,7 +52,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def load_samples(cfg: Config, number: int) -> tuple[list[dict], dict]:
+def load_samples(cfg: Config, number: int) -> tuple[list[dict], dict, Any]:
     """The samples that a run on one device begins with.
 
     Args:
@@ -53,99 +60,94 @@ def load_samples(cfg: Config, number: int) -> tuple[list[dict], dict]:
         number (int): Samples that are wanted.
 
     Returns:
-        tuple[list[dict], dict]: The samples one by one, and one batch of them.
+        tuple[list[dict], dict, ProcessorMixin]: The samples one by one, one batch of them, and what encoded them.
 
     Raises:
-        LaunchError: If there are none, or they are not of EncodeConversation.
+        LaunchError: If there are none, one of them is unusable, or they are not of EncodeConversation.
     """
     loader_cfg = cfg.train_dataloader
     loader_cfg.update(num_workers=0, persistent_workers=False)
     for key in ('prefetch_factor', 'timeout', 'worker_init_fn'):
         loader_cfg.pop(key, None)
-    seed = (cfg.get('randomness') or {}).get('seed')
-    loader = Runner.build_dataloader(loader_cfg, seed=seed)
+    loader = Runner.build_dataloader(loader_cfg, seed=(cfg.get('randomness') or {}).get('seed'))
     indices = list(islice(chain.from_iterable(loader.batch_sampler), number))
     if not indices:
         raise launch.LaunchError(
             f'train_dataloader: not one batch of batch_size={loader_cfg.get("batch_size")} comes from the '
             f'{len(loader.dataset)} samples; lower it, or set drop_last=False'
         )
-    samples = [loader.dataset[index] for index in indices]
-    if not isinstance(samples[0], dict) or 'labels' not in samples[0].get('inputs', ()):
+    processor = find_processor(loader.dataset)
+    if processor is None:
         raise launch.LaunchError(
-            'train_dataloader: the samples have no labels of tokens. Put dict(type="EncodeConversation", '
-            'processor=...) into train_dataloader.dataset.pipeline; pictures of classification are drawn by '
+            'train_dataloader.dataset.pipeline: no transform has a processor, so there are no labels to show. Add '
+            'dict(type="EncodeConversation", processor=...); what a classifier mixes is drawn by '
             'tools/visualization/browse_mix.py'
         )
-    return samples, loader.collate_fn(samples)
+    try:
+        samples = [loader.dataset[index] for index in indices]
+    except RecordError as error:
+        raise launch.LaunchError(f'train_dataloader.dataset: {error}') from error
+    return samples, loader.collate_fn(samples), processor
 
 
-def find_processor(cfg: Config):
-    """The processor that encodes the samples.
-
-    Raises:
-        LaunchError: If neither pipeline nor model has one.
-    """
-    dataset = cfg.train_dataloader.dataset
-    while dataset is not None:
-        for transform in dataset.get('pipeline') or ():
-            if isinstance(transform, dict) and transform.get('processor') is not None:
-                return _build(transform.processor)
-        dataset = dataset.get('dataset') or next(iter(dataset.get('datasets') or ()), None)
-    if (cfg.get('model') or {}).get('processor') is not None:
-        return _build(cfg.model.processor)
-    raise launch.LaunchError('train_dataloader.dataset.pipeline: no transform has a processor to read the tokens with')
+def find_processor(dataset):
+    """The processor of the first transform that has one, also in datasets around datasets; None if there is none."""
+    for transform in getattr(getattr(dataset, 'pipeline', None), 'transforms', ()):
+        if hasattr(transform, 'processor'):
+            return transform.processor
+    inner = [getattr(dataset, 'dataset', None), *getattr(dataset, 'datasets', ())]
+    found = (find_processor(each) for each in inner if each is not None)
+    return next((processor for processor in found if processor is not None), None)
 
 
-def _build(processor):
-    return TRANSFORMS.build(processor) if isinstance(processor, dict) else processor
-
-
-def needs_weights(model: dict | None) -> bool:
-    """Whether patches are scored by the VLM's own tower."""
-    mixer = (model or {}).get('mixer')
-    if mixer is None:
-        return False
-    from mmpretrain.registry import BATCH_AUGMENTS
-
-    from mergemix_mm.models.batch_augments import MergeMix
-
-    mixer_class = BATCH_AUGMENTS.get(mixer['type']) if isinstance(mixer['type'], str) else mixer['type']
-    return issubclass(mixer_class, MergeMix) and mixer.get('encoder') is None
-
-
-def build_model(cfg: Config, images: bool) -> torch.nn.Module | None:
-    """Build the tuner, with weights only if they are needed.
-
-    Without them the VLM lies on torch's ``meta`` device: it knows its tokens and its images, and takes no memory.
-
-    Args:
-        cfg (Config): The whole config.
-        images (bool): Whether images are to be mixed.
+def build_vlm(model: dict) -> torch.nn.Module | None:
+    """Build the VLM without weights, on torch's ``meta`` device: it knows its tokens and images, and takes no memory.
 
     Returns:
-        nn.Module | None: None if there is no model that can be built without weights, and none are needed.
+        nn.Module | None: None if the model has no VLM of transformers.
     """
-    model = cfg.get('model')
-    if model is None or model.get('vlm') is None:
+    vlm = model.get('vlm') or {}
+    if vlm.get('type') != 'HFVisionLanguageModel':
         return None
-    if images and (needs_weights(model) or model.vlm.get('type') != META_VLM):
-        source = model.vlm.get('pretrained') or 'a config, with random weights'
-        print(
-            f"Building the whole model ({source}), since {model.mixer.type if model.get('mixer') else 'it'} works with "
-            'its own vision tower. This takes the time and memory of its weights (half of it with --cfg-options '
-            'model.vlm.dtype=bfloat16); --no-images prints labels without them.',
-            flush=True,
-        )
-        return MODELS.build(model).eval()
-    if model.vlm.get('type') != META_VLM:
-        return None
-    vlm = dict(type=META_VLM, config=model.vlm.get('config') or model.vlm.get('pretrained'))
+    plain = dict(type=vlm.type, config=vlm.get('config') or vlm.get('pretrained'))
     with torch.device('meta'):
-        vlm = MODELS.build(dict(vlm, trust_remote_code=model.vlm.get('trust_remote_code', False)))
-    if not images:
-        model = dict(type=model.type)
-    return MODELS.build({**model, 'vlm': vlm}).eval()
+        return MODELS.build(dict(plain, trust_remote_code=vlm.get('trust_remote_code', False)))
+
+
+def build_tuner(model: dict, load_from: str | None = None) -> VLMTuner | None:
+    """Build the tuner, with weights only where its VLM has to score patches.
+
+    Args:
+        model (dict): Its config.
+        load_from (str, optional): Checkpoint that a run would begin with. Defaults to None.
+
+    Returns:
+        VLMTuner | None: None if the config has no model.
+    """
+    if model.get('vlm') is None:
+        return None
+    vlm = None if _scores_itself(model.get('mixer')) else build_vlm(model)
+    if vlm is not None:
+        return MODELS.build({**model, 'vlm': vlm}).eval()
+    print(
+        f'Loading the whole model ({model.vlm.get("pretrained") or "random weights"}), as its own vision tower scores '
+        'the patches. This takes the time and memory of its weights (half of it with --cfg-options '
+        'model.vlm.dtype=bfloat16); with --no-images labels are printed without them.',
+        flush=True,
+    )
+    tuner = MODELS.build(model)
+    tuner.init_weights()
+    if load_from:
+        load_checkpoint(tuner, load_from, map_location='cpu')
+    return tuner.eval()
+
+
+def _scores_itself(mixer: dict | None) -> bool:
+    """Whether a mixer scores with the VLM's own tower."""
+    if mixer is None:
+        return False
+    mixer_class = BATCH_AUGMENTS.get(mixer.type) if isinstance(mixer.type, str) else mixer.type
+    return issubclass(mixer_class, MergeMix) and mixer.get('encoder') is None
 
 
 def token_texts(tokenizer, ids: Sequence[int]) -> list[str]:
@@ -165,10 +167,10 @@ def token_texts(tokenizer, ids: Sequence[int]) -> list[str]:
     return texts
 
 
-def kinds_of(inputs: dict, model: torch.nn.Module | None, image_token_id: int) -> torch.Tensor:
-    """What each token of a batch is, [B, L]; without a model, image tokens are told by their id alone."""
-    if model is not None:
-        return model.vlm.modality(inputs)
+def kinds_of(inputs: dict, vlm: torch.nn.Module | None, image_token_id: int) -> torch.Tensor:
+    """What each token of a batch is, [B, L]; without a VLM, image tokens are told by their id alone."""
+    if vlm is not None:
+        return vlm.modality(inputs)
     kinds = torch.where(inputs['input_ids'] == image_token_id, IMAGE, TEXT)
     return torch.where(inputs['attention_mask'] == 0, PAD, kinds)
 
@@ -197,17 +199,48 @@ def mixing_line(result: CanvasMix, row: int, margin: str | float) -> str:
     return text + (f', partner {", ".join(f"#{partner}" for partner in sorted(partners))}' if partners else '')
 
 
-def mix(model: torch.nn.Module, inputs: dict) -> CanvasMix | None:
+def mix(tuner: VLMTuner, inputs: dict) -> CanvasMix | None:
     """Mix the images of a batch; without a mixer they stay as the model sees them. None for text alone."""
     if 'pixel_values' not in inputs:
         return None
-    result = model.mix(inputs) if model.mixer is not None else None
+    result = tuner.mix(inputs) if tuner.mixer is not None else None
     if result is None:
-        canvases, owner = model.vlm.canvases(inputs)
-        index = torch.arange(len(canvases))
-        ones = torch.ones(len(canvases))
-        result = CanvasMix(canvases, canvases, index, ones, owner, torch.zeros_like(owner, dtype=torch.bool))
+        canvases, owner = tuner.vlm.canvases(inputs)
+        unmixed = torch.zeros_like(owner, dtype=torch.bool)
+        result = CanvasMix(canvases, canvases, torch.arange(len(owner)), torch.ones(len(owner)), owner, unmixed)
     return result
+
+
+def print_samples(
+    processor,
+    samples: Sequence[dict],
+    inputs: dict,
+    vlm: torch.nn.Module | None,
+    mixing: Sequence[str] | None,
+    colour: bool,
+) -> None:
+    """Print of each sample its source, numbers, how it was mixed, and tokens; of a pair those of both answers.
+
+    Args:
+        processor (ProcessorMixin): Has the tokenizer.
+        samples (Sequence[dict]): The samples one by one.
+        inputs (dict): The batch of them.
+        vlm (nn.Module, optional): Knows what each token is.
+        mixing (Sequence[str], optional): A line on each sample.
+        colour (bool): Whether the terminal shows colours.
+    """
+    tokenizer, image_token_id = processor.tokenizer, ImageTokens(processor).token_id
+    passes = {'': inputs}
+    if 'rejected' in inputs:
+        passes = {'chosen: ': inputs, 'rejected: ': {**inputs, **inputs['rejected']}}
+    kinds = {name: kinds_of(each, vlm, image_token_id) for name, each in passes.items()}
+    for row, sample in enumerate(samples):
+        print(f'#{row + 1} {sample["data_samples"].get("source", "")}')
+        if mixing is not None:
+            print(mixing[row])
+        for name, each in passes.items():
+            print(name + count_line(each, row, len(sample['inputs']['original_sizes'])))
+            print(show_sample(tokenizer, each, kinds[name], row, colour).rstrip('\n'), end='\n\n', flush=True)
 
 
 def main(argv: Sequence[str] | None = None) -> Path | None:
@@ -223,23 +256,33 @@ def main(argv: Sequence[str] | None = None) -> Path | None:
     cfg = launch.load_config(args.config)
     launch.merge_options(cfg, args.cfg_options)
     if cfg.get('train_dataloader') is None:
-        raise launch.LaunchError(f'browse_labels: {args.config} has no train_dataloader; add one to the config')
+        raise launch.LaunchError(f'CONFIG: {args.config} has no train_dataloader to take samples from; add one')
     launch.check_data_roots(cfg, 'train')
     init_default_scope(cfg.default_scope)
+    # MMEngine logs how every single weight was initialized, unless there is a logger that leaves it out.
     MMLogger.get_instance('browse_labels').setLevel('WARNING')
-    set_random_seed(args.seed)
 
-    processor = find_processor(cfg)
-    samples, batch = load_samples(cfg, args.number)
-    inputs = batch['inputs']
-    model = build_model(cfg, images=not args.no_images)
-    with torch.no_grad():
-        result = mix(model, inputs) if model is not None and not args.no_images else None
-    print_samples(processor, samples, inputs, model, result, colour=not args.no_colour)
-    if result is None:
-        if not args.no_images:
-            print('No page is written: there is no image, or no model.vlm that knows how to show one.', flush=True)
-        return None
+    samples, batch, processor = load_samples(cfg, args.number)
+    inputs, model = batch['inputs'], cfg.get('model') or {}
+    tuner = None if args.no_images else build_tuner(model, cfg.get('load_from'))
+    vlm = build_vlm(model) if tuner is None else tuner.vlm
+    set_random_seed(args.seed)
+    result = None if tuner is None else mix(tuner, inputs)
+    mixing = None
+    if result is not None and tuner.mixer is not None:
+        mixing = [mixing_line(result, row, tuner.head.margin) for row in range(len(samples))]
+    print_samples(processor, samples, inputs, vlm, mixing, colour=sys.stdout.isatty() and not args.no_colour)
+    if result is not None:
+        return write_page(result, processor, args)
+    if not args.no_images:
+        print(
+            'No page is written: the samples have no images, or the config has no model.vlm to show them.', flush=True
+        )
+    return None
+
+
+def write_page(result: CanvasMix, processor, args: argparse.Namespace) -> Path:
+    """Draw the images of a batch, named like the samples printed."""
     mean, std = pixel_scale(processor, result.clean)
     names = [f'#{row + 1}' for row in result.owner.tolist()]
     page = draw_mixed_samples(result, mean, std, labels=names, max_rows=len(names))
@@ -250,25 +293,5 @@ def main(argv: Sequence[str] | None = None) -> Path | None:
     return output
 
 
-def print_samples(
-    processor, samples: list[dict], inputs: dict, model: torch.nn.Module | None, result: CanvasMix | None, colour: bool
-) -> None:
-    """Print each sample: source, numbers, mixing, tokens; of a pair both answers."""
-    from mergemix_mm.datasets.transforms.image_tokens import ImageTokens
-
-    tokenizer, image_token_id = processor.tokenizer, ImageTokens(processor).token_id
-    rejected = {**inputs, **inputs['rejected']} if 'rejected' in inputs else None
-    passes = dict(chosen=inputs, rejected=rejected) if rejected else {'': inputs}
-    kinds = {name: kinds_of(each, model, image_token_id) for name, each in passes.items()}
-    for row, sample in enumerate(samples):
-        print(f'#{row + 1} {sample["data_samples"].get("source", "")}')
-        num_images = len(sample['inputs'].get('original_sizes', ()))
-        for name, each in passes.items():
-            print(f'{name + ": " if name else ""}{count_line(each, row, num_images)}')
-            if result is not None and model.mixer is not None and num_images:
-                print(mixing_line(result, row, model.head.margin))
-            print(show_sample(tokenizer, each, kinds[name], row, colour), end='\n\n', flush=True)
-
-
 if __name__ == '__main__':
-    main(sys.argv[1:])
+    main()

@@ -52,8 +52,8 @@ class MixVisualizationHook(Hook):
         if not hasattr(model, 'mix_result'):
             raise TypeError(
                 f'MixVisualizationHook: the model {type(model).__name__} keeps no mix_result to draw. Use '
-                "model.type='MixupClassifier', which takes the same train_cfg as ImageClassifier, model.type='VLMTuner' "
-                'with a mixer, or remove the hook.'
+                "model.type='MixupClassifier', which takes the same train_cfg as ImageClassifier, or 'VLMTuner' with a "
+                'mixer, or remove the hook.'
             )
         if getattr(model, 'mixer', True) is None:
             raise TypeError(

@@ -20,6 +20,7 @@ from ..batch_augments import MergeMix
 from ..heads import AnswerScores, SimPOHead
 from ..vision_encoders import gathered
 from .mix_canvases import CanvasMix, mix_canvases
+from .precision import autocast_to, widen_trained
 
 
 @dataclass
@@ -39,6 +40,9 @@ class VLMTuner(BaseModel):
     rejected answer that the records bring. Text-only samples, and those without a partner for their images, take part
     in the supervised term alone. One step runs the clean pass, MergeMix' truncated scoring pass, and the pass over the
     losers. The last :class:`CanvasMix` is kept in ``mix_result`` for figures.
+
+    Weights that train are float32, whatever the ``dtype`` of the VLM is: that of the frozen ones. Where both are in a
+    model, it computes under autocast.
 
     Args:
         vlm (nn.Module | dict): The model, or its config, e.g. ``dict(type='HFVisionLanguageModel', ...)``.
@@ -71,6 +75,7 @@ class VLMTuner(BaseModel):
     ) -> None:
         super().__init__(data_preprocessor or dict(type='VLMDataPreprocessor'), init_cfg)
         self.vlm = MODELS.build(vlm) if isinstance(vlm, dict) else vlm
+        self._low_dtype = widen_trained(self.vlm.parameters())
         head = dict(type='SFTHead') if head is None else head
         self.head = MODELS.build(head) if isinstance(head, dict) else head
         self.mixer = BATCH_AUGMENTS.build(deepcopy(mixer)) if isinstance(mixer, dict) else mixer
@@ -91,12 +96,13 @@ class VLMTuner(BaseModel):
         Raises:
             ValueError: for another mode.
         """
-        if mode == 'loss':
-            return self.loss(inputs)
-        if mode == 'predict':
-            return self.predict(inputs, data_samples)
-        if mode == 'tensor':
-            return self.vlm.hidden(self.vlm.prepare(inputs))
+        with autocast_to(self._low_dtype, inputs['input_ids'].device.type):
+            if mode == 'loss':
+                return self.loss(inputs)
+            if mode == 'predict':
+                return self.predict(inputs, data_samples)
+            if mode == 'tensor':
+                return self.vlm.hidden(self.vlm.prepare(inputs))
         raise ValueError(f"mode={mode!r} must be 'loss', 'predict' or 'tensor'")
 
     def loss(self, inputs: dict) -> dict[str, Tensor]:
@@ -135,6 +141,10 @@ class VLMTuner(BaseModel):
             sample.pred_answer = answer.strip()
             sample.pred_confidence = math.exp(logp)
         return data_samples
+
+    def answer_scores(self, inputs: dict) -> AnswerScores:
+        """Log-probabilities of the labelled tokens of a batch."""
+        return self._score(self._read(inputs))[0]
 
     def _read(self, inputs: dict) -> tuple[Tensor, Tensor]:
         """One forward of the VLM: last hidden states [B, L, C] and labels [B, L]."""

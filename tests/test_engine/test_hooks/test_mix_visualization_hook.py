@@ -4,6 +4,7 @@ from unittest import mock
 
 import numpy as np
 import pytest
+import tiny_vlms
 import torch
 from mmengine.model import BaseModel, MMDistributedDataParallel
 from mmengine.runner import Runner
@@ -11,8 +12,10 @@ from mmpretrain.structures import DataSample
 from PIL import Image
 from torch.utils.data import Dataset
 
+from mergemix_mm.datasets import ShapesConversationDataset
 from mergemix_mm.engine.hooks import MixVisualizationHook, mix_visualization_hook
 from mergemix_mm.models.batch_augments.mix_result import MixResult
+from mergemix_mm.models.tuners import VLMTuner
 
 
 class ToyDataset(Dataset):
@@ -143,6 +146,64 @@ def test_model_without_mix_result_is_refused_before_training(tmp_path):
     del model.mix_result
     with pytest.raises(TypeError, match=r"ToyModel keeps no mix_result.*type='MixupClassifier'"):
         _train(tmp_path, model, MixVisualizationHook())
+
+
+def _train_vlm(tmp_path, mixer, hook, processor=None):
+    """Three steps of preference tuning of a tiny LLaVA on drawn shapes."""
+    config = tiny_vlms.tiny_config('llava')
+    config['vision_config'] |= dict(image_size=48, patch_size=8)
+    vlm = dict(type='HFVisionLanguageModel', config=config)
+    torch.manual_seed(0)
+    head = dict(type='SFTHead' if mixer is None else 'SimPOHead')
+    tuner = VLMTuner(vlm, head, mixer, processor=processor)
+    encode = dict(type='EncodeConversation', processor=dict(type='ShapesProcessor'))
+    Runner(
+        model=tuner,
+        work_dir=str(tmp_path),
+        train_dataloader=dict(
+            dataset=dict(type='ShapesConversationDataset', length=9, pipeline=[encode]),
+            sampler=dict(type='DefaultSampler', shuffle=False),
+            batch_size=3,
+            collate_fn=dict(type='ConversationCollate'),
+        ),
+        train_cfg=dict(by_epoch=True, max_epochs=1),
+        optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.0)),
+        custom_hooks=[hook],
+        visualizer=dict(type='Visualizer', vis_backends=[dict(type='LocalVisBackend')]),
+        default_scope='mmpretrain',
+        experiment_name=f'{tmp_path.name}_mix_visualization_vlm',
+        default_hooks=dict(checkpoint=None),
+    ).train()
+    return tuner
+
+
+@pytest.mark.parametrize('processor', [dict(type='ShapesProcessor'), None])
+def test_preference_tuning_is_drawn_in_the_colours_of_its_images(tmp_path, processor):
+    with mock.patch.object(
+        mix_visualization_hook, 'draw_mixed_samples', wraps=mix_visualization_hook.draw_mixed_samples
+    ) as draw:
+        hook = dict(type='MixVisualizationHook', interval=3)
+        tuner = _train_vlm(tmp_path, dict(type='MergeMix', num_merge=4), hook, processor)
+    assert _steps(tmp_path) == [3]
+    (result,), options = draw.call_args
+    assert result is tuner.mix_result and len(result.images) == 3 and result.mixed.all()
+    drawn = ShapesConversationDataset(length=9)[6]['images'][0]
+    pixels = result.clean[0] * options['std'].view(-1, 1, 1) + options['mean'].view(-1, 1, 1)
+    difference = np.abs(pixels.permute(1, 2, 0).numpy() - np.asarray(drawn)).max()
+    assert difference < 0.01 if processor else 0.01 < difference < 80
+
+
+def test_a_batch_of_which_nothing_was_mixed_is_passed_over():
+    hook, model = MixVisualizationHook(interval=1), ToyModel()
+    model.mix_result = mock.Mock(mixed=torch.zeros(2, dtype=torch.bool))
+    runner = mock.Mock(model=model, iter=0)
+    hook.after_train_iter(runner, 0)
+    runner.visualizer.add_image.assert_not_called()
+
+
+def test_tuner_without_a_mixer_is_refused_before_training(tmp_path):
+    with pytest.raises(TypeError, match='VLMTuner has no mixer, so there is nothing to draw'):
+        _train_vlm(tmp_path, None, dict(type='MixVisualizationHook'))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,120 @@
+"""The attention function and its mask, as transformers' attention interface takes them: SDPA that can be recorded."""
+
+import torch
+from torch import Tensor, nn
+
+from ...functional import attention_with_intensity
+from .recording import Probe
+
+# The name in transformers' registries, for `set_attn_implementation`.
+NAME = 'mergemix_interaction'
+# What layers pass on that torch's attention does not know, by the names that transformers gives them.
+UNKNOWN_TO_SDPA = {'softcap': 'soft-capped logits', 's_aux': 'attention sinks'}
+
+
+def register() -> None:
+    """Enter the function and its mask into transformers' registries; once or often is the same."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+
+    AttentionInterface.register(NAME, interaction_attention)
+    # Without a mask function of its own, a name would get no mask at all: padding would be ignored.
+    AttentionMaskInterface.register(NAME, interaction_mask)
+
+
+def interaction_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    is_causal: bool | None = None,
+    interaction: Probe | None = None,
+    **kwargs,
+) -> tuple[Tensor, None]:
+    """Transformers' ``sdpa`` attention that also records its interaction intensity, if it is asked to.
+
+    It is asked by the keyword argument ``interaction``, in the layers that this names; modules without ``layer_idx``
+    (vision towers) never record.
+
+    Args:
+        module (nn.Module): The layer's attention module.
+        query (Tensor): [B, H, L, D].
+        key (Tensor): [B, Hkv, S, D].
+        value (Tensor): [B, Hkv, S, D].
+        attention_mask (Tensor, optional): [B, 1, L, >= S] bool or float. None: causal, if the module is.
+        scaling (float, optional): of the logits. Defaults to None: D ** -0.5.
+        dropout (float): of the attention weights. Defaults to 0.0.
+        is_causal (bool, optional): Defaults to None: as the module is, if there is no mask.
+        interaction (Probe, optional): of a :class:`Recording`. Defaults to None: records nothing.
+        **kwargs: The library's further arguments.
+
+    Returns:
+        tuple: output [B, L, H, D] and None.
+
+    Raises:
+        ValueError: if the layer has soft-capped logits or attention sinks.
+    """
+    for name, meaning in UNKNOWN_TO_SDPA.items():
+        if kwargs.get(name) is not None:
+            raise ValueError(
+                f'{type(module).__name__} has {meaning} ({name}), which scaled_dot_product_attention leaves out: '
+                f'attn_implementation={NAME!r} would compute another model. This model cannot be recorded'
+            )
+    layer = getattr(module, 'layer_idx', None)
+    if interaction is None or layer not in interaction.layers:
+        from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+        options = dict(kwargs, scaling=scaling, dropout=dropout, is_causal=is_causal)
+        return ALL_ATTENTION_FUNCTIONS['sdpa'](module, query, key, value, attention_mask, **options)
+    interaction.check(module, layer)
+    if attention_mask is not None:
+        attention_mask = attention_mask[..., : key.size(2)]
+    if is_causal is None:
+        is_causal = query.size(2) > 1 and attention_mask is None and getattr(module, 'is_causal', True)
+    output, intensity = attention_with_intensity(
+        query,
+        key,
+        value,
+        interaction.query_mask.to(query.device),
+        interaction.key_mask.to(query.device),
+        attention_mask=attention_mask,
+        is_causal=is_causal,
+        scale=scaling,
+        dropout=dropout,
+        backend=interaction.backend,
+    )
+    interaction.record(layer, intensity)
+    return output.transpose(1, 2).contiguous(), None
+
+
+def interaction_mask(
+    *, attention_mask: Tensor | None = None, allow_is_causal_skip: bool = True, **kwargs
+) -> Tensor | None:
+    """Transformers' ``sdpa`` mask, but none for padding on the right where causality alone will do.
+
+    No token in front of the padding sees it, and what the padding itself computes is used by nobody. So a batch padded
+    on the right needs no mask [B, 1, L, L], and memory stays linear in L.
+
+    Args:
+        attention_mask (Tensor, optional): [B, S], 0 at padding. Defaults to None.
+        allow_is_causal_skip (bool): Whether the mask is causal, so that ``is_causal`` may replace it. Defaults to True.
+        **kwargs: The library's further arguments.
+    """
+    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+
+    if allow_is_causal_skip and attention_mask is not None and _pads_queries_on_the_right(attention_mask, kwargs):
+        attention_mask = None
+    return ALL_MASK_ATTENTION_FUNCTIONS['sdpa'](
+        attention_mask=attention_mask, allow_is_causal_skip=allow_is_causal_skip, **kwargs
+    )
+
+
+def _pads_queries_on_the_right(attention_mask: Tensor, sizes: dict) -> bool:
+    # Transformers 5 gives the number of queries instead of their positions.
+    queries = sizes['q_length'] if 'q_length' in sizes else len(sizes['cache_position'])
+    if not queries == sizes['kv_length'] == attention_mask.size(1):
+        return False  # There is a cache: queries may come behind the padding.
+    real = attention_mask.to(torch.bool)
+    return not bool((real[:, 1:] & ~real[:, :-1]).any())

@@ -1,0 +1,123 @@
+"""Switches the recording of interaction intensities in a transformers model on and off."""
+
+from collections.abc import Iterable
+
+from torch import Tensor, nn
+
+from ...functional.interaction import BACKENDS
+from .interaction_attention import NAME, register
+from .recording import Recording
+
+
+class InteractionRecorder:
+    """Records the interaction intensity (https://arxiv.org/abs/2511.22663) of a model's text layers.
+
+    While it is started, the language model runs transformers' ``sdpa`` attention through one function that can record;
+    forwards without ``attention_kwargs`` record nothing and cost the same. Masks and results belong to one
+    :class:`Recording` per forward, so forwards of several models, or in several threads, do not mix. Gradients flow
+    through what is recorded, under DDP, FSDP and non-reentrant gradient checkpointing too.
+
+    Args:
+        model (nn.Module): A model of transformers that uses its attention interface, or a module that contains one (a
+            `VisionLanguageModel`, a tuner, a peft or DDP wrapper).
+        layers (Iterable[int], optional): Layers to record, from 0, e.g. ``range(10, 20)``; the others cost nothing.
+            Defaults to None: all.
+        backend (str): ``'fused'`` or ``'eager'``, see :func:`mergemix_mm.functional.attention_with_intensity`. Defaults
+            to ``'fused'``.
+
+    Raises:
+        ValueError: if an argument cannot be used, or the model cannot be recorded (no attention interface, soft-capped
+            attention).
+
+    Examples:
+        >>> with InteractionRecorder(vlm) as recorder:
+        ...     recording = recorder.recording(labels != -100, vlm.modality(batch) == IMAGE)
+        ...     hidden = vlm.hidden(batch, **recording.attention_kwargs)
+        ...     loss = aia_loss(recording.intensity(), target, delta, recording.valid)
+    """
+
+    def __init__(self, model: nn.Module, layers: Iterable[int] | None = None, backend: str = 'fused') -> None:
+        self._decoder = _find_decoder(model)
+        self.num_layers: int = self._decoder.config.num_hidden_layers
+        chosen = set(range(self.num_layers)) if layers is None else set(layers)
+        if not chosen or not chosen <= set(range(self.num_layers)):
+            raise ValueError(
+                f'layers={sorted(chosen)} must be some of the {self.num_layers} layers of '
+                f'{type(self._decoder).__name__}, 0 to {self.num_layers - 1}'
+            )
+        if backend not in BACKENDS:
+            raise ValueError(f'backend={backend!r} must be one of {BACKENDS}')
+        self.layers: tuple[int, ...] = tuple(sorted(chosen))
+        self.backend = backend
+        self._started = False
+        self._before: str | None = None
+
+    def start(self) -> None:
+        """Switch the language model's attention to the function that can record.
+
+        Raises:
+            ValueError: if the model does not use transformers' attention interface.
+        """
+        config = self._decoder.config
+        if self._started:
+            return
+        if config._attn_implementation != NAME:  # Else another recorder has switched it, and will switch it back.
+            before = config._attn_implementation
+            register()
+            self._decoder.set_attn_implementation(NAME)
+            if config._attn_implementation != NAME:
+                raise ValueError(
+                    f"{type(self._decoder).__name__} does not use transformers' attention interface, so its attention "
+                    'cannot be recorded: only models whose `set_attn_implementation` works can'
+                )
+            self._before = before
+        self._started = True
+
+    def stop(self) -> None:
+        """Put back the attention that was there before."""
+        if self._before is not None:
+            self._decoder.set_attn_implementation(self._before)
+        self._started, self._before = False, None
+
+    def recording(self, query_mask: Tensor, key_mask: Tensor) -> Recording:
+        """Get ready for one forward, which takes ``**recording.attention_kwargs``.
+
+        Args:
+            query_mask (Tensor): [B, L] bool, the queries that count, e.g. answer tokens.
+            key_mask (Tensor): [B, L] bool, the keys that count, e.g. image tokens. L is the length that the attention
+                layers see.
+
+        Raises:
+            RuntimeError: if the recorder is not started.
+        """
+        if not self._started:
+            raise RuntimeError('start() the recorder first, or use it as a context manager: nothing would be recorded')
+        return Recording(self.layers, query_mask, key_mask, self.backend)
+
+    def __enter__(self) -> 'InteractionRecorder':
+        self.start()
+        return self
+
+    def __exit__(self, *error) -> None:
+        self.stop()
+
+
+def _find_decoder(model: nn.Module) -> nn.Module:
+    """The transformers model inside `model` whose layers read the text."""
+    from transformers import PreTrainedModel
+
+    models = [module for module in model.modules() if isinstance(module, PreTrainedModel)]
+    if not models:
+        raise ValueError(f'{type(model).__name__} contains no model of transformers, so no attention can be recorded')
+    config = models[0].config.get_text_config(decoder=True)
+    # The innermost: switching it leaves the vision tower's attention alone.
+    decoders = [module for module in models if module.config is config]
+    if not decoders or config.is_encoder_decoder:
+        raise ValueError(f'{type(models[0]).__name__} has no text decoder whose self-attention could be recorded')
+    cap = getattr(config, 'attn_logit_softcapping', None)
+    if cap is not None:
+        raise ValueError(
+            f'{type(decoders[-1]).__name__} caps its attention logits (attn_logit_softcapping={cap}), which '
+            'scaled_dot_product_attention leaves out: this model cannot be recorded'
+        )
+    return decoders[-1]

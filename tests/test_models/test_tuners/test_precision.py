@@ -1,0 +1,52 @@
+"""What trains is float32, beside frozen weights of low precision."""
+
+import pytest
+import tiny_vlms
+import torch
+from mmengine.registry import MODELS
+from mmpretrain.structures import DataSample
+
+LORA = dict(lora=dict(r=4))
+PROJECTOR = dict(trainable=['projector'])
+
+
+def build(**vlm):
+    torch.manual_seed(0)
+    vlm = dict(type='HFVisionLanguageModel', config=tiny_vlms.tiny_config('llava'), dtype='bfloat16', **vlm)
+    processor = tiny_vlms.tiny_processor('llava')
+    head, mixer = dict(type='SimPOHead'), dict(type='MergeMix')
+    return MODELS.build(dict(type='VLMTuner', vlm=vlm, head=head, mixer=mixer, processor=processor))
+
+
+@pytest.fixture(scope='module')
+def batch():
+    return tiny_vlms.tiny_batch('llava', [([tiny_vlms.random_image(28, 28, i)], 'what?', 'abc'[i]) for i in range(3)])
+
+
+@pytest.mark.parametrize('options', [LORA, PROJECTOR, {}], ids=['lora', 'projector', 'all but the tower'])
+def test_a_step_of_fine_tuning_is_not_lost_in_rounding(options, batch):
+    model = build(**options)
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    frozen = {p.dtype for p in model.parameters() if not p.requires_grad}
+    assert {p.dtype for p in trained.values()} == {torch.float32} and frozen == {torch.bfloat16}
+    before = {name: p.detach().clone() for name, p in trained.items()}
+    model.parse_losses(model(batch, mode='loss'))[0].backward()
+    torch.optim.AdamW(trained.values(), lr=2e-5, weight_decay=0.0).step()
+    name = next(name for name in trained if 'projector' in name and name.endswith('linear_2.weight'))
+    assert (trained[name] != before[name]).float().mean() > 0.99
+
+
+def test_it_computes_in_the_low_precision_with_and_without_the_trainers_autocast(batch):
+    model = build(**PROJECTOR)
+    found = model(batch)
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        assert torch.equal(model(batch), found)
+    assert found.dtype == torch.bfloat16
+    samples = model.eval()(batch, [DataSample() for _ in range(3)], mode='predict')
+    assert all(0 < sample.pred_confidence <= 1 for sample in samples)
+
+
+def test_a_model_of_one_precision_runs_as_it_is(batch):
+    model = build(trainable=[])
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    assert model._low_dtype is None and model(batch).dtype == torch.bfloat16

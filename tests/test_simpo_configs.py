@@ -1,0 +1,367 @@
+"""Every config of preference tuning: its name, its parts, its schedule, and two training steps or a test.
+
+The models become tiny ones of the same family, in folders that `from_pretrained` reads, and the data small files in the
+layout of the official ones; all else is as the config says.
+"""
+
+import inspect
+import json
+import math
+import re
+from copy import deepcopy
+from functools import cache
+
+import pytest
+import tiny_vlms
+import torch
+from mmengine.hooks import Hook
+from mmengine.registry import FUNCTIONS, MODEL_WRAPPERS, MODELS, STRATEGIES
+from repository_configs import CONFIGS, config_files, load, parametrize, quick_mmengine  # noqa: F401
+
+from mergemix_mm.engine.launch import build_runner
+from mergemix_mm.models.vlms import HFVisionLanguageModel
+
+FOLDER = CONFIGS / 'simpo'
+FILES = config_files('simpo')
+TRAIN = [path for path in FILES if '-coslr-' in path.stem]
+TEST = [path for path in FILES if path not in TRAIN]
+
+# {model}_{batch size}[-{stage and mixer}[-lora]-{schedule}-{epochs}[-{strategy}]]_{dataset}
+NAME = re.compile(
+    r'(?P<model>[a-z0-9.-]+)_(?P<gpus>\d+)xb(?P<batch>\d+)'
+    r'(?:-(?P<stage>sft|projector|simpo-(?P<mixer>[a-z]+))(?P<lora>-lora)?-coslr-(?:1e|(?P<steps>\d+)i)(?:-(?P<strategy>fsdp|zero2))?)?'
+    r'_(?P<dataset>[a-z0-9-]+)'
+)
+# Start of a config's name -> family of tests/tiny_vlms.py.
+FAMILIES = {'llava-v1.5': 'llava', 'qwen2.5-vl': 'qwen2_5_vl', 'tiny-llava': 'llava'}
+RECORDS = {'llava-mix665k': 665_298, 'llava-pretrain558k': 558_128}
+TEST_DATASETS = {'pope': 'POPEDataset', 'scienceqa': 'ScienceQADataset', 'vqav2': 'VQAv2Dataset'}
+# Questions in the files below: two for each kind of POPE, and one of ScienceQA's two has an image.
+NUM_TESTED = {'pope': 6, 'scienceqa': 1, 'vqav2': 2}
+METRICS = {'pope': 'pope/accuracy', 'scienceqa': 'choice/accuracy', 'vqav2': 'VQA/acc'}
+STRATEGY_OF_NAME = {None: None, 'fsdp': 'FSDPStrategy', 'zero2': 'DeepSpeedStrategy'}
+# Type and mask of the mixers that are not called as their name in the files.
+MIXERS = {
+    'blur': ('SalientBlur', None),
+    'inverse': ('MergeMix', 'inverse'),
+    'mergemix': ('MergeMix', None),
+    'random': ('MergeMix', 'random'),
+    'swap': ('SwapImages', None),
+    'topk': ('MergeMix', 'topk'),
+}
+NUM_PATCHES = 16  # Of the tiny LLaVA's tower.
+BATCH = 4
+
+config_file = parametrize(FILES)
+on_train_files = parametrize(TRAIN)
+on_test_files = parametrize(TEST)
+
+
+def family_of(path):
+    return next(family for start, family in FAMILIES.items() if path.stem.startswith(start))
+
+
+def loaders(cfg):
+    return [cfg[key] for key in ('train_dataloader', 'val_dataloader', 'test_dataloader') if cfg.get(key)]
+
+
+def processors(cfg):
+    """Every processor that a config names: the tuner's and those of the pipelines."""
+    return [cfg.model.processor, *(step.processor for loader in loaders(cfg) for step in loader.dataset.pipeline)]
+
+
+# What the names promise.
+
+
+def test_there_are_configs_of_every_kind():
+    names = [NAME.fullmatch(path.stem) for path in FILES]
+    assert all(names), [path.name for path, name in zip(FILES, names) if not name]
+    assert {name['dataset'] for name in names} >= {*RECORDS, *TEST_DATASETS}
+    assert {name['strategy'] for name in names} == set(STRATEGY_OF_NAME)
+    assert {name['mixer'] for name in names} >= {'blur', 'inverse', 'mergemix', 'mixup', 'random', 'swap'}
+
+
+@on_train_files
+def test_name_tells_what_is_trained_and_how(path):
+    cfg, name = load(path), NAME.fullmatch(path.stem)
+    head, mixer = cfg.model.head, cfg.model.get('mixer')
+    if name['mixer'] is None:
+        assert head.type == 'SFTHead' and mixer is None
+    else:
+        kind, mask = MIXERS.get(name['mixer'], (mixer.type, None))
+        assert head.type == 'SimPOHead'
+        assert kind.lower() in (mixer.type.lower(), name['mixer'])
+        assert mixer.type == kind and mixer.get('mask') == mask
+        assert name['mixer'] in MIXERS or mixer.type.lower() == name['mixer']
+    if name['dataset'] != 'shapes':  # Those start from random weights.
+        parts = ['projector', 'language_model']
+        assert cfg.model.vlm.trainable == (parts[:1] if name['stage'] == 'projector' else parts)
+    assert ('lora' in cfg.model.vlm) == bool(name['lora'])
+    assert (cfg.get('strategy') or {}).get('type') == STRATEGY_OF_NAME[name['strategy']]
+
+
+@on_train_files
+def test_name_tells_the_batch_size_and_the_length_of_training(path):
+    cfg, name = load(path), NAME.fullmatch(path.stem)
+    loader, batch = cfg.train_dataloader, int(name['batch'])
+    assert loader.batch_size == loader.sampler.get('batch_size', batch) == batch
+    total = batch * int(name['gpus'])
+    steps = int(name['steps'] or math.ceil(RECORDS[name['dataset']] / total))
+    assert not cfg.train_cfg.by_epoch and cfg.train_cfg.max_iters == steps
+    warmup, annealing = cfg.param_scheduler
+    assert warmup.type == 'LinearLR' and annealing.type == 'CosineAnnealingLR'
+    assert not (warmup.by_epoch or annealing.by_epoch)
+    assert warmup.begin == 0 and annealing.begin == warmup.end and annealing.end == steps
+    if name['steps'] is None:  # LLaVA-v1.5's schedule.
+        assert warmup.end == round(0.03 * steps)
+        assert cfg.auto_scale_lr.base_batch_size == total
+
+
+@on_test_files
+def test_name_tells_the_dataset_that_is_tested(path):
+    cfg, name = load(path), NAME.fullmatch(path.stem)
+    assert cfg.test_dataloader.dataset.type == TEST_DATASETS[name['dataset']]
+    assert cfg.test_dataloader.batch_size == int(name['batch'])
+    assert cfg.test_dataloader.collate_fn.padding_side == 'left'
+    assert [step.generate for step in cfg.test_dataloader.dataset.pipeline] == [True]
+
+
+@config_file
+def test_data_and_model_share_one_processor(path):
+    cfg = load(path)
+    assert all(processor == cfg.model.processor for processor in processors(cfg))
+    if 'pretrained' in cfg.model.vlm:
+        assert cfg.model.processor.pretrained_model_name_or_path == cfg.model.vlm.pretrained
+
+
+def test_sharded_configs_hand_over_keys_that_exist():
+    sharded = [load(path) for path in FILES if 'strategy' in load(path)]
+    assert sorted(cfg.strategy.type for cfg in sharded) == ['DeepSpeedStrategy', 'FSDPStrategy']
+    for cfg in sharded:
+        assert cfg.runner_type == 'FlexibleRunner'
+        assert set(cfg.strategy) - {'type'} <= set(inspect.signature(STRATEGIES.get(cfg.strategy.type)).parameters)
+        if cfg.strategy.type == 'FSDPStrategy':
+            wrapper = cfg.strategy.model_wrapper
+            assert set(wrapper) - {'type'} <= set(inspect.signature(MODEL_WRAPPERS.get(wrapper.type)).parameters)
+            assert cfg.strategy.state_dict_cfg == 'full'
+            assert callable(FUNCTIONS.get(wrapper.auto_wrap_policy))
+            # No autocast beside the wrapper's own casts, and no folder from a process that has a shard.
+            assert cfg.optim_wrapper.type == 'OptimWrapper'
+            assert 'SavePretrainedHook' not in [hook.type for hook in cfg.custom_hooks]
+        else:
+            # DeepSpeed clips by itself, and its optimizer wrapper refuses any further key.
+            assert set(cfg.optim_wrapper) == {'type', 'optimizer'}
+            assert cfg.strategy.gradient_clipping == 1.0
+            assert cfg.strategy.zero_optimization.stage == 2
+
+
+# Tiny models and data.
+
+
+@pytest.fixture(scope='module')
+def pretrained(tmp_path_factory):
+    """pretrained(family) -> a folder with a tiny model of the family and its processor, or with a tiny CLIP."""
+
+    @cache
+    def save(family):
+        from transformers import CLIPVisionConfig, CLIPVisionModel
+
+        folder = tmp_path_factory.mktemp(family)
+        torch.manual_seed(0)
+        if family == 'clip':
+            config = tiny_vlms.tiny_config('llava')['vision_config']
+            CLIPVisionModel(CLIPVisionConfig(**config)).save_pretrained(folder)
+        else:
+            HFVisionLanguageModel(config=tiny_vlms.tiny_config(family)).save_pretrained(folder)
+            tiny_vlms.tiny_processor(family).save_pretrained(folder)
+        return str(folder)
+
+    return save
+
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory):
+    """The folder `data` as docs/en/get_started.md lays it out, with a few records of every dataset."""
+    root = tmp_path_factory.mktemp('data')
+    write_llava(root / 'LLaVA-Tuning/llava_v1_5_mix665k.json', 'coco/train2017/{:012d}.jpg', with_text=True)
+    write_llava(root / 'LLaVA-Pretrain/blip_laion_cc_sbu_558k.json', '00000/{:09d}.jpg', with_text=False)
+    write_coco(root / 'coco')
+    write_scienceqa(root / 'scienceqa')
+    return root
+
+
+def draw(path, seed):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tiny_vlms.random_image(30, 40 + 4 * seed, seed).save(path)
+
+
+def write_llava(path, image, with_text):
+    """Four conversations on images, and four others or captions."""
+    records = []
+    for i in range(BATCH if with_text else 2 * BATCH):
+        name = image.format(i)
+        draw(path.parent / name, i)
+        turns = [('human', '<image>\nWhat is it?'), ('gpt', 'A cat.'), ('human', 'Where?'), ('gpt', 'Here' + i * '!')]
+        records.append(dict(id=str(i), image=name, conversations=[{'from': f, 'value': v} for f, v in turns]))
+    if with_text:
+        turns = [('human', 'Who wrote Faust?'), ('gpt', 'Goethe.')]
+        texts = [dict(id=f't{i}', conversations=[{'from': f, 'value': v} for f, v in turns]) for i in range(BATCH)]
+        records = [record for pair in zip(records, texts) for record in pair]
+    path.write_text(json.dumps(records))
+
+
+def write_coco(root):
+    """POPE and VQAv2, both on images of val2014."""
+    names = [f'COCO_val2014_{i:012d}.jpg' for i in range(2)]
+    for i, name in enumerate(names):
+        draw(root / 'val2014' / name, i)
+    (root / 'pope').mkdir()
+    question = dict(text='Is there a dog in the image?')
+    for kind in ('random', 'popular', 'adversarial'):
+        lines = [dict(question, question_id=i, image=names[i], label=('yes', 'no')[i]) for i in range(2)]
+        (root / f'pope/coco_pope_{kind}.json').write_text('\n'.join(map(json.dumps, lines)) + '\n')
+    questions = [dict(image_id=i, question='What is it?', question_id=10 * i) for i in range(2)]
+    answers = [dict(answer='cat', answer_confidence='yes', answer_id=k) for k in range(1, 11)]
+    annotations = [
+        dict(image_id=i, question_id=10 * i, question_type='what is', answer_type='other', answers=answers)
+        | dict(multiple_choice_answer='cat')
+        for i in range(2)
+    ]
+    info = dict(info=dict(version='2.0'), license=dict(name='none'), data_type='mscoco', data_subtype='val2014')
+    (root / 'v2_OpenEnded_mscoco_val2014_questions.json').write_text(json.dumps(dict(info, questions=questions)))
+    (root / 'v2_mscoco_val2014_annotations.json').write_text(json.dumps(dict(info, annotations=annotations)))
+
+
+def write_scienceqa(root):
+    problem = dict(
+        question='Which is a cat?', choices=['this', 'that'], answer=1, hint='', split='test', grade='grade2'
+    )
+    problem |= dict(subject='natural science', topic='biology', task='closed choice', lecture='', solution='')
+    draw(root / 'images/test/1/image.png', 1)
+    (root / 'problems.json').write_text(
+        json.dumps({'1': dict(problem, image='image.png'), '2': dict(problem, image=None)})
+    )
+    (root / 'pid_splits.json').write_text(json.dumps(dict(train=[], val=[], test=['1', '2'])))
+
+
+def shrink(path, pretrained, data):
+    """The config with a tiny model, small data and one process, on a CPU."""
+    cfg = load(path)
+    for loader in loaders(cfg):
+        loader.update(batch_size=BATCH, num_workers=0)
+        if 'length' in loader.dataset:
+            loader.dataset.length = 2 * BATCH
+        if 'batch_size' in loader.sampler:
+            loader.sampler.batch_size = BATCH
+    if 'pretrained' in cfg.model.vlm:
+        folder = cfg.model.vlm.pretrained = pretrained(family_of(path))
+        for processor in processors(cfg):
+            processor.pretrained_model_name_or_path = folder
+        for loader in loaders(cfg):
+            assert loader.dataset.data_root.startswith('data/')
+            loader.dataset.data_root = str(data / loader.dataset.data_root.removeprefix('data/'))
+        mixer = cfg.model.get('mixer') or {}
+        if 'encoder' in mixer:
+            mixer.encoder.pretrained_model_name_or_path = pretrained('clip')
+        if mixer.get('num_merge') is not None:
+            mixer.num_merge = mixer.num_merge * NUM_PATCHES // 576
+    # FSDP and DeepSpeed need GPUs: their configs run here without a strategy.
+    if cfg.pop('strategy', None):
+        cfg.pop('runner_type')
+        cfg.optim_wrapper.type = 'OptimWrapper'
+    return cfg
+
+
+class StopAfterTwoSteps(Hook):
+    """Stops without touching max_iters, so that nothing takes these steps for the last ones."""
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        runner.train_loop.stop_training = runner.iter == 1
+
+
+@pytest.fixture
+def run(pretrained, data, tmp_path, monkeypatch):
+    """run(path) -> a Runner of the shrunk config, ready to train or to test."""
+    # MMEngine would have autocast on GPUs alone; torch has it for bfloat16 on CPUs.
+    monkeypatch.setattr('mmengine.optim.optimizer.amp_optimizer_wrapper.is_cuda_available', lambda: True)
+
+    def build(path):
+        cfg = shrink(path, pretrained, data)
+        cfg.work_dir, cfg.experiment_name, cfg.launcher = str(tmp_path / 'work'), tmp_path.name, 'none'
+        if cfg.get('param_scheduler'):
+            # Two steps of the warm-up would be lost in rounding.
+            cfg.param_scheduler = None
+            cfg.optim_wrapper.optimizer.lr = 1e-2
+        runner = build_runner(cfg)
+        runner.register_hook(StopAfterTwoSteps())
+        return runner
+
+    return build
+
+
+@config_file
+def test_building_leaves_the_config_as_it_is(path, pretrained, data):
+    cfg = shrink(path, pretrained, data)
+    given = deepcopy(cfg.model)
+    MODELS.build(cfg.model)
+    assert cfg.model == given
+
+
+@on_train_files
+def test_trains_on_images_and_on_text(path, run, tmp_path):
+    runner = run(path)
+    before = {name: parameter.detach().clone() for name, parameter in runner.model.named_parameters()}
+    runner.train()
+    assert runner.iter == 2
+
+    losses = {key: log.data[0] for key, log in runner.message_hub.log_scalars.items() if key.startswith('train/loss')}
+    assert all(map(math.isfinite, [value for values in losses.values() for value in values]))
+    assert len(losses['train/loss_sft']) == 2
+    # One batch of images, and one of text alone where the data have such.
+    pairs = 2 if path.stem.endswith('_shapes') else 1
+    assert len(losses.get('train/loss_simpo', [])) == pairs * ('-simpo-' in path.stem)
+
+    parameters = dict(runner.model.named_parameters())
+    moved = {name for name, parameter in parameters.items() if not torch.equal(parameter, before[name])}
+    trainable = {name for name, parameter in parameters.items() if parameter.requires_grad}
+    assert moved == trainable and 0 < len(trainable) < len(parameters)
+    assert all(torch.isfinite(parameter).all() for parameter in parameters.values())
+    # The folder for `from_pretrained`, but for FSDP, whose processes have shards.
+    assert (tmp_path / 'work/pretrained').is_dir() == ('-fsdp_' not in path.stem)
+
+
+@on_train_files
+def test_trains_the_parts_of_its_stage_at_its_rate(path, run):
+    runner = run(path)
+    trainable = {name: p for name, p in runner.model.named_parameters() if p.requires_grad}
+    parts = {'multi_modal_projector' if family_of(path) == 'llava' else 'merger'}
+    if '-projector-' not in path.stem:
+        parts |= {'language_model'}
+    found = {part for part in parts for name in trainable if part in name}
+    assert found == parts
+    assert all(any(part in name for part in parts | {'lm_head'}) for name in trainable)
+    optimizer = runner.build_optim_wrapper(runner.optim_wrapper).optimizer
+    rates = {id(p): group['lr'] for group in optimizer.param_groups for p in group['params']}
+    factors = {name: rates[id(p)] / runner.cfg.optim_wrapper.optimizer.lr for name, p in trainable.items()}
+    lora = '-lora-' in path.stem
+    assert all(('lora_' in name) == lora for name in trainable if 'language_model' in name)
+    for name, factor in factors.items():
+        assert factor == pytest.approx(0.1 if lora and 'projector' in name else 1.0), name
+    # Steps of 1e-5 would be lost in the 8 bits of bfloat16.
+    assert {p.dtype for p in trainable.values()} == {torch.float32}
+
+
+@parametrize([path for path in TRAIN if 'val_dataloader' in load(path)])
+def test_validates(path, run):
+    metrics = run(path).val()
+    assert 0 <= metrics['answer/accuracy'] <= 100
+    assert set(metrics) >= {'answer/ece'}
+
+
+@on_test_files
+def test_answers_and_scores(path, run):
+    name = NAME.fullmatch(path.stem)
+    runner = run(path)
+    metrics = runner.test()
+    assert 0 <= metrics[METRICS[name['dataset']]] <= 100
+    assert len(runner.test_dataloader.dataset) == NUM_TESTED[name['dataset']]

@@ -1,0 +1,141 @@
+"""Tests of tools/chat.py, called in this process on tiny models in folders."""
+
+import io
+import sys
+
+import pytest
+import tiny_vlms
+import torch
+
+from mergemix_mm.models.vlms import HFVisionLanguageModel
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    """What SavePretrainedHook writes: a model and its processor."""
+    folder = tmp_path_factory.mktemp('llava')
+    torch.manual_seed(0)
+    HFVisionLanguageModel(config=tiny_vlms.tiny_config('llava')).save_pretrained(folder)
+    tiny_vlms.tiny_processor('llava').save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def chat(load_tool):
+    return load_tool('chat')
+
+
+@pytest.fixture
+def image(tmp_path):
+    path = tmp_path / 'image.png'
+    tiny_vlms.random_image(30, 40, seed=0).save(path)
+    return path
+
+
+@pytest.fixture
+def answers(chat, monkeypatch):
+    """The conversations that were asked, and the answers, as they come."""
+    seen, ask = [], chat.Chat.ask
+
+    def record(self, question):
+        answer = ask(self, question)
+        seen.append((self, question, answer))
+        return answer
+
+    monkeypatch.setattr(chat.Chat, 'ask', record)
+    return seen
+
+
+def run(chat, *arguments):
+    chat.main([*map(str, arguments), '--max-new-tokens', '6', '--device', 'cpu'])
+
+
+def test_the_answer_is_streamed_and_is_the_models_own(chat, folder, image, answers, capsys):
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    run(chat, folder, image, '--question', 'What is it?')
+    ((_, _, answer),) = answers
+    model, processor = AutoModelForImageTextToText.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
+    text = 'USER: <image>\nWhat is it? ASSISTANT:'
+    inputs = processor(text=text, images=tiny_vlms.random_image(30, 40, seed=0), return_tensors='pt')
+    tokens = model.generate(**inputs, max_new_tokens=6, do_sample=False)[0, inputs['input_ids'].size(1) :]
+    assert answer == processor.decode(tokens, skip_special_tokens=True).strip() != ''
+    assert answer in capsys.readouterr().out
+
+
+def test_lines_are_questions_of_one_conversation_until_exit(chat, folder, image, answers, monkeypatch):
+    monkeypatch.setattr(sys, 'stdin', io.StringIO('First?\n\n  Second?\nexit\nThird?\n'))
+    written, encode = [], chat.EncodeConversation.transform
+
+    def record(self, results):
+        sample = encode(self, results)
+        written.append(self.tokenizer.decode(sample['inputs']['input_ids']))
+        return sample
+
+    monkeypatch.setattr(chat.EncodeConversation, 'transform', record)
+    run(chat, folder, image)
+    (_, first, answer), (_, second, _) = answers
+    assert (first, second) == ('First?', 'Second?')
+    prompt = f'<s>USER: {"<image>" * 16}\nFirst? ASSISTANT:'
+    assert written == [prompt, f'{prompt} {answer}</s>USER: Second? ASSISTANT:']
+
+
+def test_text_alone_needs_no_image_and_other_images_give_other_answers(chat, folder, image, tmp_path, answers):
+    other = tmp_path / 'other.png'
+    tiny_vlms.random_image(30, 40, seed=1).save(other)
+    for images in ([], [image], [other], [image, other]):
+        run(chat, folder, *images, '-q', 'Q')
+    assert len({answer for _, _, answer in answers}) == 4
+
+
+def test_a_question_that_cannot_be_written_is_named_and_the_next_one_asked(
+    chat, folder, image, answers, monkeypatch, capsys
+):
+    monkeypatch.setattr(sys, 'stdin', io.StringIO('What is <image>?\nWhat?\n'))
+    run(chat, folder, image)
+    assert [question for _, question, _ in answers] == ['What?']
+    assert 'This cannot be asked: question: the conversation has 1 images' in capsys.readouterr().err
+
+
+def test_adapters_name_their_model_or_are_given_beside_it(chat, folder, tmp_path, answers):
+    vlm = HFVisionLanguageModel(str(folder), lora=dict(r=2, init_lora_weights=False)).eval()
+    vlm.save_pretrained(tmp_path / 'adapters')
+    run(chat, tmp_path / 'adapters', '-q', 'Q')
+    run(chat, folder, '--lora', tmp_path / 'adapters', '-q', 'Q')
+    run(chat, folder, '-q', 'Q')
+    (merged, _, adapted), (_, _, again), (_, _, plain) = answers
+    assert adapted == again != plain
+    ids = torch.arange(10, 20)[None]
+    expected = vlm.hidden(dict(input_ids=ids))
+    torch.testing.assert_close(merged.vlm.hidden(dict(input_ids=ids)), expected, rtol=1e-4, atol=1e-4)
+
+    path = tmp_path / 'adapters' / 'adapter_config.json'
+    path.write_text(path.read_text().replace(f'"{folder}"', 'null'))
+    with pytest.raises(SystemExit, match='do not say which model they belong to; name both: BASE --lora'):
+        run(chat, tmp_path / 'adapters', '-q', 'Q')
+    with pytest.raises(SystemExit, match=f'--lora: {folder} is not a folder with adapters'):
+        run(chat, folder, '--lora', folder, '-q', 'Q')
+
+
+@pytest.mark.parametrize('family', ['paligemma', 'internvl', 'smolvlm', 'qwen2_5_vl'])
+def test_other_families_answer_twice(chat, family, image, tmp_path, answers, monkeypatch):
+    torch.manual_seed(0)
+    HFVisionLanguageModel(config=tiny_vlms.tiny_config(family)).save_pretrained(tmp_path / family)
+    tiny_vlms.tiny_processor(family).save_pretrained(tmp_path / family)
+    monkeypatch.setattr(sys, 'stdin', io.StringIO('First?\nSecond?\n'))
+    run(chat, tmp_path / family, image)
+    assert [question for _, question, _ in answers] == ['First?', 'Second?']
+
+
+def test_mistakes_are_named(chat, folder, image, tmp_path):
+    with pytest.raises(SystemExit, match='IMAGE: there is no file .*missing.png'):
+        run(chat, folder, tmp_path / 'missing.png')
+    broken = tmp_path / 'broken.png'
+    broken.write_bytes(image.read_bytes()[:60])
+    with pytest.raises(SystemExit, match='IMAGE: .*broken.png cannot be read'):
+        run(chat, folder, broken)
+    HFVisionLanguageModel(config=tiny_vlms.tiny_config('llava')).save_pretrained(tmp_path / 'bare')
+    with pytest.raises(SystemExit, match='MODEL: no processor comes from .*bare.*model.processor'):
+        run(chat, tmp_path / 'bare')
+    with pytest.raises(SystemExit, match="--chat-template: .*'none' is neither a file nor one of"):
+        run(chat, folder, '--chat-template', 'none')

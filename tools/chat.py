@@ -1,0 +1,214 @@
+"""Asks a vision-language model in the terminal: about images or none, in several turns, answers as they are written."""
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from mmengine.device import get_device
+from PIL import Image
+
+from mergemix_mm.datasets.collate import ConversationCollate
+from mergemix_mm.datasets.record_error import RecordError
+from mergemix_mm.datasets.transforms import EncodeConversation
+from mergemix_mm.models.vlms import HFVisionLanguageModel
+
+ADAPTER_FILE = 'adapter_config.json'
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog="Questions come from --question, or line by line until 'exit' or the end of input."
+    )
+    parser.add_argument(
+        'model', help='name on the hub, or a folder that SavePretrainedHook wrote: a model, or the adapters of LoRA'
+    )
+    parser.add_argument('images', nargs='*', type=Path, metavar='image', help='files that the first question is about')
+    parser.add_argument('-q', '--question', help='the only question; without it, questions are read line by line')
+    parser.add_argument('--lora', metavar='ADAPTER', help='folder of adapters to add to MODEL')
+    parser.add_argument('--max-new-tokens', type=int, default=512, help='longest answer (default: %(default)s)')
+    parser.add_argument(
+        '--dtype',
+        choices=('float32', 'bfloat16', 'float16'),
+        help='of the weights (default: bfloat16 on an accelerator, float32 on a CPU)',
+    )
+    parser.add_argument('--device', help="e.g. 'cuda:1' or 'cpu' (default: the accelerator, if there is one)")
+    parser.add_argument('--chat-template', help="name of a template of this repository, or a file (default: MODEL's)")
+    parser.add_argument('--trust-remote-code', action='store_true', help='run code that comes with the weights')
+    args = parser.parse_args(argv)
+    if args.max_new_tokens < 1:
+        parser.error(f'--max-new-tokens {args.max_new_tokens} must be at least 1')
+    return args
+
+
+def open_images(paths: Sequence[Path]) -> list[Image.Image]:
+    """Read the images, in RGB.
+
+    Raises:
+        SystemExit: If one is missing or cannot be decoded.
+    """
+    images = []
+    for path in paths:
+        if not path.is_file():
+            raise SystemExit(f'IMAGE: there is no file {path} (from {Path.cwd()})')
+        try:
+            with Image.open(path) as image:
+                images.append(image.convert('RGB'))
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            raise SystemExit(f'IMAGE: {path} cannot be read as an image: {error}') from error
+    return images
+
+
+def resolve(model: str, lora: str | None) -> tuple[str, str | None]:
+    """The model, and the folder of its adapters; if MODEL itself holds adapters, they name their model.
+
+    Raises:
+        SystemExit: If a folder of adapters is needed and is not there, or names no model.
+    """
+    if lora is not None:
+        if not Path(lora, ADAPTER_FILE).is_file():
+            raise SystemExit(f'--lora: {lora} is not a folder with adapters, it has no {ADAPTER_FILE}')
+        return model, lora
+    if not Path(model, ADAPTER_FILE).is_file() or Path(model, 'config.json').is_file():
+        return model, None
+    from peft import PeftConfig
+
+    base = PeftConfig.from_pretrained(model).base_model_name_or_path
+    if not base:
+        raise SystemExit(
+            f'MODEL: the adapters in {model} do not say which model they belong to; name both: BASE --lora {model}'
+        )
+    return base, model
+
+
+def load_processor(folders: Sequence[str], trust_remote_code: bool):
+    """The processor of the first of these folders (or hub names) that has one.
+
+    Raises:
+        SystemExit: If none of them has one.
+    """
+    from transformers import AutoProcessor
+
+    reasons = []
+    for folder in folders:
+        try:
+            processor = AutoProcessor.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            reasons.append(str(error))
+            continue
+        # Without a processor, transformers hands out what it finds: a tokenizer.
+        if hasattr(processor, 'tokenizer'):
+            return processor
+        reasons.append(f'{folder} has a {type(processor).__name__} alone')
+    raise SystemExit(
+        f'MODEL: no processor comes from {" or ".join(folders)}. SavePretrainedHook and save_pretrained.py write it '
+        'beside the model if the config has model.processor; or take that of the model trained from: '
+        f'AutoProcessor.from_pretrained(...).save_pretrained({folders[0]!r})\n' + '\n'.join(reasons)
+    )
+
+
+def load_model(
+    base: str, adapters: str | None, dtype: str | None, device: str, trust_remote_code: bool
+) -> HFVisionLanguageModel:
+    """The model in evaluation mode, with its adapters added to the weights.
+
+    Raises:
+        SystemExit: If it cannot be found, or is of an unknown family.
+    """
+    dtype = dtype or ('float32' if torch.device(device).type == 'cpu' else 'bfloat16')
+    try:
+        vlm = HFVisionLanguageModel(base, dtype=dtype, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise SystemExit(f'MODEL: {error}') from error
+    if adapters is not None:
+        from peft import PeftModel
+
+        # The layers are replaced inside the model, which then is what it was before, with other weights.
+        vlm.model = PeftModel.from_pretrained(vlm.model, adapters).merge_and_unload()
+    return vlm.to(device).eval()
+
+
+class Chat:
+    """A conversation with a model, written as in training.
+
+    Args:
+        vlm (HFVisionLanguageModel): The model.
+        encode (EncodeConversation): With ``generate=True``.
+        images (Sequence[Image]): What the first question is about.
+        max_new_tokens (int): Longest answer.
+    """
+
+    def __init__(
+        self,
+        vlm: HFVisionLanguageModel,
+        encode: EncodeConversation,
+        images: Sequence[Image.Image] = (),
+        max_new_tokens: int = 512,
+    ) -> None:
+        self.vlm, self.encode, self.images = vlm, encode, list(images)
+        self.max_new_tokens = max_new_tokens
+        self.messages = []
+
+    def ask(self, question: str) -> str:
+        """Write the answer to stdout while it is generated, and return it; question and answer become history.
+
+        Raises:
+            RecordError: If the question cannot be written, e.g. holds an image token.
+        """
+        from transformers import TextStreamer
+
+        images = [] if self.messages else [dict(type='image') for _ in self.images]
+        messages = [*self.messages, dict(role='user', content=[*images, dict(type='text', text=question)])]
+        sample = self.encode(dict(messages=messages, images=self.images, source='question'))
+        device = next(self.vlm.parameters()).device
+        batch = {key: value.to(device) for key, value in ConversationCollate()([sample])['inputs'].items()}
+        tokenizer = self.encode.tokenizer
+        streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        found = self.vlm.generate(batch, max_new_tokens=self.max_new_tokens, streamer=streamer)
+        answer = tokenizer.decode(found.sequences[0], skip_special_tokens=True).strip()
+        self.messages = [*messages, dict(role='assistant', content=[dict(type='text', text=answer)])]
+        return answer
+
+
+def read_questions() -> Iterator[str]:
+    """Lines of stdin, but for empty ones, until 'exit' or the end."""
+    while True:
+        if sys.stdin.isatty():
+            print('> ', end='', file=sys.stderr, flush=True)
+        line = sys.stdin.readline()
+        if not line or line.strip() == 'exit':
+            return
+        if line.strip():
+            yield line.strip()
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Load the model and answer.
+
+    Args:
+        argv (Sequence[str], optional): The command line. Defaults to that of the process.
+    """
+    args = parse_args(argv)
+    images = open_images(args.images)
+    base, adapters = resolve(args.model, args.lora)
+    processor = load_processor([folder for folder in (adapters, base) if folder], args.trust_remote_code)
+    try:
+        encode = EncodeConversation(processor, args.chat_template, generate=True)
+    except ValueError as error:
+        raise SystemExit(f'--chat-template: {error}') from error
+    vlm = load_model(base, adapters, args.dtype, args.device or get_device(), args.trust_remote_code)
+    chat = Chat(vlm, encode, images, args.max_new_tokens)
+    try:
+        for question in read_questions() if args.question is None else [args.question]:
+            try:
+                chat.ask(question)
+            except RecordError as error:
+                print(f'This cannot be asked: {error}', file=sys.stderr)
+    except KeyboardInterrupt:
+        print(file=sys.stderr)
+
+
+if __name__ == '__main__':
+    main()

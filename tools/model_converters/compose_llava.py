@@ -1,0 +1,178 @@
+"""Makes an untrained LLaVA-1.5 of a trained vision tower and a trained language model, with a new projector between.
+
+This is what stage 1 of LLaVA (https://arxiv.org/abs/2310.03744) starts from: everything but the projector is trained.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from mergemix_mm.datasets.transforms.chat_template import find_chat_template
+from mergemix_mm.models.vlms.saving import replaced_folder
+
+# model_type of a config -> transformers' class of the tower alone, and whether a class token stands before the patches.
+TOWERS = dict(
+    clip=('CLIPVisionModel', True),
+    clip_vision_model=('CLIPVisionModel', True),
+    siglip=('SiglipVisionModel', False),
+    siglip_vision_model=('SiglipVisionModel', False),
+)
+# The library pads vocabularies so for the sake of tensor cores.
+VOCAB_MULTIPLE = 64
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        'vision', help='CLIP or SigLIP: name on the hub or folder, e.g. openai/clip-vit-large-patch14-336'
+    )
+    parser.add_argument('language', help='causal language model: name on the hub or folder, e.g. lmsys/vicuna-7b-v1.5')
+    parser.add_argument('out', type=Path, help='the folder to write; one that exists is replaced')
+    parser.add_argument(
+        '--chat-template',
+        default='llava',
+        help='saved with the processor: name of a template of this repository, or a file (default: %(default)s)',
+    )
+    parser.add_argument('--seed', type=int, default=0, help='of the projector and new tokens (default: %(default)s)')
+    return parser.parse_args(argv)
+
+
+def load_vision(name: str) -> tuple[nn.Module, object, bool]:
+    """The vision tower, its image processor, and whether it has a class token.
+
+    Raises:
+        SystemExit: If there is no such model, or it is neither CLIP nor SigLIP.
+    """
+    import transformers
+
+    config = _load('VISION', transformers.AutoConfig, name)
+    if config.model_type not in TOWERS:
+        raise SystemExit(f'VISION: {name} is of model_type={config.model_type!r}; LLaVA takes one of {sorted(TOWERS)}')
+    class_name, has_class_token = TOWERS[config.model_type]
+    tower = _load('VISION', getattr(transformers, class_name), name, dtype='auto')
+    images = _load('VISION', transformers.AutoImageProcessor, name)
+    size = getattr(images, 'crop_size', None) if getattr(images, 'do_center_crop', False) else images.size
+    if {size.get('height'), size.get('width')} != {tower.config.image_size}:
+        raise SystemExit(
+            f'VISION: the processor of {name} makes images of {dict(size)}, the tower takes '
+            f'{tower.config.image_size} x {tower.config.image_size}; repair its preprocessor_config.json'
+        )
+    return tower, images, has_class_token
+
+
+def load_language(name: str) -> tuple[nn.Module, object]:
+    """The language model, and its tokenizer with the tokens ``<image>`` and, unless it pads already, ``<pad>``.
+
+    Raises:
+        SystemExit: If there is no such model, or it has no fast tokenizer.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    language = _load('LANGUAGE', AutoModelForCausalLM, name, dtype='auto').eval()
+    # Named, so that the templates of plain transformers know it.
+    tokenizer = _load('LANGUAGE', AutoTokenizer, name, extra_special_tokens=dict(image_token='<image>'))
+    if not tokenizer.is_fast:
+        raise SystemExit(f'LANGUAGE: {name} has no fast tokenizer, which labels are found with')
+    # A token that means something else as well would be masked out or never be learnt.
+    used = {tokenizer.unk_token, tokenizer.bos_token, tokenizer.eos_token, None}
+    if tokenizer.pad_token in used:
+        tokenizer.add_special_tokens(dict(pad_token='<pad>'))
+    return language, tokenizer
+
+
+def compose(vision: nn.Module, language: nn.Module, tokenizer, has_class_token: bool, seed: int = 0) -> nn.Module:
+    """Put a projector between the two, whose modules become those of the result.
+
+    Args:
+        vision (nn.Module): CLIPVisionModel or SiglipVisionModel.
+        language (nn.Module): A causal language model.
+        tokenizer (PreTrainedTokenizerFast): Knows ``<image>`` and a padding token.
+        has_class_token (bool): Whether the tower's first token is none of the patches.
+        seed (int): Of the projector, drawn as torch draws linear layers, and of the new tokens. Defaults to 0.
+
+    Returns:
+        LlavaForConditionalGeneration: Its embeddings have room for all tokens, in a multiple of 64.
+
+    Raises:
+        SystemExit: If the language model's logits are more than its base, and a matrix (bias, scale, cap).
+    """
+    from transformers import LlavaConfig, LlavaForConditionalGeneration
+    from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
+
+    config = LlavaConfig(
+        vision_config=vision.config,
+        text_config=language.config,
+        image_token_index=tokenizer.convert_tokens_to_ids('<image>'),
+        image_seq_length=(vision.config.image_size // vision.config.patch_size) ** 2,
+        vision_feature_select_strategy='default' if has_class_token else 'full',
+        tie_word_embeddings=language.config.tie_word_embeddings,
+    )
+    torch.manual_seed(seed)
+    with torch.device('meta'):
+        model = LlavaForConditionalGeneration(config)
+    model.model.vision_tower = vision
+    model.model.language_model = language.base_model
+    model.model.multi_modal_projector = LlavaMultiModalProjector(config)
+    model.lm_head = language.get_output_embeddings()
+    _check_same(model.eval(), language)
+    rows = max(len(tokenizer), language.config.vocab_size)
+    model.resize_token_embeddings(rows, pad_to_multiple_of=VOCAB_MULTIPLE)
+    language.config.pad_token_id = config.pad_token_id = tokenizer.pad_token_id
+    model.generation_config = language.generation_config
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    return model
+
+
+@torch.no_grad()
+def _check_same(model: nn.Module, language: nn.Module) -> None:
+    """Refuse language models that compute what LLaVA's code leaves out."""
+    ids = torch.arange(4)[None]
+    if not torch.equal(model(input_ids=ids).logits, language(input_ids=ids).logits):
+        raise SystemExit(
+            f'LANGUAGE: inside of LLaVA, {type(language).__name__} gives other logits than alone (a bias, scale or cap '
+            'of its head is left out there); take Llama, Vicuna, Mistral or Qwen2'
+        )
+
+
+def _load(argument: str, loader: type, name: str, **options):
+    try:
+        return loader.from_pretrained(name, **options)
+    except (OSError, ValueError) as error:
+        raise SystemExit(f'{argument}: {loader.__name__} cannot load {name}: {error}') from error
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Compose, write, and say where the result is.
+
+    Args:
+        argv (Sequence[str], optional): The command line. Defaults to that of the process.
+    """
+    from transformers import LlavaProcessor
+
+    args = parse_args(argv)
+    vision, images, has_class_token = load_vision(args.vision)
+    language, tokenizer = load_language(args.language)
+    processor = LlavaProcessor(
+        images,
+        tokenizer,
+        patch_size=vision.config.patch_size,
+        vision_feature_select_strategy='default' if has_class_token else 'full',
+        num_additional_image_tokens=int(has_class_token),
+    )
+    try:
+        processor.chat_template = find_chat_template(processor, args.chat_template).text
+    except ValueError as error:
+        raise SystemExit(f'--chat-template: {error}') from error
+    model = compose(vision, language, tokenizer, has_class_token, args.seed)
+    with replaced_folder(args.out) as folder:
+        model.save_pretrained(folder)
+        processor.save_pretrained(folder)
+    print(f'Model with a new projector written to {args.out}')
+
+
+if __name__ == '__main__':
+    main()
