@@ -28,6 +28,7 @@ ARMS = {
     'blur': (SIMPO, dict(type='SalientBlur')),
 }
 PRIOR = 0.8
+TEST_SEED = 2  # Settings were chosen on the images of seed 1.
 
 
 def run(arm: str, seed: int, steps: int, num_train: int, num_test: int, tower: str) -> dict[str, float]:
@@ -44,16 +45,16 @@ def run(arm: str, seed: int, steps: int, num_train: int, num_test: int, tower: s
     tuner = build_tuner(Path(tower), head, mixer, seed)
     train(tuner, batch, steps, seed)
     seconds = time.perf_counter() - start
-    flipped = evaluate(tuner, num_test, split='train', seed=1, answer_prior=1 - PRIOR)
-    unseen = evaluate(tuner, num_test, split='val', seed=1, answer_prior=1 - PRIOR)
-    same = evaluate(tuner, num_test, split='train', seed=1, answer_prior=PRIOR)
+    flipped = evaluate(tuner, num_test, split='train', seed=TEST_SEED, answer_prior=1 - PRIOR)
+    unseen = evaluate(tuner, num_test, split='val', seed=TEST_SEED, answer_prior=1 - PRIOR)
+    same = evaluate(tuner, num_test, split='train', seed=TEST_SEED, answer_prior=PRIOR)
     return dict(**flipped, accuracy_unseen=unseen['accuracy'], accuracy_same=same['accuracy'], seconds=seconds)
 
 
 def main(argv: list[str] | None = None) -> Runs:
     """Pre-train the tower if it is not there, run what is missing, print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    add_run_arguments(parser, seeds=3, steps=250, output='shapes_preference.json')
+    add_run_arguments(parser, seeds=3, steps=150, output='shapes_preference.json')
     args = parser.parse_args(argv)
     if args.quick:
         args.seeds, args.steps, args.workers = 2, 2, 0
