@@ -226,6 +226,7 @@ def test_sharding_leaves_the_scoring_backbone_whole():
             assert set(cfg.strategy.model_wrapper) - {'type'} <= set(wrapper)
             assert cfg.strategy.state_dict_cfg == 'full'
             assert 'auto_wrap_policy' not in cfg.strategy.model_wrapper
+            assert cfg.optim_wrapper.type == 'FSDPOptimWrapper'
         else:
             # DeepSpeed clips by itself, and its optimizer wrapper refuses any further key.
             assert set(cfg.optim_wrapper) == {'type', 'optimizer', 'paramwise_cfg'}

@@ -16,12 +16,11 @@ import tiny_vlms
 import torch
 from mmengine.hooks import Hook
 from mmengine.registry import FUNCTIONS, MODEL_WRAPPERS, MODELS, STRATEGIES
-from repository_configs import CONFIGS, config_files, load, parametrize, quick_mmengine  # noqa: F401
+from repository_configs import config_files, load, parametrize, quick_mmengine  # noqa: F401
 
 from mergemix_mm.engine.launch import build_runner
 from mergemix_mm.models.vlms import HFVisionLanguageModel
 
-FOLDER = CONFIGS / 'simpo'
 FILES = config_files('simpo')
 TRAIN = [path for path in FILES if '-coslr-' in path.stem]
 TEST = [path for path in FILES if path not in TRAIN]
@@ -29,7 +28,8 @@ TEST = [path for path in FILES if path not in TRAIN]
 # {model}_{batch size}[-{stage and mixer}[-lora]-{schedule}-{epochs}[-{strategy}]]_{dataset}
 NAME = re.compile(
     r'(?P<model>[a-z0-9.-]+)_(?P<gpus>\d+)xb(?P<batch>\d+)'
-    r'(?:-(?P<stage>sft|projector|simpo-(?P<mixer>[a-z]+))(?P<lora>-lora)?-coslr-(?:1e|(?P<steps>\d+)i)(?:-(?P<strategy>fsdp|zero2))?)?'
+    r'(?:-(?P<stage>sft|projector|simpo-(?P<mixer>[a-z]+))(?P<lora>-lora)?'
+    r'-coslr-(?:1e|(?P<steps>\d+)i)(?:-(?P<strategy>fsdp|zero2))?)?'
     r'_(?P<dataset>[a-z0-9-]+)'
 )
 # Start of a config's name -> family of tests/tiny_vlms.py.
@@ -88,11 +88,9 @@ def test_name_tells_what_is_trained_and_how(path):
     if name['mixer'] is None:
         assert head.type == 'SFTHead' and mixer is None
     else:
-        kind, mask = MIXERS.get(name['mixer'], (mixer.type, None))
+        kind, mask = MIXERS.get(name['mixer'], (name['mixer'], None))
         assert head.type == 'SimPOHead'
-        assert kind.lower() in (mixer.type.lower(), name['mixer'])
-        assert mixer.type == kind and mixer.get('mask') == mask
-        assert name['mixer'] in MIXERS or mixer.type.lower() == name['mixer']
+        assert mixer.type.lower() == kind.lower() and mixer.get('mask') == mask
     if name['dataset'] != 'shapes':  # Those start from random weights.
         parts = ['projector', 'language_model']
         assert cfg.model.vlm.trainable == (parts[:1] if name['stage'] == 'projector' else parts)
@@ -146,7 +144,7 @@ def test_sharded_configs_hand_over_keys_that_exist():
             assert cfg.strategy.state_dict_cfg == 'full'
             assert callable(FUNCTIONS.get(wrapper.auto_wrap_policy))
             # No autocast beside the wrapper's own casts, and no folder from a process that has a shard.
-            assert cfg.optim_wrapper.type == 'OptimWrapper'
+            assert cfg.optim_wrapper.type == 'FSDPOptimWrapper'
             assert 'SavePretrainedHook' not in [hook.type for hook in cfg.custom_hooks]
         else:
             # DeepSpeed clips by itself, and its optimizer wrapper refuses any further key.
@@ -181,7 +179,7 @@ def pretrained(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def data(tmp_path_factory):
-    """The folder `data` as docs/en/get_started.md lays it out, with a few records of every dataset."""
+    """The folder `data` as configs/simpo/README.md lays it out, with a few records of every dataset."""
     root = tmp_path_factory.mktemp('data')
     write_llava(root / 'LLaVA-Tuning/llava_v1_5_mix665k.json', 'coco/train2017/{:012d}.jpg', with_text=True)
     write_llava(root / 'LLaVA-Pretrain/blip_laion_cc_sbu_558k.json', '00000/{:09d}.jpg', with_text=False)
@@ -355,7 +353,7 @@ def test_trains_the_parts_of_its_stage_at_its_rate(path, run):
 def test_validates(path, run):
     metrics = run(path).val()
     assert 0 <= metrics['answer/accuracy'] <= 100
-    assert set(metrics) >= {'answer/ece'}
+    assert 0 <= metrics['calibration/ece'] <= 100
 
 
 @on_test_files

@@ -11,3 +11,4 @@ strategy = dict(
     state_dict_cfg='full',
     model_wrapper=dict(type='MMFullyShardedDataParallel', use_orig_params=True),
 )
+optim_wrapper = dict(type='FSDPOptimWrapper')

@@ -15,9 +15,9 @@ strategy = dict(
         use_orig_params=True,
     ),
 )
-# The wrapper casts, not autocast.
+# The model's wrapper casts, not autocast.
 optim_wrapper = dict(
-    _delete_=True, type='OptimWrapper', optimizer=_base_.optim_wrapper.optimizer, clip_grad=dict(max_norm=1.0)
+    _delete_=True, type='FSDPOptimWrapper', optimizer=_base_.optim_wrapper.optimizer, clip_grad=dict(max_norm=1.0)
 )
 # A sharded model cannot be saved from one process: tools/model_converters/save_pretrained.py turns a checkpoint into
 # transformers' format.

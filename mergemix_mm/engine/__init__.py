@@ -1,5 +1,6 @@
-"""What plugs into MMEngine's Runner: hooks, and the launch code that the tools share."""
+"""What plugs into MMEngine's Runner: hooks, an optimizer wrapper, and the launch code that the tools share."""
 
+from .fsdp_optim_wrapper import FSDPOptimWrapper
 from .hooks import MixVisualizationHook, SavePretrainedHook, StepSeedHook
 
-__all__ = ['MixVisualizationHook', 'SavePretrainedHook', 'StepSeedHook']
+__all__ = ['FSDPOptimWrapper', 'MixVisualizationHook', 'SavePretrainedHook', 'StepSeedHook']

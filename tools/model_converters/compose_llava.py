@@ -100,7 +100,7 @@ def compose(vision: nn.Module, language: nn.Module, tokenizer, has_class_token: 
     Raises:
         SystemExit: If the language model's logits are more than its base, and a matrix (bias, scale, cap).
     """
-    from transformers import LlavaConfig, LlavaForConditionalGeneration
+    from transformers import GenerationConfig, LlavaConfig, LlavaForConditionalGeneration
     from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
     config = LlavaConfig(
@@ -122,8 +122,9 @@ def compose(vision: nn.Module, language: nn.Module, tokenizer, has_class_token: 
     rows = max(len(tokenizer), language.config.vocab_size)
     model.resize_token_embeddings(rows, pad_to_multiple_of=VOCAB_MULTIPLE)
     language.config.pad_token_id = config.pad_token_id = tokenizer.pad_token_id
-    model.generation_config = language.generation_config
-    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    # Vicuna's own asks for a temperature without sampling, which the library refuses to save.
+    ends = {key: getattr(language.generation_config, key) for key in ('bos_token_id', 'eos_token_id')}
+    model.generation_config = GenerationConfig(**ends, pad_token_id=tokenizer.pad_token_id)
     return model
 
 
@@ -141,7 +142,7 @@ def _check_same(model: nn.Module, language: nn.Module) -> None:
 def _load(argument: str, loader: type, name: str, **options):
     try:
         return loader.from_pretrained(name, **options)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError) as error:
         raise SystemExit(f'{argument}: {loader.__name__} cannot load {name}: {error}') from error
 
 

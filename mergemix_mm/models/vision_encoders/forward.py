@@ -97,7 +97,8 @@ def score_patches(
     layer = -(-3 * depth // 4) if layer is None else layer
     if not 1 <= layer <= depth:
         raise ValueError(f'layer={layer} must be in [1, {depth}], the layers of `{type(encoder.model).__name__}`')
-    x, grid = encoder.embed(images)
+    # DeepSpeed casts weights and not images; not every library's embeddings take care of that.
+    x, grid = encoder.embed(images.to(next(encoder.model.parameters()).dtype))
     prefix = encoder.num_prefix_tokens
     schedule = _scoring_schedule(num_merge, layer, inflection, x.size(1), prefix)
 

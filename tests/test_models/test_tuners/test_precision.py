@@ -50,3 +50,21 @@ def test_a_model_of_one_precision_runs_as_it_is(batch):
     model = build(trainable=[])
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
     assert model._low_dtype is None and model(batch).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize('family', [family for family in tiny_vlms.FAMILIES if family != 'qwen2_5_vl'])
+def test_a_model_cast_as_a_whole_scores_images_of_float32(family):
+    """What DeepSpeed makes of a float32 model; there is no autocast then."""
+    images = [[tiny_vlms.random_image(28, 28, i)] for i in range(3)]
+    batch = tiny_vlms.tiny_batch(family, [(group, 'what?', 'abc') for group in images])
+    losses = []
+    for dtype in (torch.float32, torch.bfloat16):
+        torch.manual_seed(0)
+        vlm = dict(type='HFVisionLanguageModel', config=tiny_vlms.tiny_config(family))
+        tuner = dict(type='VLMTuner', vlm=vlm, head=dict(type='SimPOHead'), mixer=dict(type='MergeMix'))
+        model = MODELS.build(tuner).to(dtype)
+        loss, log = model.parse_losses(model(batch, mode='loss'))
+        loss.backward()
+        losses.append(log['loss_sft'].item())
+        assert log['loss_simpo'].isfinite()
+    assert losses[1] == pytest.approx(losses[0], rel=0.03) and losses[1] != losses[0]

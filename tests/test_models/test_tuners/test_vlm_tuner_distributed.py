@@ -16,13 +16,14 @@ import tiny_vlms
 import torch
 import torch.distributed as dist
 from mmengine.config import Config
-from mmengine.registry import FUNCTIONS, MODEL_WRAPPERS, MODELS
+from mmengine.registry import FUNCTIONS, MODEL_WRAPPERS, MODELS, OPTIM_WRAPPERS
 
 import mergemix_mm
 from mergemix_mm.engine.hooks.step_seed_hook import seed_generators
 from mergemix_mm.models.tuners.vlm_tuner import Losers
 
 WORLD = 2
+MAX_NORM = 0.1
 FSDP_CONFIG = mergemix_mm.config_path('simpo/llava-v1.5-7b_8xb16-simpo-mergemix-coslr-1e-fsdp_llava-mix665k.py')
 
 
@@ -78,8 +79,11 @@ def gradients(model):
     def whole(grad):
         return grad.full_tensor() if hasattr(grad, 'full_tensor') else grad.clone()
 
-    named = model.named_parameters()
-    return {name.replace('_fsdp_wrapped_module.', ''): whole(p.grad) for name, p in named if p.requires_grad}
+    return {clean(name): whole(p.grad) for name, p in model.named_parameters() if p.requires_grad}
+
+
+def clean(name):
+    return name.replace('_fsdp_wrapped_module.', '')
 
 
 def ddp(rank, tuner, case):
@@ -91,16 +95,22 @@ def ddp(rank, tuner, case):
     return backward(seeded_losses(wrapped, case, rank)), gradients(model)
 
 
-def fsdp(rank, tuner, case, **options):
-    """With the wrapper of the FSDP config."""
+def sharded(tuner, **options):
+    """A model in the wrapper of the FSDP config."""
     from torch.distributed.fsdp import FullyShardedDataParallel as FSDP
 
-    model = build(tuner, gradient_checkpointing=True)
     wrapper = Config.fromfile(FSDP_CONFIG).strategy.model_wrapper.to_dict()
-    wrapper = {**wrapper, 'mixed_precision': None, **options}
-    model = MODEL_WRAPPERS.build(dict(wrapper, module=model, device_id=torch.device('cpu')))
+    wrapper = {**wrapper, 'mixed_precision': None, 'device_id': torch.device('cpu'), **options}
+    model = MODEL_WRAPPERS.build(dict(wrapper, module=build(tuner, gradient_checkpointing=True)))
     units = [name for name, module in model.named_modules() if name and isinstance(module, FSDP)]
     assert len(units) == 2 and all('language_model.layers' in name for name in units), units
+    return model
+
+
+def fsdp(rank, tuner, case, **options):
+    from torch.distributed.fsdp import FullyShardedDataParallel as FSDP
+
+    model = sharded(tuner, **options)
     losses = backward(seeded_losses(model, case, rank))
     assert all(p.grad is None for p in model.parameters() if not p.requires_grad)
     with FSDP.summon_full_params(model, with_grads=True):
@@ -124,13 +134,28 @@ def fully_shard(rank, tuner, case):
     return backward(seeded_losses(model, case, rank)), gradients(model)
 
 
+def clipped_step(rank, tuner, case):
+    """One step of the FSDP config's optimizer wrapper, with SGD: the whole norm, and the weights after it."""
+    from torch.distributed.fsdp import FullyShardedDataParallel as FSDP
+
+    model, batch = sharded(tuner), tiny_vlms.tiny_batch('llava', CASES[case][rank])
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1.0)
+    kind = Config.fromfile(FSDP_CONFIG).optim_wrapper.type
+    wrapper = OPTIM_WRAPPERS.build(dict(type=kind, optimizer=optimizer, clip_grad=dict(max_norm=MAX_NORM)))
+    seed_generators(0, rank, iteration=0)
+    model.train_step(dict(inputs=batch, data_samples=None), wrapper)
+    with FSDP.summon_full_params(model):
+        weights = {clean(name): p.detach().clone() for name, p in model.named_parameters()}
+    return float(wrapper.message_hub.get_scalar('train/grad_norm').current()), weights
+
+
 EXACT = [
     *((ddp, tuner, case) for tuner in TUNERS for case in CASES),
     *((fsdp, 'mergemix', case) for case in CASES),
     # `fully_shard` reduces the gradients that a rank has: all must have some for the same parameters, hence images.
     *((fully_shard, 'mergemix', case) for case in ('unequal', 'lonely')),
 ]
-ROUNDED = [(fsdp_in_bfloat16, 'mergemix', 'unequal')]
+FURTHER = [(fsdp_in_bfloat16, 'mergemix', 'unequal'), (clipped_step, 'mergemix', 'unequal')]
 
 
 def key(wrapper, tuner, case):
@@ -140,7 +165,7 @@ def key(wrapper, tuner, case):
 def worker(rank, folder):
     torch.set_num_threads(1)
     dist.init_process_group('gloo', init_method=f'file://{folder}/store', rank=rank, world_size=WORLD)
-    results = {key(*scenario): scenario[0](rank, *scenario[1:]) for scenario in EXACT + ROUNDED}
+    results = {key(*scenario): scenario[0](rank, *scenario[1:]) for scenario in EXACT + FURTHER}
     torch.save(results, f'{folder}/rank{rank}.pth')
     gc.collect()  # Wrapped models refer to the process group.
     dist.destroy_process_group()
@@ -218,6 +243,18 @@ def test_fsdp_computes_in_the_precision_of_its_config(results):
     assert all(
         torch.isfinite(grad).all() and grad.dtype == torch.float32 for _, grads in found for grad in grads.values()
     )
+
+
+def test_sharded_gradients_are_clipped_by_their_whole_norm(results):
+    model, (_, grads, _) = build('mergemix'), one_process('mergemix', 'unequal')
+    norm = torch.stack([grad.norm() for grad in grads.values()]).norm()
+    assert norm > 10 * MAX_NORM
+    for result in results:
+        found_norm, weights = result['clipped_step-mergemix-unequal']
+        assert found_norm == pytest.approx(norm.item(), rel=1e-4)
+        for name, weight in model.named_parameters():
+            step = MAX_NORM / norm * grads[name] if name in grads else 0
+            torch.testing.assert_close(weights[name], weight.detach() - step, atol=1e-6, rtol=1e-5)
 
 
 if __name__ == '__main__':

@@ -1,4 +1,5 @@
 import importlib.util
+import json
 from pathlib import Path
 
 import pytest
@@ -124,6 +125,16 @@ def test_the_seed_decides_the_projector(tool, tmp_path):
         projectors.append(load(tmp_path / 'out')[0].model.multi_modal_projector)
     assert same_weights(projectors[0], projectors[1]) and not same_weights(projectors[0], projectors[2])
     assert sorted(path.name for path in tmp_path.iterdir()) == ['language', 'out', 'vision']
+
+
+def test_options_of_generation_that_cannot_be_saved_are_left_behind(tool, tmp_path):
+    save_vision(tmp_path / 'vision')
+    save_language(tmp_path / 'language')
+    options = dict(bos_token_id=1, eos_token_id=[2, 5], temperature=0.9, top_p=0.6)  # As Vicuna's.
+    (tmp_path / 'language' / 'generation_config.json').write_text(json.dumps(options))
+    tool.main([str(tmp_path / name) for name in ('vision', 'language', 'out')])
+    generation = load(tmp_path / 'out')[0].generation_config
+    assert (generation.eos_token_id, generation.pad_token_id, generation.temperature) == ([2, 5], 260, 1.0)
 
 
 def test_a_language_model_keeps_its_own_padding_and_spare_rows(tool, tmp_path):

@@ -1,0 +1,175 @@
+"""Time and memory of recording interaction intensity: fused attention against attention maps, as AIA's release has it.
+
+For one attention layer at several lengths, and for a whole language model (forward, losses and backward).
+"""
+
+import argparse
+from collections.abc import Callable, Sequence
+
+import torch
+from _measure import (
+    add_common_arguments,
+    interleaved_times,
+    markdown_table,
+    median_ratio,
+    peak_memory,
+    prepare,
+    ratio_range,
+    write_json,
+)
+from torch import Tensor, nn
+
+from mergemix_mm.models.attention import InteractionRecorder
+from mergemix_mm.models.losses import AIALoss
+
+PLAIN, FUSED, MAPS = 'sdpa, not recorded', 'fused intensity', 'attention maps'
+VOCABULARY = 1000
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog='The arms take turns, and each call is compared with the plain one of the same round. Memory is that of '
+        'torch tensors, above weights and inputs. The first tokens are the prompt, the others the image.',
+    )
+    parser.add_argument(
+        '--lengths', type=int, nargs='+', default=[576, 1152, 2304, 4608], help='of the layer (default: %(default)s)'
+    )
+    parser.add_argument('--model-length', type=int, default=1152, help='tokens of the model (default: %(default)s)')
+    parser.add_argument('--model-layers', type=int, default=8, help='layers of the model (default: %(default)s)')
+    parser.add_argument('--prompt', type=int, default=40, help='prompt tokens (default: %(default)s)')
+    parser.add_argument('--heads', type=int, default=16, help='of width --head-width (default: %(default)s)')
+    parser.add_argument('--head-width', type=int, default=64, help='(default: %(default)s)')
+    parser.add_argument('--rounds', type=int, default=5, help='calls per arm (default: %(default)s)')
+    add_common_arguments(parser)
+    args = parser.parse_args(argv)
+    if args.quick:
+        args.lengths, args.model_length, args.model_layers, args.prompt = [16, 32], 32, 2, 4
+        args.heads, args.head_width, args.rounds = 2, 8, 1
+    if args.prompt >= min(*args.lengths, args.model_length):
+        parser.error(f'--prompt {args.prompt} must be shorter than every length')
+    return args
+
+
+def build_model(args: argparse.Namespace, num_layers: int, attention: str) -> nn.Module:
+    """A Llama with random weights, the same in all arms."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(args.seed)
+    width = args.heads * args.head_width
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=width,
+        intermediate_size=4 * width,
+        num_hidden_layers=num_layers,
+        num_attention_heads=args.heads,
+        attn_implementation=attention,
+    )
+    return LlamaForCausalLM(config).train()
+
+
+def spans(args: argparse.Namespace, length: int) -> tuple[Tensor, Tensor]:
+    """Masks of the queries (image) and the keys (prompt), [1, length]."""
+    prompt = torch.arange(length)[None] < args.prompt
+    return ~prompt, prompt
+
+
+def map_intensity(weights: Tensor, queries: Tensor, keys: Tensor) -> Tensor:
+    """Intensity [B] from an attention map [B, H, L, L], by slicing it as the release does."""
+    return weights[:, :, queries[0]][..., keys[0]].sum(dim=-1).mean(dim=(1, 2))
+
+
+def layer_arm(args: argparse.Namespace, length: int, arm: str) -> Callable[[], Tensor | None]:
+    """Forward and backward of one attention layer, with a gradient through output and intensity."""
+    model = build_model(args, 1, 'eager' if arm == MAPS else 'sdpa')
+    layer, (queries, keys) = model.model.layers[0].self_attn, spans(args, length)
+    torch.manual_seed(args.seed)
+    states = torch.randn(1, length, args.heads * args.head_width, requires_grad=True)
+    rotary = model.model.rotary_emb(states, torch.arange(length)[None])
+    recorder = InteractionRecorder(model)
+    mask = None
+    if arm == MAPS:  # The library's eager attention knows no causality but by a mask.
+        mask = torch.full((1, 1, length, length), torch.finfo(states.dtype).min).triu(1)
+    elif arm == FUSED:
+        recorder.start()
+
+    def step() -> Tensor | None:
+        recording = recorder.recording(queries, keys) if arm == FUSED else None
+        options = recording.attention_kwargs if recording else {}
+        output, weights = layer(states, position_embeddings=rotary, attention_mask=mask, **options)
+        loss, intensity = output.square().mean(), None
+        if arm != PLAIN:
+            intensity = recording.intensity()[0] if recording else map_intensity(weights, queries, keys)
+            loss = loss + intensity.sum()
+        loss.backward()
+        for tensor in (states, *layer.parameters()):  # Nothing stays that the next call would find.
+            tensor.grad = None
+        return None if intensity is None else intensity.detach()
+
+    return step
+
+
+def model_arm(args: argparse.Namespace, arm: str) -> Callable[[], Tensor | None]:
+    """Forward, next-token and AIA loss and backward of a language model."""
+    model = build_model(args, args.model_layers, 'eager' if arm == MAPS else 'sdpa')
+    queries, keys = spans(args, args.model_length)
+    torch.manual_seed(args.seed)
+    ids = torch.randint(VOCABULARY, (1, args.model_length))
+    aia, recorder = AIALoss('janus_pro'), InteractionRecorder(model)
+    if arm == FUSED:
+        recorder.start()
+
+    def step() -> Tensor | None:
+        recording = recorder.recording(queries, keys) if arm == FUSED else None
+        options = recording.attention_kwargs if recording else dict(output_attentions=arm == MAPS)
+        output = model(ids, labels=ids, use_cache=False, **options)
+        loss, intensity = output.loss, None
+        if arm != PLAIN:
+            maps = output.attentions
+            intensity = (
+                recording.intensity() if recording else torch.stack([map_intensity(m, queries, keys) for m in maps])
+            )
+            loss = loss + aia(intensity, 'gen')
+        loss.backward()
+        model.zero_grad(set_to_none=True)
+        return None if intensity is None else intensity.detach()
+
+    return step
+
+
+def measure(args: argparse.Namespace, arms: dict[str, Callable[[], Tensor | None]]) -> dict:
+    """Times (s) and peak memory (MB) of the arms, which must agree on the intensity."""
+    torch.testing.assert_close(arms[FUSED](), arms[MAPS](), rtol=1e-4, atol=1e-5)
+    times = interleaved_times(arms, args.rounds)
+    return dict(times=times, memory={name: peak_memory(step) for name, step in arms.items()})
+
+
+def table(measured: dict[str, dict]) -> str:
+    """One row per arm of each measurement, against the plain arm of the same."""
+    rows = []
+    for title, results in measured.items():
+        for name, seconds in results['times'].items():
+            low, high = ratio_range(seconds, results['times'][PLAIN])
+            ratio = f'{median_ratio(seconds, results["times"][PLAIN]):.2f}'
+            rows.append((title, name, ratio, f'{low:.2f} - {high:.2f}', f'{results["memory"][name]:.1f}'))
+    return markdown_table(('what', 'attention', 'time / sdpa', 'range over the rounds', 'memory (MB)'), rows)
+
+
+def main(argv: Sequence[str] | None = None) -> dict:
+    """Measure the layer at every length, then the model."""
+    args = parse_args(argv)
+    prepare(args)
+    names, measured = (PLAIN, FUSED, MAPS), {}
+    for length in args.lengths:
+        measured[f'layer, L = {length}'] = measure(args, {name: layer_arm(args, length, name) for name in names})
+    title = f'model of {args.model_layers} layers, L = {args.model_length}'
+    measured[title] = measure(args, {name: model_arm(args, name) for name in names})
+    print(table(measured))
+    if args.output:
+        write_json(args.output, dict(benchmark='interaction_cost', options=vars(args), results=measured))
+    return measured
+
+
+if __name__ == '__main__':
+    main()
