@@ -57,8 +57,24 @@ SPECIAL_TOKENS = {
         '<|User|>',
         '<|Assistant|>',
     ),
+    'emu3': (
+        '<|endoftext|>',
+        '<|extra_203|>',
+        '<|extra_204|>',
+        None,
+        '<image>',
+        '<|image start|>',
+        '<|image token|>',
+        '<|image end|>',
+        '<|extra_200|>',
+        '<|extra_201|>',
+        *(f'<|visual token {code:06d}|>' for code in range(32)),
+    ),
 }
-FAMILIES = tuple(SPECIAL_TOKENS)
+ALL_FAMILIES = tuple(SPECIAL_TOKENS)
+# Those with a vision tower, which the library's own forward reads images with.
+FAMILIES = tuple(family for family in ALL_FAMILIES if family != 'emu3')
+UNIFIED = ('janus', 'emu3')
 # What the tokenizers of released checkpoints offer as attributes (`tokenizer.image_token`).
 NAMED_TOKENS = {
     'internvl': dict(
@@ -71,6 +87,13 @@ NAMED_TOKENS = {
         end_of_utterance_token='<end_of_utterance>',
     ),
     'janus': dict(image_token='<image_placeholder>', boi_token='<begin_of_image>', eoi_token='<end_of_image>'),
+    'emu3': dict(
+        image_token='<image>',
+        boi_token='<|image start|>',
+        eoi_token='<|image end|>',
+        image_wrapper_token='<|image token|>',
+        eof_token='<|extra_201|>',
+    ),
 }
 IMAGE_TOKENS = {'internvl': '<IMG_CONTEXT>', 'qwen2_5_vl': '<|image_pad|>', 'janus': '<image_placeholder>'}
 # A placeholder with what the family's template writes around it.
@@ -105,7 +128,7 @@ def tiny_batch(family, samples, padding_side='right'):
     """What the family's processor makes of conversations, with labels at the answers and the sizes of the images.
 
     Args:
-        family (str): One of `FAMILIES`.
+        family (str): One of `ALL_FAMILIES`.
         samples (list[tuple]): Images (a list), prompt and answer (ASCII) of each sample; the images stand in front.
         padding_side (str): 'left' or 'right'.
     """
@@ -150,6 +173,7 @@ def tiny_tokenizer(family):
         internvl='Qwen2TokenizerFast',
         qwen2_5_vl='Qwen2TokenizerFast',
         smolvlm='PreTrainedTokenizerFast',
+        emu3='GPT2TokenizerFast',
     ).get(family, 'LlamaTokenizerFast')
     return getattr(transformers, name)(
         tokenizer_object=tokenizer,
@@ -308,6 +332,25 @@ def _janus_config():
     )
 
 
+def _emu3_config():
+    vocabulary = tiny_tokenizer('emu3').get_vocab()
+    return dict(
+        text_config=_text('emu3', attention_dropout=0.0),
+        vq_config=dict(
+            codebook_size=32,
+            embed_dim=4,
+            latent_channels=4,
+            temporal_downsample_factor=1,
+            base_channels=32,
+            channel_multiplier=[1, 1],
+            num_res_blocks=1,
+            hidden_size=32,
+            attn_resolutions=[],
+        ),
+        vocabulary_map=vocabulary,
+    )
+
+
 _CONFIGS = dict(
     llava=_llava_config,
     llava_next=_llava_next_config,
@@ -316,6 +359,7 @@ _CONFIGS = dict(
     smolvlm=_smolvlm_config,
     qwen2_5_vl=_qwen2_5_vl_config,
     janus=_janus_config,
+    emu3=_emu3_config,
 )
 
 
@@ -379,6 +423,17 @@ def _janus_processor(tokenizer):
     return processor
 
 
+def _emu3_processor(tokenizer):
+    from transformers import Emu3ImageProcessor, Emu3Processor
+
+    images = Emu3ImageProcessor(
+        image_mean=[0.5] * 3, image_std=[0.5] * 3, spatial_factor=2, min_pixels=4 * 4, max_pixels=8 * 8
+    )
+    processor = Emu3Processor(images, tokenizer)
+    processor.downsample_ratio = 2  # The class knows the released model's 8 only.
+    return processor
+
+
 _PROCESSORS = dict(
     llava=_llava_processor,
     llava_next=_llava_next_processor,
@@ -387,4 +442,5 @@ _PROCESSORS = dict(
     smolvlm=_smolvlm_processor,
     qwen2_5_vl=_qwen2_5_vl_processor,
     janus=_janus_processor,
+    emu3=_emu3_processor,
 )

@@ -13,7 +13,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     """Parse the command line, or ``arguments`` if given."""
     parser = argparse.ArgumentParser(description='Test a model')
     parser.add_argument('config', help='config file')
-    parser.add_argument('checkpoint', help='checkpoint file')
+    parser.add_argument('checkpoint', help="checkpoint file, or 'none': model.vlm.pretrained as it is")
     launch.add_common_arguments(parser)
     parser.add_argument('--out', help='file for the results (.pkl, .json or .yaml)')
     parser.add_argument('--out-item', choices=['metrics', 'pred'], help='what --out holds; predictions if left out')
@@ -49,10 +49,22 @@ def merge_args(cfg: Config, args: argparse.Namespace) -> Config:
         )
     launch.set_loader_defaults(cfg, 'test', pin_memory=not args.no_pin_memory)
     launch.merge_options(cfg, args.cfg_options)
+    if cfg.load_from == 'none':
+        _use_own_weights(cfg)
     # Wraps the model: the keys of --cfg-options are those of the config, with and without --tta.
     if args.tta:
         _use_test_time_augmentation(cfg)
     return cfg
+
+
+def _use_own_weights(cfg: Config) -> None:
+    """Test the weights that the model is built with; other models would be tested with random ones."""
+    if not (cfg.model.get('vlm') or {}).get('pretrained'):
+        raise launch.LaunchError(
+            "CHECKPOINT: 'none' is for models that come with weights, but the config has no model.vlm.pretrained; "
+            'name a file'
+        )
+    cfg.load_from = None
 
 
 def _use_test_time_augmentation(cfg: Config) -> None:

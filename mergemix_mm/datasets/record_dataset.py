@@ -153,6 +153,8 @@ class RecordDataset(Dataset, ABC):
         print_log(f'{type(self).__name__}: {text}', logger='current', level=30)
 
     def _load_image(self, path: str) -> Image.Image:
+        if not isinstance(path, str):
+            raise ValueError(f'an image must be given by the path of its file, found {path!r}')
         if path.startswith(('http://', 'https://')):
             raise ValueError(f'image {path} is a web address; download it and give the path of the file')
         path = os.path.join(self.image_prefix, path.removeprefix('file://'))

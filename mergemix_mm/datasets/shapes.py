@@ -3,20 +3,16 @@
 from collections.abc import Sequence
 
 import numpy as np
-from mmengine.dataset import Compose
 from mmengine.registry import DATASETS
 from PIL import Image
-from torch.utils.data import Dataset
 
+from .drawn_dataset import DrawnDataset
 from .shapes_drawing import draw_clutter, draw_thing, to_uint8
-from .shapes_scene import ANSWERS, GRID, Scene, draw_answer, draw_scene, split_pairs
-
-SPLITS = ('train', 'val')
-MIN_IMAGE_SIZE = 24
+from .shapes_scene import ANSWERS, GRID, Scene, draw_answer, draw_scene
 
 
 @DATASETS.register_module()
-class ShapesConversationDataset(Dataset):
+class ShapesConversationDataset(DrawnDataset):
     """One image of coloured shapes on clutter, one question on it and a short answer per index.
 
     Two to six things (six colours, six shapes) stand on a 3 x 3 grid over soft tones, noise, bars and specks in the
@@ -68,45 +64,20 @@ class ShapesConversationDataset(Dataset):
         pipeline: Sequence = (),
         test_mode: bool = False,
     ) -> None:
-        _check(split, length, questions, image_size, answer_prior, seed)
-        self.split, self.length, self.questions = split, length, tuple(questions)
-        self.image_size, self.answer_prior, self.seed = image_size, answer_prior, seed
-        self.test_mode = test_mode
-        self.pairs = split_pairs(split)
-        self.pipeline = Compose(pipeline)
+        super().__init__(split, length, image_size, seed, pipeline, test_mode)
+        if isinstance(questions, str) or not questions or not set(questions) <= set(ANSWERS):
+            raise ValueError(
+                f'{type(self).__name__}: questions={questions!r} must be a list of some of {", ".join(ANSWERS)}.'
+            )
+        if answer_prior is not None and not 0 <= answer_prior <= 1:
+            raise ValueError(
+                f'{type(self).__name__}: answer_prior={answer_prior!r} must lie in [0, 1]: it is the share of the '
+                'first answer of each kind of question. Use 0.8 for an 80/20 prior, 0.2 for the same flipped, None for '
+                'equal shares.'
+            )
+        self.questions, self.answer_prior = tuple(questions), answer_prior
 
-    @property
-    def metainfo(self) -> dict:
-        """The answers of each kind of question."""
-        return dict(self.METAINFO)
-
-    @property
-    def modalities(self) -> np.ndarray:
-        """[N] bool: whether a record has an image; all do."""
-        return np.ones(self.length, dtype=bool)
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __getitem__(self, index: int) -> dict:
-        return self.pipeline(self.get_data_info(index))
-
-    def get_data_info(self, index: int) -> dict:
-        """Draw a record.
-
-        Args:
-            index (int): From -N to N - 1.
-
-        Returns:
-            dict: see the class.
-
-        Raises:
-            IndexError: If there is no such record.
-        """
-        if not -self.length <= index < self.length:
-            raise IndexError(f'ShapesConversationDataset: index {index} is outside the {self.length} records')
-        index %= self.length
-        rng = np.random.default_rng((self.seed, SPLITS.index(self.split), index))
+    def draw(self, index: int, rng: np.random.Generator) -> dict:
         kind = self.questions[index % len(self.questions)]
         scene = draw_scene(kind, draw_answer(kind, self.answer_prior, rng), self.pairs, rng)
         image, mask = _draw(scene, self.image_size, rng)
@@ -116,7 +87,6 @@ class ShapesConversationDataset(Dataset):
                 dict(role='assistant', content=[dict(type='text', text=scene.answer)]),
             ],
             images=[Image.fromarray(image)],
-            source=f'{type(self).__name__}[{index}]',
             gt_answer=scene.answer,
             question_type=kind,
             gt_mask=mask,
@@ -133,21 +103,3 @@ def _draw(scene: Scene, size: int, rng: np.random.Generator) -> tuple[np.ndarray
         if thing.asked:
             mask |= covered
     return to_uint8(canvas), mask
-
-
-def _check(
-    split: str, length: int, questions: Sequence[str], image_size: int, answer_prior: float | None, seed: int
-) -> None:
-    name = 'ShapesConversationDataset'
-    if split not in SPLITS:
-        raise ValueError(f"{name}: split={split!r} is unknown; use split='train' or split='val'.")
-    for key, value, least in (('length', length, 1), ('image_size', image_size, MIN_IMAGE_SIZE), ('seed', seed, 0)):
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise ValueError(f'{name}: {key}={value!r} must be an integer of at least {least}.')
-    if isinstance(questions, str) or not questions or not set(questions) <= set(ANSWERS):
-        raise ValueError(f'{name}: questions={questions!r} must be a list of some of {", ".join(ANSWERS)}.')
-    if answer_prior is not None and not 0 <= answer_prior <= 1:
-        raise ValueError(
-            f'{name}: answer_prior={answer_prior!r} must lie in [0, 1]: it is the share of the first answer of each '
-            'kind of question. Use 0.8 for an 80/20 prior, 0.2 for the same flipped, None for equal shares.'
-        )

@@ -27,6 +27,12 @@ TEMPLATES = dict(
     position=('Where is the {color} {shape}?',),
     yesno=('Is there a {color} {shape}?', IS_LEFT),
 )
+# What a model is asked to draw, for each column.
+GENERATION_TEMPLATES = dict(
+    left='draw a {color} {shape} on the left',
+    center='draw a {color} {shape} in the center',
+    right='draw a {color} {shape} on the right',
+)
 
 Pair = tuple[str, str]
 

@@ -87,6 +87,8 @@ class VQAv2Dataset(RecordDataset):
                     f'question {raw["question_id"]} has the annotation of {annotation.get("question_id")} '
                     f'({self.annotations.source(index)}); the two files must have the same order'
                 )
+            if not annotation.get('answers'):
+                raise ValueError(f'the annotation ({self.annotations.source(index)}) has no answers')
             answers = [one['answer'] for one in annotation['answers']]
             answer = annotation.get('multiple_choice_answer') or Counter(answers).most_common(1)[0][0]
             record.update(gt_answer=answers)

@@ -10,7 +10,7 @@ from mmengine.runner import Runner
 
 from mergemix_mm.datasets import ConversationCollate, EncodeConversation
 
-FAMILIES = tiny_vlms.FAMILIES
+FAMILIES = tiny_vlms.ALL_FAMILIES
 IMAGE = dict(type='image')
 
 

@@ -80,6 +80,10 @@ BAD = [
     (image_record('cut.jpg'), r'image .*cut\.jpg cannot be read: image file is truncated'),
     (image_record('broken.png'), r'image .*broken\.png cannot be read'),
     (image_record('https://x.org/a.png'), r'image https://x\.org/a\.png is a web address; download it'),
+    (
+        dict(messages=[dict(role='user', content=[dict(type='image', path=5)]), dict(role='assistant', content='x')]),
+        'an image must be given by the path of its file, found 5',
+    ),
     (dict(conversations=[{'from': 'alien', 'value': 'x'}]), "unknown role 'alien'"),
     (dict(conversations=turns('Hi', ' ')), 'turn 2 is an empty answer'),
     (dict(conversations=turns('<image> <image>', 'x'), image='good0.png'), '2 image placeholders, but 1 images'),

@@ -65,6 +65,14 @@ def test_test_sets_have_questions_only(tmp_path):
         dataset(tmp_path, ann_file='')
 
 
+def test_an_annotation_without_answers_is_named(tmp_path):
+    annotations = [dict(ANNOTATIONS[0], answers=[]), ANNOTATIONS[1]]
+    with pytest.raises(
+        RecordError, match=r'questions\.json:1 .*: the annotation \(.*annotations\.json:1 .*has no answers'
+    ):
+        dataset(tmp_path, annotations)[0]
+
+
 def test_file_name_of_an_image_is_an_argument(tmp_path):
     with pytest.raises(RecordError, match=r'val2014/9\.jpg does not exist'):
         dataset(tmp_path, image_name='{image_id}.jpg')[0]

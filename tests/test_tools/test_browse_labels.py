@@ -119,6 +119,12 @@ def test_weights_are_not_read_where_the_tower_does_not_score(browse, tmp_path, a
         assert len(re.findall('^(ratio|not mixed)', printed, re.MULTILINE)) == (0 if arguments else 4)
 
 
+def test_the_options_that_it_names_halve_the_weights(browse):
+    cfg = Config(simpo(MERGEMIX))
+    cfg.merge_from_dict({'model.vlm.trainable': [], 'model.vlm.dtype': 'bfloat16'})
+    assert {parameter.dtype for parameter in browse.tool.build_tuner(cfg.model).parameters()} == {torch.bfloat16}
+
+
 def test_the_page_shows_the_images_of_the_samples_and_their_mixes(browse, tmp_path):
     printed = browse(simpo(MERGEMIX), '-n', '3', '--cfg-options', 'model.vlm.dtype=float32')
     assert printed.startswith('Loading the whole model (random weights)')

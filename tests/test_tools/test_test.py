@@ -46,6 +46,15 @@ def test_tta_of_the_config_comes_first(config, load_tool):
     assert cfg.test_dataloader.dataset.pipeline == [dict(type='Views')]
 
 
+def test_none_tests_the_weights_that_a_model_comes_with(config, load_tool):
+    tool = load_tool('test')
+    cfg = tool.launch.load_config(config)
+    with pytest.raises(SystemExit, match=r"'none' .*no model\.vlm\.pretrained"):
+        tool.merge_args(cfg, tool.parse_args([str(config), 'none']))
+    cfg.model = dict(type='VLMTuner', vlm=dict(pretrained='folder'))
+    assert tool.merge_args(cfg, tool.parse_args([str(config), 'none'])).load_from is None
+
+
 def test_out_item_without_out_is_refused(run_tool, capsys):
     with pytest.raises(SystemExit):
         run_tool('test', 'config.py', 'checkpoint.pth', '--out-item', 'metrics')

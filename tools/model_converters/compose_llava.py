@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from mergemix_mm.datasets.transforms.chat_template import find_chat_template
-from mergemix_mm.models.vlms.saving import replaced_folder
+from mergemix_mm.models.vlms.saving import check_replaceable, replaced_folder
 
 # model_type of a config -> transformers' class of the tower alone, and whether a class token stands before the patches.
 TOWERS = dict(
@@ -31,7 +31,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         'vision', help='CLIP or SigLIP: name on the hub or folder, e.g. openai/clip-vit-large-patch14-336'
     )
     parser.add_argument('language', help='causal language model: name on the hub or folder, e.g. lmsys/vicuna-7b-v1.5')
-    parser.add_argument('out', type=Path, help='the folder to write; one that exists is replaced')
+    parser.add_argument('out', type=Path, help='the folder to write; a model there is replaced')
     parser.add_argument(
         '--chat-template',
         default='llava',
@@ -155,6 +155,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     from transformers import LlavaProcessor
 
     args = parse_args(argv)
+    try:
+        check_replaceable(args.out)
+    except OSError as error:
+        raise SystemExit(f'OUT: {error}') from None
     vision, images, has_class_token = load_vision(args.vision)
     language, tokenizer = load_language(args.language)
     processor = LlavaProcessor(

@@ -12,7 +12,8 @@ from mmengine.logging import HistoryBuffer
 from mmengine.registry import MODELS, TRANSFORMS, init_default_scope
 
 from mergemix_mm.engine import launch
-from mergemix_mm.models.vlms.saving import replaced_folder
+from mergemix_mm.models.tuners.precision import widen_trained
+from mergemix_mm.models.vlms.saving import check_replaceable, replaced_folder
 
 # What MMEngine keeps in a checkpoint beside tensors: logged values in arrays of numpy, with the methods that average
 # them, which are not looked up but left out.
@@ -32,7 +33,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('config', help='path of the config that was trained')
     parser.add_argument('checkpoint', type=Path, help='its checkpoint, a file of MMEngine')
-    parser.add_argument('out', type=Path, help='the folder to write; one that exists is replaced')
+    parser.add_argument('out', type=Path, help='the folder to write; a model there is replaced')
     parser.add_argument(
         '--merge-lora', action='store_true', help='add the adapters to the weights and write the whole model'
     )
@@ -68,13 +69,18 @@ def load_weights(path: Path) -> dict[str, torch.Tensor]:
 
 def convert(cfg: Config, checkpoint: Path, out: Path, merge_lora: bool = False) -> None:
     """Build the config's model, load the checkpoint and write the folder."""
+    try:
+        check_replaceable(out)
+    except OSError as error:
+        raise SystemExit(f'OUT: {error}') from None
     weights = load_weights(checkpoint)
     if cfg.get('model') is None or cfg.model.get('vlm') is None:
         raise SystemExit('CONFIG: there is no model.vlm; name the config of a VLMTuner')
     vlm = MODELS.build(cfg.model.vlm)
+    widen_trained(vlm.parameters())  # As the tuner did: what was trained is not rounded to the dtype of the rest.
     try:
         vlm.load_state_dict(weights)
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
         raise SystemExit(f'CHECKPOINT: {checkpoint} is not of the model of this config: {error}') from None
     if merge_lora:
         if not hasattr(vlm.model, 'merge_and_unload'):

@@ -132,7 +132,7 @@ def build_tuner(model: dict, load_from: str | None = None) -> VLMTuner | None:
     print(
         f'Loading the whole model ({model.vlm.get("pretrained") or "random weights"}), as its own vision tower scores '
         'the patches. This takes the time and memory of its weights (half of it with --cfg-options '
-        'model.vlm.dtype=bfloat16); with --no-images labels are printed without them.',
+        '"model.vlm.trainable=[]" model.vlm.dtype=bfloat16); with --no-images labels are printed without them.',
         flush=True,
     )
     tuner = MODELS.build(model)

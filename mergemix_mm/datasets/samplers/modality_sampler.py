@@ -1,4 +1,4 @@
-"""Batches of one modality: all samples of a step have images, or none has."""
+"""Batches of one kind: all samples of a step have images or none has, and all belong to one task."""
 
 from collections.abc import Iterator
 
@@ -10,23 +10,30 @@ from torch.utils.data import Sampler
 
 @DATA_SAMPLERS.register_module()
 class ModalitySampler(Sampler):
-    """Orders the indices so that every batch, on every rank of a step, has one modality.
+    """Orders the indices so that every batch, on every rank of a step, has one modality (and one task).
 
-    Mixed batches spend the vision tower on few rows, and ranks that disagree on it wait for each other. The order
-    depends on the seed and the epoch alone, so a resumed run sees what an uninterrupted one does: epoch loops and the
-    endless iterator of iteration loops both call :meth:`set_epoch`, and the latter skips what was seen already.
+    Mixed batches spend the vision tower on few rows, and ranks that disagree on it, or on the task, wait for each
+    other. The order depends on the seed and the epoch alone, so a resumed run sees what an uninterrupted one does:
+    epoch loops and the endless iterator of iteration loops both call :meth:`set_epoch`, and the latter calls
+    :meth:`skip`, which loads nothing.
+
+    A dataset that mixes tasks (:class:`UnifiedDataset`) has ``groups`` and ``shares``: then an epoch holds the steps of
+    each group in proportion to its share, and is just so long that every record comes at least once. The records of
+    the other groups come again, shuffled anew.
 
     Args:
-        dataset (Sized): A dataset with ``modalities`` [N] bool: whether a record has images.
+        dataset (Sized): A dataset with ``modalities`` [N] bool: whether a record has images; or with ``groups`` [N]
+            int64, from 0, of records that may share a batch, and ``shares`` [groups], the share of the steps that
+            each group gets, all > 0.
         batch_size (int): Samples per batch and rank; must be the data loader's.
         seed (int, optional): The same on all ranks. Defaults to None: drawn, and shared by the ranks.
-        shuffle (bool): Whether to shuffle records within their modality, and the batches. Without it, batches are in
+        shuffle (bool): Whether to shuffle records within their group, and the batches. Without it, batches are in
             the order of their first record. Defaults to True.
-        round_up (bool): Whether the last batch of each modality is filled with records from its beginning, or
+        round_up (bool): Whether the last batch of each group is filled with records from its beginning, or
             dropped. Defaults to True.
 
     Raises:
-        ValueError: If the dataset has no ``modalities``, ``batch_size`` is below 1, or nothing is left to sample.
+        ValueError: If the dataset has neither, ``batch_size`` is below 1, or nothing is left to sample.
 
     Examples:
         >>> train_dataloader = dict(batch_size=16, sampler=dict(type='ModalitySampler', batch_size=16), ...)
@@ -35,51 +42,70 @@ class ModalitySampler(Sampler):
     def __init__(
         self, dataset, batch_size: int, seed: int | None = None, shuffle: bool = True, round_up: bool = True
     ) -> None:
-        modalities = getattr(dataset, 'modalities', None)
-        if modalities is None:
+        groups = getattr(dataset, 'groups', getattr(dataset, 'modalities', None))
+        if groups is None:
             raise ValueError(
                 f"ModalitySampler: {type(dataset).__name__} has no 'modalities' (bool array: which records have "
                 "images). Use a record dataset such as ConversationDataset, or sampler=dict(type='DefaultSampler')."
             )
         if batch_size < 1:
             raise ValueError(f"ModalitySampler: batch_size={batch_size!r} must be the data loader's, at least 1.")
-        self.modalities = np.asarray(modalities, dtype=bool)
+        self.groups = np.asarray(groups, dtype=np.int64)
         self.batch_size = batch_size
         self.seed = sync_random_seed() if seed is None else seed
         self.shuffle = shuffle
         self.round_up = round_up
         self.rank, self.world_size = get_dist_info()
         self.epoch = 0
-        self.num_steps = sum(self._count_steps(int(count)) for count in np.bincount(self.modalities, minlength=2))
-        if not self.num_steps:
+        self._skipped_epochs, self._offset = 0, 0
+        self.steps = self._count_steps(getattr(dataset, 'shares', None))
+        if not self.steps.sum():
             raise ValueError(
-                f'ModalitySampler: {len(self.modalities)} records fill no step of {batch_size} samples on '
+                f'ModalitySampler: {len(self.groups)} records fill no step of {batch_size} samples on '
                 f'{self.world_size} ranks; use round_up=True or smaller batches.'
             )
 
     def __iter__(self) -> Iterator[int]:
-        rng = np.random.default_rng([self.seed, self.epoch]) if self.shuffle else None
-        steps = np.concatenate([self._steps_of(modality, rng) for modality in (False, True)])
+        epoch = self.epoch + self._skipped_epochs
+        rng = np.random.default_rng([self.seed, epoch]) if self.shuffle else None
+        steps = np.concatenate([self._steps_of(group, rng) for group in range(len(self.steps))])
         order = np.argsort(steps[:, 0], kind='stable') if rng is None else rng.permutation(len(steps))
         share = slice(self.rank * self.batch_size, (self.rank + 1) * self.batch_size)
-        return iter(steps[order, share].ravel().tolist())
+        offset, self._offset = self._offset, 0
+        return iter(steps[order, share].ravel()[offset:].tolist())
 
     def __len__(self) -> int:
         """The number of samples per rank."""
-        return self.num_steps * self.batch_size
+        return int(self.steps.sum()) * self.batch_size
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the order of an epoch, from 0."""
+        """Choose the order of an epoch, from 0; after :meth:`skip`, from the epoch in which that ended."""
         self.epoch = epoch
 
-    def _count_steps(self, count: int) -> int:
-        size = self.batch_size * self.world_size
-        return -(-count // size) if self.round_up else count // size
+    def skip(self, num_samples: int) -> None:
+        """Begin the next iteration behind the first samples of the run, as MMEngine's iteration loop asks on resuming.
 
-    def _steps_of(self, modality: bool, rng: np.random.Generator | None) -> np.ndarray:
-        """The steps of one modality: [steps, ranks * batch_size] indices."""
-        members = np.flatnonzero(self.modalities == modality)
-        if rng is not None:
-            members = rng.permutation(members)
+        Args:
+            num_samples (int): Per rank, from the beginning of the first epoch.
+        """
+        self._skipped_epochs, self._offset = divmod(num_samples, len(self))
+
+    def _count_steps(self, shares: np.ndarray | None) -> np.ndarray:
+        """The steps of each group in an epoch: those that its records fill, or more where its share asks for them."""
+        counts = np.bincount(self.groups, minlength=1 if shares is None else len(shares))
         size = self.batch_size * self.world_size
-        return np.resize(members, (self._count_steps(len(members)), size)) if len(members) else members.reshape(0, size)
+        steps = -(-counts // size) if self.round_up else counts // size
+        if shares is None:
+            return steps
+        # A little less than the quotient, lest rounding errors add a step.
+        return np.ceil((steps / shares).max() * np.asarray(shares) - 1e-6).astype(np.int64)
+
+    def _steps_of(self, group: int, rng: np.random.Generator | None) -> np.ndarray:
+        """The steps of one group: [steps, ranks * batch_size] indices."""
+        members = np.flatnonzero(self.groups == group)
+        size = self.batch_size * self.world_size
+        needed = int(self.steps[group]) * size
+        if rng is not None and len(members):
+            passes = max(needed // len(members), 1)
+            members = np.concatenate([rng.permutation(members) for _ in range(passes)])
+        return np.resize(members, (int(self.steps[group]), size)) if needed else np.empty((0, size), np.int64)

@@ -18,6 +18,7 @@ CLASS_TEMPLATES = dict(
     Qwen2VLProcessor='qwen2_5_vl',
     Qwen2_5_VLProcessor='qwen2_5_vl',
     JanusProcessor='janus',
+    Emu3Processor='emu3',
 )
 GENERATION_MARK = re.compile(r'\{%-?\s*generation\s*-?%\}')
 QUESTION = dict(role='user', content=[dict(type='image'), dict(type='text', text='Q')])
@@ -92,6 +93,8 @@ def find_chat_template(processor, chat_template: str | None = None) -> ChatTempl
     preamble = ''
     if getattr(processor, 'use_default_system_prompt', False):  # Janus writes it into every text.
         from transformers.models.janus.processing_janus import DEFAULT_SYSTEM_PROMPT as preamble
+    if type(processor).__name__ == 'Emu3Processor':  # It writes the first token once per image; the tokenizer never.
+        preamble = processor.bos_token
 
     def build(name: str, text: str) -> ChatTemplate:
         return ChatTemplate(name, text, variables, preamble)

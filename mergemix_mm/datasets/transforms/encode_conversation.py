@@ -8,13 +8,13 @@ import numpy as np
 import torch
 from mmcv.transforms import BaseTransform
 from mmengine.registry import TRANSFORMS
-from mmpretrain.structures import DataSample
 from PIL import Image
 
 from ..conversation_formats import text_of
 from ..record_error import RecordError
 from .chat_template import find_chat_template
 from .image_tokens import ImageTokens, expand
+from .sample import data_sample, pad_token_id
 
 IGNORE_INDEX = -100
 
@@ -50,8 +50,8 @@ class EncodeConversation(BaseTransform):
             ``dict(type='transformers.AutoProcessor.from_pretrained', pretrained_model_name_or_path=...)``. Its
             tokenizer must be a fast one.
         chat_template (str, optional): A template of the repository (``llava``, ``llava_next``, ``paligemma``,
-            ``internvl``, ``smolvlm``, ``qwen2_5_vl``, ``janus``; ``plain`` for aligning a projector on captions), or a
-            path. Defaults to None: the processor's own, or the repository's for its family.
+            ``internvl``, ``smolvlm``, ``qwen2_5_vl``, ``janus``, ``emu3``; ``plain`` for aligning a projector on
+            captions), or a path. Defaults to None: the processor's own, or the repository's for its family.
         max_length (int, optional): Tokens of a sample at most, those of images included. An image that does not fit
             wholly is dropped, with all that follows. Defaults to None, which means no limit.
         generate (bool): Whether to encode the prompt of the last answer only, for evaluation. The answer becomes
@@ -103,11 +103,7 @@ class EncodeConversation(BaseTransform):
             inputs, fields = self._encode(results)
         except RecordError as error:
             raise RecordError(f'{results.get("source", "record")}: {error}') from error
-        sample = DataSample()
-        for key, value in fields.items():
-            if not hasattr(DataSample, key):
-                sample.set_field(value, key)
-        return dict(inputs=inputs, data_samples=sample)
+        return dict(inputs=inputs, data_samples=data_sample(fields))
 
     def _encode(self, record: dict) -> tuple[dict, dict]:
         fields = {key: value for key, value in record.items() if key not in ('messages', 'images', 'rejected')}
@@ -129,7 +125,7 @@ class EncodeConversation(BaseTransform):
                 raise RecordError(f'max_length={self.max_length} leaves different images to the two answers')
         if num_kept < len(images):
             tensors = self.image_tokens.tensors(images[:num_kept]) if num_kept else {}
-        inputs.update(tensors, original_sizes=_sizes(images[:num_kept]), pad_token_id=self._pad_token_id())
+        inputs.update(tensors, original_sizes=_sizes(images[:num_kept]), pad_token_id=pad_token_id(self.tokenizer))
         return inputs, fields
 
     def _write(self, messages: Sequence[dict], num_images: int, last_only: bool) -> _Text:
@@ -203,10 +199,6 @@ class EncodeConversation(BaseTransform):
                 return min(length, int(ends[first] - lengths[first])), num_kept
             num_kept += 1
         return length, num_kept
-
-    def _pad_token_id(self) -> int:
-        ids = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0)
-        return next(token for token in ids if token is not None)
 
 
 def _sizes(images: Sequence[Image.Image]) -> torch.Tensor:

@@ -30,6 +30,10 @@ class ImageTokens:
         self.processor = copy.copy(processor)
         # The chat template has it already.
         self.processor.use_default_system_prompt = False
+        # Emu3's processor writes one per image, and resizes images of one list alike.
+        self.apart = type(processor).__name__ == 'Emu3Processor'
+        if self.apart:
+            self.processor.bos_token = ''
         self.token = image_token_of(processor)
         self.token_id = processor.tokenizer.convert_tokens_to_ids(self.token)
         vocabulary = processor.tokenizer.get_vocab()
@@ -79,10 +83,9 @@ class ImageTokens:
     def _call(
         self, text: str, images: Sequence[Image.Image], special_tokens: bool
     ) -> tuple[list[int], dict[str, torch.Tensor]]:
+        images = [[image] for image in images] if self.apart else list(images)
         try:
-            output = self.processor(
-                text=[text], images=list(images), return_tensors='pt', add_special_tokens=special_tokens
-            )
+            output = self.processor(text=[text], images=images, return_tensors='pt', add_special_tokens=special_tokens)
         except ValueError as error:  # such as an aspect ratio out of its range
             raise RecordError(f'{type(self.processor).__name__} refuses the images: {error}') from error
         tensors = {key: value for key, value in output.items() if key not in TEXT_KEYS}

@@ -7,7 +7,7 @@ from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS, TRANSFORMS
 
-from ...models.vlms.saving import check_whole, replaced_folder
+from ...models.vlms.saving import check_replaceable, check_whole, replaced_folder
 
 
 @HOOKS.register_module()
@@ -27,6 +27,7 @@ class SavePretrainedHook(Hook):
         ValueError: If `interval` is not positive.
         TypeError: When training starts, if the processor cannot be saved or the model has no ``vlm``.
         RuntimeError: When training starts, if the weights are sharded over processes (FSDP, ZeRO-3).
+        FileExistsError: When training starts, if the folder holds other files than a model.
 
     Examples:
         >>> custom_hooks = [dict(type='SavePretrainedHook', out_dir='llava-1.5-7b-simpo')]
@@ -52,6 +53,7 @@ class SavePretrainedHook(Hook):
                 f'SavePretrainedHook: the processor {type(self.processor).__name__} has no save_pretrained(): give a '
                 'processor of transformers.'
             )
+        check_replaceable(self._folder(runner))
 
     def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
         """Save when it is due."""
@@ -64,12 +66,15 @@ class SavePretrainedHook(Hook):
 
     @master_only
     def _save(self, runner) -> None:
-        folder = Path(runner.work_dir, 'pretrained') if self.out_dir is None else Path(self.out_dir)
+        folder = self._folder(runner)
         with replaced_folder(folder) as temporary:
             _find_tuner(runner).vlm.save_pretrained(temporary)
             if self.processor is not None:
                 self.processor.save_pretrained(temporary)
         runner.logger.info(f'SavePretrainedHook: wrote the model to {folder}')
+
+    def _folder(self, runner) -> Path:
+        return Path(runner.work_dir, 'pretrained') if self.out_dir is None else Path(self.out_dir)
 
 
 def _find_tuner(runner):

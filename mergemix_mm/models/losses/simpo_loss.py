@@ -1,5 +1,6 @@
 """SimPO as a loss module (https://arxiv.org/abs/2405.14734), with margins per pair as mixed SimPO takes them."""
 
+import torch
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
@@ -16,7 +17,7 @@ class SimPOLoss(nn.Module):
         loss_type (str): ``'sigmoid'`` or ``'hinge'``. Defaults to ``'sigmoid'``.
 
     Raises:
-        ValueError: in the forward, if an argument is out of its range.
+        ValueError: if an argument is out of its range.
     """
 
     def __init__(self, beta: float = 2.0, label_smoothing: float = 0.0, loss_type: str = 'sigmoid') -> None:
@@ -24,6 +25,7 @@ class SimPOLoss(nn.Module):
         self.beta = beta
         self.label_smoothing = label_smoothing
         self.loss_type = loss_type
+        self(torch.zeros(1), torch.zeros(1), margin=0.0)  # Refuses bad arguments before a model is loaded and runs.
 
     def forward(self, chosen: Tensor, rejected: Tensor, margin: float | Tensor) -> Tensor:
         """Losses [B] float32 of pairs: chosen, rejected [B]; margin a number or [B]."""

@@ -1,26 +1,21 @@
 """VLMTuner: supervised fine-tuning and preference tuning of vision-language models (https://arxiv.org/abs/2510.23479)."""
 
-import math
 from collections.abc import Callable
 from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from mmengine.dist import all_reduce
-from mmengine.model import BaseModel
-from mmengine.registry import MODELS, TRANSFORMS
-from mmengine.structures import BaseDataElement
+from mmengine.registry import MODELS
 from mmpretrain.registry import BATCH_AUGMENTS
 from torch import Tensor, nn
 
-from ...functional import answer_logps
 from ..batch_augments import MergeMix
-from ..heads import AnswerScores, SimPOHead
+from ..heads import SimPOHead
 from ..vision_encoders import gathered
+from .base_tuner import BaseTuner
 from .mix_canvases import CanvasMix, mix_canvases
-from .precision import autocast_to, widen_trained
 
 
 @dataclass
@@ -33,7 +28,7 @@ class Losers:
 
 
 @MODELS.register_module()
-class VLMTuner(BaseModel):
+class VLMTuner(BaseTuner):
     """Trains any VLM of this package on the answers of conversations.
 
     With a `SimPOHead` each sample also needs a loser: its own answer given a mixed image (with a ``mixer``), or a
@@ -41,8 +36,7 @@ class VLMTuner(BaseModel):
     in the supervised term alone. One step runs the clean pass, MergeMix' truncated scoring pass, and the pass over the
     losers. The last :class:`CanvasMix` is kept in ``mix_result`` for figures.
 
-    Weights that train are float32, whatever the ``dtype`` of the VLM is: that of the frozen ones. Where both are in a
-    model, it computes under autocast.
+    Precision is that of :class:`BaseTuner`; with `AIAHook`, the clean pass is aligned.
 
     Args:
         vlm (nn.Module | dict): The model, or its config, e.g. ``dict(type='HFVisionLanguageModel', ...)``.
@@ -73,37 +67,10 @@ class VLMTuner(BaseModel):
         data_preprocessor: dict | None = None,
         init_cfg: dict | None = None,
     ) -> None:
-        super().__init__(data_preprocessor or dict(type='VLMDataPreprocessor'), init_cfg)
-        self.vlm = MODELS.build(vlm) if isinstance(vlm, dict) else vlm
-        self._low_dtype = widen_trained(self.vlm.parameters())
-        head = dict(type='SFTHead') if head is None else head
-        self.head = MODELS.build(head) if isinstance(head, dict) else head
+        super().__init__(vlm, head, chunk_size, processor, generation, data_preprocessor, init_cfg)
         self.mixer = BATCH_AUGMENTS.build(deepcopy(mixer)) if isinstance(mixer, dict) else mixer
-        self.processor = TRANSFORMS.build(processor) if isinstance(processor, dict) else processor
-        self.chunk_size = chunk_size
-        self.generation = dict(max_new_tokens=32) if generation is None else generation
         self.mix_result: CanvasMix | None = None
         self._check()
-
-    def forward(self, inputs: dict, data_samples: list[BaseDataElement] | None = None, mode: str = 'tensor'):
-        """Run one batch, as MMEngine's loops do.
-
-        Args:
-            inputs (dict): a batch of `ConversationCollate`.
-            data_samples (list[BaseDataElement], optional): one per row; filled in when predicting.
-            mode (str): ``'loss'``, ``'predict'`` or ``'tensor'`` (the last hidden states [B, L, C]).
-
-        Raises:
-            ValueError: for another mode.
-        """
-        with autocast_to(self._low_dtype, inputs['input_ids'].device.type):
-            if mode == 'loss':
-                return self.loss(inputs)
-            if mode == 'predict':
-                return self.predict(inputs, data_samples)
-            if mode == 'tensor':
-                return self.vlm.hidden(self.vlm.prepare(inputs))
-        raise ValueError(f"mode={mode!r} must be 'loss', 'predict' or 'tensor'")
 
     def loss(self, inputs: dict) -> dict[str, Tensor]:
         """Calculate the losses of the head, and what it logs.
@@ -112,56 +79,22 @@ class VLMTuner(BaseModel):
             inputs (dict): a batch with ``labels``, and with ``rejected`` for pairs of answers.
         """
         clean = {key: value for key, value in inputs.items() if key != 'rejected'}
-        chosen = self._read(clean)
+        losses = self._head_losses(clean, self._read(clean, task='und'), inputs.get('rejected'))
+        return losses | self._alignment_losses('und', losses['loss_sft'])
+
+    def _head_losses(self, clean: dict, chosen: tuple[Tensor, Tensor], rejected: dict | None) -> dict[str, Tensor]:
+        """The losses of the head, given the clean pass."""
         if not isinstance(self.head, SimPOHead):
             return self.head.loss(*self._score(chosen))
-        losers = self._mixed(clean) if self.mixer is not None else self._rejected(clean, inputs.get('rejected'))
+        losers = self._mixed(clean) if self.mixer is not None else self._rejected(clean, rejected)
         # Decided by all ranks together: a pass that some ranks leave out would leave the others waiting.
         pairs = losers.valid.sum()
         all_reduce(pairs)
         if pairs == 0:
             return self.head.loss(*self._score(chosen))
         with nullcontext() if self.head.loser_needs_grad else torch.no_grad():
-            rejected = self._read(losers.batch)
-        return self.head.loss(*self._score(chosen, rejected), losers.ratio, losers.valid)
-
-    @torch.no_grad()
-    def predict(self, inputs: dict, data_samples: list[BaseDataElement]) -> list[BaseDataElement]:
-        """Generate answers: ``pred_answer`` (str) and ``pred_confidence``, their probability in [0, 1].
-
-        Args:
-            inputs (dict): a batch of prompts.
-            data_samples (list[BaseDataElement]): one per row; written to.
-        """
-        if self.processor is None:
-            raise ValueError('VLMTuner: predicting decodes answers; set model.processor to the processor of the data')
-        generated = self.vlm.generate(self.vlm.prepare(inputs), **self.generation)
-        answers = self.processor.batch_decode(generated.sequences, skip_special_tokens=True)
-        for sample, answer, logp in zip(data_samples, answers, generated.logps.tolist(), strict=True):
-            sample.pred_answer = answer.strip()
-            sample.pred_confidence = math.exp(logp)
-        return data_samples
-
-    def answer_scores(self, inputs: dict) -> AnswerScores:
-        """Log-probabilities of the labelled tokens of a batch."""
-        return self._score(self._read(inputs))[0]
-
-    def _read(self, inputs: dict) -> tuple[Tensor, Tensor]:
-        """One forward of the VLM: last hidden states [B, L, C] and labels [B, L]."""
-        batch = self.vlm.prepare(inputs)
-        return self.vlm.hidden(batch), batch['labels']
-
-    def _score(self, *passes: tuple[Tensor, Tensor]) -> list[AnswerScores]:
-        """Log-probabilities of the labelled tokens of one or two passes.
-
-        Both in one call, since each call makes a gradient of the size of the head's weight.
-        """
-        length = max(labels.size(1) for _, labels in passes)
-        hidden = torch.cat([F.pad(hidden, (0, 0, 0, length - hidden.size(1))) for hidden, _ in passes])
-        labels = torch.cat([F.pad(labels, (0, length - labels.size(1)), value=-100) for _, labels in passes])
-        sums, lengths = answer_logps(hidden, self._output(), labels, chunk_size=self.chunk_size)
-        parts = zip(sums.chunk(len(passes)), lengths.chunk(len(passes)), strict=True)
-        return [AnswerScores(*part) for part in parts]
+            lost = self._read(losers.batch)
+        return self.head.loss(*self._score(chosen, lost), losers.ratio, losers.valid)
 
     def mix(self, inputs: dict) -> CanvasMix | None:
         """Mix the images of a batch; None if there are none that could be mixed.
@@ -203,16 +136,6 @@ class VLMTuner(BaseModel):
             )
         valid = torch.ones(len(inputs['labels']), dtype=torch.bool, device=inputs['labels'].device)
         return Losers({**inputs, **rejected}, None, valid)
-
-    def _output(self) -> Tensor | Callable[[Tensor], Tensor]:
-        """The head of the language model: its weight where that is all there is, which needs the least memory.
-
-        A head that somebody hooked or wrapped (FSDP, DeepSpeed, LoRA) has to be called.
-        """
-        head = self.vlm.head
-        plain = type(head) is nn.Linear and head.bias is None
-        hooked = plain and (head._forward_pre_hooks or head._forward_hooks)
-        return head.weight if plain and not hooked else head
 
     def _check(self) -> None:
         preference = isinstance(self.head, SimPOHead)

@@ -2,7 +2,11 @@
 
 from .base import IMAGE, MARKER, PAD, TEXT, Generation, VisionLanguageModel
 from .data_preprocessor import VLMDataPreprocessor
+from .emu3_model import Emu3Model
 from .hf_vision_language_model import HFVisionLanguageModel
+from .janus_model import JanusModel
+from .mosaic_codes import MosaicCodes
+from .unified import UnifiedModel
 from .wrap_policy import wrap_decoder_layers
 
 __all__ = [
@@ -10,8 +14,12 @@ __all__ = [
     'MARKER',
     'PAD',
     'TEXT',
+    'Emu3Model',
     'Generation',
     'HFVisionLanguageModel',
+    'JanusModel',
+    'MosaicCodes',
+    'UnifiedModel',
     'VLMDataPreprocessor',
     'VisionLanguageModel',
     'wrap_decoder_layers',

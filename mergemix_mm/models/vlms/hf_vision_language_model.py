@@ -20,7 +20,8 @@ from .vision_merge import VisionMerge
 
 @MODELS.register_module()
 class HFVisionLanguageModel(VisionLanguageModel):
-    """A vision-language model of transformers: LLaVA, LLaVA-NeXT, PaliGemma, InternVL, SmolVLM, Qwen2.5-VL or Janus.
+    """A vision-language model of transformers: LLaVA, LLaVA-NeXT, PaliGemma, InternVL, SmolVLM, Qwen2.5-VL, Janus or
+    Emu3.
 
     Args:
         pretrained (str, optional): Name on the hub, or folder, of trained weights.
@@ -88,6 +89,19 @@ class HFVisionLanguageModel(VisionLanguageModel):
         if self.init_cfg:
             initialize(self, self.init_cfg)
         self._is_init = True
+
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args) -> None:
+        # MMEngine would only warn that no name fits, and go on without the checkpoint.
+        names = [name for name in state_dict if name.startswith(f'{prefix}model.')]
+        adapted = any(name.startswith(f'{prefix}model.base_model.') for name in names)
+        if names and adapted != (self.model is not self.family.model):
+            has, lacks = ('checkpoint', 'model') if adapted else ('model', 'checkpoint')
+            raise ValueError(
+                f'HFVisionLanguageModel: the {has} has adapters of LoRA, the {lacks} has none. Set vlm.lora as in the '
+                'training of the checkpoint, or make a folder of the checkpoint and set vlm.pretrained to it: '
+                'python tools/model_converters/save_pretrained.py CONFIG CHECKPOINT OUT (with --merge-lora after LoRA)'
+            )
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def train(self, mode: bool = True) -> 'HFVisionLanguageModel':
         """As always, but frozen parts stay in eval mode."""

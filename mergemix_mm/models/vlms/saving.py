@@ -1,4 +1,4 @@
-"""Folders that appear whole or not at all, and the check that there is a whole model to write."""
+"""Folders that appear whole or not at all, and the checks that there is a whole model to write and room for it."""
 
 import shutil
 import tempfile
@@ -8,6 +8,27 @@ from pathlib import Path
 
 from torch import nn
 
+# One of them is in every folder of a model, or of adapters.
+MODEL_FILES = {'config.json', 'adapter_config.json'}
+
+
+def check_replaceable(folder: str | Path) -> None:
+    """Refuse to replace what is no model: nobody means a folder of checkpoints to be deleted.
+
+    Raises:
+        NotADirectoryError: if `folder` is a file.
+        FileExistsError: if it holds files, and no model.
+    """
+    folder = Path(folder).absolute()
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(f'{folder} is a file; name a folder to write the model to')
+    found = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+    if found and not MODEL_FILES & set(found):
+        raise FileExistsError(
+            f'{folder} holds other files than a model ({", ".join(found[:3])} ...), which replacing it would delete; '
+            'name a new folder'
+        )
+
 
 @contextmanager
 def replaced_folder(folder: str | Path) -> Iterator[Path]:
@@ -15,10 +36,10 @@ def replaced_folder(folder: str | Path) -> Iterator[Path]:
 
     Raises:
         NotADirectoryError: if `folder` is a file.
+        FileExistsError: if it holds files, and no model.
     """
+    check_replaceable(folder)
     folder = Path(folder).absolute()
-    if folder.exists() and not folder.is_dir():
-        raise NotADirectoryError(f'{folder} is a file; name a folder to write the model to')
     folder.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f'.{folder.name}.', dir=folder.parent))
     try:

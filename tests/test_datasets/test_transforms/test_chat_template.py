@@ -29,6 +29,7 @@ WRITTEN = dict(
     '<|im_start|>assistant\n[A<|im_end|>]\n<|im_start|>user\nR<|im_end|>\n<|im_start|>assistant\n[B<|im_end|>]\n',
     janus='<|User|>: <image_placeholder>\nQ\n\n<|Assistant|>:[ A<｜end▁of▁sentence｜>]'
     '<|User|>: R\n\n<|Assistant|>:[ B<｜end▁of▁sentence｜>]',
+    emu3='<|extra_203|>USER: <image>Q ASSISTANT:[ A<|extra_204|>]USER: R ASSISTANT:[ B<|extra_204|>]',
 )
 
 
@@ -39,18 +40,18 @@ def bracketed(text, spans):
 
 
 def test_every_family_has_its_template():
-    assert set(WRITTEN) == set(tiny_vlms.FAMILIES) == set(repository_templates()) - {'plain'}
-    assert set(CLASS_TEMPLATES.values()) == set(tiny_vlms.FAMILIES)
+    assert set(WRITTEN) == set(tiny_vlms.ALL_FAMILIES) == set(repository_templates()) - {'plain'}
+    assert set(CLASS_TEMPLATES.values()) == set(tiny_vlms.ALL_FAMILIES)
 
 
-@pytest.mark.parametrize('family', tiny_vlms.FAMILIES)
+@pytest.mark.parametrize('family', tiny_vlms.ALL_FAMILIES)
 def test_template_writes_the_documented_format_and_marks_answers(family):
     template = find_chat_template(tiny_vlms.tiny_processor(family))
     assert template.name == family
     assert bracketed(*template.render(TALK)) == WRITTEN[family]
 
 
-@pytest.mark.parametrize('family', tiny_vlms.FAMILIES)
+@pytest.mark.parametrize('family', tiny_vlms.ALL_FAMILIES)
 def test_prompt_is_what_precedes_the_answer(family):
     template = find_chat_template(tiny_vlms.tiny_processor(family))
     for messages in (TALK, [SYSTEM, *TALK]):
@@ -107,7 +108,7 @@ def test_own_template_is_used_if_it_marks_whole_answers_or_else_its_twin(family,
 def test_own_template_without_marks_or_twin_names_the_ways_out():
     processor = tiny_vlms.tiny_processor('llava')
     processor.chat_template = MARKED.replace('{% generation %}', '').replace('{% endgeneration %}', '')
-    with pytest.raises(ValueError, match=r"marks no answers.*Give chat_template=: one of \['internvl', .*'smolvlm'\]"):
+    with pytest.raises(ValueError, match=r"marks no answers.*Give chat_template=: one of \['emu3', .*'smolvlm'\]"):
         find_chat_template(processor)
     processor.chat_template = '{% for m in messages %}{{ m.role + m.content }}{% endfor %}'  # for plain strings
     with pytest.raises(ValueError, match='marks no answers'):
@@ -138,7 +139,7 @@ def test_template_can_be_a_file_that_marks_answers(tmp_path):
     path.write_text('{{ messages }}')
     with pytest.raises(ValueError, match=r'mine\.jinja\' marks no answers; put \{% generation %\}'):
         find_chat_template(processor, str(path))
-    with pytest.raises(ValueError, match=r"chat_template='vicuna' is neither a file nor one of \['internvl', 'janus'"):
+    with pytest.raises(ValueError, match=r"chat_template='vicuna' is neither a file nor one of \['emu3', 'internvl'"):
         find_chat_template(processor, 'vicuna')
 
 

@@ -9,7 +9,7 @@ import torch
 
 from mergemix_mm.datasets import EncodeConversation, RecordError
 
-FAMILIES = tiny_vlms.FAMILIES
+FAMILIES = tiny_vlms.ALL_FAMILIES
 IMAGE = dict(type='image')
 CLOSING = dict(
     llava='</s>',
@@ -19,6 +19,7 @@ CLOSING = dict(
     smolvlm='<end_of_utterance>',
     qwen2_5_vl='<|im_end|>',
     janus='<｜end▁of▁sentence｜>',
+    emu3='<|extra_204|>',
 )
 
 
@@ -87,7 +88,7 @@ def test_exactly_the_answers_and_their_end_tokens_are_labelled(family, kind):
     given = RECORDS[kind]()
     inputs = encode(family, given)
     # The space behind a role is generated too, where the template has one.
-    space = ' ' if family in ('llava', 'llava_next', 'smolvlm', 'janus') else ''
+    space = ' ' if family in ('llava', 'llava_next', 'smolvlm', 'janus', 'emu3') else ''
     assert labelled_runs(family, inputs) == [space + answer for answer in answers_of(family, given)]
     at = inputs['labels'] != -100
     assert torch.equal(inputs['labels'][at], inputs['input_ids'][at])
@@ -96,7 +97,7 @@ def test_exactly_the_answers_and_their_end_tokens_are_labelled(family, kind):
 
 
 @pytest.mark.parametrize('kind', RECORDS)
-@pytest.mark.parametrize('family', [family for family in FAMILIES if family != 'paligemma'])
+@pytest.mark.parametrize('family', [family for family in FAMILIES if family not in ('paligemma', 'emu3')])
 def test_tokens_and_images_are_those_of_the_processor(family, kind):
     given = RECORDS[kind]()
     encoder = EncodeConversation(processor(family))
@@ -110,6 +111,19 @@ def test_tokens_and_images_are_those_of_the_processor(family, kind):
     for key, value in output.items():
         assert torch.equal(inputs[key], value[0] if key in ('input_ids', 'attention_mask') else value), key
     assert set(inputs) - set(output) == {'labels', 'original_sizes', 'pad_token_id'}
+
+
+def test_emu3_matches_its_processor_which_writes_the_first_token_itself():
+    given = single()
+    encoder = EncodeConversation(processor('emu3'))
+    text, _ = encoder.template.render(given['messages'])
+    output = processor('emu3')(text=[text.removeprefix('<|extra_203|>')], images=given['images'], return_tensors='pt')
+    inputs = encoder(given)['inputs']
+    assert set(output) == {'input_ids', 'attention_mask', 'pixel_values', 'image_sizes'}
+    for key, value in output.items():
+        assert torch.equal(inputs[key], value[0] if key in ('input_ids', 'attention_mask') else value), key
+    # Its own sizes for images of one sample, which the processor alone would not give.
+    assert encode('emu3', multi())['image_sizes'].tolist() == [[6, 8], [12, 4], [8, 8]]
 
 
 def test_paligemma_matches_its_processor_with_prefix_and_suffix():
@@ -194,7 +208,8 @@ def image_spans(family, given, start, end):
         begin = next(i for i in range(place, len(ids)) if ids[i] == image_token_id(family))
         # Marks of the processor stand directly before its first placeholder.
         while tokenizer.convert_ids_to_tokens(ids[begin - 1]) in (
-            '<img>', '<begin_of_image>', '<fake_token_around_image>', '<global-img>', '<row_1_col_1>'
+            '<img>', '<begin_of_image>', '<fake_token_around_image>', '<global-img>', '<row_1_col_1>',
+            '<|image start|>', *'0123456789*', '<|image token|>'
         ):  # fmt: skip
             if begin - 1 < place:
                 break

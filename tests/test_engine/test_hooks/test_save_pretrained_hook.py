@@ -98,6 +98,12 @@ def test_a_processor_that_cannot_be_saved_is_refused_before_training():
         SavePretrainedHook(processor=object()).before_train(type('runner', (), dict(model=Tuner())))
 
 
+def test_a_folder_of_other_files_is_refused_before_training(tmp_path):
+    (tmp_path / 'iter_500.pth').touch()
+    with pytest.raises(FileExistsError, match='holds other files than a model'):
+        SavePretrainedHook(str(tmp_path)).before_train(type('runner', (), dict(model=Tuner())))
+
+
 def test_an_interval_below_one_is_refused():
     with pytest.raises(ValueError, match='interval=0'):
         SavePretrainedHook(interval=0)

@@ -123,6 +123,9 @@ def test_weights_and_types():
         (dict(margin='mix'), "margin='mix' must be 'mixing' or a number"),
         (dict(sft_weight=-1.0), 'sft_weight=-1.0 must be >= 0'),
         (dict(loser_sft_weight=-0.5), 'loser_sft_weight=-0.5 must be >= 0'),
+        (dict(beta=-1.0), 'beta=-1.0 must be > 0'),
+        (dict(label_smoothing=0.5), r'label_smoothing=0.5 must be in \[0, 0.5\)'),
+        (dict(loss_type='ipo'), "loss_type='ipo' must be one of"),
     ],
 )
 def test_arguments_out_of_range_are_named(kwargs, message):

@@ -1,6 +1,7 @@
 import pytest
 import tiny_vlms
 import torch
+from mmengine.runner.checkpoint import load_state_dict
 
 
 def gradients(vlm):
@@ -50,6 +51,17 @@ def test_lora_saves_adapters_only_and_peft_reloads_them(make, batch_of, tmp_path
     base = make(family).eval()
     plain = PeftModel.from_pretrained(base.model, tmp_path / 'adapters').eval()
     assert torch.allclose(plain(**batch).logits, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize('adapted', [True, False])
+def test_a_checkpoint_with_adapters_and_a_model_without_do_not_pass_for_each_other(make, adapted):
+    # MMEngine loads not strictly: it would test or resume a model of which no weight was loaded.
+    models = make(lora=dict(r=2)), make()
+    model, other = models if adapted else models[::-1]
+    checkpoint = {f'vlm.{name}': weight for name, weight in other.state_dict().items()}
+    has, lacks = ('model', 'checkpoint') if adapted else ('checkpoint', 'model')
+    with pytest.raises(ValueError, match=f'the {has} has adapters of LoRA, the {lacks} has none.*--merge-lora'):
+        load_state_dict(torch.nn.ModuleDict(dict(vlm=model)), checkpoint)
 
 
 def test_checkpointed_adapters_behind_frozen_embeddings_get_the_same_gradients(make, batch_of, loss_of):

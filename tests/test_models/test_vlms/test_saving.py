@@ -25,6 +25,7 @@ def test_saving_replaces_a_folder_and_a_failure_leaves_it(make, tmp_path, monkey
     folder = tmp_path / 'model'
     folder.mkdir()
     (folder / 'old').touch()
+    (folder / 'config.json').touch()
 
     def fail(path, **kwargs):
         (path / 'half').touch()
@@ -33,6 +34,13 @@ def test_saving_replaces_a_folder_and_a_failure_leaves_it(make, tmp_path, monkey
     with monkeypatch.context() as patch, pytest.raises(OSError, match='disk full'):
         patch.setattr(vlm.model, 'save_pretrained', fail)
         vlm.save_pretrained(folder)
-    assert [path.name for path in tmp_path.rglob('*')] == ['model', 'old']
+    assert {path.name for path in tmp_path.rglob('*')} == {'model', 'old', 'config.json'}
     vlm.save_pretrained(folder)
-    assert 'config.json' in {path.name for path in folder.iterdir()} and not (folder / 'old').exists()
+    assert (folder / 'config.json').read_text() and not (folder / 'old').exists()
+
+
+def test_a_folder_of_other_files_is_not_replaced(make, tmp_path):
+    (tmp_path / 'iter_500.pth').write_text('days of training')
+    with pytest.raises(FileExistsError, match=r'holds other files than a model \(iter_500\.pth'):
+        make(trainable=[]).save_pretrained(tmp_path)
+    assert [path.name for path in tmp_path.rglob('*')] == ['iter_500.pth']

@@ -154,6 +154,8 @@ def test_unusable_sources_are_refused_and_nothing_is_written(tool, tmp_path):
     vision, language, out = (str(tmp_path / name) for name in ('vision', 'language', 'out'))
     save_vision(vision)
     save_language(language)
+    with pytest.raises(SystemExit, match='OUT: .* holds other files than a model'):
+        tool.main([vision, language, str(tmp_path)])
     with pytest.raises(SystemExit, match=r"VISION: .*language is of model_type='llama'; LLaVA takes one of \['clip'"):
         tool.main([language, language, out])
     with pytest.raises(SystemExit, match='LANGUAGE: AutoModelForCausalLM cannot load'):

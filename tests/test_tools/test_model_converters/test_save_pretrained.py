@@ -84,6 +84,22 @@ def test_adapters_are_written_alone_or_merged(tool, config, tmp_path, merge):
         assert torch.allclose(logits_of(model), logits_of(tuner.vlm.family.model), atol=1e-5)
 
 
+def test_trained_weights_stay_float32_beside_frozen_ones_of_low_precision(tool, config, tmp_path):
+    from safetensors.torch import load_file
+
+    cfg = Config.fromfile(config)
+    cfg.model.vlm.update(dtype='bfloat16', trainable=['projector'])
+    cfg.dump(str(config))
+    tuner = MODELS.build(cfg.model)
+    trained = tuner.vlm.model.model.multi_modal_projector.linear_1.weight
+    trained.data += 1e-4  # Below the precision of bfloat16.
+    torch.save(tuner.state_dict(), tmp_path / 'stage1.pth')
+    tool.main([str(config), str(tmp_path / 'stage1.pth'), str(tmp_path / 'out')])
+    saved = load_file(tmp_path / 'out' / 'model.safetensors')
+    assert torch.equal(saved['multi_modal_projector.linear_1.weight'], trained)
+    assert sum(weight.dtype == torch.bfloat16 for weight in saved.values()) == len(saved) - 4
+
+
 class Dangerous:
     def __reduce__(self):
         return os.mkdir, ('ran',)
@@ -106,6 +122,12 @@ def test_other_files_are_refused(tool, config, tmp_path, monkeypatch, content, m
     with pytest.raises(SystemExit, match=message):
         tool.main([str(config), str(path), str(tmp_path / 'out')])
     assert not (tmp_path / 'ran').exists() and not (tmp_path / 'out').exists()
+
+
+def test_a_folder_of_other_files_is_not_replaced(tool, config, tmp_path):
+    with pytest.raises(SystemExit, match=r'OUT: .* holds other files than a model \(config\.py'):
+        tool.main([str(config), str(tmp_path / 'any.pth'), str(tmp_path)])
+    assert config.is_file()
 
 
 def test_merging_adapters_that_are_not_there_is_refused(tool, config, tmp_path):

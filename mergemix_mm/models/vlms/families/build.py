@@ -9,6 +9,7 @@ from .base import Family
 
 # model_type of the config -> where its family is.
 FAMILIES = {
+    'emu3': 'emu3.Emu3Family',
     'idefics3': 'smolvlm.SmolVLMFamily',
     'internvl': 'internvl.InternVLFamily',
     'janus': 'janus.JanusFamily',

@@ -1,4 +1,4 @@
-"""Janus (https://arxiv.org/abs/2410.13848), image understanding: a padded square image, a SigLIP-like tower, an MLP."""
+"""Janus (https://arxiv.org/abs/2410.13848): a padded square image, a SigLIP-like tower, an MLP."""
 
 from torch import Tensor
 
@@ -7,12 +7,14 @@ from .layout import mark_frames
 
 
 class JanusFamily(Family):
-    """``JanusForConditionalGeneration``; the parts that generate images belong to no part and stay frozen."""
+    """``JanusForConditionalGeneration``; its part ``generation`` is read by `JanusModel` alone."""
 
     parts = dict(
         vision_tower=('model.vision_model',),
         projector=('model.aligner',),
         language_model=('model.language_model', 'lm_head'),
+        # Its VQ model belongs to no part: it stays frozen.
+        generation=('model.generation_embeddings', 'model.generation_aligner', 'model.generation_head'),
     )
 
     def modality(self, batch: dict) -> Tensor:

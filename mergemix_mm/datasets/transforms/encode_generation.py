@@ -1,0 +1,122 @@
+"""From a prompt and its image to what a unified model learns image generation from."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from mmcv.transforms import BaseTransform
+from mmengine.registry import TRANSFORMS
+from PIL import Image, ImageOps
+
+from ..record_error import RecordError
+from .chat_template import find_chat_template, image_token_of
+from .sample import data_sample, pad_token_id
+
+# Emu3's processor knows the area of the images it is made for as a default of its call only.
+EMU3_IMAGE_SIZE = 720
+
+
+@TRANSFORMS.register_module()
+class EncodeGeneration(BaseTransform):
+    """Encodes a text-to-image record for Janus or Emu3, as the family's processor encodes prompts for generation.
+
+    The tokens are those of the prompt up to and including the one after which image tokens begin: of Janus a turn of
+    the chat template and ``<begin_of_image>``, of Emu3 ``<bos>``, the prompt, the image's start and its size in
+    tokens. The image is resized to cover a square, cropped around its middle, and scaled to [-1, 1], as the VQ models
+    of both want it.
+
+    Args:
+        processor (dict | ProcessorMixin): A transformers processor (Janus or Emu3), or how to build one:
+            ``dict(type='transformers.AutoProcessor.from_pretrained', pretrained_model_name_or_path=...)``.
+        image_size (int, optional): Height and width of the target in pixels. Defaults to None: Janus' processor has
+            it (384); 720 for Emu3.
+        max_length (int, optional): Tokens of a prompt at most; a longer one is no usable record. Defaults to None,
+            which means no limit.
+        generate (bool): Whether to encode the prompt alone, for evaluation. Defaults to False.
+
+    Raises:
+        ValueError: If the processor is of another family, or Emu3's tokens do not fill the image size.
+        RecordError: If a prompt is longer than ``max_length`` or holds an image token, or there is no image.
+
+    Examples:
+        >>> encode = EncodeGeneration(processor, max_length=256)
+        >>> sorted(encode(dict(prompt='a red ring', images=[image]))['inputs'])
+        ['attention_mask', 'input_ids', 'pad_token_id', 'target_images', 'task']
+    """
+
+    def __init__(
+        self, processor, image_size: int | None = None, max_length: int | None = None, generate: bool = False
+    ) -> None:
+        self.processor = TRANSFORMS.build(processor) if isinstance(processor, dict) else processor
+        name = type(self.processor).__name__
+        if name == 'JanusProcessor':
+            self.encode = self._encode_janus
+            # The system prompt belongs to questions on images.
+            self.template = replace(find_chat_template(self.processor), preamble='')
+            self.image_size = image_size or self.processor.image_processor.size['height']
+        elif name == 'Emu3Processor':
+            self.encode = self._encode_emu3
+            self.image_size = image_size or EMU3_IMAGE_SIZE
+            if self.image_size % self.processor.downsample_ratio:
+                raise ValueError(
+                    f'EncodeGeneration: image_size={self.image_size} must be a multiple of '
+                    f'{self.processor.downsample_ratio}, the side of an image token of Emu3 in pixels.'
+                )
+        else:
+            raise ValueError(
+                f'EncodeGeneration: {name} belongs to no model that generates images; use the processor of Janus '
+                '(JanusProcessor) or Emu3 (Emu3Processor).'
+            )
+        self.max_length = max_length
+        self.generate = generate
+
+    def transform(self, results: dict[str, Any]) -> dict[str, Any]:
+        """Encode a record.
+
+        Args:
+            results (dict): A record: ``prompt`` (str), ``images`` (one PIL image in RGB; none needed with
+                ``generate=True``), optionally ``source`` and others.
+
+        Returns:
+            dict: ``inputs`` with ``input_ids`` and ``attention_mask`` [L] int64, ``target_images`` [3, H, W] float32
+            in [-1, 1], ``pad_token_id`` and ``task='gen'``; ``data_samples`` with all other entries of the record as
+            fields.
+        """
+        try:
+            inputs = self._inputs(results['prompt'], results['images'])
+        except RecordError as error:
+            raise RecordError(f'{results.get("source", "record")}: {error}') from error
+        fields = {key: value for key, value in results.items() if key != 'images'}
+        return dict(inputs=inputs, data_samples=data_sample(fields))
+
+    def _inputs(self, prompt: str, images: list[Image.Image]) -> dict[str, Any]:
+        token = image_token_of(self.processor)
+        if token in prompt:
+            raise RecordError(f'the prompt holds an image token, {token}')
+        ids = self.encode(prompt)
+        if self.max_length is not None and len(ids) > self.max_length:
+            raise RecordError(f'the prompt has {len(ids)} tokens, more than max_length={self.max_length}')
+        inputs = dict(input_ids=torch.tensor(ids), attention_mask=torch.ones(len(ids), dtype=torch.long))
+        if not self.generate:
+            if len(images) != 1:
+                raise RecordError(f'learning to generate needs one image, found {len(images)}')
+            inputs['target_images'] = self._target(images[0])
+        return inputs | dict(pad_token_id=pad_token_id(self.processor.tokenizer), task='gen')
+
+    def _encode_janus(self, prompt: str) -> list[int]:
+        message = dict(role='user', content=[dict(type='text', text=prompt)])
+        text, _ = self.template.render([message], generation_prompt=True)
+        bos = self.processor.tokenizer.bos_token
+        special = not (bos and text.startswith(bos))
+        output = self.processor(text=[text], generation_mode='image', add_special_tokens=special, return_tensors='pt')
+        return output['input_ids'][0].tolist()
+
+    def _encode_emu3(self, prompt: str) -> list[int]:
+        options = dict(ratio='1:1', image_area=self.image_size**2)
+        return self.processor(text=[prompt], return_for_image_generation=True, **options)['input_ids'][0]
+
+    def _target(self, image: Image.Image) -> torch.Tensor:
+        size = (self.image_size, self.image_size)
+        pixels = np.asarray(ImageOps.fit(image, size, Image.Resampling.BICUBIC), dtype=np.float32)
+        return torch.from_numpy(pixels / 127.5 - 1).permute(2, 0, 1).contiguous()

@@ -1,0 +1,131 @@
+"""A hook that aligns a model's attention interaction with targets while it trains (https://arxiv.org/abs/2511.22663)."""
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from mmengine.dist import all_reduce, is_main_process
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+from torch import Tensor
+
+from ...models.attention import InteractionAlignment
+from ...models.losses import AIALoss
+from ...models.tuners import BaseTuner
+from ...visualization import draw_interaction_curves
+
+
+@HOOKS.register_module()
+class AIAHook(Hook):
+    """Attention interaction alignment (AIA, https://arxiv.org/abs/2511.22663) for `UnifiedTuner` and `VLMTuner`.
+
+    Before training it switches the recording of the language model's attention on and hands the targets to the tuner,
+    which from then on adds ``loss_aia_gen`` or ``loss_aia_und`` (of a VLMTuner: understanding, of the clean pass) and
+    logs the means ``interaction_gen`` and ``interaction_und``. After training all is as before: the same outputs, bit
+    by bit. With ``weight=0`` it only watches.
+
+    Every so many iterations, the intensity of each layer, a mean over all samples of all ranks since the last time,
+    goes to the Runner's visualizer as ``interaction_gen/layer_00`` and so on, and the curves with their targets as the
+    image ``interaction_curves``. Log lines stay short.
+
+    Args:
+        preset (str | dict): Targets: ``'janus_pro'``, ``'emu3'``, the path of a measured curve (``.json``), or a dict
+            of stages; see :class:`AIALoss`. Defaults to ``'janus_pro'``.
+        layers (Iterable[int], optional): Layers to align, from 0, e.g. ``range(10, 20)``; only they pay. Defaults to
+            None: all.
+        weight (float | dict, optional): A number, ``dict(type='ratio', ntp_over_aia=50)``, or one of them per task,
+            ``dict(gen=5.0, und=10.0)``. Defaults to None: those of the released code, 5 and 10.
+        schedule (Sequence[tuple[float, float]], optional): Points (progress of the training in [0, 1], factor of the
+            weight), linear between them, e.g. ``[(0, 0), (0.1, 1)]``. Defaults to None: constant.
+        interval (int): Iterations between two curves. Defaults to 100.
+        backend (str): ``'fused'``, or ``'eager'`` to build the attention maps. Defaults to ``'fused'``.
+
+    Raises:
+        ValueError: If an argument cannot be used; when training starts, if the targets leave a layer or a task out, or
+            the model cannot be recorded.
+        TypeError: When training starts, if the model is no tuner of this package.
+
+    Examples:
+        >>> custom_hooks = [dict(type='AIAHook', preset='janus_pro', weight=dict(gen=5.0, und=10.0))]
+    """
+
+    def __init__(
+        self,
+        preset: str | dict = 'janus_pro',
+        layers: Iterable[int] | None = None,
+        weight: float | dict | None = None,
+        schedule: Sequence[tuple[float, float]] | None = None,
+        interval: int = 100,
+        backend: str = 'fused',
+    ) -> None:
+        if interval < 1:
+            raise ValueError(f'AIAHook: interval={interval!r} must be at least 1.')
+        self.criterion = AIALoss(preset, weight, schedule)
+        self.layers = layers
+        self.interval = interval
+        self.backend = backend
+        self._sums: dict[str, Tensor] = {}
+
+    def before_train(self, runner) -> None:
+        """Switch the recording on."""
+        tuner = _find_tuner(runner.model)
+        alignment = InteractionAlignment(tuner.vlm, self.criterion, self.layers, self.backend, tuner.tasks)
+        alignment.recorder.start()
+        tuner.alignment = alignment
+        self._sums = {task: torch.zeros(len(alignment.recorder.layers) + 1) for task in tuner.tasks}
+
+    def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
+        """Set the weight."""
+        self.criterion.set_progress(runner.iter / runner.max_iters)
+
+    def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
+        """Add the intensities up, and show them when it is time."""
+        alignment = _find_tuner(runner.model).alignment
+        last = alignment.last
+        found = torch.cat([last.sums, last.count[None].to(last.sums)])
+        self._sums[last.task] = self._sums[last.task].to(found.device) + found
+        if self.every_n_train_iters(runner, self.interval):
+            self._show(runner, alignment)
+
+    def after_train(self, runner) -> None:
+        """Switch the recording off."""
+        tuner = _find_tuner(runner.model)
+        tuner.alignment.recorder.stop()
+        tuner.alignment = None
+
+    def _show(self, runner, alignment: InteractionAlignment) -> None:
+        layers, curves = alignment.recorder.layers, {}
+        for task, sums in self._sums.items():
+            sums = sums.to(alignment.last.sums.device)  # That of a task that has not come yet is on the CPU.
+            all_reduce(sums)
+            *found, count = sums.tolist()
+            if count:
+                curves[task] = dict(mean=[value / count for value in found], layers=layers)
+            self._sums[task] = torch.zeros_like(sums)
+        if not curves or not is_main_process():
+            return
+        scalars = {
+            f'interaction_{task}/layer_{layer:02d}': value
+            for task, curve in curves.items()
+            for layer, value in zip(layers, curve['mean'], strict=True)
+        }
+        runner.visualizer.add_scalars(scalars, step=runner.iter + 1)
+        names = dict(gen='generation', und='understanding')
+        image = draw_interaction_curves(
+            {names[task]: curve for task, curve in curves.items()},
+            {names[task]: alignment.curves[task] for task in curves},
+            title=f'iteration {runner.iter + 1}',
+        )
+        runner.visualizer.add_image('interaction_curves', image, step=runner.iter + 1)
+
+
+def _find_tuner(model):
+    """The tuner inside a model and its wrappers (DDP, FSDP, DeepSpeed)."""
+    while not isinstance(model, BaseTuner):
+        inner = next((inner for inner in (getattr(model, name, None) for name in ('module', 'model')) if inner), None)
+        if inner is None:
+            raise TypeError(
+                f"AIAHook: the model {type(model).__name__} cannot be aligned. Use model.type='UnifiedTuner' or "
+                "'VLMTuner', or remove the hook."
+            )
+        model = inner
+    return model

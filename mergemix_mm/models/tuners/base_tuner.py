@@ -1,0 +1,143 @@
+"""What the tuners share: reading hidden states, scoring answers, generating, and the alignment of attention."""
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from mmengine.model import BaseModel
+from mmengine.registry import MODELS, TRANSFORMS
+from mmengine.structures import BaseDataElement
+from torch import Tensor, nn
+
+from ...functional import answer_logps
+from ..attention import InteractionAlignment, interaction_spans
+from ..heads import AnswerScores
+from .precision import autocast_to, widen_trained
+
+
+class BaseTuner(BaseModel):
+    """A model that trains a VLM on labelled tokens; a subclass implements `loss`.
+
+    Weights that train are float32, whatever the ``dtype`` of the VLM is: that of the frozen ones. Where both are in a
+    model, it computes under autocast.
+
+    Args:
+        vlm (nn.Module | dict): The model, or its config.
+        head (nn.Module | dict, optional): What is learnt. Defaults to ``dict(type='SFTHead')``.
+        chunk_size (int): Labelled tokens per call of the model's head. Defaults to 1024.
+        processor (object | dict, optional): The model's processor, or its config; decodes the answers when predicting.
+            Defaults to None.
+        generation (dict, optional): Arguments of ``vlm.generate`` when predicting. Defaults to 32 new tokens, greedy.
+        data_preprocessor (dict, optional): Defaults to ``dict(type='VLMDataPreprocessor')``.
+        init_cfg (dict, optional): Initialization config. Defaults to None.
+    """
+
+    # The tasks whose attention can be aligned.
+    tasks: tuple[str, ...] = ('und',)
+
+    def __init__(
+        self,
+        vlm: nn.Module | dict,
+        head: nn.Module | dict | None = None,
+        chunk_size: int = 1024,
+        processor: object | dict | None = None,
+        generation: dict | None = None,
+        data_preprocessor: dict | None = None,
+        init_cfg: dict | None = None,
+    ) -> None:
+        super().__init__(data_preprocessor or dict(type='VLMDataPreprocessor'), init_cfg)
+        self.vlm = MODELS.build(vlm) if isinstance(vlm, dict) else vlm
+        self._low_dtype = widen_trained(self.vlm.parameters())
+        head = dict(type='SFTHead') if head is None else head
+        self.head = MODELS.build(head) if isinstance(head, dict) else head
+        self.processor = TRANSFORMS.build(processor) if isinstance(processor, dict) else processor
+        self.chunk_size = chunk_size
+        self.generation = dict(max_new_tokens=32) if generation is None else generation
+        # Set by AIAHook while it trains.
+        self.alignment: InteractionAlignment | None = None
+
+    def forward(self, inputs: dict, data_samples: list[BaseDataElement] | None = None, mode: str = 'tensor'):
+        """Run one batch, as MMEngine's loops do.
+
+        Args:
+            inputs (dict): a batch of `ConversationCollate`.
+            data_samples (list[BaseDataElement], optional): one per row; filled in when predicting.
+            mode (str): ``'loss'``, ``'predict'`` or ``'tensor'`` (the last hidden states [B, L, C]).
+
+        Raises:
+            ValueError: for another mode.
+        """
+        with autocast_to(self._low_dtype, inputs['input_ids'].device.type):
+            if mode == 'loss':
+                return self.loss(inputs)
+            if mode == 'predict':
+                return self.predict(inputs, data_samples)
+            if mode == 'tensor':
+                return self.vlm.hidden(self.vlm.prepare(inputs))
+        raise ValueError(f"mode={mode!r} must be 'loss', 'predict' or 'tensor'")
+
+    @torch.no_grad()
+    def predict(self, inputs: dict, data_samples: list[BaseDataElement]) -> list[BaseDataElement]:
+        """Generate answers: ``pred_answer`` (str) and ``pred_confidence``, their probability in [0, 1].
+
+        Args:
+            inputs (dict): a batch of prompts.
+            data_samples (list[BaseDataElement]): one per row; written to.
+        """
+        if self.processor is None:
+            raise ValueError(
+                f'{type(self).__name__}: predicting decodes answers; set model.processor to that of the data'
+            )
+        generated = self.vlm.generate(self.vlm.prepare(inputs), **self.generation)
+        answers = self.processor.batch_decode(generated.sequences, skip_special_tokens=True)
+        for sample, answer, logp in zip(data_samples, answers, generated.logps.tolist(), strict=True):
+            sample.pred_answer = answer.strip()
+            sample.pred_confidence = math.exp(logp)
+        return data_samples
+
+    def answer_scores(self, inputs: dict) -> AnswerScores:
+        """Log-probabilities of the labelled tokens of a batch."""
+        return self._score(self._read(inputs))[0]
+
+    def _read(self, inputs: dict, task: str | None = None, dropped: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """One forward of the VLM: last hidden states [B, L, C] and labels [B, L].
+
+        Args:
+            inputs (dict): a batch.
+            task (str, optional): ``'gen'`` or ``'und'``: the alignment, if there is one, records this pass. Defaults
+                to None: it does not.
+            dropped (Tensor, optional): [B] bool, samples without a prompt, which are not aligned. Defaults to None.
+        """
+        batch, kwargs = self.vlm.prepare(inputs), {}
+        if task is not None and self.alignment is not None:
+            spans = interaction_spans(task, self.vlm.modality(batch), batch['labels'], dropped)
+            kwargs = self.alignment.kwargs(*spans)
+        return self.vlm.hidden(batch, **kwargs), batch['labels']
+
+    def _alignment_losses(self, task: str, ntp_loss: Tensor) -> dict[str, Tensor]:
+        """The alignment's loss on the pass that it recorded, and what it logs; nothing without an alignment."""
+        return {} if self.alignment is None else self.alignment.loss(task, ntp_loss)
+
+    def _score(self, *passes: tuple[Tensor, Tensor], head: nn.Module | None = None) -> list[AnswerScores]:
+        """Log-probabilities of the labelled tokens of one or two passes, by the VLM's head unless another is given.
+
+        Both in one call, since each call makes a gradient of the size of the head's weight.
+        """
+        length = max(labels.size(1) for _, labels in passes)
+        hidden = torch.cat([F.pad(hidden, (0, 0, 0, length - hidden.size(1))) for hidden, _ in passes])
+        labels = torch.cat([F.pad(labels, (0, length - labels.size(1)), value=-100) for _, labels in passes])
+        sums, lengths = answer_logps(hidden, self._output(head), labels, chunk_size=self.chunk_size)
+        parts = zip(sums.chunk(len(passes)), lengths.chunk(len(passes)), strict=True)
+        return [AnswerScores(*part) for part in parts]
+
+    def _output(self, head: nn.Module | None = None) -> Tensor | Callable[[Tensor], Tensor]:
+        """A head, the VLM's unless another is given: its weight where that is all there is, which needs the least
+        memory.
+
+        A head that somebody hooked or wrapped (FSDP, DeepSpeed, LoRA) has to be called.
+        """
+        head = self.vlm.head if head is None else head
+        plain = type(head) is nn.Linear and head.bias is None
+        hooked = plain and (head._forward_pre_hooks or head._forward_hooks)
+        return head.weight if plain and not hooked else head

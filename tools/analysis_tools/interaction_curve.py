@@ -1,0 +1,314 @@
+"""Measures the cross-modal interaction of a model layer by layer (https://arxiv.org/abs/2511.22663), over samples.
+
+The result is a JSON file that `AIAHook(preset=...)` takes as targets, and a figure beside it.
+"""
+
+import argparse
+import json
+import os
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from mmengine.device import get_device
+from mmengine.registry import DATASETS, MODELS, init_default_scope
+from torch.utils.data import Dataset
+
+from mergemix_mm.datasets import (
+    ConversationDataset,
+    EncodeConversation,
+    EncodeGeneration,
+    RecordError,
+    TextToImageDataset,
+    UnifiedCollate,
+    UnifiedDataset,
+)
+from mergemix_mm.datasets.json_records import JsonRecords
+from mergemix_mm.datasets.text_to_image_dataset import PROMPT_KEYS
+from mergemix_mm.engine import launch
+from mergemix_mm.models.attention import InteractionRecorder, interaction_spans
+from mergemix_mm.models.losses.interaction_targets import TASKS, read_curves
+from mergemix_mm.models.vlms import TEXT, VisionLanguageModel
+from mergemix_mm.visualization import draw_interaction_curves, save_image
+
+UNIFIED = dict(emu3='Emu3Model', janus='JanusModel')
+TASK_NAMES = dict(gen='generation', und='understanding')
+# Where a record may say what kind of prompt it has.
+TYPE_KEYS = ('question_type', 'category')
+# Words of the usual instructions (LLaVA-v1.5) -> kind of prompt.
+INSTRUCTIONS = {'single word or phrase': 'short answer', "option's letter": 'multiple choice'}
+OTHER_TYPE = dict(gen='prompt', und='open question')
+
+
+@dataclass
+class Sample:
+    """What one sample gave.
+
+    Args:
+        intensity (np.ndarray): [layers] in [0, 1].
+        kind (str): of the prompt.
+        length (int): Text tokens of the prompt.
+    """
+
+    intensity: np.ndarray
+    kind: str
+    length: int
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog='Understanding: from answers to image tokens. Generation (Janus, Emu3): from image tokens to prompts.',
+    )
+    parser.add_argument('model', help="name on the hub, or folder, of a model in transformers' format")
+    parser.add_argument(
+        'data',
+        nargs='+',
+        type=Path,
+        help='conversations (.json, .jsonl), prompts with images (the same), or a config (.py), whose training dataset '
+        'is taken with its pipeline; one or two, for both tasks',
+    )
+    parser.add_argument('--out', type=Path, required=True, help='the JSON file; the figure gets its name with .png')
+    parser.add_argument(
+        '--compare', nargs='+', type=Path, default=[], metavar='JSON', help='earlier results to draw beside this one'
+    )
+    parser.add_argument('--num-samples', type=int, default=100, help='of each task (default: %(default)s)')
+    parser.add_argument('--seed', type=int, default=0, help='of the choice of samples (default: %(default)s)')
+    parser.add_argument('--image-root', default='', help='where relative paths of images begin (default: here)')
+    parser.add_argument('--type-key', help='key of the records by which prompts are told apart (default: found out)')
+    parser.add_argument('--chat-template', help="name of a template of this repository, or a file (default: MODEL's)")
+    parser.add_argument(
+        '--dtype',
+        choices=('float32', 'bfloat16', 'float16'),
+        help='of the weights (default: bfloat16 on an accelerator, float32 on a CPU)',
+    )
+    parser.add_argument('--device', help="e.g. 'cuda:1' or 'cpu' (default: the accelerator, if there is one)")
+    parser.add_argument('--trust-remote-code', action='store_true', help='run code that comes with the weights')
+    args = parser.parse_args(argv)
+    if args.num_samples < 1:
+        parser.error(f'--num-samples {args.num_samples} must be at least 1')
+    if args.out.suffix != '.json':
+        parser.error(f'--out {args.out} must end with .json, as AIAHook expects of a curve')
+    return args
+
+
+def load_model(name: str, dtype: str | None, device: str, trust_remote_code: bool) -> VisionLanguageModel:
+    """The model in evaluation mode: a unified one where there is a class for it.
+
+    Raises:
+        SystemExit: If it cannot be found, or is of an unknown family.
+    """
+    from transformers import AutoConfig
+
+    dtype = dtype or ('float32' if torch.device(device).type == 'cpu' else 'bfloat16')
+    options = dict(pretrained=name, dtype=dtype, trust_remote_code=trust_remote_code)
+    try:
+        model_type = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code).model_type
+        vlm = MODELS.build(dict(type=UNIFIED.get(model_type, 'HFVisionLanguageModel'), **options))
+    except (OSError, ValueError) as error:
+        raise SystemExit(f'MODEL: {error}') from error
+    return vlm.to(device).eval()
+
+
+def load_datasets(path: Path, model: str, args: argparse.Namespace) -> dict[str, Dataset]:
+    """The datasets in a file by their task.
+
+    Raises:
+        SystemExit: If there is no such file, or no usable data in it.
+    """
+    if not path.is_file():
+        raise SystemExit(f'DATA: there is no file {path}')
+    try:
+        return _of_config(path) if path.suffix == '.py' else _of_records(path, model, args)
+    except (OSError, ValueError, launch.LaunchError) as error:
+        raise SystemExit(f'DATA: {path}: {error}') from error
+
+
+def _of_config(path: Path) -> dict[str, Dataset]:
+    cfg = launch.load_config(path)
+    init_default_scope(cfg.default_scope)
+    if cfg.get('train_dataloader') is None:
+        raise ValueError('the config has no train_dataloader, whose dataset would be taken')
+    dataset = DATASETS.build(cfg.train_dataloader.dataset)
+    if isinstance(dataset, UnifiedDataset):
+        return dict(dataset.datasets)
+    return {dataset[0]['inputs'].get('task', 'und'): dataset}
+
+
+def _of_records(path: Path, model: str, args: argparse.Namespace) -> dict[str, Dataset]:
+    from transformers import AutoProcessor
+
+    processor = AutoProcessor.from_pretrained(model, trust_remote_code=args.trust_remote_code)
+    options = dict(ann_file=str(path), data_prefix=dict(img_path=args.image_root))
+    first = JsonRecords(path)[0]
+    # In conversations `prompt` may be a list of messages.
+    if any(isinstance(first.get(key), str) for key in PROMPT_KEYS) and 'conversations' not in first:
+        return dict(gen=TextToImageDataset(pipeline=[EncodeGeneration(processor)], **options))
+    return dict(und=ConversationDataset(pipeline=[EncodeConversation(processor, args.chat_template)], **options))
+
+
+def choose(dataset: Dataset, seed: int) -> Iterator[int]:
+    """Indices of records with images, shuffled."""
+    with_images = np.flatnonzero(dataset.modalities)
+    yield from np.random.default_rng(seed).permutation(with_images).tolist()
+
+
+def kind_of(task: str, record: dict, type_key: str | None = None) -> str:
+    """The kind of a record's prompt: what the record says, or what the usual instructions in its text mean.
+
+    Raises:
+        SystemExit: If the record lacks `type_key`.
+    """
+    if type_key is not None and type_key not in record:
+        raise SystemExit(f'--type-key: {record["source"]} has no {type_key!r}, only {sorted(record)}')
+    for key in TYPE_KEYS if type_key is None else (type_key,):
+        if key in record:
+            return str(record[key])
+    parts = [part for message in record.get('messages', []) for part in message['content'] if message['role'] == 'user']
+    text = ' '.join(part.get('text', '') for part in parts)
+    return next((kind for words, kind in INSTRUCTIONS.items() if words in text), OTHER_TYPE[task])
+
+
+@torch.no_grad()
+def measure(
+    vlm: VisionLanguageModel,
+    task: str,
+    dataset: Dataset,
+    num_samples: int = 100,
+    seed: int = 0,
+    type_key: str | None = None,
+) -> list[Sample]:
+    """Record one sample after the other; those without queries or keys are passed over.
+
+    Args:
+        vlm (VisionLanguageModel): In eval mode.
+        task (str): ``'gen'`` or ``'und'``.
+        dataset (Dataset): With ``get_data_info``, ``pipeline`` and ``modalities``.
+        num_samples (int): At most; fewer if the dataset has fewer. Defaults to 100.
+        seed (int): Of the choice. Defaults to 0.
+        type_key (str, optional): See `kind_of`. Defaults to None.
+    """
+    collate, device, samples = UnifiedCollate(), next(vlm.parameters()).device, []
+    with InteractionRecorder(vlm) as recorder:
+        for index in choose(dataset, seed):
+            record = dataset.get_data_info(index)
+            inputs = collate([dataset.pipeline(record)])['inputs']
+            batch = {key: value.to(device) if torch.is_tensor(value) else value for key, value in inputs.items()}
+            batch = vlm.prepare(batch)
+            modality, labels = vlm.modality(batch), batch['labels']
+            recording = recorder.recording(*interaction_spans(task, modality, labels))
+            if not recording.valid.item():
+                continue
+            vlm.hidden(batch, **recording.attention_kwargs)
+            # Sums of probabilities exceed 1 by their rounding.
+            intensity = recording.intensity()[:, 0].clamp(0, 1).cpu().numpy().astype(np.float64)
+            prompt = (modality == TEXT) & (labels == -100)
+            samples.append(Sample(intensity, kind_of(task, record, type_key), int(prompt.sum())))
+            if len(samples) == num_samples:
+                break
+    return samples
+
+
+def summarize(samples: Sequence[Sample]) -> dict:
+    """The curve of some samples: mean and standard deviation of each layer, and how many there are."""
+    values = np.stack([sample.intensity for sample in samples])
+    return dict(mean=values.mean(0).tolist(), std=values.std(0).tolist(), samples=len(samples))
+
+
+def length_range(length: int) -> str:
+    """The power of two that a length belongs to: 17 to 32 are ``'17-32'``."""
+    end = 1 << max(length - 1, 15).bit_length()
+    return f'{end // 2 + 1}-{end}' if end > 16 else f'0-{end}'
+
+
+def describe(samples: Sequence[Sample]) -> dict:
+    """The curve over all samples, and those of the kinds and of the lengths of prompts."""
+    by_kind, by_length = defaultdict(list), defaultdict(list)
+    for sample in samples:
+        by_kind[sample.kind].append(sample)
+        by_length[length_range(sample.length)].append(sample)
+    by_length = dict(sorted(by_length.items(), key=lambda item: int(item[0].split('-')[1])))
+    return summarize(samples) | dict(
+        by_type={kind: summarize(by_kind[kind]) for kind in sorted(by_kind)},
+        by_length={span: summarize(chosen) for span, chosen in by_length.items()},
+    )
+
+
+def write_json(path: Path, content: dict) -> None:
+    """Write a file, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
+    try:
+        temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + '\n')
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def draw(path: Path, compare: Sequence[Path]) -> np.ndarray:
+    """The figure: the curves of this result and of others."""
+    curves = {}
+    for file in (path, *compare):
+        for task, (mean, std) in read_curves(file).items():
+            curves[f'{file.stem}: {TASK_NAMES[task]}'] = dict(mean=mean, std=std)
+    return draw_interaction_curves(curves)
+
+
+def report(result: dict) -> str:
+    """A line per task, and how the two go together."""
+    lines = []
+    for task in TASKS:
+        if task in result:
+            curve = result[task]
+            lines.append(
+                f'{TASK_NAMES[task]}: {curve["samples"]} samples, interaction {np.mean(curve["mean"]):.3f} in the mean '
+                f'of {len(curve["mean"])} layers, standard deviation over samples {np.mean(curve["std"]):.3f}'
+            )
+    if set(TASKS) <= set(result) and min(np.std(result[task]['mean']) for task in TASKS) > 0:
+        correlation = np.corrcoef(*(result[task]['mean'] for task in TASKS))[0, 1]
+        lines.append(f'correlation of the two over the layers: {correlation:.2f}')
+    return '\n'.join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure, write and draw.
+
+    Args:
+        argv (Sequence[str], optional): The command line. Defaults to that of the process.
+    """
+    args = parse_args(argv)
+    try:
+        for file in args.compare:
+            read_curves(file)
+    except ValueError as error:
+        raise SystemExit(f'--compare: {error}') from error
+    datasets = {}
+    for path in args.data:
+        found = load_datasets(path, args.model, args)
+        if set(found) & set(datasets):
+            raise SystemExit(f'DATA: {path} is for {list(found)} as the one before it; name one per task')
+        datasets |= found
+    vlm = load_model(args.model, args.dtype, args.device or get_device(), args.trust_remote_code)
+    if 'gen' in datasets and not hasattr(vlm, 'generate_image'):
+        raise SystemExit(f'DATA: {args.model} generates no images; only {sorted(UNIFIED)} do. Name conversations')
+    result = dict(model=args.model, data=[str(path) for path in args.data])
+    for task, dataset in sorted(datasets.items()):
+        try:
+            samples = measure(vlm, task, dataset, args.num_samples, args.seed, args.type_key)
+        except (RecordError, ValueError) as error:
+            raise SystemExit(f'{TASK_NAMES[task]}: {error}') from error
+        if not samples:
+            raise SystemExit(f'DATA: no record of {TASK_NAMES[task]} has both an image and a text to measure between')
+        result[task] = describe(samples)
+    write_json(args.out, result)
+    save_image(draw(args.out, args.compare), args.out.with_suffix('.png'))
+    print(report(result))
+    print(f'Written to {args.out} and {args.out.with_suffix(".png")}')
+
+
+if __name__ == '__main__':
+    main()

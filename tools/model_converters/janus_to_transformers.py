@@ -1,0 +1,414 @@
+"""Turns a checkpoint in DeepSeek's layout of Janus, as AIA is released (https://arxiv.org/abs/2511.22663), into
+transformers' format.
+"""
+
+import argparse
+import json
+import re
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from pickle import UnpicklingError
+
+import torch
+from torch import Tensor
+
+from mergemix_mm.datasets.transforms.chat_template import find_chat_template
+from mergemix_mm.models.vlms.saving import replaced_folder
+
+# What a checkpoint may hold that transformers' model has no place for: statistics of the codebook, the pooling of the
+# vision tower, and frequencies that are computed.
+UNUSED = re.compile(
+    r'gen_vision_model\.quantize\.codebook_used|vision_model\.vision_tower\.attn_pool\..*|.*\.rotary_emb\.inv_freq'
+)
+# Names without numbers that are counted anew; the first that matches as a whole counts.
+RENAMED = [
+    (r'language_model\.(lm_head\..*)', r'\1'),
+    (r'language_model\.model\.(.*)', r'model.language_model.\1'),
+    (r'gen_embed\.(.*)', r'model.generation_embeddings.\1'),
+    (r'gen_head\.output_mlp_projector\.(.*)', r'model.generation_head.proj_out.\1'),
+    (r'gen_head\.(vision_head\..*)', r'model.generation_head.\1'),
+    (r'vision_model\.vision_tower\.patch_embed\.proj\.(.*)', r'model.vision_model.embeddings.patch_embedding.\1'),
+    (r'vision_model\.vision_tower\.pos_embed', r'model.vision_model.embeddings.position_embedding.weight'),
+    (r'vision_model\.vision_tower\.norm\.(.*)', r'model.vision_model.post_layernorm.\1'),
+    (r'vision_model\.vision_tower\.blocks\.(\d+)\.norm(\d\..*)', r'model.vision_model.encoder.layers.\1.layer_norm\2'),
+    (
+        r'vision_model\.vision_tower\.blocks\.(\d+)\.attn\.proj\.(.*)',
+        r'model.vision_model.encoder.layers.\1.self_attn.projection_layer.\2',
+    ),
+    (
+        r'vision_model\.vision_tower\.blocks\.(\d+)\.attn\.([qk]_norm\..*)',
+        r'model.vision_model.encoder.layers.\1.self_attn.\2',
+    ),
+    (r'vision_model\.vision_tower\.blocks\.(\d+)\.(mlp\..*)', r'model.vision_model.encoder.layers.\1.\2'),
+    (r'gen_vision_model\.(quantize|quant_conv|post_quant_conv)\.(.*)', r'model.vqmodel.\1.\2'),
+    (r'gen_vision_model\.(encoder|decoder)\.((?:conv_in|conv_out|norm_out)\..*)', r'model.vqmodel.\1.\2'),
+    (r'gen_vision_model\.(encoder|decoder)\.mid\.0\.(.*)', r'model.vqmodel.\1.mid.block_1.\2'),
+    (r'gen_vision_model\.(encoder|decoder)\.mid\.1\.(.*)', r'model.vqmodel.\1.mid.attn_1.\2'),
+    (r'gen_vision_model\.(encoder|decoder)\.mid\.2\.(.*)', r'model.vqmodel.\1.mid.block_2.\2'),
+    (r'gen_vision_model\.encoder\.conv_blocks\.(\d+)\.res\.(.*)', r'model.vqmodel.encoder.down.\1.block.\2'),
+    (r'gen_vision_model\.decoder\.conv_blocks\.(\d+)\.res\.(.*)', r'model.vqmodel.decoder.up.\1.block.\2'),
+    (r'gen_vision_model\.encoder\.conv_blocks\.(\d+)\.((?:attn|downsample)\..*)', r'model.vqmodel.encoder.down.\1.\2'),
+    (r'gen_vision_model\.decoder\.conv_blocks\.(\d+)\.((?:attn|upsample)\..*)', r'model.vqmodel.decoder.up.\1.\2'),
+]
+MERGED = re.compile(r'vision_model\.vision_tower\.blocks\.(\d+)\.attn\.qkv\.(weight|bias)')
+# Linear layers of a projector stand between activations, which have numbers as well.
+PROJECTOR = re.compile(r'(gen_)?aligner\.layers\.(\d+)\.(weight|bias)')
+PREFIX = 'module.'  # Of wrappers.
+NESTS = ('state_dict', 'model', 'module')  # Keys of the weights in files that training scripts write.
+
+TOWERS = dict(
+    siglip_large_patch16_384=dict(
+        hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, patch_size=16, mlp_ratio=4.0
+    )
+)
+SPECIAL_TOKENS = dict(image_token='<image_placeholder>', boi_token='<begin_of_image>', eoi_token='<end_of_image>')
+PAD_TOKEN = '<｜▁pad▁｜>'  # The tokenizer's own entry may be the end of a sentence, which has to be learnt.
+SHARD_BYTES = 2 << 30
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A tensor to write: its name, where it comes from, which third of the source's rows it is (None: all)."""
+
+    target: str
+    source: str
+    third: int | None = None
+
+    def shape(self, source: Sequence[int]) -> tuple[int, ...]:
+        """Its shape, given that of the source."""
+        if self.third is not None:
+            return (source[0] // 3, *source[1:])
+        return tuple(source[1:]) if self.drops_batch else tuple(source)
+
+    def cut(self, tensor: Tensor) -> Tensor:
+        """The tensor, given the source."""
+        if self.third is not None:
+            tensor = tensor.chunk(3)[self.third]
+        # A copy: thirds and mapped tensors may share memory, which safetensors do not.
+        return (tensor[0] if self.drops_batch else tensor).clone(memory_format=torch.contiguous_format)
+
+    @property
+    def drops_batch(self) -> bool:
+        """Whether the source has a dimension of size 1 in front, as the positions of the vision tower have."""
+        return self.source.endswith('.pos_embed')
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        'source', metavar='IN', type=Path, help='folder, or one file: safetensors, or weights in .bin, .pt or .pth'
+    )
+    parser.add_argument('out', metavar='OUT', type=Path, help='the folder to write; one that exists is replaced')
+    parser.add_argument(
+        '--like',
+        metavar='MODEL',
+        help="name on the hub, or folder, of a Janus in transformers' format whose config and processor are taken, "
+        'e.g. deepseek-community/Janus-Pro-7B (default: config.json and tokenizer of IN, which are translated)',
+    )
+    return parser.parse_args(argv)
+
+
+def pieces_of(name: str) -> list[Piece]:
+    """What becomes of a tensor; nothing, if its name is unknown.
+
+    Args:
+        name (str): In DeepSeek's layout, e.g. ``'aligner.layers.0.weight'``.
+    """
+    plain = name.removeprefix(PREFIX)
+    if found := MERGED.fullmatch(plain):
+        layer = f'model.vision_model.encoder.layers.{found[1]}.self_attn'
+        return [Piece(f'{layer}.{part}_proj.{found[2]}', name, third) for third, part in enumerate('qkv')]
+    if found := PROJECTOR.fullmatch(plain):
+        part = 'generation_aligner' if found[1] else 'aligner'
+        number, rest = divmod(int(found[2]), 2)
+        layer = 'fc1' if number == 0 else f'hidden_layers.{number - 1}'
+        return [] if rest else [Piece(f'model.{part}.{layer}.{found[3]}', name)]
+    for pattern, replacement in RENAMED:
+        if found := re.fullmatch(pattern, plain):
+            return [Piece(found.expand(replacement), name)]
+    return []
+
+
+def plan(shapes: dict[str, Sequence[int]], wanted: dict[str, Sequence[int]]) -> list[Piece]:
+    """Which tensor goes where, all of them checked before any is read.
+
+    Args:
+        shapes (dict): Of the checkpoint, by names in DeepSeek's layout.
+        wanted (dict): Of the model, by names in transformers' layout.
+
+    Raises:
+        SystemExit: If the two do not match; all names are listed.
+    """
+    found: dict[str, Piece] = {}
+    unknown, wrong = [], []
+    for name, shape in shapes.items():
+        if UNUSED.fullmatch(name.removeprefix(PREFIX)):
+            continue
+        pieces = pieces_of(name)
+        if not pieces or not all(piece.target in wanted for piece in pieces):
+            unknown.append(name)
+            continue
+        for piece in pieces:
+            if piece.target in found:
+                wrong.append(f'{piece.target}: comes from {found[piece.target].source} and from {name}')
+            elif piece.shape(shape) != tuple(wanted[piece.target]):
+                wrong.append(f'{name}: {list(shape)} does not make {piece.target} of {list(wanted[piece.target])}')
+            found[piece.target] = piece
+    missing = [target for target in wanted if target not in found]
+    problems = {
+        'names that the model has no place for': unknown,
+        'weights of the model that the checkpoint lacks': missing,
+        'weights that do not fit': wrong,
+    }
+    if any(problems.values()):
+        text = '\n'.join(f'{len(v)} {k}:\n  ' + '\n  '.join(v) for k, v in problems.items() if v)
+        raise SystemExit(f'IN: the checkpoint is not one of this Janus (or name the right config with --like):\n{text}')
+    return [found[target] for target in wanted]
+
+
+def find_files(source: Path) -> list[Path]:
+    """The files of a checkpoint: one, or the shards of a folder.
+
+    Raises:
+        SystemExit: If there are none, or a shard is missing.
+    """
+    if source.is_file():
+        return [source]
+    if not source.is_dir():
+        raise SystemExit(f'IN: there is no file or folder {source}')
+    for index in sorted(source.glob('*.index.json')):  # model.safetensors.* before pytorch_model.bin.*
+        files = sorted({source / name for name in json.loads(index.read_text())['weight_map'].values()})
+        missing = [path.name for path in files if not path.is_file()]
+        if missing:
+            raise SystemExit(f'IN: {index} names shards that are not there: {", ".join(missing)}')
+        return files
+    for patterns in (('*.safetensors',), ('*.bin', '*.pt', '*.pth')):
+        files = sorted(path for pattern in patterns for path in source.glob(pattern))
+        if files:
+            return files
+    raise SystemExit(f'IN: {source} holds no weights (*.safetensors, *.bin, *.pt or *.pth)')
+
+
+class Weights:
+    """The tensors of some files by name, read one by one; a context manager.
+
+    Args:
+        files (Sequence[Path]): safetensors, or what torch.save wrote of tensors alone.
+
+    Raises:
+        SystemExit: If a file cannot be read without running code of it, or two hold the same name.
+    """
+
+    def __init__(self, files: Sequence[Path]) -> None:
+        self._open = ExitStack()
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self._read: dict[str, Callable[[], Tensor]] = {}
+        for path in files:
+            for name, shape, read in self._entries(path):
+                if name in self.shapes:
+                    raise SystemExit(f'IN: {name} stands in two files, one of them {path}; name one of them alone')
+                self.shapes[name], self._read[name] = tuple(shape), read
+
+    def __enter__(self) -> 'Weights':
+        return self
+
+    def __exit__(self, *error) -> None:
+        self._open.close()
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._read[name]()
+
+    def _entries(self, path: Path) -> Iterator[tuple[str, Sequence[int], Callable[[], Tensor]]]:
+        if path.suffix == '.safetensors':
+            from safetensors import SafetensorError, safe_open
+
+            try:
+                file = self._open.enter_context(safe_open(path, framework='pt'))
+            except SafetensorError as error:
+                raise SystemExit(f'IN: {path} is no safetensors file: {error}') from None
+            for name in file.keys():  # noqa: SIM118 - it is no dict
+                yield name, file.get_slice(name).get_shape(), lambda name=name, file=file: file.get_tensor(name)
+            return
+        try:
+            # Mapped, not read; the format of old files cannot be.
+            weights = torch.load(path, map_location='cpu', weights_only=True, mmap=zipfile.is_zipfile(path))
+        except (UnpicklingError, EOFError, RuntimeError) as error:
+            raise SystemExit(f'IN: {path} holds more than weights, or is damaged, and is not loaded: {error}') from None
+        while len(nests := [key for key in NESTS if isinstance(weights.get(key), dict)]) == 1:
+            weights = weights[nests[0]]
+        others = [name for name, value in weights.items() if not isinstance(value, Tensor)]
+        if others:
+            raise SystemExit(f'IN: {path} holds entries that are no tensors: {", ".join(map(str, others[:5]))}')
+        for name, tensor in weights.items():
+            yield name, tensor.shape, lambda tensor=tensor: tensor
+
+
+def translate_config(release: dict):
+    """DeepSeek's config.json as transformers' JanusConfig.
+
+    Raises:
+        SystemExit: If it is of another model, or of a tower that is not known.
+    """
+    from transformers import JanusConfig, JanusVisionConfig, JanusVQVAEConfig, LlamaConfig
+
+    if release.get('model_type') != 'multi_modality':
+        raise SystemExit(
+            f"IN: config.json has model_type={release.get('model_type')!r}, not 'multi_modality' as DeepSeek's Janus; "
+            "name a Janus in transformers' format with --like"
+        )
+    try:
+        parts = ('vision', 'aligner', 'gen_vision', 'gen_aligner', 'gen_head')
+        vision, aligner, codes, gen_aligner, head = (release[f'{part}_config']['params'] for part in parts)
+        tower, image_size = TOWERS[vision['model_name']], vision.get('image_size', 384)
+        projection = dict(projection_dim=aligner['n_embed'], depth=aligner['depth'])
+        vq = dict(
+            embed_dim=codes['n_embed'],
+            num_embeddings=codes['image_token_size'],
+            projection_dim=gen_aligner['n_embed'],
+            num_hidden_layers=gen_aligner['depth'],
+            image_token_embed_dim=head['image_token_embed'],
+        )
+        text = {key: value for key, value in release['language_config'].items() if not key.startswith('_')}
+    except KeyError as error:
+        raise SystemExit(
+            f'IN: config.json is not that of Janus or Janus-Pro ({error} is missing, or no known tower); name a Janus '
+            "in transformers' format with --like"
+        ) from None
+    return JanusConfig(
+        text_config=LlamaConfig(**text),
+        vision_config=JanusVisionConfig(
+            image_size=image_size, num_image_tokens=(image_size // tower['patch_size']) ** 2, **tower, **projection
+        ),
+        vq_config=JanusVQVAEConfig(**vq),
+    )
+
+
+def translate_processor(folder: Path):
+    """The tokenizer and the image processor of DeepSeek's folder as transformers' JanusProcessor."""
+    from transformers import AutoTokenizer, JanusImageProcessor, JanusProcessor
+
+    try:
+        images = json.loads((folder / 'preprocessor_config.json').read_text())
+        tokenizer = AutoTokenizer.from_pretrained(folder, extra_special_tokens=SPECIAL_TOKENS)
+    except (OSError, ValueError) as error:
+        raise SystemExit(f'IN: {folder} has no usable processor ({error}); name a Janus with --like') from error
+    if PAD_TOKEN in tokenizer.get_vocab():
+        tokenizer.pad_token = PAD_TOKEN
+    options = {key: images[key] for key in ('image_mean', 'image_std', 'min_size', 'rescale_factor') if key in images}
+    size = images.get('image_size', 384)
+    processor = JanusProcessor(
+        JanusImageProcessor(size=dict(height=size, width=size), **options), tokenizer, use_default_system_prompt=True
+    )
+    processor.chat_template = find_chat_template(processor, 'janus').text
+    return processor
+
+
+def find_config(source: Path, like: str | None):
+    """The config and the processor of the result; both know the special tokens.
+
+    Raises:
+        SystemExit: If neither IN nor ``--like`` has them.
+    """
+    from transformers import AutoConfig, AutoProcessor
+
+    if like is not None:
+        try:
+            config, processor = AutoConfig.from_pretrained(like), AutoProcessor.from_pretrained(like)
+        except (OSError, ValueError) as error:
+            raise SystemExit(f'--like: {like} cannot be loaded: {error}') from error
+        if config.model_type != 'janus':
+            raise SystemExit(f"--like: {like} is of model_type={config.model_type!r}; name one of 'janus'")
+    else:
+        path = source / 'config.json'
+        if not path.is_file():
+            raise SystemExit(
+                f'IN: {source} has no config.json; name the model that it was made from, e.g. '
+                '--like deepseek-community/Janus-Pro-7B'
+            )
+        config, processor = translate_config(json.loads(path.read_text())), translate_processor(source)
+        names = ('pad', 'bos', 'eos')
+        config.text_config.update(
+            {f'{name}_token_id': getattr(processor.tokenizer, f'{name}_token_id') for name in names}
+        )
+        config.image_token_id = processor.tokenizer.convert_tokens_to_ids(SPECIAL_TOKENS['image_token'])
+    # Both matrices are in the checkpoint.
+    config.tie_word_embeddings = config.text_config.tie_word_embeddings = False
+    config.architectures = ['JanusForConditionalGeneration']
+    return config, processor
+
+
+def generation_config(config, tokenizer):
+    """What generating needs to know; the last entry is read where images are generated."""
+    from transformers import GenerationConfig
+
+    text = config.text_config
+    return GenerationConfig(
+        bos_token_id=text.bos_token_id,
+        eos_token_id=text.eos_token_id,
+        pad_token_id=text.pad_token_id,
+        guidance_scale=5,
+        generation_kwargs=dict(boi_token_id=tokenizer.convert_tokens_to_ids(SPECIAL_TOKENS['boi_token'])),
+    )
+
+
+def wanted_shapes(config) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the model's weights, without any weight."""
+    from transformers import JanusForConditionalGeneration
+
+    with torch.device('meta'):
+        model = JanusForConditionalGeneration(config)
+    return {name: tuple(value.shape) for name, value in model.state_dict().items()}
+
+
+def write_weights(weights: Weights, pieces: Sequence[Piece], folder: Path, shard_bytes: int = SHARD_BYTES) -> None:
+    """Write the tensors in their order; no more than one shard is in memory."""
+    shards: list[list[str]] = []
+    batch: dict[str, Tensor] = {}
+    size = total = 0
+    for piece in pieces:
+        tensor = piece.cut(weights[piece.source])
+        if batch and size + tensor.nbytes > shard_bytes:
+            shards.append(_write_shard(batch, folder, len(shards)))
+            batch, size = {}, 0
+        batch[piece.target] = tensor
+        size, total = size + tensor.nbytes, total + tensor.nbytes
+    shards.append(_write_shard(batch, folder, len(shards)))
+    if len(shards) == 1:
+        (folder / '0.tmp').rename(folder / 'model.safetensors')
+        return
+    names = [f'model-{number + 1:05}-of-{len(shards):05}.safetensors' for number in range(len(shards))]
+    for number, name in enumerate(names):
+        (folder / f'{number}.tmp').rename(folder / name)
+    weight_map = {target: name for name, targets in zip(names, shards, strict=True) for target in targets}
+    index = dict(metadata=dict(total_size=total), weight_map=weight_map)
+    (folder / 'model.safetensors.index.json').write_text(json.dumps(index, indent=2))
+
+
+def _write_shard(tensors: dict[str, Tensor], folder: Path, number: int) -> list[str]:
+    from safetensors.torch import save_file
+
+    save_file(tensors, folder / f'{number}.tmp', {'format': 'pt'})
+    return list(tensors)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Convert, and say where the result is."""
+    args = parse_args(argv)
+    files = find_files(args.source)
+    config, processor = find_config(args.source, args.like)
+    with Weights(files) as weights, replaced_folder(args.out) as folder:
+        pieces = plan(weights.shapes, wanted_shapes(config))
+        write_weights(weights, pieces, folder)
+        config.dtype = weights[pieces[0].source].dtype
+        config.save_pretrained(folder)
+        generation_config(config, processor.tokenizer).save_pretrained(folder)
+        processor.save_pretrained(folder)
+    print(f'Janus of {len(pieces)} tensors written to {args.out}')
+
+
+if __name__ == '__main__':
+    main()
