@@ -7,4 +7,9 @@ _base_ = [
     '../_base_/vlm_runtime.py',
 ]
 
-train_dataloader = dict(dataset=dict(pipeline=[_base_.encode]))
+# What stage 1 writes. 'llava-hf/llava-1.5-7b-hf' in its place goes on from the finished model.
+pretrained = 'work_dirs/llava-v1.5-7b_8xb32-projector-coslr-1e_llava-pretrain558k/pretrained'
+processor = dict(_base_.processor, pretrained_model_name_or_path=pretrained)
+
+model = dict(vlm=dict(pretrained=pretrained), processor=processor)
+train_dataloader = dict(dataset=dict(pipeline=[dict(_base_.encode, processor=processor)]))

@@ -3,6 +3,7 @@
 from .collate import ConversationCollate
 from .conversation_dataset import ConversationDataset
 from .digits import DigitsDataset
+from .llava_padding import llava_padding_processor
 from .pope_dataset import POPEDataset
 from .record_dataset import RecordDataset
 from .record_error import RecordError
@@ -35,6 +36,7 @@ __all__ = [
     'UnifiedCollate',
     'UnifiedDataset',
     'VQAv2Dataset',
+    'llava_padding_processor',
     'shapes_janus_processor',
     'shapes_janus_words',
     'shapes_processor',

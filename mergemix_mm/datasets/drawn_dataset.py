@@ -25,7 +25,6 @@ class DrawnDataset(Dataset, ABC):
         image_size (int): Height and width in pixels, >= 24. Defaults to 48.
         seed (int): Of all draws, >= 0; numpy's global state plays no part. Defaults to 0.
         pipeline (Sequence): Transforms that turn a record into a sample. Defaults to an empty tuple.
-        test_mode (bool): Unused; evaluation loops of MMEngine set it. Defaults to False.
 
     Raises:
         ValueError: If an argument is outside its range.
@@ -40,7 +39,6 @@ class DrawnDataset(Dataset, ABC):
         image_size: int = 48,
         seed: int = 0,
         pipeline: Sequence = (),
-        test_mode: bool = False,
     ) -> None:
         name = type(self).__name__
         if split not in SPLITS:
@@ -49,7 +47,6 @@ class DrawnDataset(Dataset, ABC):
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise ValueError(f'{name}: {key}={value!r} must be an integer of at least {least}.')
         self.split, self.length, self.image_size, self.seed = split, length, image_size, seed
-        self.test_mode = test_mode
         self.pairs = split_pairs(split)
         self.pipeline = Compose(pipeline)
 

@@ -109,6 +109,8 @@ class RecordDataset(Dataset, ABC):
             raise
         except ValueError as error:
             raise RecordError(f'{self.source(index)}: {error}') from error
+        except (AttributeError, KeyError, TypeError) as error:  # JSON of another shape: a list, a number, null.
+            raise RecordError(f'{self.source(index)}: not in the layout of {type(self).__name__}: {error!r}') from error
         return {**record, 'images': images, 'img_path': paths, 'source': self.source(index)}
 
     def __len__(self) -> int:

@@ -41,7 +41,6 @@ class ShapesConversationDataset(DrawnDataset):
             answers of a kind are equally frequent.
         seed (int): Of all draws, >= 0; numpy's global state plays no part. Defaults to 0.
         pipeline (Sequence): Transforms that turn a record into a sample. Defaults to an empty tuple.
-        test_mode (bool): Unused; evaluation loops of MMEngine set it. Defaults to False.
 
     Raises:
         ValueError: If an argument is outside its range.
@@ -62,9 +61,8 @@ class ShapesConversationDataset(DrawnDataset):
         answer_prior: float | None = None,
         seed: int = 0,
         pipeline: Sequence = (),
-        test_mode: bool = False,
     ) -> None:
-        super().__init__(split, length, image_size, seed, pipeline, test_mode)
+        super().__init__(split, length, image_size, seed, pipeline)
         if isinstance(questions, str) or not questions or not set(questions) <= set(ANSWERS):
             raise ValueError(
                 f'{type(self).__name__}: questions={questions!r} must be a list of some of {", ".join(ANSWERS)}.'

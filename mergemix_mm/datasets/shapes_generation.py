@@ -33,7 +33,6 @@ class ShapesGenerationDataset(DrawnDataset):
             and easy to draw. Defaults to False.
         seed (int): Of all draws, >= 0; numpy's global state plays no part. Defaults to 0.
         pipeline (Sequence): Transforms that turn a record into a sample. Defaults to an empty tuple.
-        test_mode (bool): Unused; evaluation loops of MMEngine set it. Defaults to False.
 
     Raises:
         ValueError: If an argument is outside its range.
@@ -53,9 +52,8 @@ class ShapesGenerationDataset(DrawnDataset):
         clutter: bool = False,
         seed: int = 0,
         pipeline: Sequence = (),
-        test_mode: bool = False,
     ) -> None:
-        super().__init__(split, length, image_size, seed, pipeline, test_mode)
+        super().__init__(split, length, image_size, seed, pipeline)
         self.clutter = clutter
 
     def draw(self, index: int, rng: np.random.Generator) -> dict:

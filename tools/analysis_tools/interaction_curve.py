@@ -114,7 +114,25 @@ def load_model(name: str, dtype: str | None, device: str, trust_remote_code: boo
     return vlm.to(device).eval()
 
 
-def load_datasets(path: Path, model: str, args: argparse.Namespace) -> dict[str, Dataset]:
+def load_processor(vlm: VisionLanguageModel, name: str, trust_remote_code: bool):
+    """The model's processor.
+
+    Raises:
+        SystemExit: If there is none.
+    """
+    from transformers import AutoProcessor
+
+    try:
+        processor = AutoProcessor.from_pretrained(name, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise SystemExit(f'MODEL: {name} has no processor: {error}') from error
+    if type(processor).__name__ == 'JanusProcessor':
+        # The class knows the number of the released models alone.
+        processor.num_image_tokens = vlm.family.model.config.vision_config.num_image_tokens
+    return processor
+
+
+def load_datasets(path: Path, vlm: VisionLanguageModel, args: argparse.Namespace) -> dict[str, Dataset]:
     """The datasets in a file by their task.
 
     Raises:
@@ -123,7 +141,7 @@ def load_datasets(path: Path, model: str, args: argparse.Namespace) -> dict[str,
     if not path.is_file():
         raise SystemExit(f'DATA: there is no file {path}')
     try:
-        return _of_config(path) if path.suffix == '.py' else _of_records(path, model, args)
+        return _of_config(path) if path.suffix == '.py' else _of_records(path, vlm, args)
     except (OSError, ValueError, launch.LaunchError) as error:
         raise SystemExit(f'DATA: {path}: {error}') from error
 
@@ -139,10 +157,8 @@ def _of_config(path: Path) -> dict[str, Dataset]:
     return {dataset[0]['inputs'].get('task', 'und'): dataset}
 
 
-def _of_records(path: Path, model: str, args: argparse.Namespace) -> dict[str, Dataset]:
-    from transformers import AutoProcessor
-
-    processor = AutoProcessor.from_pretrained(model, trust_remote_code=args.trust_remote_code)
+def _of_records(path: Path, vlm: VisionLanguageModel, args: argparse.Namespace) -> dict[str, Dataset]:
+    processor = load_processor(vlm, args.model, args.trust_remote_code)
     options = dict(ann_file=str(path), data_prefix=dict(img_path=args.image_root))
     first = JsonRecords(path)[0]
     # In conversations `prompt` may be a list of messages.
@@ -286,13 +302,13 @@ def main(argv: Sequence[str] | None = None) -> None:
             read_curves(file)
     except ValueError as error:
         raise SystemExit(f'--compare: {error}') from error
+    vlm = load_model(args.model, args.dtype, args.device or get_device(), args.trust_remote_code)
     datasets = {}
     for path in args.data:
-        found = load_datasets(path, args.model, args)
+        found = load_datasets(path, vlm, args)
         if set(found) & set(datasets):
             raise SystemExit(f'DATA: {path} is for {list(found)} as the one before it; name one per task')
         datasets |= found
-    vlm = load_model(args.model, args.dtype, args.device or get_device(), args.trust_remote_code)
     if 'gen' in datasets and not hasattr(vlm, 'generate_image'):
         raise SystemExit(f'DATA: {args.model} generates no images; only {sorted(UNIFIED)} do. Name conversations')
     result = dict(model=args.model, data=[str(path) for path in args.data])

@@ -44,7 +44,7 @@ def build_tuner(tower: Path, head: dict, mixer: dict | None, seed: int) -> VLMTu
     from transformers import CLIPVisionModel
 
     cfg = deepcopy(Config.fromfile(config_path(CONFIG)).model)
-    cfg.vlm.update(init_cfg=None)
+    cfg.vlm.trainable = ['projector', 'language_model']
     cfg.head, cfg.mixer = head, mixer
     torch.manual_seed(seed)
     np.random.seed(seed)  # MMPretrain's augments draw from numpy.

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from mergemix_mm.datasets.llava_padding import pad_to_square
 from mergemix_mm.datasets.transforms.chat_template import find_chat_template
 from mergemix_mm.models.vlms.saving import check_replaceable, replaced_folder
 
@@ -54,14 +55,15 @@ def load_vision(name: str) -> tuple[nn.Module, object, bool]:
         raise SystemExit(f'VISION: {name} is of model_type={config.model_type!r}; LLaVA takes one of {sorted(TOWERS)}')
     class_name, has_class_token = TOWERS[config.model_type]
     tower = _load('VISION', getattr(transformers, class_name), name, dtype='auto')
-    images = _load('VISION', transformers.AutoImageProcessor, name)
+    images = _load('VISION', transformers.AutoImageProcessor, name, use_fast=False)
     size = getattr(images, 'crop_size', None) if getattr(images, 'do_center_crop', False) else images.size
     if {size.get('height'), size.get('width')} != {tower.config.image_size}:
         raise SystemExit(
             f'VISION: the processor of {name} makes images of {dict(size)}, the tower takes '
             f'{tower.config.image_size} x {tower.config.image_size}; repair its preprocessor_config.json'
         )
-    return tower, images, has_class_token
+    # SigLIP's processor squeezes an image into the square; CLIP's would cut its borders off.
+    return tower, pad_to_square(images) if has_class_token else images, has_class_token
 
 
 def load_language(name: str) -> tuple[nn.Module, object]:

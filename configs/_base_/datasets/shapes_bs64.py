@@ -11,9 +11,7 @@ val_dataloader = dict(
     batch_size=125,
     num_workers=0,
     collate_fn=dict(type='ConversationCollate', padding_side='left'),
-    dataset=dict(
-        type='ShapesConversationDataset', split='train', seed=1, length=1000, answer_prior=0.2, test_mode=True
-    ),
+    dataset=dict(type='ShapesConversationDataset', split='train', seed=1, length=1000, answer_prior=0.2),
     sampler=dict(type='DefaultSampler', shuffle=False),
 )
 val_evaluator = [dict(type='AnswerAccuracy'), dict(type='AnswerCalibrationError')]

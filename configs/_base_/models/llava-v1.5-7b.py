@@ -3,7 +3,8 @@
 custom_imports = dict(imports=['mergemix_mm'], allow_failed_imports=False)
 
 pretrained = 'llava-hf/llava-1.5-7b-hf'
-processor = dict(type='transformers.AutoProcessor.from_pretrained', pretrained_model_name_or_path=pretrained)
+# Images are padded to a square, as LLaVA-1.5 was trained; the processor of llava-hf alone would crop them.
+processor = dict(type='LlavaPaddingProcessor', pretrained_model_name_or_path=pretrained)
 encode = dict(type='EncodeConversation', processor=processor, chat_template='llava', max_length=2048)
 
 model = dict(

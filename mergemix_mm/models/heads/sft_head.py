@@ -29,7 +29,8 @@ class SFTHead(BaseModule):
 
         Returns:
             dict[str, Tensor]: ``loss_sft``, and for the log ``logp_chosen`` (mean log-probability per answer token,
-            mean over the samples of this rank) and ``answer_length`` (tokens per sample).
+            mean over the samples of this rank) and ``answer_length`` (tokens per sample). Of several ranks, one has its
+            part of the loss, which is larger where its answers are longer.
         """
         answered = chosen.lengths > 0
         return dict(

@@ -124,9 +124,10 @@ class BaseTuner(BaseModel):
 
         Both in one call, since each call makes a gradient of the size of the head's weight.
         """
-        length = max(labels.size(1) for _, labels in passes)
-        hidden = torch.cat([F.pad(hidden, (0, 0, 0, length - hidden.size(1))) for hidden, _ in passes])
-        labels = torch.cat([F.pad(labels, (0, length - labels.size(1)), value=-100) for _, labels in passes])
+        parts = [_from_first_label(*one) for one in passes]
+        length = max(labels.size(1) for _, labels in parts)
+        hidden = torch.cat([_pad(hidden.transpose(1, 2), length, 0.0).transpose(1, 2) for hidden, _ in parts])
+        labels = torch.cat([_pad(labels, length, -100) for _, labels in parts])
         sums, lengths = answer_logps(hidden, self._output(head), labels, chunk_size=self.chunk_size)
         parts = zip(sums.chunk(len(passes)), lengths.chunk(len(passes)), strict=True)
         return [AnswerScores(*part) for part in parts]
@@ -141,3 +142,16 @@ class BaseTuner(BaseModel):
         plain = type(head) is nn.Linear and head.bias is None
         hooked = plain and (head._forward_pre_hooks or head._forward_hooks)
         return head.weight if plain and not hooked else head
+
+
+def _from_first_label(hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Leave out the columns before the first labelled token of a batch, images and prompts, which would be copied."""
+    labelled = (labels != -100).any(dim=0)
+    start = max(int(labelled.int().argmax()) - 1, 0)
+    return hidden[:, start:], labels[:, start:]
+
+
+def _pad(values: Tensor, length: int, fill: float) -> Tensor:
+    """Lengthen the last dimension; no copy where nothing is missing."""
+    missing = length - values.size(-1)
+    return F.pad(values, (0, missing), value=fill) if missing else values

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..batch_augments import MergeMix, MixResult, mix_batch
+from ..batch_augments import MergeMix, MixResult, SwapImages, mix_batch
 from ..vision_encoders import build_vision_encoder
 
 
@@ -44,8 +44,9 @@ def mix_canvases(
 ) -> CanvasMix | None:
     """Mix each image with one of another sample, resized to it where they differ.
 
-    `MergeMix` and its relatives score all images in one batch, at the image size of the encoder. Other batch augments
-    draw their partners themselves; an image whose partner turns out to be itself or one of its own sample stays clean.
+    `MergeMix` and its relatives score all images in one batch, at the image size of the encoder. Batch augments of
+    MMPretrain draw their partners themselves; an image whose partner turns out to be itself or one of its own sample
+    stays clean.
 
     Args:
         mixer (Callable): a `MergeMix`, or any batch augment that `mix_batch` takes.
@@ -58,6 +59,8 @@ def mix_canvases(
     """
     if not canvases or (getattr(mixer, 'needs_partner', True) and bool((owner == owner[0]).all())):
         return None
+    if isinstance(mixer, SwapImages):
+        return _swap(canvases, owner)
     if isinstance(mixer, MergeMix):
         return _mix_by_saliency(mixer, canvases, owner, encoder)
     return _mix_by_augment(mixer, canvases, owner)
@@ -85,6 +88,12 @@ def _mix_each(mixer: MergeMix, canvases: list[Tensor], result: MixResult) -> lis
         fill = mixer.fill(canvas[None], _stack([canvases[index]], size))[0]
         images.append(torch.where(F.interpolate(mask[None], size)[0].bool(), canvas, fill))
     return images
+
+
+def _swap(canvases: list[Tensor], owner: Tensor) -> CanvasMix:
+    partner = _other_samples(owner)
+    images = [_resize(canvases[j], canvas.shape[-2:]) for canvas, j in zip(canvases, partner.tolist(), strict=True)]
+    return CanvasMix(images, canvases, partner, torch.zeros_like(owner).float(), owner, torch.ones_like(owner).bool())
 
 
 def _mix_by_augment(augment: Callable, canvases: list[Tensor], owner: Tensor) -> CanvasMix:

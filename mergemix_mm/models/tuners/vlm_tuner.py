@@ -1,5 +1,6 @@
 """VLMTuner: supervised fine-tuning and preference tuning of vision-language models (https://arxiv.org/abs/2510.23479)."""
 
+import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from copy import deepcopy
@@ -16,6 +17,11 @@ from ..heads import SimPOHead
 from ..vision_encoders import gathered
 from .base_tuner import BaseTuner
 from .mix_canvases import CanvasMix, mix_canvases
+
+_NO_PARTNER = (
+    'VLMTuner: no image of this batch found a partner of another sample, so it is supervised fine-tuning alone. Set '
+    "batch_size >= 2 (per process and micro-batch), or a mixer that needs none: mixer=dict(type='SalientBlur')"
+)
 
 
 @dataclass
@@ -76,8 +82,14 @@ class VLMTuner(BaseTuner):
         """Calculate the losses of the head, and what it logs.
 
         Args:
-            inputs (dict): a batch with ``labels``, and with ``rejected`` for pairs of answers.
+            inputs (dict): a batch with ``labels``, and with ``rejected`` for pairs of answers (which an `SFTHead` does
+                not look at).
         """
+        if self.mixer is not None and 'rejected' in inputs:
+            raise ValueError(
+                f'VLMTuner: the records have rejected answers, and mixer={type(self.mixer).__name__} would make losers '
+                'as well; remove the mixer and set head.margin to a number, or train on records without them'
+            )
         clean = {key: value for key, value in inputs.items() if key != 'rejected'}
         losses = self._head_losses(clean, self._read(clean, task='und'), inputs.get('rejected'))
         return losses | self._alignment_losses('und', losses['loss_sft'])
@@ -91,6 +103,8 @@ class VLMTuner(BaseTuner):
         pairs = losers.valid.sum()
         all_reduce(pairs)
         if pairs == 0:
+            if self.mixer is not None and 'pixel_values' in clean:
+                warnings.warn(_NO_PARTNER, stacklevel=2)
             return self.head.loss(*self._score(chosen))
         with nullcontext() if self.head.loser_needs_grad else torch.no_grad():
             lost = self._read(losers.batch)

@@ -56,6 +56,9 @@ class HFVisionLanguageModel(VisionLanguageModel):
         ...            trainable=['projector', 'language_model'], lora=dict(r=128, lora_alpha=256))
     """
 
+    # The only `config.model_type` that a subclass serves; None: that of any family.
+    model_type: str | None = None
+
     def __init__(
         self,
         pretrained: str | None = None,
@@ -71,7 +74,9 @@ class HFVisionLanguageModel(VisionLanguageModel):
         init_cfg: dict | None = None,
     ) -> None:
         super().__init__(init_cfg)
-        self.model = load_model(pretrained, config, revision, dtype, attn_implementation, trust_remote_code)
+        self.model = load_model(
+            pretrained, config, revision, dtype, attn_implementation, trust_remote_code, self.model_type
+        )
         self.family = find_family(self.model.config.model_type)(self.model)
         self.trainable = check_trainable(self.family, trainable)
         self.vision_merge = None if vision_merge is None else VisionMerge(self.family, **vision_merge)

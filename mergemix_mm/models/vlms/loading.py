@@ -17,8 +17,11 @@ def load_model(
     dtype: str | torch.dtype | None = None,
     attn_implementation: str | dict | None = None,
     trust_remote_code: bool = False,
+    model_type: str | None = None,
 ) -> nn.Module:
     """A transformers vision-language model with its head; see `HFVisionLanguageModel` for the arguments.
+
+    With a `model_type`, it must be of that type.
 
     Raises:
         ValueError: if an argument cannot be used, or no family knows the model.
@@ -36,12 +39,21 @@ def load_model(
         options['attn_implementation'] = attn_implementation
     if config is not None:
         config = _parse_config(config, trust_remote_code)
-        find_family(config.model_type)
+        _check_type(config.model_type, model_type)
         return AutoModelForImageTextToText.from_config(config, **options)
     config = _find_config('pretrained', pretrained, revision=revision, trust_remote_code=trust_remote_code)
-    find_family(config.model_type)  # Before gigabytes are read.
+    _check_type(config.model_type, model_type)  # Before gigabytes are read.
     with _explained('pretrained', pretrained):
         return AutoModelForImageTextToText.from_pretrained(pretrained, config=config, revision=revision, **options)
+
+
+def _check_type(found: str, wanted: str | None) -> None:
+    find_family(found)
+    if wanted not in (None, found):
+        raise ValueError(
+            f'a model of model_type={found!r} was given to a class for {wanted!r} alone; HFVisionLanguageModel serves '
+            'other models'
+        )
 
 
 def _parse_dtype(dtype: str | torch.dtype | None) -> torch.dtype:

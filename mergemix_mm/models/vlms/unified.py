@@ -24,18 +24,6 @@ class UnifiedModel(HFVisionLanguageModel):
     `prepare` appends the images to the prompts. Shapes: B samples, L tokens, C channels, T codes of an image.
     """
 
-    # What `config.model_type` must be.
-    model_type: str
-
-    def __init__(self, *args, **kwargs) -> None:
-        super().__init__(*args, **kwargs)
-        found = self.family.model.config.model_type
-        if found != self.model_type:
-            raise ValueError(
-                f'{type(self).__name__}: model_type={found!r} of the model must be {self.model_type!r}; '
-                'HFVisionLanguageModel serves other models'
-            )
-
     def prepare(self, batch: dict) -> dict:
         """A shallow copy; a generation batch gets its images appended, once.
 

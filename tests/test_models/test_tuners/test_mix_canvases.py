@@ -109,3 +109,10 @@ def test_one_sample_alone_cannot_be_mixed_but_can_be_blurred(vit):
 def test_missing_encoder_is_the_error_of_mergemix():
     with pytest.raises(ValueError, match='MergeMix has no encoder'):
         mix_canvases(MergeMix(), draw(*SAME), torch.arange(4))
+
+
+def test_swapping_several_images_of_a_sample_takes_all_of_them_from_others():
+    owner = torch.tensor([0, 0, 1, 1])
+    for _ in range(5):
+        result = mix_canvases(SwapImages(), draw(*DIFFERENT), owner)
+        assert result.mixed.all() and (owner[result.partner] != owner).all() and result.ratio.eq(0).all()

@@ -299,3 +299,31 @@ def test_a_number_as_margin_without_losers_is_an_error():
 def test_unknown_mode_is_an_error():
     with pytest.raises(ValueError, match="mode='train' must be"):
         build()(tiny_vlms.tiny_batch('llava', samples()), mode='train')
+
+
+def test_images_without_a_partner_are_warned_of():
+    model = build(head=SIMPO, mixer=MIXERS['MergeMix'])
+    with pytest.warns(UserWarning, match='batch_size >= 2'):
+        model.loss(tiny_vlms.tiny_batch('llava', samples(1)))
+
+
+def test_rejected_answers_beside_a_mixer_are_refused():
+    model = build(head=SIMPO, mixer=MIXERS['MergeMix'])
+    batch = tiny_vlms.tiny_batch('llava', samples())
+    rejected = {key: batch[key] for key in ('input_ids', 'attention_mask', 'labels')}
+    with pytest.raises(ValueError, match='remove the mixer'):
+        model.loss({**batch, 'rejected': rejected})
+
+
+def test_scores_do_not_change_where_prompts_are_left_out():
+    model = build()
+    copied = []
+    model._output = lambda head=None: lambda states: copied.append(len(states)) or model.vlm.head(states)
+    batch = tiny_vlms.tiny_batch('llava', samples())
+    hidden = torch.randn(3, batch['labels'].size(1), 16)
+    (scores,) = model._score((hidden, batch['labels']))
+    logits = model.vlm.head(hidden)[:, :-1].log_softmax(-1)
+    labels = batch['labels'][:, 1:]
+    expected = (logits.gather(2, labels.clamp(min=0)[..., None])[..., 0] * (labels != -100)).sum(1)
+    assert torch.allclose(scores.sums, expected, atol=1e-5)
+    assert sum(copied) == int((labels != -100).sum())

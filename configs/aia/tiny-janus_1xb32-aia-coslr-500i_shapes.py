@@ -1,0 +1,7 @@
+"""The same with AIA. The paper's targets belong to other numbers of tokens: here they show how it works, not that it
+helps.
+"""
+
+_base_ = './tiny-janus_1xb32-ntp-coslr-500i_shapes.py'
+
+custom_hooks = [*_base_.custom_hooks, dict(type='AIAHook', preset='janus_pro')]

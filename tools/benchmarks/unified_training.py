@@ -1,0 +1,168 @@
+"""Trains a tiny Janus to read and to write drawn shapes in a plain loop, for benchmarks that need many short runs.
+
+Model and data are those of a config, with smaller images; the loop replaces MMEngine's Runner. Batches, weights and
+dropped prompts depend on the seed alone.
+"""
+
+import math
+from collections.abc import Sequence
+from copy import deepcopy
+from functools import lru_cache
+
+import torch
+from mmengine.config import Config
+from mmengine.registry import DATASETS, MODELS
+from mmpretrain.structures import DataSample
+from torch import Tensor, nn
+
+from mergemix_mm import config_path
+from mergemix_mm.datasets import UnifiedCollate
+from mergemix_mm.evaluation import AnswerAccuracy, ShapesGenerationMetric
+from mergemix_mm.models.attention import InteractionAlignment, InteractionRecorder, interaction_spans
+from mergemix_mm.models.losses import AIALoss
+from mergemix_mm.models.tuners import UnifiedTuner
+from mergemix_mm.models.vlms.mosaic_codes import MosaicCodes
+
+CONFIG = 'aia/tiny-janus_1xb32-ntp-coslr-500i_shapes.py'
+IMAGE_SIZE = 48  # 6 x 6 tokens and codes, which takes half the time of the config's 8 x 8.
+TASKS = ('gen', 'und')
+Batch = dict[str, Tensor | str]
+
+
+@lru_cache(maxsize=1)
+def load_config() -> Config:
+    """The config, with images of `IMAGE_SIZE`."""
+    cfg = Config.fromfile(config_path(CONFIG))
+    vision = cfg.model.vlm.config.vision_config
+    vision.update(image_size=IMAGE_SIZE, num_image_tokens=(IMAGE_SIZE // vision.patch_size) ** 2)
+    cfg.model.vlm.init_cfg = None  # `build_tuner` sets the codes; MMEngine's way logs every weight.
+    datasets = cfg.train_dataloader.dataset
+    for processor in (cfg.model.processor, *(datasets[task].pipeline[0].processor for task in TASKS)):
+        processor.image_size = IMAGE_SIZE
+    for task in TASKS:
+        datasets[task].image_size = IMAGE_SIZE
+    return cfg
+
+
+def build_tuner(seed: int) -> UnifiedTuner:
+    """The config's model with random weights; the VQ model is the same for all seeds."""
+    torch.manual_seed(seed)
+    tuner = MODELS.build(deepcopy(load_config().model))
+    MosaicCodes()(tuner.vlm)
+    return tuner
+
+
+@lru_cache(maxsize=8)
+def encode(task: str, length: int, seed: int = 0, generate: bool = False) -> tuple[Batch, list[DataSample]]:
+    """A batch of all records of the config's dataset of a task; images to be generated are codes already."""
+    settings = deepcopy(load_config().train_dataloader.dataset[task])
+    settings.update(length=length, seed=seed)
+    settings.pipeline[0].generate = generate
+    dataset = DATASETS.build(settings)
+    batch = UnifiedCollate('left' if generate else 'right')([dataset[i] for i in range(length)])
+    inputs, images = batch['inputs'], batch['inputs'].pop('target_images', None)
+    if images is not None:
+        vlm = build_tuner(0).vlm.eval()
+        inputs['codes'] = torch.cat([vlm.encode_images(part) for part in images.split(100)])
+    return inputs, batch['data_samples']
+
+
+def rows(batch: Batch, chosen: Tensor) -> Batch:
+    """Some rows of a batch in which every row has one image."""
+    return {key: value[chosen] if torch.is_tensor(value) else value for key, value in batch.items()}
+
+
+def train(
+    tuner: UnifiedTuner,
+    batches: dict[str, Batch],
+    steps: int,
+    seed: int,
+    aia: AIALoss | None = None,
+    batch_size: int = 32,
+) -> None:
+    """AdamW with the config's settings: warm-up over a tenth of the steps, cosine decay, clipped gradients.
+
+    Args:
+        tuner (UnifiedTuner): Trained in place.
+        batches (dict[str, dict]): The samples of each task. The tasks take turns.
+        steps (int): Of all tasks together.
+        seed (int): Of the order of the samples, and of the dropped prompts.
+        aia (AIALoss, optional): Defaults to None: next tokens only.
+        batch_size (int): Samples per step. Defaults to 32.
+    """
+    settings = load_config().optim_wrapper
+    options = {key: value for key, value in settings.optimizer.items() if key != 'type'}
+    parameters = [parameter for parameter in tuner.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, **options)
+    warmup = max(steps // 10, 1)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: min((step + 1) / warmup, 0.5 + 0.5 * math.cos(math.pi * step / steps))
+    )
+    order, tasks = torch.Generator().manual_seed(seed), list(batches)
+    torch.manual_seed(seed)
+    if aia is not None:
+        tuner.alignment = InteractionAlignment(tuner.vlm, aia, tasks=tasks)
+        tuner.alignment.recorder.start()
+    tuner.train()
+    for step in range(steps):
+        batch = batches[tasks[step % len(tasks)]]
+        chosen = torch.randint(len(batch['input_ids']), (batch_size,), generator=order)
+        loss, _ = tuner.parse_losses(tuner.loss(rows(batch, chosen)))
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, settings.clip_grad.max_norm)
+        optimizer.step()
+        schedule.step()
+    if aia is not None:
+        tuner.alignment.recorder.stop()
+        tuner.alignment = None
+
+
+@torch.no_grad()
+def measure_task(
+    tuner: UnifiedTuner, task: str, length: int, seed: int, batch_size: int = 100
+) -> tuple[dict[str, float], Tensor]:
+    """Test a task on new images of the pairs of colour and shape that training shows.
+
+    Args:
+        tuner (UnifiedTuner): Put into eval mode.
+        task (str): ``'gen'`` or ``'und'``.
+        length (int): Number of samples.
+        seed (int): Of the samples; training has 0.
+        batch_size (int): Samples at a time; a divisor of `length`. Defaults to 100.
+
+    Returns:
+        tuple: numbers by name - ``ntp_<task>``, the next-token loss in nats per 100 tokens; ``accuracy`` of answers, or
+        ``color`` and ``position`` of generated images, in percent - and the interaction [layers, samples].
+    """
+    tuner.eval()
+    batch, _ = encode(task, length, seed)
+    prompts, samples = encode(task, length, seed, generate=True)
+    samples, drop_prompt, tuner.drop_prompt = deepcopy(samples), tuner.drop_prompt, 0.0
+    torch.manual_seed(seed)  # Codes are sampled.
+    losses, interaction = [], []
+    for chosen in torch.arange(length).split(batch_size):
+        part = rows(batch, chosen)
+        losses.append(tuner.loss(part)[f'loss_ntp_{task}'])
+        interaction.append(measure_interaction(tuner, task, part))
+        tuner.predict(rows(prompts, chosen), samples[chosen[0] : chosen[-1] + 1])
+    tuner.drop_prompt = drop_prompt
+    return {f'ntp_{task}': 100 * torch.stack(losses).mean().item()} | _metrics(task, samples), torch.cat(interaction, 1)
+
+
+def measure_interaction(tuner: UnifiedTuner, task: str, batch: Batch) -> Tensor:
+    """The interaction of each layer and sample, [layers, B] in [0, 1]."""
+    batch = tuner.vlm.prepare(batch)
+    with InteractionRecorder(tuner.vlm) as recorder:
+        recording = recorder.recording(*interaction_spans(task, tuner.vlm.modality(batch), batch['labels']))
+        tuner.vlm.hidden(batch, **recording.attention_kwargs)
+    return recording.intensity().clamp(0, 1)  # Sums of probabilities exceed 1 by their rounding.
+
+
+def _metrics(task: str, samples: Sequence[DataSample]) -> dict[str, float]:
+    metric = AnswerAccuracy() if task == 'und' else ShapesGenerationMetric()
+    metric.dataset_meta = DATASETS.get(load_config().train_dataloader.dataset[task].type).METAINFO
+    metric.process({}, [sample.to_dict() for sample in samples])
+    found = metric.evaluate(len(samples))
+    names = dict(accuracy='answer/accuracy') if task == 'und' else {k: f'generation/{k}' for k in ('color', 'position')}
+    return {name: found[key] for name, key in names.items()}
