@@ -237,8 +237,8 @@ def summarize(samples: Sequence[Sample]) -> dict:
 
 def length_range(length: int) -> str:
     """The power of two that a length belongs to: 17 to 32 are ``'17-32'``."""
-    end = 1 << max(length - 1, 15).bit_length()
-    return f'{end // 2 + 1}-{end}' if end > 16 else f'0-{end}'
+    end = 1 << max(length - 1, 7).bit_length()
+    return f'{end // 2 + 1}-{end}' if end > 8 else f'0-{end}'
 
 
 def describe(samples: Sequence[Sample]) -> dict:

@@ -76,7 +76,10 @@ def run(arm: str, seed: int, steps: int, num_train: int, num_test: int, curves: 
         numbers, interaction = measure_task(tuner, task, num_test, TEST_SEED, min(num_test, 100))
         found |= numbers
         means[task] = interaction.mean(dim=1)
-        for key, curve in (('distance', aia.curve(task, len(interaction))[0]), ('teacher_distance', curves[task]['mean'])):
+        for key, curve in (
+            ('distance', aia.curve(task, len(interaction))[0]),
+            ('teacher_distance', curves[task]['mean']),
+        ):
             distances[key].append((interaction - torch.tensor(curve)[:, None]).abs().mean().item())
     found |= {key: 100 * statistics.mean(values) for key, values in distances.items()}
     found['correlation'] = _correlation(*means.values())

@@ -122,7 +122,7 @@ def test_a_unified_model_has_both_curves_and_others_are_drawn_beside_it(tool, fo
     assert [len(found[task]['mean']) for task in ('gen', 'und')] == [2, 2]
     # One token per byte, and those of the template: 'a cat' and 'a mat', and a longer one.
     assert [curve['samples'] for curve in found['gen']['by_length'].values()] == [2, 1]
-    assert list(found['gen']['by_length']) == ['0-16', '33-64']
+    assert list(found['gen']['by_length']) == ['9-16', '33-64']
     assert 'correlation of the two over the layers' in capsys.readouterr().out
     # The same samples, whatever the order they come in.
     run(tool, *arguments, '--out', out, '--seed', 5)
@@ -146,13 +146,8 @@ def test_dataset_of_a_config_is_measured_with_its_pipeline(tool, folders, data):
 
 
 def test_prompt_lengths_are_grouped_by_powers_of_two(tool):
-    lengths = [1, 16, 17, 32, 33, 64, 65]
-    assert [tool.length_range(length) for length in lengths] == [
-        *['0-16'] * 2,
-        *['17-32'] * 2,
-        *['33-64'] * 2,
-        '65-128',
-    ]
+    lengths = {1: '0-8', 8: '0-8', 9: '9-16', 16: '9-16', 17: '17-32', 64: '33-64', 65: '65-128'}
+    assert {length: tool.length_range(length) for length in lengths} == lengths
 
 
 def test_bad_arguments_are_named(tool, folders, data):

@@ -2,6 +2,6 @@
 helps.
 """
 
-_base_ = './tiny-janus_1xb32-ntp-coslr-500i_shapes.py'
+_base_ = './tiny-janus_1xb32-ntp-coslr-400i_shapes.py'
 
 custom_hooks = [*_base_.custom_hooks, dict(type='AIAHook', preset='janus_pro')]

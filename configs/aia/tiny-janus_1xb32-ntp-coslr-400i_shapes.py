@@ -10,14 +10,14 @@ train_dataloader = dict(dataset=dict(gen=dict(pipeline=[_base_.encode_gen]), und
 val_dataloader = dict(dataset=dict(pipeline=[dict(_base_.encode, generate=True)]))
 test_dataloader = dict(dataset=dict(pipeline=[dict(_base_.encode_gen, generate=True)]))
 
-max_iters = 500
+max_iters = 400
 optim_wrapper = dict(
     type='OptimWrapper',
     optimizer=dict(type='AdamW', lr=1e-3, betas=(0.9, 0.95), weight_decay=0.05),
     clip_grad=dict(max_norm=1.0),
 )
 param_scheduler = [
-    dict(type='LinearLR', start_factor=1e-3, by_epoch=False, begin=0, end=50),
-    dict(type='CosineAnnealingLR', by_epoch=False, begin=50, end=max_iters),
+    dict(type='LinearLR', start_factor=1e-3, by_epoch=False, begin=0, end=40),
+    dict(type='CosineAnnealingLR', by_epoch=False, begin=40, end=max_iters),
 ]
 train_cfg = dict(by_epoch=False, max_iters=max_iters, val_interval=max_iters)
