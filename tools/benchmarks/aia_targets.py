@@ -54,7 +54,7 @@ def targets(kind: str, curves: Curves) -> dict[str, list[dict]]:
     return found
 
 
-def run(arm: str, seed: int, steps: int, num_train: int, num_test: int, curves: Curves) -> dict[str, float]:
+def run(arm: str, seed: int, steps: int, num_train: int, num_test: dict[str, int], curves: Curves) -> dict[str, float]:
     """Train one arm with one seed, and test it on new images.
 
     Returns:
@@ -73,7 +73,7 @@ def run(arm: str, seed: int, steps: int, num_train: int, num_test: int, curves: 
     seconds = time.perf_counter() - start
     found, means, distances = {}, {}, dict(distance=[], teacher_distance=[])
     for task in TASKS:
-        numbers, interaction = measure_task(tuner, task, num_test, TEST_SEED, min(num_test, 100))
+        numbers, interaction = measure_task(tuner, task, num_test[task], TEST_SEED)
         found |= numbers
         means[task] = interaction.mean(dim=1)
         for key, curve in (
@@ -87,7 +87,7 @@ def run(arm: str, seed: int, steps: int, num_train: int, num_test: int, curves: 
     return dict(**found, seconds=seconds)
 
 
-def train_teachers(steps: int, num_train: int, num_test: int) -> dict[str, dict]:
+def train_teachers(steps: int, num_train: int, num_test: dict[str, int]) -> dict[str, dict]:
     """A model per task that learns nothing else, with as many batches as the arms have of it.
 
     Returns:
@@ -99,7 +99,7 @@ def train_teachers(steps: int, num_train: int, num_test: int) -> dict[str, dict]
     for task in TASKS:
         tuner = build_tuner(TEACHER_SEED)
         train(tuner, {task: encode(task, num_train)[0]}, steps // 2, TEACHER_SEED)
-        numbers, interaction = measure_task(tuner, task, num_test, TEACHER_SEED, min(num_test, 100))
+        numbers, interaction = measure_task(tuner, task, num_test[task], TEACHER_SEED)
         curves[task] = dict(mean=interaction.mean(1).tolist(), std=interaction.std(1).tolist(), **numbers)
         print(f'teacher of {task}: ' + ', '.join(f'{key} {value:.1f}' for key, value in numbers.items()), flush=True)
     return curves
@@ -139,11 +139,12 @@ def main(argv: list[str] | None = None) -> Runs:
     add_run_arguments(parser, seeds=3, steps=400, output='aia_targets.json')
     args = parser.parse_args(argv)
     if args.quick:
-        args.seeds, args.steps, args.workers = 2, 2, 0
-        args.output = args.output.with_stem(f'{args.output.stem}_quick')
-    sizes = dict(num_train=64, num_test=4) if args.quick else dict(num_train=6000, num_test=300)
-    settings = dict(steps=args.steps, **sizes)
-    curves = load_teachers(args.output.with_stem(f'{args.output.stem}_teachers'), settings)
+        args.seeds, args.workers = 2, 0
+        settings = dict(steps=2, num_train=64, num_test=dict(gen=4, und=4))
+    else:
+        settings = dict(steps=args.steps, num_train=4000, num_test=dict(gen=200, und=600))
+    name = f'{args.output.stem}_teachers{"_quick" if args.quick else ""}'
+    curves = load_teachers(args.output.with_stem(name), settings)
     runs = run_missing(run, list(ARMS), args, dict(**settings, curves=curves))
     losses = dict(ntp_gen='gen: nats / 100 codes', ntp_und='und: nats / 100 tokens')
     metrics = dict(color='gen: colour %', position='gen: place %', accuracy='und: accuracy %')

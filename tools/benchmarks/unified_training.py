@@ -23,7 +23,7 @@ from mergemix_mm.models.losses import AIALoss
 from mergemix_mm.models.tuners import UnifiedTuner
 from mergemix_mm.models.vlms.mosaic_codes import MosaicCodes
 
-CONFIG = 'aia/tiny-janus_1xb32-ntp-coslr-500i_shapes.py'
+CONFIG = 'aia/tiny-janus_1xb32-ntp-coslr-400i_shapes.py'
 IMAGE_SIZE = 48  # 6 x 6 tokens and codes, which takes half the time of the config's 8 x 8.
 TASKS = ('gen', 'und')
 Batch = dict[str, Tensor | str]
@@ -120,7 +120,7 @@ def train(
 
 @torch.no_grad()
 def measure_task(
-    tuner: UnifiedTuner, task: str, length: int, seed: int, batch_size: int = 100
+    tuner: UnifiedTuner, task: str, length: int, seed: int, batch_size: int = 200
 ) -> tuple[dict[str, float], Tensor]:
     """Test a task on new images of the pairs of colour and shape that training shows.
 
@@ -129,7 +129,7 @@ def measure_task(
         task (str): ``'gen'`` or ``'und'``.
         length (int): Number of samples.
         seed (int): Of the samples; training has 0.
-        batch_size (int): Samples at a time; a divisor of `length`. Defaults to 100.
+        batch_size (int): Samples at a time, which `length` is to be a multiple of, or smaller. Defaults to 200.
 
     Returns:
         tuple: numbers by name - ``ntp_<task>``, the next-token loss in nats per 100 tokens; ``accuracy`` of answers, or

@@ -41,6 +41,7 @@ model = dict(
             vision_feature_layer=-2,
             vision_feature_select_strategy='default',
         ),
+        trainable=['vision_tower', 'projector', 'language_model'],
     ),
     head=dict(type='SFTHead'),
     processor=processor,

@@ -1,0 +1,178 @@
+"""Cost of AIA in a whole training step of a small Janus, in time and memory: with fused intensity, and with attention
+maps, against next tokens alone.
+"""
+
+import argparse
+from collections.abc import Callable, Sequence
+
+import torch
+from _measure import (
+    add_common_arguments,
+    interleaved_times,
+    markdown_table,
+    median_ratio,
+    peak_memory,
+    prepare,
+    ratio_range,
+    write_json,
+)
+from mmengine.registry import MODELS
+from torch import Tensor
+
+from mergemix_mm.models.attention import InteractionAlignment
+from mergemix_mm.models.losses import AIALoss
+from mergemix_mm.models.tuners import UnifiedTuner
+
+NTP, FUSED, MAPS = 'next tokens alone', 'AIA, fused', 'AIA, attention maps'
+TASKS = dict(gen='generation', und='understanding')
+PAD, BOS, EOS, IMAGE, BEGIN = range(5)
+PATCH = 16
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog='The arms take turns, and each step is compared with the one without AIA of the same round. A step is '
+        'forward, losses, backward and AdamW update of projector, language model and generation parts; the tower is '
+        'frozen, images are codes already, no prompt is dropped. All layers are aligned. Memory is that of torch '
+        'tensors, above weights, gradients and optimizer state.',
+    )
+    parser.add_argument('--batch-size', type=int, default=2, help='(default: %(default)s)')
+    parser.add_argument('--image-size', type=int, default=384, help='in pixels, patches of 16 (default: %(default)s)')
+    parser.add_argument(
+        '--length', type=int, default=1152, help='tokens with those of the image (default: %(default)s)'
+    )
+    parser.add_argument('--answer', type=int, default=60, help='answer tokens (default: %(default)s)')
+    parser.add_argument('--vocabulary', type=int, default=32000, help='(default: %(default)s)')
+    parser.add_argument('--codes', type=int, default=16384, help='entries of the codebook (default: %(default)s)')
+    parser.add_argument('--width', type=int, default=384, help='of tower and language model (default: %(default)s)')
+    parser.add_argument('--tower-layers', type=int, default=6, help='(default: %(default)s)')
+    parser.add_argument('--text-layers', type=int, default=8, help='(default: %(default)s)')
+    parser.add_argument('--rounds', type=int, default=5, help='steps per arm (default: %(default)s)')
+    add_common_arguments(parser)
+    args = parser.parse_args(argv)
+    if args.quick:
+        args.image_size, args.length, args.answer, args.vocabulary, args.codes = 32, 20, 4, 50, 50
+        args.width, args.tower_layers, args.text_layers, args.rounds = 128, 2, 2, 1
+    if args.length < num_codes(args) + args.answer + 2:
+        parser.error(f'--length {args.length} must hold {num_codes(args)} image tokens, --answer and 2 more')
+    return args
+
+
+def num_codes(args: argparse.Namespace) -> int:
+    """Tokens of an image, which is as many to be read as to be written."""
+    return (args.image_size // PATCH) ** 2
+
+
+def build_tuner(args: argparse.Namespace) -> UnifiedTuner:
+    """A small Janus with random weights, the same in all arms; its VQ model is tiny, as no arm runs it."""
+    torch.manual_seed(args.seed)
+    heads = max(args.width // 64, 2)
+    config = dict(
+        model_type='janus',
+        vision_config=dict(
+            hidden_size=args.width,
+            num_hidden_layers=args.tower_layers,
+            num_attention_heads=heads,
+            image_size=args.image_size,
+            patch_size=PATCH,
+            num_image_tokens=num_codes(args),
+            projection_dim=args.width,
+            depth=2,
+        ),
+        text_config=dict(
+            model_type='llama',
+            vocab_size=args.vocabulary,
+            hidden_size=args.width,
+            intermediate_size=4 * args.width,
+            num_hidden_layers=args.text_layers,
+            num_attention_heads=heads,
+            num_key_value_heads=heads,
+            pad_token_id=PAD,
+            bos_token_id=BOS,
+            eos_token_id=EOS,
+            tie_word_embeddings=False,
+        ),
+        vq_config=dict(
+            embed_dim=8,
+            num_embeddings=args.codes,
+            latent_channels=32,
+            base_channels=32,
+            channel_multiplier=[1, 1, 1, 1, 1],
+            num_res_blocks=1,
+            projection_dim=args.width,
+            image_token_embed_dim=args.width,
+        ),
+        image_token_id=IMAGE,
+    )
+    vlm = dict(type='JanusModel', config=config)
+    return MODELS.build(dict(type='UnifiedTuner', vlm=vlm, drop_prompt=0.0))
+
+
+def random_batches(args: argparse.Namespace) -> dict[str, dict]:
+    """A batch per task, all sequences of one length: a prompt and an image, or an image, a question and an answer."""
+    text = torch.randint(BEGIN + 1, args.vocabulary, (args.batch_size, args.length - num_codes(args)))
+    prompts = torch.cat([torch.full_like(text[:, :1], BOS), text[:, 2:], torch.full_like(text[:, :1], BEGIN)], dim=1)
+    codes = torch.randint(args.codes, (args.batch_size, num_codes(args)))
+    ids = torch.cat([torch.full_like(codes, IMAGE), text], dim=1)
+    labels = ids.clone()
+    labels[:, : -args.answer] = -100
+    pixels = torch.randn(args.batch_size, 3, args.image_size, args.image_size)
+    return dict(
+        gen=dict(task='gen', input_ids=prompts, attention_mask=torch.ones_like(prompts), codes=codes),
+        und=dict(task='und', input_ids=ids, attention_mask=torch.ones_like(ids), labels=labels, pixel_values=pixels),
+    )
+
+
+def build_arm(args: argparse.Namespace, batch: dict, arm: str) -> Callable[[], dict[str, Tensor]]:
+    """One training step, called again and again; returns the losses."""
+    tuner = build_tuner(args).train()
+    optimizer = torch.optim.AdamW([p for p in tuner.parameters() if p.requires_grad], lr=1e-5)
+    if arm != NTP:
+        backend = 'eager' if arm == MAPS else 'fused'
+        tuner.alignment = InteractionAlignment(tuner.vlm, AIALoss('janus_pro'), backend=backend)
+        tuner.alignment.recorder.start()
+
+    def step() -> dict[str, Tensor]:
+        losses = tuner.loss(batch)
+        tuner.parse_losses(losses)[0].backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=False)  # Gradients stay allocated, as they are not what the arms differ in.
+        return {key: value.detach() for key, value in losses.items()}
+
+    return step
+
+
+def measure(args: argparse.Namespace, batch: dict) -> dict[str, dict]:
+    """Times (s) and peak memory (MB) of the arms on a batch; the two ways to record must agree."""
+    arms = {name: build_arm(args, batch, name) for name in (NTP, FUSED, MAPS)}
+    torch.testing.assert_close(arms[FUSED](), arms[MAPS](), rtol=1e-3, atol=1e-5)
+    times = interleaved_times(arms, args.rounds)
+    return dict(times=times, memory={name: peak_memory(step) for name, step in arms.items()})
+
+
+def table(measured: dict[str, dict]) -> str:
+    """One row per task and arm, against the task's step without AIA."""
+    rows = []
+    for task, results in measured.items():
+        for name, seconds in results['times'].items():
+            low, high = ratio_range(seconds, results['times'][NTP])
+            ratio = f'{median_ratio(seconds, results["times"][NTP]):.2f}'
+            rows.append((TASKS[task], name, ratio, f'{low:.2f} - {high:.2f}', f'{results["memory"][name]:.0f}'))
+    return markdown_table(('batch', 'step', 'time / without AIA', 'range over the rounds', 'memory (MB)'), rows)
+
+
+def main(argv: Sequence[str] | None = None) -> dict[str, dict]:
+    """Measure all arms on batches of both tasks, and print them against the step without AIA."""
+    args = parse_args(argv)
+    prepare(args)
+    measured = {task: measure(args, batch) for task, batch in random_batches(args).items()}
+    print(table(measured))
+    if args.output:
+        write_json(args.output, dict(benchmark='aia_step', options=vars(args), results=measured))
+    return measured
+
+
+if __name__ == '__main__':
+    main()
