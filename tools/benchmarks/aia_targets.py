@@ -17,7 +17,7 @@ import torch
 from _measure import markdown_table, write_json
 from _runs import Runs, add_run_arguments, paired_table, run_missing
 from torch import Tensor
-from unified_training import TASKS, build_tuner, encode, measure_task, train
+from unified_training import TASKS, build_tuner, encode, measure_task, train, true_images
 
 from mergemix_mm.models.losses import AIALoss
 from mergemix_mm.models.losses.interaction_targets import resampled_curve
@@ -154,6 +154,8 @@ def main(argv: list[str] | None = None) -> Runs:
     print(curve_table(runs, args.seeds, curves))
     between = _correlation(*(torch.tensor(curves[task]['mean']) for task in TASKS))
     print(f"\nCorrelation of the teachers' curves over the {len(curves['gen']['mean'])} layers: {between:.2f}")
+    limit = true_images(settings['num_test']['gen'], TEST_SEED)
+    print(f'True images, as mosaics: colour {limit["color"]:.0f} %, place {limit["position"]:.0f} %')
     return runs
 
 

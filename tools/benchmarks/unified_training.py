@@ -67,6 +67,17 @@ def encode(task: str, length: int, seed: int = 0, generate: bool = False) -> tup
     return inputs, batch['data_samples']
 
 
+def true_images(length: int, seed: int) -> dict[str, float]:
+    """``color`` and ``position``, as :func:`measure_task` has them, of drawn images behind the VQ model."""
+    batch, samples = encode('gen', length, seed)
+    vlm, samples = build_tuner(0).vlm.eval(), deepcopy(samples)
+    with torch.no_grad():
+        images = vlm.decode_codes(batch['codes'].unflatten(1, vlm.grid(batch)))
+    for sample, image in zip(samples, images, strict=True):
+        sample.pred_image = ((image + 1) / 2).clamp(0, 1)
+    return _metrics('gen', samples)
+
+
 def rows(batch: Batch, chosen: Tensor) -> Batch:
     """Some rows of a batch in which every row has one image."""
     return {key: value[chosen] if torch.is_tensor(value) else value for key, value in batch.items()}
