@@ -322,7 +322,10 @@ def test_trains_on_images_and_on_text(path, run, tmp_path):
     parameters = dict(runner.model.named_parameters())
     moved = {name for name, parameter in parameters.items() if not torch.equal(parameter, before[name])}
     trainable = {name for name, parameter in parameters.items() if parameter.requires_grad}
-    assert moved == trainable and 0 < len(trainable) < len(parameters)
+    # A LLaVA reads the tower's last layer but one: nothing behind that learns.
+    behind = {name for name in trainable if re.search(r'vision_model\.(encoder\.layers\.3|post_layernorm)\.', name)}
+    assert moved == trainable - behind and moved
+    assert len(trainable) < len(parameters) or path.stem.endswith('_shapes')
     assert all(torch.isfinite(parameter).all() for parameter in parameters.values())
     # The folder for `from_pretrained`, but for FSDP, whose processes have shards.
     assert (tmp_path / 'work/pretrained').is_dir() == ('-fsdp_' not in path.stem)
@@ -335,6 +338,8 @@ def test_trains_the_parts_of_its_stage_at_its_rate(path, run):
     parts = {'multi_modal_projector' if family_of(path) == 'llava' else 'merger'}
     if '-projector-' not in path.stem:
         parts |= {'language_model'}
+    if path.stem.endswith('_shapes'):  # From random weights.
+        parts |= {'vision_tower'}
     found = {part for part in parts for name in trainable if part in name}
     assert found == parts
     assert all(any(part in name for part in parts | {'lm_head'}) for name in trainable)

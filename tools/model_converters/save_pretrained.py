@@ -8,17 +8,24 @@ from pickle import UnpicklingError
 import numpy as np
 import torch
 from mmengine.config import Config, DictAction
-from mmengine.logging import HistoryBuffer
 from mmengine.registry import MODELS, TRANSFORMS, init_default_scope
 
 from mergemix_mm.engine import launch
 from mergemix_mm.models.tuners.precision import widen_trained
 from mergemix_mm.models.vlms.saving import check_replaceable, replaced_folder
 
+
+class _LoggedValues:
+    """Stands for MMEngine's HistoryBuffer, whose own unpickling writes to the class that every logger shares."""
+
+    def __setstate__(self, state: dict) -> None:
+        """Forget them."""
+
+
 # What MMEngine keeps in a checkpoint beside tensors: logged values in arrays of numpy, with the methods that average
 # them, which are not looked up but left out.
 LOG_PARTS = [
-    HistoryBuffer,
+    (_LoggedValues, 'mmengine.logging.history_buffer.HistoryBuffer'),
     (lambda *_: None, 'builtins.getattr'),
     np.ndarray,
     np.dtype,

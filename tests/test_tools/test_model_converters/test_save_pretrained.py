@@ -6,6 +6,7 @@ import pytest
 import tiny_vlms
 import torch
 from mmengine.config import Config
+from mmengine.logging import HistoryBuffer
 from mmengine.registry import MODELS
 from mmengine.runner import Runner
 
@@ -61,6 +62,8 @@ def test_a_runs_checkpoint_becomes_a_folder_for_plain_transformers(tool, config,
 
     vlm, checkpoint = train(config, tmp_path / 'work')
     tool.main([str(config), str(checkpoint), str(tmp_path / 'out')])
+    assert None not in HistoryBuffer._statistics_methods.values()  # Shared by all loggers of the process.
+    assert HistoryBuffer([1.0]).statistics('mean', 1) == 1.0
     model = AutoModelForImageTextToText.from_pretrained(tmp_path / 'out').eval()
     assert torch.equal(logits_of(model), logits_of(vlm.model.eval()))
     assert AutoProcessor.from_pretrained(tmp_path / 'out').tokenizer.eos_token == '</s>'
