@@ -63,7 +63,7 @@ def test_a_runs_checkpoint_becomes_a_folder_for_plain_transformers(tool, config,
     vlm, checkpoint = train(config, tmp_path / 'work')
     tool.main([str(config), str(checkpoint), str(tmp_path / 'out')])
     assert None not in HistoryBuffer._statistics_methods.values()  # Shared by all loggers of the process.
-    assert HistoryBuffer([1.0]).statistics('mean', 1) == 1.0
+    assert HistoryBuffer([1.0], [1]).statistics('mean', 1) == 1.0
     model = AutoModelForImageTextToText.from_pretrained(tmp_path / 'out').eval()
     assert torch.equal(logits_of(model), logits_of(vlm.model.eval()))
     assert AutoProcessor.from_pretrained(tmp_path / 'out').tokenizer.eos_token == '</s>'
