@@ -95,6 +95,13 @@ def test_records_that_come_again_come_in_another_order(monkeypatch):
     assert len({tuple(sorted(step)) for step in gen.tolist()}) > 4
 
 
+def test_records_that_come_again_for_part_of_an_epoch_make_no_batch_twice(monkeypatch):
+    found = steps(monkeypatch, unified(400, 664), batch_size=4)
+    gen = found[found[:, 0] < 400]
+    assert len(gen) > 160 and len({tuple(sorted(step)) for step in gen.tolist()}) == len(gen)
+    assert set(Counter(gen.ravel().tolist()).values()) == {1, 2}
+
+
 def test_tasks_alternate_without_order(monkeypatch):
     tasks = steps(monkeypatch, unified(400, 400), batch_size=4)[:, 0] < 400
     assert len(tasks) == 200 and 60 < (tasks[1:] != tasks[:-1]).sum() < 140

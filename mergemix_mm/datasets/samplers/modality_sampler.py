@@ -106,6 +106,7 @@ class ModalitySampler(Sampler):
         size = self.batch_size * self.world_size
         needed = int(self.steps[group]) * size
         if rng is not None and len(members):
-            passes = max(needed // len(members), 1)
+            # Only what fills the last step comes from the beginning again.
+            passes = max(needed - size, 0) // len(members) + 1
             members = np.concatenate([rng.permutation(members) for _ in range(passes)])
         return np.resize(members, (int(self.steps[group]), size)) if needed else np.empty((0, size), np.int64)

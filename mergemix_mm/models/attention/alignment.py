@@ -80,10 +80,11 @@ class InteractionAlignment:
         recording, self._recording = self._recording, None
         intensity, valid = recording.intensity(), recording.valid.to(ntp_loss.device)
         layers = self.recorder.layers
-        loss = self.criterion(intensity, task, valid, ntp_loss, layers, self.recorder.num_layers)
+        share = valid.sum() / mean_over_ranks(valid.sum())
+        loss = self.criterion(intensity, task, valid, ntp_loss, layers, self.recorder.num_layers, share)
         sums = torch.where(valid, intensity.detach(), 0).sum(dim=1)
         self.last = LayerIntensity(task, sums, valid.sum())
-        losses = {f'loss_aia_{task}': loss * valid.sum() / mean_over_ranks(valid.sum())}
+        losses = {f'loss_aia_{task}': loss}
         if valid.any():
             losses[f'interaction_{task}'] = mean_where(intensity.mean(dim=0), valid)
         return losses

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
+from mmengine.dist import all_reduce
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
@@ -79,8 +80,9 @@ class AIALoss(nn.Module):
         ntp_loss: Tensor | None = None,
         layers: Sequence[int] | None = None,
         num_layers: int | None = None,
+        share: float | Tensor = 1.0,
     ) -> Tensor:
-        """The weighted loss, a number.
+        """The weighted loss, a number. With a ratio as weight, a collective: all ranks take the same weight.
 
         Args:
             intensity (Tensor): [layers, B].
@@ -89,6 +91,8 @@ class AIALoss(nn.Module):
             ntp_loss (Tensor, optional): The next-token loss of this batch, which a ratio needs. Defaults to None.
             layers (Sequence[int], optional): Which layers the rows are. Defaults to None: all, from 0.
             num_layers (int, optional): of the model. Defaults to None: the number of rows.
+            share (float | Tensor): Number of samples that count here over its mean over the ranks: the mean over the
+                ranks of the loss is then that over all their samples. Defaults to 1.0.
 
         Raises:
             ValueError: if the task or the layers have no targets, or `ntp_loss` is missing.
@@ -98,7 +102,7 @@ class AIALoss(nn.Module):
         target, delta = (
             intensity.new_tensor([values[layer] for layer in layers]) for values in self.curve(task, num_layers)
         )
-        loss = aia_loss(intensity, target, delta, valid)
+        loss = share * aia_loss(intensity, target, delta, valid)
         return self.factor * self._weight(task, loss, ntp_loss) * loss
 
     def _weight(self, task: str, loss: Tensor, ntp_loss: Tensor | None) -> float | Tensor:
@@ -109,9 +113,11 @@ class AIALoss(nn.Module):
             return weight
         if ntp_loss is None:
             raise ValueError("AIALoss: weight=dict(type='ratio', ...) needs the next-token loss: forward(ntp_loss=...)")
-        wanted = ntp_loss.detach().to(loss.dtype) / weight['ntp_over_aia']
+        values = torch.stack([ntp_loss.detach().to(loss.dtype), loss.detach()])
+        all_reduce(values, 'mean')
+        wanted = values[0] / weight['ntp_over_aia']
         # The loss goes with the squared error: without a limit the gradient would grow as the error vanishes.
-        return (wanted / loss.detach().clamp(min=torch.finfo(loss.dtype).tiny)).clamp(max=LARGEST_WEIGHT)
+        return (wanted / values[1].clamp(min=torch.finfo(loss.dtype).tiny)).clamp(max=LARGEST_WEIGHT)
 
 
 def _weights(weight: float | dict) -> dict[str, float | dict]:

@@ -61,7 +61,8 @@ def steps_of(data, rank):
 
 def train(model, batches, before_step):
     """Some steps of SGD with the hook, on a wrapped or bare model; the losses, and what the hook has shown."""
-    hook = AIAHook(dict(gen=STAGES, und=STAGES), weight=20.0, interval=STEPS)
+    weight = dict(gen=20.0, und=dict(type='ratio', ntp_over_aia=20))
+    hook = AIAHook(dict(gen=STAGES, und=STAGES), weight=weight, interval=STEPS)
     runner = mock.Mock(model=model, max_iters=STEPS)
     hook.before_train(runner)
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.05)
