@@ -13,8 +13,8 @@ def interaction_spans(
     - ``'und'`` (understanding): from labelled tokens (the answers of all turns with their end tokens) to image tokens;
     - ``'gen'`` (generation): from image tokens to text (BOS and template included); markers and padding are neither.
 
-    A query is the token itself, not the position before it that predicts it. An answer that stands before an image, in a
-    conversation of several turns, counts with the 0 that it can pay to it.
+    A query is the token itself, not the position before it that predicts it. An answer that stands before an image, in
+    a conversation of several turns, counts with the 0 that it can pay to it.
 
     Args:
         task (str): ``'und'`` or ``'gen'``.
