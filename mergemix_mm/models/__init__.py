@@ -5,13 +5,16 @@ from .batch_augments import MergeMix, MixResult, SalientBlur, SwapImages, mix_ba
 from .classifiers import MixupClassifier
 from .heads import AnswerScores, SFTHead, SimPOHead
 from .losses import AIALoss, SimPOLoss
-from .tuners import CanvasMix, VLMTuner, mix_canvases
-from .vlms import *  # noqa: F403
+from .tuners import CanvasMix, UnifiedTuner, VLMTuner, mix_canvases
+from .vlms import Emu3Model, HFVisionLanguageModel, JanusModel, VisionLanguageModel, VLMDataPreprocessor
 
 __all__ = [
     'AIALoss',
     'AnswerScores',
     'CanvasMix',
+    'Emu3Model',
+    'HFVisionLanguageModel',
+    'JanusModel',
     'MergeMix',
     'MixResult',
     'MixupClassifier',
@@ -21,7 +24,10 @@ __all__ = [
     'SimPOLoss',
     'SwapImages',
     'ToMeVisionTransformer',
+    'UnifiedTuner',
+    'VLMDataPreprocessor',
     'VLMTuner',
+    'VisionLanguageModel',
     'mix_batch',
     'mix_canvases',
 ]
