@@ -7,7 +7,10 @@ from pathlib import Path
 import pytest
 from mmengine.config import Config
 from mmengine.config import utils as config_utils
+from mmengine.hooks import Hook
 from mmengine.runner import Runner
+
+from mergemix_mm.engine.launch import build_runner
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / 'configs'
@@ -45,3 +48,32 @@ def quick_mmengine():
         # Asking compilers for their versions.
         patch.setattr(Runner, '_log_env', lambda *_: None)
         yield
+
+
+class StopAfterTwoSteps(Hook):
+    """Stops without touching max_iters, so that nothing takes these steps for the last ones."""
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        runner.train_loop.stop_training = runner.iter == 1
+
+
+def without_strategy(cfg):
+    """FSDP and DeepSpeed need GPUs: their configs run in tests without a strategy."""
+    if cfg.pop('strategy', None):
+        cfg.pop('runner_type')
+        cfg.optim_wrapper.type = 'OptimWrapper'
+    return cfg
+
+
+def runner_of_two_steps(cfg, folder, monkeypatch):
+    """A Runner of a shrunk config of iterations, ready to train or to test."""
+    # MMEngine would have autocast on GPUs alone; torch has it for bfloat16 on CPUs.
+    monkeypatch.setattr('mmengine.optim.optimizer.amp_optimizer_wrapper.is_cuda_available', lambda: True)
+    cfg.work_dir, cfg.experiment_name, cfg.launcher = str(folder / 'work'), folder.name, 'none'
+    if cfg.get('param_scheduler'):
+        # Two steps of the warm-up would be lost in rounding.
+        cfg.param_scheduler = None
+        cfg.optim_wrapper.optimizer.lr = 1e-2
+    runner = build_runner(cfg)
+    runner.register_hook(StopAfterTwoSteps())
+    return runner

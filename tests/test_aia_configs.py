@@ -14,11 +14,9 @@ from functools import cache
 import pytest
 import tiny_vlms
 import torch
-from mmengine.hooks import Hook
 from mmengine.registry import FUNCTIONS, MODEL_WRAPPERS, MODELS, STRATEGIES
-from repository_configs import config_files, load, parametrize, quick_mmengine  # noqa: F401
+from repository_configs import config_files, load, parametrize, quick_mmengine, runner_of_two_steps, without_strategy  # noqa: F401
 
-from mergemix_mm.engine.launch import build_runner
 from mergemix_mm.models.losses import AIALoss
 from mergemix_mm.models.vlms import HFVisionLanguageModel
 
@@ -264,37 +262,13 @@ def shrink(path, pretrained, data):
         elif hook is not None and not isinstance(hook.preset, str):
             for stage in [stage for stages in hook.preset.values() for stage in stages]:
                 stage.depth = [layer / MODEL_OF_NAME['janus-pro-7b'][2] for layer in stage.pop('layers')]
-    # FSDP and DeepSpeed need GPUs: their configs run here without a strategy.
-    if cfg.pop('strategy', None):
-        cfg.pop('runner_type')
-        cfg.optim_wrapper.type = 'OptimWrapper'
-    return cfg
-
-
-class StopAfterTwoSteps(Hook):
-    """Stops without touching max_iters, so that nothing takes these steps for the last ones."""
-
-    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
-        runner.train_loop.stop_training = runner.iter == 1
+    return without_strategy(cfg)
 
 
 @pytest.fixture
 def run(pretrained, data, tmp_path, monkeypatch):
     """run(path) -> a Runner of the shrunk config, ready to train or to test."""
-    # MMEngine would have autocast on GPUs alone; torch has it for bfloat16 on CPUs.
-    monkeypatch.setattr('mmengine.optim.optimizer.amp_optimizer_wrapper.is_cuda_available', lambda: True)
-
-    def build(path):
-        cfg = shrink(path, pretrained, data)
-        cfg.work_dir, cfg.experiment_name, cfg.launcher = str(tmp_path / 'work'), tmp_path.name, 'none'
-        # Two steps of the warm-up would be lost in rounding.
-        cfg.param_scheduler = None
-        cfg.optim_wrapper.optimizer.lr = 1e-2
-        runner = build_runner(cfg)
-        runner.register_hook(StopAfterTwoSteps())
-        return runner
-
-    return build
+    return lambda path: runner_of_two_steps(shrink(path, pretrained, data), tmp_path, monkeypatch)
 
 
 @config_file

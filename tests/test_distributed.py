@@ -1,7 +1,6 @@
 """MixupClassifier on two gloo processes: DDP, FSDP units, and what is refused. All scenarios share one pair of
 processes."""
 
-import subprocess
 import sys
 from copy import deepcopy
 
@@ -10,8 +9,8 @@ import pytest
 import torch
 import torch.distributed as dist
 from mmpretrain.structures import DataSample
+from two_ranks import WORLD, results_of
 
-WORLD = 2
 VIT = dict(
     type='VisionTransformer',
     arch=dict(embed_dims=16, num_layers=3, num_heads=2, feedforward_channels=32),
@@ -153,20 +152,7 @@ def worker(rank, folder):
 
 @pytest.fixture(scope='module')
 def results(tmp_path_factory):
-    folder = tmp_path_factory.mktemp('distributed')
-    processes = [
-        subprocess.Popen(
-            [sys.executable, __file__, str(rank), str(folder)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(WORLD)
-    ]
-    for process in processes:
-        output, _ = process.communicate(timeout=240)
-        assert process.returncode == 0, output[-3000:]
-    return [torch.load(folder / f'rank{rank}.pth', weights_only=True) for rank in range(WORLD)]
+    return results_of(__file__, tmp_path_factory.mktemp('distributed'))
 
 
 @pytest.fixture(scope='module')

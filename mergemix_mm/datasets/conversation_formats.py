@@ -184,6 +184,13 @@ def _check_turns(messages: list[dict], answered: bool) -> None:
             raise ValueError(f'turn {number + 1} is an answer that holds an image; only user turns may')
 
 
+def check_keys(raw: dict, keys: set[str]) -> None:
+    """Refuse a record that lacks any of the keys."""
+    missing = keys - set(raw)
+    if missing:
+        raise ValueError(f'lacks {sorted(missing)}; its keys are {sorted(raw)}')
+
+
 def question_messages(question: str, num_images: int = 0, answer: str | None = None) -> list[dict]:
     """One question behind its images, and its answer if there is one.
 

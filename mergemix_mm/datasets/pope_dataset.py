@@ -5,11 +5,10 @@ from bisect import bisect_right
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 from mmengine.registry import DATASETS
 from torch.utils.data import ConcatDataset
 
-from .conversation_formats import question_messages
+from .conversation_formats import check_keys, question_messages
 from .json_records import JsonRecords
 from .record_dataset import RecordDataset
 
@@ -65,15 +64,9 @@ class POPEDataset(RecordDataset):
         file = bisect_right(ends, index) - 1
         return file, index - ends[file]
 
-    @property
-    def modalities(self) -> np.ndarray:
-        return np.ones(len(self), dtype=bool)
-
     def load_record(self, index: int) -> dict[str, Any]:
         raw = self.records[index]
-        missing = {'image', 'text', 'label'} - set(raw)
-        if missing:
-            raise ValueError(f'lacks {sorted(missing)}; its keys are {sorted(raw)}')
+        check_keys(raw, {'image', 'text', 'label'})
         answer = str(raw['label']).strip().lower()
         if answer not in ('yes', 'no'):
             raise ValueError(f"label {raw['label']!r} must be 'yes' or 'no'")

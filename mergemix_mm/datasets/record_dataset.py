@@ -22,8 +22,8 @@ class RecordDataset(Dataset, ABC):
 
     A record is a dict of ``messages`` (transformers' format), ``images`` (PIL images in RGB, in the order of the image
     parts), ``source`` (``'file.json:12'``), for preference pairs ``rejected`` (messages), and whatever else a pipeline
-    shall keep, such as ``gt_answer``. A subclass implements :meth:`open_records`, :meth:`load_record`, :meth:`source`
-    and :attr:`modalities`.
+    shall keep, such as ``gt_answer``. A subclass implements :meth:`open_records`, :meth:`load_record` and
+    :meth:`source`, and :attr:`modalities` if some records have no image.
 
     Args:
         data_root (str): Where relative paths of files and prefixes begin. Defaults to ''.
@@ -89,9 +89,9 @@ class RecordDataset(Dataset, ABC):
         """File and line of a record."""
 
     @property
-    @abstractmethod
     def modalities(self) -> np.ndarray:
-        """Whether each record has images, [N] bool; for :class:`ModalitySampler`."""
+        """Whether each record has images, [N] bool, for :class:`ModalitySampler`; all do, unless a subclass knows."""
+        return np.ones(len(self), dtype=bool)
 
     @property
     def num_skipped(self) -> int:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from mmengine.registry import DATASETS
 
-from .conversation_formats import question_messages
+from .conversation_formats import check_keys, question_messages
 from .record_dataset import RecordDataset
 
 LETTERS = 'ABCDEFGH'
@@ -81,9 +81,7 @@ class ScienceQADataset(RecordDataset):
 
     def load_record(self, index: int) -> dict[str, Any]:
         name, raw = self.records[index]
-        missing = {'question', 'choices', 'answer', 'split'} - set(raw)
-        if missing:
-            raise ValueError(f'lacks {sorted(missing)}; its keys are {sorted(raw)}')
+        check_keys(raw, {'question', 'choices', 'answer', 'split'})
         choices, answer = raw['choices'], raw['answer']
         if not isinstance(answer, int) or not 0 <= answer < len(choices) <= len(LETTERS):
             raise ValueError(f'answer {answer!r} must be the index of one of its {len(choices)} choices, from 0')

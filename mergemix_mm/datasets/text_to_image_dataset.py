@@ -3,7 +3,6 @@
 import os
 from typing import Any
 
-import numpy as np
 from mmengine.registry import DATASETS
 
 from .json_records import JsonRecords
@@ -41,11 +40,6 @@ class TextToImageDataset(RecordDataset):
 
     def source(self, index: int) -> str:
         return self.records.source(index)
-
-    @property
-    def modalities(self) -> np.ndarray:
-        """[N] bool: all records are about an image."""
-        return np.ones(len(self), dtype=bool)
 
     def load_record(self, index: int) -> dict[str, Any]:
         record = dict(self.records[index])

@@ -4,10 +4,9 @@ import os
 from collections import Counter
 from typing import Any
 
-import numpy as np
 from mmengine.registry import DATASETS
 
-from .conversation_formats import question_messages
+from .conversation_formats import check_keys, question_messages
 from .json_records import JsonRecords
 from .record_dataset import RecordDataset
 
@@ -69,15 +68,9 @@ class VQAv2Dataset(RecordDataset):
     def source(self, index: int) -> str:
         return self.records.source(index)
 
-    @property
-    def modalities(self) -> np.ndarray:
-        return np.ones(len(self), dtype=bool)
-
     def load_record(self, index: int) -> dict[str, Any]:
         raw = self.records[index]
-        missing = {'image_id', 'question', 'question_id'} - set(raw)
-        if missing:
-            raise ValueError(f'lacks {sorted(missing)}; its keys are {sorted(raw)}')
+        check_keys(raw, {'image_id', 'question', 'question_id'})
         record = dict(question_id=raw['question_id'], image_id=raw['image_id'])
         answer = None
         if self.annotations is not None:

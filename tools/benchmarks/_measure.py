@@ -72,6 +72,18 @@ def ratio_range(times: Sequence[float], reference: Sequence[float]) -> tuple[flo
     return min(ratios), max(ratios)
 
 
+def ratio_cells(times: Sequence[float], reference: Sequence[float]) -> tuple[str, str]:
+    """Median ratio and range of the ratios, as cells of a table."""
+    low, high = ratio_range(times, reference)
+    return f'{median_ratio(times, reference):.2f}', f'{low:.2f} - {high:.2f}'
+
+
+def measure_arms(arms: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, dict]:
+    """Times (s, per round) and peak memory (MB) of the arms, by name."""
+    times = interleaved_times(arms, rounds)
+    return dict(times=times, memory={name: peak_memory(arm) for name, arm in arms.items()})
+
+
 def peak_memory(function: Callable[[], object]) -> float:
     """Peak of the tensor memory that a call allocates on the CPU, above what is held when it starts.
 

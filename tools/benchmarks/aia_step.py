@@ -6,16 +6,7 @@ import argparse
 from collections.abc import Callable, Sequence
 
 import torch
-from _measure import (
-    add_common_arguments,
-    interleaved_times,
-    markdown_table,
-    median_ratio,
-    peak_memory,
-    prepare,
-    ratio_range,
-    write_json,
-)
+from _measure import add_common_arguments, markdown_table, measure_arms, prepare, ratio_cells, write_json
 from mmengine.registry import MODELS
 from torch import Tensor
 
@@ -148,8 +139,7 @@ def measure(args: argparse.Namespace, batch: dict) -> dict[str, dict]:
     """Times (s) and peak memory (MB) of the arms on a batch; the two ways to record must agree."""
     arms = {name: build_arm(args, batch, name) for name in (NTP, FUSED, MAPS)}
     torch.testing.assert_close(arms[FUSED](), arms[MAPS](), rtol=1e-3, atol=1e-5)
-    times = interleaved_times(arms, args.rounds)
-    return dict(times=times, memory={name: peak_memory(step) for name, step in arms.items()})
+    return measure_arms(arms, args.rounds)
 
 
 def table(measured: dict[str, dict]) -> str:
@@ -157,9 +147,8 @@ def table(measured: dict[str, dict]) -> str:
     rows = []
     for task, results in measured.items():
         for name, seconds in results['times'].items():
-            low, high = ratio_range(seconds, results['times'][NTP])
-            ratio = f'{median_ratio(seconds, results["times"][NTP]):.2f}'
-            rows.append((TASKS[task], name, ratio, f'{low:.2f} - {high:.2f}', f'{results["memory"][name]:.0f}'))
+            ratios = ratio_cells(seconds, results['times'][NTP])
+            rows.append((TASKS[task], name, *ratios, f'{results["memory"][name]:.0f}'))
     return markdown_table(('batch', 'step', 'time / without AIA', 'range over the rounds', 'memory (MB)'), rows)
 
 

@@ -6,16 +6,7 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from _measure import (
-    add_common_arguments,
-    interleaved_times,
-    markdown_table,
-    median_ratio,
-    peak_memory,
-    prepare,
-    ratio_range,
-    write_json,
-)
+from _measure import add_common_arguments, markdown_table, measure_arms, prepare, ratio_cells, write_json
 from torch import Tensor
 
 from mergemix_mm.functional import answer_logps, simpo_loss
@@ -70,7 +61,7 @@ def main() -> None:
     for trained, pairs in itertools.product((True, False), args.pairs):
         measured = measure(args, pairs, trained)
         times, memory = measured['times'], measured['memory']
-        low, high = ratio_range(times['answers'], times['full'])
+        ratio, spread = ratio_cells(times['answers'], times['full'])
         rows.append(
             (
                 'trained' if trained else 'frozen',
@@ -78,7 +69,7 @@ def main() -> None:
                 f'{memory["full"]:.0f}',
                 f'{memory["answers"]:.0f}',
                 f'{memory["answers"] / memory["full"]:.2f}',
-                f'{median_ratio(times["answers"], times["full"]):.2f} ({low:.2f} - {high:.2f})',
+                f'{ratio} ({spread})',
             )
         )
         results.append(dict(trained=trained, pairs=pairs, **measured))
@@ -108,8 +99,7 @@ def measure(args: argparse.Namespace, pairs: int, trained: bool) -> dict:
 
     arms = dict(full=arm(full_logits), answers=arm(answer_tokens))
     torch.testing.assert_close(arms['answers'](), arms['full'](), rtol=1e-4, atol=1e-4)
-    times = interleaved_times(arms, args.rounds)
-    return dict(times=times, memory={name: peak_memory(step) for name, step in arms.items()})
+    return measure_arms(arms, args.rounds)
 
 
 if __name__ == '__main__':

@@ -4,13 +4,13 @@ Model and data are those of a config; the loop replaces MMEngine's Runner, whose
 runs of a minute. Batches and weights depend on the seed alone: two arms with one seed differ in their augment only.
 """
 
-import math
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 import torch
+from _runs import warmup_cosine
 from mmengine.config import Config
 from mmengine.registry import DATASETS, MODELS
 from mmpretrain.structures import DataSample
@@ -68,10 +68,7 @@ def train(
 ) -> None:
     """AdamW with a tenth of warm-up and cosine decay; each image is shifted by up to `shift` pixels."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.05)
-    warmup = max(steps // 10, 1)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min((step + 1) / warmup, 0.5 + 0.5 * math.cos(math.pi * step / steps))
-    )
+    schedule = warmup_cosine(optimizer, steps)
     order = torch.Generator().manual_seed(seed)
     model.train()
     for _ in range(steps):

@@ -7,16 +7,7 @@ import argparse
 from collections.abc import Callable, Sequence
 
 import torch
-from _measure import (
-    add_common_arguments,
-    interleaved_times,
-    markdown_table,
-    median_ratio,
-    peak_memory,
-    prepare,
-    ratio_range,
-    write_json,
-)
+from _measure import add_common_arguments, markdown_table, measure_arms, prepare, ratio_cells, write_json
 from torch import Tensor, nn
 
 from mergemix_mm.models.attention import InteractionRecorder
@@ -141,8 +132,7 @@ def model_arm(args: argparse.Namespace, arm: str) -> Callable[[], Tensor | None]
 def measure(args: argparse.Namespace, arms: dict[str, Callable[[], Tensor | None]]) -> dict:
     """Times (s) and peak memory (MB) of the arms, which must agree on the intensity."""
     torch.testing.assert_close(arms[FUSED](), arms[MAPS](), rtol=1e-4, atol=1e-5)
-    times = interleaved_times(arms, args.rounds)
-    return dict(times=times, memory={name: peak_memory(step) for name, step in arms.items()})
+    return measure_arms(arms, args.rounds)
 
 
 def table(measured: dict[str, dict]) -> str:
@@ -150,9 +140,8 @@ def table(measured: dict[str, dict]) -> str:
     rows = []
     for title, results in measured.items():
         for name, seconds in results['times'].items():
-            low, high = ratio_range(seconds, results['times'][PLAIN])
-            ratio = f'{median_ratio(seconds, results["times"][PLAIN]):.2f}'
-            rows.append((title, name, ratio, f'{low:.2f} - {high:.2f}', f'{results["memory"][name]:.1f}'))
+            ratios = ratio_cells(seconds, results['times'][PLAIN])
+            rows.append((title, name, *ratios, f'{results["memory"][name]:.1f}'))
     return markdown_table(('what', 'attention', 'time / sdpa', 'range over the rounds', 'memory (MB)'), rows)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from _measure import add_common_arguments, markdown_table, prepare, write_json
+from _runs import warmup_cosine
 from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
@@ -56,10 +57,7 @@ def pretrain_tower(
     heads = AttributeHeads(tower.config.hidden_size)
     parameters = [*tower.parameters(), *heads.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.05)
-    warmup = max(steps // 10, 1)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min((step + 1) / warmup, 0.5 + 0.5 * math.cos(math.pi * step / steps))
-    )
+    schedule = warmup_cosine(optimizer, steps)
     tower.train()
     for images, colors, shapes, _ in batches('train', steps, batch_size, tower.config.image_size, seed):
         half = len(images) // 2

@@ -4,13 +4,13 @@ Model and data are those of a config; the loop replaces MMEngine's Runner, whose
 runs of a minute. Batches and weights depend on the seed alone: two arms with one seed differ in their losers only.
 """
 
-import math
 from copy import deepcopy
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import torch
+from _runs import warmup_cosine
 from mmengine.config import Config
 from mmengine.registry import DATASETS, MODELS
 from mmpretrain.structures import DataSample
@@ -58,10 +58,7 @@ def train(tuner: VLMTuner, batch: dict[str, Tensor], steps: int, seed: int, batc
     settings = Config.fromfile(config_path(CONFIG)).optim_wrapper
     parameters = [parameter for parameter in tuner.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=settings.optimizer.lr, weight_decay=settings.optimizer.weight_decay)
-    warmup = max(steps // 10, 1)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min((step + 1) / warmup, 0.5 + 0.5 * math.cos(math.pi * step / steps))
-    )
+    schedule = warmup_cosine(optimizer, steps)
     order = torch.Generator().manual_seed(seed)
     tuner.train()
     for _ in range(steps):

@@ -4,16 +4,7 @@ import argparse
 from collections.abc import Callable, Sequence
 
 import torch
-from _measure import (
-    add_common_arguments,
-    interleaved_times,
-    markdown_table,
-    median_ratio,
-    peak_memory,
-    prepare,
-    ratio_range,
-    write_json,
-)
+from _measure import add_common_arguments, markdown_table, measure_arms, prepare, ratio_cells, write_json
 from mmengine.registry import MODELS
 from release_scheme import ReleaseScheme
 from torch import Tensor
@@ -145,16 +136,12 @@ def main() -> None:
     arms = {SFT: build_arm(args, batch, None, tuner_loss)}
     arms |= {f'SFT + SimPO, {name}': build_arm(args, batch, mixer, tuner_loss) for name, mixer in MIXERS.items()}
     arms['scheme of the release, MergeMix'] = build_arm(args, batch, MIXERS['MergeMix'], release_loss)
-    times = interleaved_times(arms, args.rounds)
-    memory = {name: peak_memory(step) for name, step in arms.items()}
-    rows = []
-    for name, seconds in times.items():
-        low, high = ratio_range(seconds, times[SFT])
-        ratio = f'{median_ratio(seconds, times[SFT]):.2f}'
-        rows.append((name, ratio, f'{low:.2f} - {high:.2f}', f'{memory[name]:.0f}'))
+    measured = measure_arms(arms, args.rounds)
+    times, memory = measured['times'], measured['memory']
+    rows = [(name, *ratio_cells(times[name], times[SFT]), f'{memory[name]:.0f}') for name in arms]
     print(markdown_table(('step', 'time / SFT', 'range over the rounds', 'memory (MB)'), rows))
     if args.output:
-        write_json(args.output, dict(benchmark='tuning_step', options=vars(args), times=times, memory=memory))
+        write_json(args.output, dict(benchmark='tuning_step', options=vars(args), **measured))
 
 
 if __name__ == '__main__':

@@ -4,12 +4,12 @@ Model and data are those of a config, with smaller images; the loop replaces MME
 dropped prompts depend on the seed alone.
 """
 
-import math
 from collections.abc import Sequence
 from copy import deepcopy
 from functools import lru_cache
 
 import torch
+from _runs import warmup_cosine
 from mmengine.config import Config
 from mmengine.registry import DATASETS, MODELS
 from mmpretrain.structures import DataSample
@@ -105,10 +105,7 @@ def train(
     options = {key: value for key, value in settings.optimizer.items() if key != 'type'}
     parameters = [parameter for parameter in tuner.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, **options)
-    warmup = max(steps // 10, 1)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min((step + 1) / warmup, 0.5 + 0.5 * math.cos(math.pi * step / steps))
-    )
+    schedule = warmup_cosine(optimizer, steps)
     order, tasks = torch.Generator().manual_seed(seed), list(batches)
     torch.manual_seed(seed)
     if aia is not None:

@@ -5,10 +5,7 @@ process drops the prompts that each half had dropped. All scenarios share one pa
 """
 
 import gc
-import os
-import subprocess
 import sys
-from pathlib import Path
 from unittest import mock
 
 import pytest
@@ -17,6 +14,7 @@ import torch
 import torch.distributed as dist
 from mmengine.config import Config
 from mmengine.registry import MODEL_WRAPPERS, MODELS
+from two_ranks import WORLD, results_of
 
 import mergemix_mm
 from mergemix_mm.datasets import (
@@ -31,7 +29,7 @@ from mergemix_mm.datasets import (
 from mergemix_mm.engine.hooks import AIAHook
 from mergemix_mm.engine.hooks.step_seed_hook import seed_generators
 
-WORLD, BATCH, STEPS = 2, 3, 4
+BATCH, STEPS = 3, 4
 STAGES = [dict(depth=(0.0, 1.0), target=0.5, delta=0.1)]
 FSDP_CONFIG = mergemix_mm.config_path('simpo/llava-v1.5-7b_8xb16-simpo-mergemix-coslr-1e-fsdp_llava-mix665k.py')
 
@@ -134,26 +132,7 @@ def worker(rank, folder):
 
 @pytest.fixture(scope='module')
 def results(tmp_path_factory):
-    folder = tmp_path_factory.mktemp('distributed')
-    paths = [str(Path(tiny_vlms.__file__).parent), os.environ.get('PYTHONPATH', '')]
-    processes = [
-        subprocess.Popen(
-            [sys.executable, __file__, str(rank), str(folder)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env=dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, paths)), CUDA_VISIBLE_DEVICES=''),
-        )
-        for rank in range(WORLD)
-    ]
-    try:
-        for process in processes:
-            output, _ = process.communicate(timeout=240)
-            assert process.returncode == 0, output[-3000:]
-    finally:
-        for process in processes:
-            process.kill()
-    return [torch.load(folder / f'rank{rank}.pth', weights_only=True) for rank in range(WORLD)]
+    return results_of(__file__, tmp_path_factory.mktemp('distributed'))
 
 
 @pytest.fixture(scope='module')

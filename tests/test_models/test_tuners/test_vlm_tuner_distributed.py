@@ -5,11 +5,8 @@ process reads the losers that each half had drawn, all in one batch. All scenari
 """
 
 import gc
-import os
-import subprocess
 import sys
 from copy import deepcopy
-from pathlib import Path
 
 import pytest
 import tiny_vlms
@@ -17,12 +14,12 @@ import torch
 import torch.distributed as dist
 from mmengine.config import Config
 from mmengine.registry import FUNCTIONS, MODEL_WRAPPERS, MODELS, OPTIM_WRAPPERS
+from two_ranks import WORLD, results_of
 
 import mergemix_mm
 from mergemix_mm.engine.hooks.step_seed_hook import seed_generators
 from mergemix_mm.models.tuners.vlm_tuner import Losers
 
-WORLD = 2
 MAX_NORM = 0.1
 FSDP_CONFIG = mergemix_mm.config_path('simpo/llava-v1.5-7b_8xb16-simpo-mergemix-coslr-1e-fsdp_llava-mix665k.py')
 
@@ -173,26 +170,7 @@ def worker(rank, folder):
 
 @pytest.fixture(scope='module')
 def results(tmp_path_factory):
-    folder = tmp_path_factory.mktemp('distributed')
-    paths = [str(Path(tiny_vlms.__file__).parent), os.environ.get('PYTHONPATH', '')]
-    processes = [
-        subprocess.Popen(
-            [sys.executable, __file__, str(rank), str(folder)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env=dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, paths)), CUDA_VISIBLE_DEVICES=''),
-        )
-        for rank in range(WORLD)
-    ]
-    try:
-        for process in processes:
-            output, _ = process.communicate(timeout=240)
-            assert process.returncode == 0, output[-3000:]
-    finally:
-        for process in processes:
-            process.kill()
-    return [torch.load(folder / f'rank{rank}.pth', weights_only=True) for rank in range(WORLD)]
+    return results_of(__file__, tmp_path_factory.mktemp('distributed'))
 
 
 def one_process(tuner, case):

@@ -1,0 +1,33 @@
+"""Runs a test file as two processes, which talk over gloo and leave their results in a folder."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+WORLD = 2
+
+
+def results_of(file, folder):
+    """Run ``python file RANK folder`` once a rank; what each saved as ``folder/rank<RANK>.pth``."""
+    paths = [str(Path(__file__).parent), os.environ.get('PYTHONPATH', '')]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, file, str(rank), str(folder)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, paths)), CUDA_VISIBLE_DEVICES=''),
+        )
+        for rank in range(WORLD)
+    ]
+    try:
+        for process in processes:
+            output, _ = process.communicate(timeout=240)
+            assert process.returncode == 0, output[-3000:]
+    finally:
+        for process in processes:
+            process.kill()
+    return [torch.load(folder / f'rank{rank}.pth', weights_only=True) for rank in range(WORLD)]
