@@ -1,5 +1,7 @@
 """The mathematics of the methods: pure functions on tensors that need torch alone."""
 
+from .coordinates import CoordinateError, format_boxes, format_phrase, parse_boxes, parse_phrases
+from .embedding_mix import as_grid, mix_embeddings, resample_grid
 from .interaction import aia_loss, attention_with_intensity, interaction_intensity
 from .mixing import (
     area_ratio,
@@ -13,6 +15,7 @@ from .mixing import (
     topk_mask,
 )
 from .preference import answer_logps, simpo_loss
+from .resize import resize
 from .saliency import class_attention, received_attention, restore_attention
 from .token_merge import (
     Matching,
@@ -21,28 +24,54 @@ from .token_merge import (
     merge_schedule,
     merge_tokens,
 )
+from .views import (
+    boxes_from_square,
+    boxes_from_view,
+    boxes_to_square,
+    real_views,
+    split_views,
+    square_padding,
+)
+from .weight_mix import mix_tensors, mix_weights
 
 __all__ = [
+    'CoordinateError',
     'Matching',
     'TokenGroups',
     'aia_loss',
     'answer_logps',
     'area_ratio',
+    'as_grid',
     'attention_ratio',
     'attention_with_intensity',
     'bipartite_soft_matching',
+    'boxes_from_square',
+    'boxes_from_view',
+    'boxes_to_square',
     'class_attention',
     'derangement',
+    'format_boxes',
+    'format_phrase',
     'gaussian_ratio',
     'interaction_intensity',
     'merge_schedule',
     'merge_tokens',
+    'mix_embeddings',
     'mix_images',
     'mix_labels',
+    'mix_tensors',
+    'mix_weights',
+    'parse_boxes',
+    'parse_phrases',
+    'real_views',
     'received_attention',
     'replace_patches',
+    'resample_grid',
+    'resize',
     'restore_attention',
     'sample_lambda',
     'simpo_loss',
+    'split_views',
+    'square_padding',
     'topk_mask',
 ]

@@ -1,0 +1,132 @@
+"""Boxes and key points as plain text, and back (the coordinates of SPHINX, arXiv 2311.07575).
+
+A box is four numbers, x1, y1, x2, y2, a key point two, x, y; all are shares of the square-padded image, in [0, 1], with
+a fixed number of decimals. A pair of brackets holds one or several, ``[0.100,0.200,0.300,0.400;0.500,0.600]``; what
+they belong to may be named before them, ``<p>a red ring</p>[0.100,0.200,0.300,0.400]``.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+
+Coordinates = tuple[float, ...]
+
+# Half a unit of the usual last decimal: what stands so far outside of [0, 1] is rounding.
+TOLERANCE = 5e-4
+_NUMBER = re.compile(r'[+-]?(?:\d+\.?\d*|\.\d+)')
+_BRACKET = re.compile(r'\[([^\[\]]*)\]')
+_PHRASE = re.compile(r'<p>((?:(?!</?p>).)*)</p>', re.DOTALL)
+# The brackets right behind a phrase, those that are never closed included.
+_BEHIND = re.compile(r'\s*\[[^\]]*\]?')
+
+
+class CoordinateError(ValueError):
+    """Text that holds no valid coordinates, or numbers that cannot be written as such."""
+
+
+def format_boxes(boxes: Iterable[Sequence[float]], decimals: int = 3) -> str:
+    """Write boxes and key points into one pair of brackets.
+
+    Args:
+        boxes (Iterable): At least one row of four (xyxy) or two (xy) numbers in [0, 1], up to rounding.
+        decimals (int): Digits behind the point. Defaults to 3.
+
+    Raises:
+        CoordinateError: If there is no row, a row has another length, or x2 < x1, y2 < y1, or a number outside [0, 1].
+
+    Examples:
+        >>> format_boxes([(0, 0.25, 0.5, 1)])
+        '[0.000,0.250,0.500,1.000]'
+    """
+    rows = [[_inside(float(value), 0.5 * 10**-decimals) for value in row] for row in boxes]
+    if not rows:
+        raise CoordinateError('there is no box to write')
+    # The order of the corners is that of the printed numbers: what differs by less is rounding.
+    texts = [[f'{value:.{decimals}f}' for value in row] for row in rows]
+    for row in texts:
+        _check([float(text) for text in row], ','.join(row))
+    return f'[{";".join(",".join(row) for row in texts)}]'
+
+
+def parse_boxes(text: str) -> list[Coordinates]:
+    """Read the boxes and key points of all brackets in a text, in order.
+
+    White space may stand between numbers and separators, and a number may do without point and decimals.
+
+    Args:
+        text (str): Such as an answer. Whatever stands outside of brackets is ignored.
+
+    Returns:
+        list[tuple[float, ...]]: Of four numbers (box) or two (key point), in [0, 1]; empty without brackets.
+
+    Raises:
+        CoordinateError: If a bracket is not closed or was not opened, or one of its rows is malformed: not two or four
+            numbers, a number outside [0, 1], x2 < x1 or y2 < y1.
+
+    Examples:
+        >>> parse_boxes('at [0, 0.25, 0.5, 1] and [.3,.4]')
+        [(0.0, 0.25, 0.5, 1.0), (0.3, 0.4)]
+    """
+    stray = re.search(r'[\[\]].{0,30}', _BRACKET.sub('', text), re.DOTALL)
+    if stray:
+        raise CoordinateError(f'a bracket without its counterpart: {stray[0]!r}')
+    return [_parse_row(row) for inside in _BRACKET.findall(text) for row in inside.split(';')]
+
+
+def format_phrase(phrase: str, boxes: Iterable[Sequence[float]], decimals: int = 3) -> str:
+    """Write a phrase with its boxes or key points: ``<p>a red ring</p>[...]``.
+
+    Raises:
+        CoordinateError: If the phrase holds such a mark itself, or :func:`format_boxes` refuses the boxes.
+    """
+    if re.search('</?p>', phrase):
+        raise CoordinateError(f'the phrase {phrase!r} holds a mark of phrases')
+    return f'<p>{phrase}</p>{format_boxes(boxes, decimals)}'
+
+
+def parse_phrases(text: str) -> list[tuple[str, list[Coordinates]]]:
+    """Read the phrases of a text and the boxes or key points of the brackets right behind each.
+
+    Returns:
+        list[tuple[str, list]]: Phrase (without surrounding space) and its boxes, as of :func:`parse_boxes`; none for a
+        phrase without brackets.
+
+    Raises:
+        CoordinateError: If a mark ``<p>`` or ``</p>`` has no counterpart, or a bracket behind a phrase is malformed.
+
+    Examples:
+        >>> parse_phrases('<p>a ring</p>[0.1,0.2,0.3,0.4] beside <p>a cross</p>[0.5,0.2,0.7,0.4]')
+        [('a ring', [(0.1, 0.2, 0.3, 0.4)]), ('a cross', [(0.5, 0.2, 0.7, 0.4)])]
+    """
+    # Every second piece is a phrase, and what follows it reaches up to the next one.
+    before, *pieces = _PHRASE.split(text)
+    stray = re.search('</?p>.{0,30}', ' '.join([before, *pieces[1::2]]), re.DOTALL)
+    if stray:
+        raise CoordinateError(f'a mark of phrases without its counterpart: {stray[0]!r}')
+    behind = [_BEHIND.match(rest) for rest in pieces[1::2]]
+    return [(phrase.strip(), parse_boxes(found[0]) if found else []) for phrase, found in zip(pieces[::2], behind)]
+
+
+def _parse_row(text: str) -> Coordinates:
+    if not text.strip():
+        raise CoordinateError('a bracket, or a row of one, is empty')
+    values = [value.strip() for value in text.split(',')]
+    for value in values:
+        if not _NUMBER.fullmatch(value):
+            raise CoordinateError(f'{value!r} in {text.strip()!r} is not a number')
+    row = tuple(_inside(float(value), TOLERANCE) for value in values)
+    _check(row, text.strip())
+    return row
+
+
+def _inside(value: float, tolerance: float) -> float:
+    """The number, in [0, 1]."""
+    if not -tolerance <= value <= 1 + tolerance:  # NaN included
+        raise CoordinateError(f'{value:g} is outside [0, 1]')
+    return min(max(value, 0.0), 1.0)
+
+
+def _check(row: Sequence[float], text: str) -> None:
+    if len(row) not in (2, 4):
+        raise CoordinateError(f'{text!r} has {len(row)} numbers; a box has 4 (x1, y1, x2, y2), a key point 2 (x, y)')
+    if len(row) == 4 and (row[2] < row[0] or row[3] < row[1]):
+        raise CoordinateError(f'{text!r} is not a box: x2 < x1 or y2 < y1')

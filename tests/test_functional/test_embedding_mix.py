@@ -1,0 +1,67 @@
+"""Maps of several encoders on one grid, side by side in the channels."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from mergemix_mm.functional import mix_embeddings, resample_grid
+
+
+def random_map(*shape, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def test_channels_stand_in_the_order_of_the_maps():
+    maps = [random_map(2, 5, 4, 4), random_map(2, 3, 4, 4, seed=1)]
+    mixed = mix_embeddings(maps, 4)
+    assert mixed.shape == (2, 16, 8)
+    for row in range(4):
+        for column in range(4):
+            token = torch.cat([maps[0][:, :, row, column], maps[1][:, :, row, column]], dim=1)
+            assert torch.equal(mixed[:, 4 * row + column], token)
+
+
+def test_a_coarser_map_is_upsampled_bilinearly():
+    coarse = random_map(2, 3, 8, 8)
+    mixed = mix_embeddings([coarse], 16)
+    expected = F.interpolate(coarse, size=(16, 16), mode='bilinear', align_corners=False)
+    torch.testing.assert_close(mixed, expected.flatten(2).transpose(1, 2))
+
+
+def test_a_finer_map_is_averaged_not_picked_from():
+    stripes = torch.tensor([0.0, 1.0]).repeat(8).expand(1, 1, 16, 16)
+    assert F.interpolate(stripes, size=(4, 4)).unique().numel() == 1
+    torch.testing.assert_close(resample_grid(stripes, 4)[..., 1:3], torch.full((1, 1, 4, 2), 0.5))
+
+
+def test_a_grid_need_not_be_square():
+    maps = [random_map(1, 2, 2, 6), random_map(1, 2, 4, 3)]
+    assert mix_embeddings(maps, (2, 6)).shape == (1, 12, 4)
+    assert torch.equal(mix_embeddings(maps, (2, 6))[0, 7, :2], maps[0][0, :, 1, 1])
+
+
+def test_a_map_of_the_grid_is_not_touched():
+    token_map = random_map(1, 2, 4, 4)
+    assert resample_grid(token_map, 4) is token_map
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+def test_half_precision_is_resampled_in_float32(dtype):
+    token_map = random_map(1, 2, 6, 6).to(dtype)
+    assert torch.equal(resample_grid(token_map, 4), resample_grid(token_map.float(), 4).to(dtype))
+
+
+@pytest.mark.parametrize(
+    ('maps', 'grid', 'message'),
+    [
+        ([], 4, 'token_maps is empty'),
+        ([random_map(2, 3, 4, 4), random_map(1, 3, 4, 4)], 4, r'\[2, 1\] images'),
+        ([random_map(2, 3, 4)], 4, r'shape \[2, 3, 4\]'),
+        ([random_map(2, 3, 4, 4)], 0, 'grid=0'),
+        ([random_map(2, 3, 4, 4)], (4, 4, 4), r'grid=\(4, 4, 4\)'),
+        ([random_map(2, 3, 4, 4)], (4, 2.5), r'grid=\(4, 2.5\)'),
+    ],
+)
+def test_what_cannot_be_mixed_is_an_error(maps, grid, message):
+    with pytest.raises(ValueError, match=message):
+        mix_embeddings(maps, grid)
