@@ -1,29 +1,35 @@
 """Models and their parts, registered with MMEngine and MMPretrain."""
 
-from .backbones import ToMeVisionTransformer
+from .backbones import MultiBackbone, TokenMap, ToMeVisionTransformer
 from .batch_augments import MergeMix, MixResult, SalientBlur, SwapImages, mix_batch
 from .classifiers import MixupClassifier
 from .heads import AnswerScores, SFTHead, SimPOHead
 from .losses import AIALoss, SimPOLoss
+from .necks import EmbeddingMixNeck, SimpleFeaturePyramid
 from .tuners import CanvasMix, UnifiedTuner, VLMTuner, mix_canvases
-from .vlms import Emu3Model, HFVisionLanguageModel, JanusModel, VisionLanguageModel, VLMDataPreprocessor
+from .vlms import Emu3Model, HFVisionLanguageModel, JanusModel, SphinxModel, VisionLanguageModel, VLMDataPreprocessor
 
 __all__ = [
     'AIALoss',
     'AnswerScores',
     'CanvasMix',
+    'EmbeddingMixNeck',
     'Emu3Model',
     'HFVisionLanguageModel',
     'JanusModel',
     'MergeMix',
     'MixResult',
     'MixupClassifier',
+    'MultiBackbone',
     'SFTHead',
     'SalientBlur',
     'SimPOHead',
     'SimPOLoss',
+    'SimpleFeaturePyramid',
+    'SphinxModel',
     'SwapImages',
     'ToMeVisionTransformer',
+    'TokenMap',
     'UnifiedTuner',
     'VLMDataPreprocessor',
     'VLMTuner',

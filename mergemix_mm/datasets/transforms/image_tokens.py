@@ -1,7 +1,7 @@
 """How a processor writes images: the tokens that stand for each of them, and the tensors."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from PIL import Image
@@ -98,7 +98,7 @@ class ImageTokens:
         return self._by_size[image.size]
 
 
-def expand(ids: Sequence[int], token_id: int, expansions: Sequence[Sequence[int]]) -> list[int]:
+def expand(ids: Sequence[int], token_id: int, expansions: Iterable[Sequence[int]]) -> list[int]:
     """Put the tokens of each image in the place of its placeholder."""
     remaining = iter(expansions)
     return [token for one in ids for token in (next(remaining) if one == token_id else (one,))]

@@ -6,6 +6,7 @@ from .emu3_model import Emu3Model
 from .hf_vision_language_model import HFVisionLanguageModel
 from .janus_model import JanusModel
 from .mosaic_codes import MosaicCodes
+from .sphinx_model import SphinxModel
 from .unified import UnifiedModel
 from .wrap_policy import wrap_decoder_layers
 
@@ -19,6 +20,7 @@ __all__ = [
     'HFVisionLanguageModel',
     'JanusModel',
     'MosaicCodes',
+    'SphinxModel',
     'UnifiedModel',
     'VLMDataPreprocessor',
     'VisionLanguageModel',

@@ -11,8 +11,7 @@ def check_trainable(family: Family, trainable: Collection[str]) -> tuple[str, ..
     """The names of the parts to train, if the family has them all."""
     if isinstance(trainable, str) or not set(trainable) <= set(family.parts):
         raise ValueError(
-            f'HFVisionLanguageModel: trainable={trainable!r} must be a list of parts out of {sorted(family.parts)}; '
-            '[] freezes all'
+            f'trainable={trainable!r} must be a list of parts out of {sorted(family.parts)}; [] freezes all'
         )
     return tuple(trainable)
 

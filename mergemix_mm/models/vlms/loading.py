@@ -1,7 +1,8 @@
-"""Makes the transformers model that a config of `HFVisionLanguageModel` asks for."""
+"""Makes the transformers model that a config of `HFVisionLanguageModel` or `SphinxModel` asks for."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -10,15 +11,7 @@ from torch import nn
 from .families import find_family
 
 
-def load_model(
-    pretrained: str | None = None,
-    config: dict | str | None = None,
-    revision: str | None = None,
-    dtype: str | torch.dtype | None = None,
-    attn_implementation: str | dict | None = None,
-    trust_remote_code: bool = False,
-    model_type: str | None = None,
-) -> nn.Module:
+def load_vlm(pretrained: str | None, config: dict | str | None, model_type: str | None = None, **options) -> nn.Module:
     """A transformers vision-language model with its head; see `HFVisionLanguageModel` for the arguments.
 
     With a `model_type`, it must be of that type.
@@ -27,27 +20,59 @@ def load_model(
         ValueError: if an argument cannot be used, or no family knows the model.
         OSError: if there is no such folder and no such model on the hub.
     """
+    return _load('AutoModelForImageTextToText', partial(_check_type, wanted=model_type), pretrained, config, **options)
+
+
+def load_language_model(pretrained: str | None = None, config: dict | str | None = None, **options) -> nn.Module:
+    """A transformers causal language model with its head; see `SphinxModel` for the arguments.
+
+    Raises:
+        ValueError: if an argument cannot be used.
+        OSError: if there is no such folder and no such model on the hub.
+    """
+    return _load('AutoModelForCausalLM', _check_causal, pretrained, config, **options)
+
+
+def _load(
+    auto_class: str,
+    check: Callable[[str | None], None],
+    pretrained: str | None,
+    config: dict | str | None,
+    revision: str | None = None,
+    dtype: str | torch.dtype | None = None,
+    attn_implementation: str | dict | None = None,
+    trust_remote_code: bool = False,
+) -> nn.Module:
+    """Make a model of an auto class of transformers; `check` refuses a ``model_type`` before gigabytes are read."""
     if (pretrained is None) == (config is None):
         raise ValueError(
-            f'HFVisionLanguageModel: pretrained={pretrained!r} and config={config!r}: give exactly one of them, '
-            'pretrained= for trained weights (a hub name or a folder) or config= for random ones'
+            f'pretrained={pretrained!r} and config={config!r}: give exactly one of them, pretrained= for trained '
+            'weights (a hub name or a folder) or config= for random ones'
         )
-    from transformers import AutoModelForImageTextToText
+    import transformers
 
+    auto_class = getattr(transformers, auto_class)
     options = dict(dtype=_parse_dtype(dtype), trust_remote_code=trust_remote_code)
     if attn_implementation is not None:
         options['attn_implementation'] = attn_implementation
     if config is not None:
-        config = _parse_config(config, trust_remote_code)
-        _check_type(config.model_type, model_type)
-        return AutoModelForImageTextToText.from_config(config, **options)
+        return auto_class.from_config(_parse_config(config, check, trust_remote_code), **options)
     config = _find_config('pretrained', pretrained, revision=revision, trust_remote_code=trust_remote_code)
-    _check_type(config.model_type, model_type)  # Before gigabytes are read.
+    check(config.model_type)
     with _explained('pretrained', pretrained):
-        return AutoModelForImageTextToText.from_pretrained(pretrained, config=config, revision=revision, **options)
+        return auto_class.from_pretrained(pretrained, config=config, revision=revision, **options)
 
 
-def _check_type(found: str, wanted: str | None) -> None:
+def _check_causal(found: str | None) -> None:
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    known = found is None or found in CONFIG_MAPPING_NAMES  # Else it may come with code of its own.
+    if known and found not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        raise ValueError(f'language_model: model_type={found!r} is no causal language model of transformers')
+
+
+def _check_type(found: str | None, wanted: str | None) -> None:
     find_family(found)
     if wanted not in (None, found):
         raise ValueError(
@@ -61,20 +86,20 @@ def _parse_dtype(dtype: str | torch.dtype | None) -> torch.dtype:
         return torch.float32
     parsed = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
     if not isinstance(parsed, torch.dtype) or not parsed.is_floating_point:
-        raise ValueError(
-            f"HFVisionLanguageModel: dtype={dtype!r} must be 'float32', 'bfloat16' or 'float16' (or None: float32)"
-        )
+        raise ValueError(f"dtype={dtype!r} must be 'float32', 'bfloat16' or 'float16' (or None: float32)")
     return parsed
 
 
-def _parse_config(config: dict | str, trust_remote_code: bool):
+def _parse_config(config: dict | str, check: Callable[[str | None], None], trust_remote_code: bool):
     if isinstance(config, str):
-        return _find_config('config', config, trust_remote_code=trust_remote_code)
+        config = _find_config('config', config, trust_remote_code=trust_remote_code)
+        check(config.model_type)
+        return config
     from transformers import AutoConfig
 
     config = config.to_dict() if hasattr(config, 'to_dict') else dict(config)  # MMEngine's ConfigDict, nested.
     model_type = config.pop('model_type', None)
-    find_family(model_type)
+    check(model_type)
     return AutoConfig.for_model(model_type, **config)
 
 
@@ -83,7 +108,7 @@ def _find_config(key: str, name: str, **options):
 
     if Path(name, 'adapter_config.json').is_file() and not Path(name, 'config.json').is_file():
         raise ValueError(
-            f'HFVisionLanguageModel: {key}={name!r} holds the adapters of LoRA without their model. Merge them: '
+            f'{key}={name!r} holds the adapters of LoRA without their model. Merge them: '
             'python tools/model_converters/save_pretrained.py CONFIG CHECKPOINT OUT --merge-lora'
         )
     with _explained(key, name):
@@ -97,7 +122,7 @@ def _explained(key: str, name: str) -> Iterator[None]:
         yield
     except (OSError, ValueError) as error:
         raise OSError(
-            f'HFVisionLanguageModel: {key}={name!r} is neither a folder that transformers can read nor a model that '
+            f'{key}={name!r} is neither a folder that transformers can read nor a model that '
             f'the hub hands out here. Set {key} to a folder (`hf download {name} --local-dir ...` where there is a '
             f'network), or to a name whose files are in the cache of HF_HOME.\n{error}'
         ) from error

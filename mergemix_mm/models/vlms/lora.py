@@ -29,7 +29,7 @@ def add_lora(family: Family, trainable: Collection[str], options: dict) -> nn.Mo
     """
     if 'language_model' not in trainable:
         raise ValueError(
-            f'HFVisionLanguageModel: lora={options!r} trains the language model, but trainable={list(trainable)!r} '
+            f'lora={options!r} trains the language model, but trainable={list(trainable)!r} '
             "freezes it: add 'language_model' or remove lora"
         )
     from peft import LoraConfig, get_peft_model
@@ -53,7 +53,7 @@ def _targets(family: Family, wanted: Collection[str] | str | None) -> str:
     wanted = layers if wanted is None else set(wanted)
     if not wanted or not wanted <= layers:
         raise ValueError(
-            f'HFVisionLanguageModel: lora.target_modules={sorted(wanted)} must be linear layers of the language model, '
+            f'lora.target_modules={sorted(wanted)} must be linear layers of the language model, '
             f'which has {sorted(layers)}'
         )
     decoder = family.parts['language_model'][0]

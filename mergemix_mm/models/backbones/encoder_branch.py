@@ -1,0 +1,171 @@
+"""One encoder of a `MultiBackbone`: its own view of the images, and its output as a map or a sequence."""
+
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+
+import torch
+from mmengine.model import BaseModule
+from mmpretrain.registry import MODELS
+from torch import Tensor, nn
+
+from ...functional import resize
+from .encoder_outputs import find_run, is_qformer
+from .token_map import TokenLayout, TokenMap
+
+
+class EncoderBranch(nn.Module):
+    """Resizes and re-normalises images for one encoder, runs it, and reads its output.
+
+    An encoder in another precision than the images gets them in its own; its output comes back in that of the images.
+    Under FSDP a branch is a unit as a whole: parts of encoders are called beside their forward.
+
+    Args:
+        encoder (nn.Module | dict): The encoder, or its config, see :class:`MultiBackbone`.
+        input_size (int, optional): Side of the square that images are resized to, in pixels. Defaults to None: images
+            stay as they are.
+        mean (Sequence[float], optional): Of the three channels, as the encoder was trained. Defaults to None: images
+            stay as they are normalised.
+        std (Sequence[float], optional): The same.
+        frozen (bool): Whether the encoder takes no gradient and stays in eval mode. Defaults to True.
+        common_mean (Sequence[float], optional): What the images that come in are normalised with.
+        common_std (Sequence[float], optional): The same.
+        name (str): Its place in the config, for messages. Defaults to ``'encoder'``.
+
+    Raises:
+        ValueError: If an argument cannot be used.
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module | dict,
+        input_size: int | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        frozen: bool = True,
+        common_mean: Sequence[float] | None = None,
+        common_std: Sequence[float] | None = None,
+        name: str = 'encoder',
+    ) -> None:
+        super().__init__()
+        if input_size is not None and not (isinstance(input_size, int) and input_size >= 1):
+            raise ValueError(f'{name}: input_size={input_size!r} must be an integer >= 1, the side of a square')
+        self.name = name
+        self.input_size = input_size
+        self.frozen = frozen
+        self.encoder = build_encoder(encoder) if isinstance(encoder, dict) else encoder
+        # Weights come with a module, and with what timm, transformers and MMPretrain's TIMMBackbone load in building.
+        self.draws_weights = (
+            isinstance(encoder, dict) and isinstance(self.encoder, BaseModule) and not self.encoder.is_init
+        )
+        self._run = find_run(self.encoder)
+        self._layout = TokenLayout.of(self.encoder)
+        self._is_sequence = is_qformer(self.encoder)
+        scale, shift = _renormalisation(mean, std, common_mean, common_std, name)
+        self.register_buffer('scale', scale, persistent=False)
+        self.register_buffer('shift', shift, persistent=False)
+        if frozen:
+            self.encoder.requires_grad_(False)
+        self.train()
+
+    @property
+    def renormalises(self) -> bool:
+        """Whether the encoder has a normalisation of its own, other than the common one."""
+        return self.scale is not None
+
+    def init_weights(self) -> None:
+        """MMEngine's, for an encoder of OpenMMLab that was built here; others came with their weights."""
+        if self.draws_weights:
+            self.encoder.init_weights()
+
+    def apply(self, fn: Callable[[nn.Module], None]) -> 'EncoderBranch':
+        """As always, but it leaves alone an encoder that came with its weights.
+
+        With this method MMEngine draws all weights of a model anew that has an `init_cfg`.
+        """
+        return super().apply(fn) if self.draws_weights else self
+
+    def train(self, mode: bool = True) -> 'EncoderBranch':
+        """As always, but a frozen encoder stays in eval mode."""
+        super().train(mode)
+        if self.frozen:
+            self.encoder.eval()
+        return self
+
+    def forward(self, images: Tensor) -> TokenMap | Tensor:
+        """Images [B, 3, H, W], normalised as all are -> map of tokens, or a Q-Former's queries [B, n, C].
+
+        Raises:
+            ValueError: If the images do not fit the encoder, or its output is neither.
+        """
+        inputs = self._prepare(images)
+        try:
+            if self._layout is not None:
+                self._layout.grid(inputs.shape[-2:])
+            with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+                output = self._run(self.encoder, inputs).to(images.dtype)
+            return self._read(output, inputs.shape[-2:])
+        except ValueError as error:
+            raise ValueError(f'MultiBackbone: {self.name} (`{type(self.encoder).__name__}`): {error}') from error
+
+    def _prepare(self, images: Tensor) -> Tensor:
+        if self.input_size is not None:
+            images = resize(images, (self.input_size, self.input_size))
+        if self.renormalises:
+            images = images * self.scale + self.shift
+        return images.to(next((p.dtype for p in self.encoder.parameters() if p.is_floating_point()), images.dtype))
+
+    def _read(self, output: Tensor, image_size: tuple[int, int]) -> TokenMap | Tensor:
+        if self._is_sequence:
+            return output
+        if output.ndim == 4:
+            return TokenMap(output)
+        if output.ndim == 3:
+            layout = self._layout or TokenLayout.from_config(self.encoder)
+            if layout is None:
+                raise ValueError(
+                    f'gives tokens {list(output.shape)} whose grid is not known. Have it give a map [B, C, h, w]: '
+                    "out_type='featmap' in MMPretrain, features_only=True, out_indices=(-1,) in timm"
+                )
+            return layout.read(output, image_size)
+        raise ValueError(
+            f'gives {list(output.shape)}, pooled over the image. Have it give its tokens: in MMPretrain '
+            "out_type='raw' (with class token) or 'featmap' for vision transformers, gap_before_final_norm=False for "
+            'ConvNeXt'
+        )
+
+
+def build_encoder(cfg: dict) -> nn.Module:
+    """Build an encoder through MMPretrain's registry; see :class:`MultiBackbone`."""
+    cfg = deepcopy(dict(cfg))
+    config = cfg.get('config')
+    if isinstance(config, dict) and 'model_type' in config:
+        from transformers import AutoConfig
+
+        config = config.to_dict() if hasattr(config, 'to_dict') else dict(config)  # MMEngine's ConfigDict, nested.
+        cfg['config'] = AutoConfig.for_model(**config)
+    return MODELS.build(cfg)
+
+
+def _renormalisation(
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+    common_mean: Sequence[float] | None,
+    common_std: Sequence[float] | None,
+    name: str,
+) -> tuple[Tensor | None, Tensor | None]:
+    """Factor and summand [3, 1, 1] from the common normalisation to the encoder's; None where it is the common one."""
+    if mean is None and std is None:
+        return None, None
+    values = dict(mean=mean, std=std, common_mean=common_mean, common_std=common_std)
+    if common_mean is None or common_std is None:
+        raise ValueError(
+            f'{name}: mean and std of an encoder need mean and std of MultiBackbone, what its images are normalised '
+            'with: those of the data preprocessor, on the same scale (0 to 1, or 0 to 255)'
+        )
+    for key, value in values.items():
+        if value is None or len(value) != 3 or ('std' in key and not all(v > 0 for v in value)):
+            raise ValueError(f'{name}: {key}={value} must be three numbers, one per channel, above 0 for std')
+    mean, std, common_mean, common_std = (torch.tensor(v, dtype=torch.float32).view(3, 1, 1) for v in values.values())
+    if torch.equal(mean, common_mean) and torch.equal(std, common_std):
+        return None, None
+    return common_std / std, (common_mean - mean) / std

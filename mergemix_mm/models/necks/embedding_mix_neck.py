@@ -1,0 +1,176 @@
+"""The neck that mixes the embeddings of several encoders (SPHINX, https://arxiv.org/abs/2311.07575)."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from mmengine.model import BaseModule
+from mmengine.registry import MODELS
+from torch import Tensor, nn
+
+from ...functional import as_grid, mix_embeddings
+from ..backbones import TokenMap
+
+FUSIONS = ('concat', 'mlp')
+OUTPUTS = ('tokens', 'featmap')
+
+
+@MODELS.register_module()
+class EmbeddingMixNeck(BaseModule):
+    """Maps of tokens -> one grid -> channels side by side -> projection -> norm; sequences go in front.
+
+    It takes what :class:`MultiBackbone` gives, or the maps of any other backbone: with several stages of a CNN it
+    brings them onto one grid.
+
+    Args:
+        in_channels (Sequence[int]): Channels of the maps, in order.
+        out_channels (int): Channels of the output, e.g. the width of the language model.
+        sequence_channels (Sequence[int]): Channels of the sequences (Q-Former), in order; each has a projection of its
+            own. Only for ``output='tokens'``. Defaults to ().
+        grid (int | tuple[int, int], optional): Rows and columns that all maps are resampled to. Defaults to None: those
+            of the finest map.
+        class_token (bool): Whether a class token, mixed and projected as the patches are, stands in front of them: the
+            encoder's own, or the mean of its map where it has none. Only for ``output='tokens'``. Defaults to False.
+        fuse (str): The projection: ``'concat'``, one linear layer; ``'mlp'``, three with GELU in between, the first
+            four times as wide as its input (Prismatic, https://arxiv.org/abs/2402.07865). Defaults to ``'concat'``.
+        norm (bool): Whether a LayerNorm follows each projection. Defaults to True.
+        output (str): ``'tokens'`` for language models, ``'featmap'`` for heads of OpenMMLab. Defaults to ``'tokens'``.
+        scales (Sequence[float]): Levels of ``'featmap'``, relative to `grid`: 2.0 is twice as fine. All go through the
+            same projection. Defaults to (1,).
+        init_cfg (dict, optional): Initialization config. Defaults to None.
+
+    Raises:
+        ValueError: If an argument is out of its range, or two do not go together.
+
+    Examples:
+        >>> neck = dict(type='EmbeddingMixNeck', in_channels=[1024, 3072, 1536], sequence_channels=[768],
+        ...             out_channels=4096, grid=16, class_token=True)  # SPHINX: 32 + 1 + 256 tokens.
+        >>> neck = dict(type='EmbeddingMixNeck', in_channels=[1024, 1536], out_channels=256, output='featmap',
+        ...             scales=(4, 2, 1, 0.5))  # A feature pyramid for a detector.
+    """
+
+    def __init__(
+        self,
+        in_channels: Sequence[int],
+        out_channels: int,
+        sequence_channels: Sequence[int] = (),
+        grid: int | tuple[int, int] | None = None,
+        class_token: bool = False,
+        fuse: str = 'concat',
+        norm: bool = True,
+        output: str = 'tokens',
+        scales: Sequence[float] = (1,),
+        init_cfg: dict | None = None,
+    ) -> None:
+        super().__init__(init_cfg)
+        if not in_channels:
+            raise ValueError('EmbeddingMixNeck: in_channels is empty; it needs the channels of at least one map')
+        if fuse not in FUSIONS:
+            raise ValueError(f'EmbeddingMixNeck: fuse={fuse!r} must be one of {FUSIONS}')
+        if grid is not None:
+            as_grid(grid)
+        _check_output(output, scales, class_token, sequence_channels)
+        self.in_channels = tuple(in_channels)
+        self.sequence_channels = tuple(sequence_channels)
+        self.out_channels = out_channels
+        self.grid = grid
+        self.class_token = class_token
+        self.output = output
+        self.scales = tuple(scales)
+        self.projection = _projection(sum(in_channels), out_channels, fuse, norm)
+        self.sequence_projections = nn.ModuleList(
+            _projection(channels, out_channels, 'concat', norm) for channels in sequence_channels
+        )
+
+    def forward(self, inputs: Sequence[TokenMap | Tensor]) -> Tensor | tuple[Tensor, ...]:
+        """Mix the embeddings of a batch.
+
+        Args:
+            inputs (Sequence[TokenMap | Tensor]): Maps, as :class:`TokenMap` or [B, C, h, w], and sequences [B, n, C];
+                these may stand between the maps.
+
+        Returns:
+            Tensor | tuple[Tensor, ...]: With ``output='tokens'`` [B, N, out_channels]: the tokens of the sequences, the
+            class token, the patches row by row. With ``'featmap'`` one map [B, out_channels, h, w] per scale.
+
+        Raises:
+            ValueError: If there are more, fewer or other inputs than the channels say.
+        """
+        maps, sequences = self._sort(inputs)
+        grid = _finest(maps) if self.grid is None else as_grid(self.grid)
+        if self.output == 'featmap':
+            return tuple(self._featmap(maps, grid, scale) for scale in self.scales)
+        mixed = mix_embeddings([m.features for m in maps], grid)
+        if self.class_token:
+            mixed = torch.cat([torch.cat([_class_token(m) for m in maps], dim=1).unsqueeze(1), mixed], dim=1)
+        projected = [project(x) for project, x in zip(self.sequence_projections, sequences, strict=True)]
+        return torch.cat([*projected, self.projection(mixed)], dim=1)
+
+    def _featmap(self, maps: list[TokenMap], grid: tuple[int, int], scale: float) -> Tensor:
+        grid = tuple(max(1, int(size * scale + 0.5)) for size in grid)
+        mixed = self.projection(mix_embeddings([m.features for m in maps], grid))
+        return mixed.transpose(1, 2).unflatten(2, grid)
+
+    def _sort(self, inputs: Sequence[TokenMap | Tensor]) -> tuple[list[TokenMap], list[Tensor]]:
+        """Maps and sequences, each in order."""
+        maps, sequences = [], []
+        for x in inputs:
+            if isinstance(x, TokenMap):
+                maps.append(x)
+            elif isinstance(x, Tensor) and x.ndim in (3, 4):
+                maps.append(TokenMap(x)) if x.ndim == 4 else sequences.append(x)
+            else:
+                found = list(x.shape) if isinstance(x, Tensor) else type(x).__name__
+                raise ValueError(f'EmbeddingMixNeck: takes maps [B, C, h, w] and sequences [B, n, C], got {found}')
+        _check_channels('in_channels', self.in_channels, [m.features.size(1) for m in maps])
+        _check_channels('sequence_channels', self.sequence_channels, [x.size(2) for x in sequences])
+        return maps, sequences
+
+
+def _projection(in_channels: int, out_channels: int, fuse: str, norm: bool) -> nn.Sequential:
+    hidden = 4 * in_channels
+    layers = (
+        [nn.Linear(in_channels, out_channels)]
+        if fuse == 'concat'
+        else [
+            nn.Linear(in_channels, hidden),
+            nn.GELU(),
+            nn.Linear(hidden, out_channels),
+            nn.GELU(),
+            nn.Linear(out_channels, out_channels),
+        ]
+    )
+    return nn.Sequential(*layers, *([nn.LayerNorm(out_channels)] if norm else []))
+
+
+def _finest(maps: Sequence[TokenMap]) -> tuple[int, int]:
+    return max((tuple(m.features.shape[-2:]) for m in maps), key=math.prod)
+
+
+def _class_token(token_map: TokenMap) -> Tensor:
+    features, class_token = token_map
+    return features.mean(dim=(2, 3)) if class_token is None else class_token
+
+
+def _check_channels(key: str, expected: Sequence[int], found: Sequence[int]) -> None:
+    if tuple(expected) != tuple(found):
+        raise ValueError(
+            f'EmbeddingMixNeck: {key}={list(expected)}, but the backbone gives channels {list(found)}. Set {key} to '
+            'them, or change the encoders (out_indices) of the backbone'
+        )
+
+
+def _check_output(output: str, scales: Sequence[float], class_token: bool, sequence_channels: Sequence[int]) -> None:
+    if output not in OUTPUTS:
+        raise ValueError(f'EmbeddingMixNeck: output={output!r} must be one of {OUTPUTS}')
+    if not scales or not all(scale > 0 for scale in scales):
+        raise ValueError(f'EmbeddingMixNeck: scales={scales} must be numbers above 0, one per level')
+    if output == 'tokens' and tuple(scales) != (1,):
+        raise ValueError(f"EmbeddingMixNeck: scales={scales} are levels of output='featmap'; tokens have grid alone")
+    if output == 'featmap' and class_token:
+        raise ValueError("EmbeddingMixNeck: class_token=True has no place in a map; set output='tokens'")
+    if output == 'featmap' and sequence_channels:
+        raise ValueError(
+            f'EmbeddingMixNeck: sequence_channels={list(sequence_channels)} has no place in a map. Set '
+            "output='tokens', or leave the encoder that gives a sequence (Q-Former) out of the backbone"
+        )

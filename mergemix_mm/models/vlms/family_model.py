@@ -1,0 +1,133 @@
+"""What vision-language models have in common, whose parts a `Family` names: freezing, LoRA, forward and generation."""
+
+from collections.abc import Collection
+
+import torch
+from mmengine.model import initialize
+from torch import Tensor, nn
+
+from .base import Generation, VisionLanguageModel
+from .families import Family
+from .freezing import check_trainable, freeze, train_parts
+from .generation import AnswerLogps, pad_left
+from .lora import add_lora
+
+
+class FamilyModel(VisionLanguageModel):
+    """The interface of the tuners over the parts of a `Family`; a subclass makes the model and saves it.
+
+    Args:
+        family (Family): Names the parts of its model.
+        trainable (Collection[str]): Parts that train. The others take no gradient and stay in eval mode.
+        lora (dict, optional): Options of ``peft.LoraConfig``: the language model trains low-rank adapters. Defaults to
+            None.
+        gradient_checkpointing (bool): Whether to compute the layers' activations again in the backward (non-reentrant)
+            instead of storing them. Defaults to False.
+        init_cfg (dict, optional): MMEngine's initialisation. Defaults to None.
+
+    Raises:
+        ValueError: if the family has no such parts, or LoRA cannot be added.
+    """
+
+    def __init__(
+        self,
+        family: Family,
+        trainable: Collection[str],
+        lora: dict | None = None,
+        gradient_checkpointing: bool = False,
+        init_cfg: dict | None = None,
+    ) -> None:
+        super().__init__(init_cfg)
+        self.family, self.model = family, family.model
+        self.trainable = check_trainable(family, trainable)
+        self.gradient_checkpointing = gradient_checkpointing
+        if lora is None:
+            freeze(family, self.trainable)
+        else:
+            self.model = add_lora(family, self.trainable, lora)
+        if gradient_checkpointing:
+            family.model.gradient_checkpointing_enable({'use_reentrant': False})
+        self.train()
+
+    def init_weights(self) -> None:
+        """Nothing but `init_cfg`: MMEngine would call transformers' own method, which could draw new weights."""
+        if self.init_cfg:
+            initialize(self, self.init_cfg)
+        self._is_init = True
+
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args) -> None:
+        # MMEngine would only warn that no name fits, and go on without the checkpoint.
+        names = [name for name in state_dict if name.startswith(f'{prefix}model.')]
+        adapted = any(name.startswith(f'{prefix}model.base_model.') for name in names)
+        if names and adapted != (self.model is not self.family.model):
+            has, lacks = ('checkpoint', 'model') if adapted else ('model', 'checkpoint')
+            raise ValueError(
+                f'{type(self).__name__}: the {has} has adapters of LoRA, the {lacks} has none. Set vlm.lora as in the '
+                'training of the checkpoint, or make a folder of the checkpoint and set vlm.pretrained to it: '
+                'python tools/model_converters/save_pretrained.py CONFIG CHECKPOINT OUT (with --merge-lora after LoRA)'
+            )
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def train(self, mode: bool = True) -> 'FamilyModel':
+        """As always, but frozen parts stay in eval mode."""
+        super().train(mode)
+        if mode:
+            train_parts(self.family, self.trainable, self.gradient_checkpointing)
+        return self
+
+    def canvases(self, batch: dict) -> tuple[list[Tensor], Tensor]:
+        return self.family.canvases(batch), self.family.owners(batch)
+
+    def with_canvases(self, batch: dict, canvases: list[Tensor]) -> dict:
+        return self.family.with_canvases(batch, canvases)
+
+    def hidden(self, batch: dict, **attention_kwargs) -> Tensor:
+        inputs = self._decoder_inputs(self.family.forward_kwargs(batch))
+        return self.family.base(**inputs, use_cache=False, **attention_kwargs).last_hidden_state
+
+    def _decoder_inputs(self, inputs: dict) -> dict:
+        """What `family.base` takes; a subclass that embeds images itself puts ``inputs_embeds`` for ids and pixels."""
+        return inputs
+
+    @property
+    def head(self) -> nn.Module:
+        return self.family.head
+
+    def modality(self, batch: dict) -> Tensor:
+        return self.family.modality(batch)
+
+    @property
+    def vision_encoder(self) -> nn.Module | None:
+        return self.family.vision_encoder
+
+    @torch.no_grad()
+    def generate(self, batch: dict, max_new_tokens: int = 128, **kwargs) -> Generation:
+        """Answer a batch of prompts, padded on either side; greedily unless told otherwise.
+
+        Args:
+            batch (dict): A prepared batch of prompts.
+            max_new_tokens (int): Longest answer. Defaults to 128.
+            **kwargs: Options of transformers' ``generate``. Log-probabilities are those before temperature, top-k and
+                top-p, behind penalties that the options (or the model's generation config) ask for.
+
+        Raises:
+            ValueError: if several answers per sample are asked for.
+        """
+        if max(kwargs.get('num_beams') or 1, kwargs.get('num_return_sequences') or 1) > 1:
+            raise ValueError(f'{type(self).__name__}.generate: num_beams and num_return_sequences must be 1')
+        inputs = self._decoder_inputs(self.family.generate_kwargs(pad_left(batch)))
+        ends = _as_list(kwargs.get('eos_token_id', self.family.model.generation_config.eos_token_id))
+        if ends and self.family.model.generation_config.pad_token_id is None:
+            kwargs.setdefault('pad_token_id', ends[0])
+        kwargs.setdefault('do_sample', False)
+        logps = AnswerLogps(ends)
+        processors = [*kwargs.pop('logits_processor', ()), logps]
+        found = self.family.generate(**inputs, max_new_tokens=max_new_tokens, logits_processor=processors, **kwargs)
+        sequences = found if 'inputs_embeds' in inputs else found[:, inputs['input_ids'].size(1) :]
+        return Generation(sequences, logps.sums(sequences[:, -1]))
+
+
+def _as_list(ids: int | list[int] | None) -> list[int]:
+    if ids is None:
+        return []
+    return [ids] if isinstance(ids, int) else list(ids)

@@ -1,0 +1,49 @@
+"""The folder of a trained SPHINX: a language model as transformers writes it, and the rest in one file beside it."""
+
+import json
+from pathlib import Path
+
+from torch import Tensor
+
+from .network import SphinxNetwork
+
+LANGUAGE_MODEL, VISION_FILE, CONFIG_FILE = 'language_model', 'vision.safetensors', 'config.json'
+
+
+def save_vision(network: SphinxNetwork, folder: str | Path) -> None:
+    """Write all weights but those of the language model and of frozen encoders."""
+    from safetensors.torch import save_file
+
+    weights = {name: value.contiguous() for name, value in _vision_weights(network).items()}
+    save_file(weights, str(Path(folder, VISION_FILE)), metadata=dict(format='pt'))
+    layout = dict(model_type='sphinx', image_token_id=network.image_token_id, num_views=network.vision.num_views)
+    Path(folder, CONFIG_FILE).write_text(json.dumps(layout, indent=2) + '\n')
+
+
+def load_vision(network: SphinxNetwork, folder: str | Path) -> None:
+    """Read what :func:`save_vision` wrote into a network of the same parts.
+
+    Raises:
+        OSError: if there is no such file.
+        ValueError: if its weights are others than the network has.
+    """
+    from safetensors.torch import load_file
+
+    path = Path(folder, VISION_FILE)
+    if not path.is_file():
+        raise OSError(f'SphinxModel: pretrained={str(folder)!r} has no {VISION_FILE}; name a folder of save_pretrained')
+    found, wanted = load_file(str(path)), _vision_weights(network)
+    wrong = [name for name in found.keys() & wanted.keys() if found[name].shape != wanted[name].shape]
+    missing, unknown = sorted(wanted.keys() - found.keys()), sorted(found.keys() - wanted.keys())
+    if wrong or missing or unknown:
+        raise ValueError(
+            f'SphinxModel: {path} is of another model: it lacks {missing}, has besides {unknown}, and of other shapes '
+            f'{sorted(wrong)}. Backbone (with its frozen flags) and neck must be those of its config'
+        )
+    network.load_state_dict(found, strict=False)
+
+
+def _vision_weights(network: SphinxNetwork) -> dict[str, Tensor]:
+    frozen = [f'vision.backbone.branches.{i}.' for i, one in enumerate(network.vision.backbone.branches) if one.frozen]
+    left_out = ('language_model.', *frozen)
+    return {name: value for name, value in network.state_dict().items() if not name.startswith(left_out)}

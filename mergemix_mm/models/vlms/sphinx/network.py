@@ -1,0 +1,105 @@
+"""The modules of SPHINX, and how they make the input of the language model out of tokens and images."""
+
+from torch import Tensor, nn
+
+from .causal_head import causal_head
+from .view_encoder import ViewEncoder
+
+# Ids behind `image_token_id`, and rows of the learned embeddings of the markers.
+NUM_MARKERS = 3
+START, END, SKIP = range(NUM_MARKERS)
+
+
+class SphinxNetwork(nn.Module):
+    """A language model that reads the views of images between learned markers.
+
+    Four ids stand for what is no word: ``image_token_id`` for one token of a view, and behind it the start of a view,
+    its end, and a view that was left out. They need not be in the vocabulary of the language model.
+
+    Args:
+        language_model (nn.Module): A causal language model of transformers.
+        vision (ViewEncoder): Makes the tokens of views.
+        image_token_id (int): The first of the four ids.
+
+    Raises:
+        ValueError: if the neck's channels are not those of the language model.
+    """
+
+    def __init__(self, language_model: nn.Module, vision: ViewEncoder, image_token_id: int) -> None:
+        super().__init__()
+        # The first module of transformers in here is the one whose attention `InteractionRecorder` records.
+        self.language_model = language_model
+        self.vision = vision
+        embeddings = language_model.get_input_embeddings()
+        width = embeddings.embedding_dim
+        if vision.neck.out_channels != width:
+            raise ValueError(
+                f'SphinxModel: neck.out_channels={vision.neck.out_channels} must be {width}, the width of the language '
+                "model's embeddings"
+            )
+        self.markers = nn.Embedding(NUM_MARKERS, width, dtype=embeddings.weight.dtype)
+        nn.init.normal_(self.markers.weight, std=getattr(self.config, 'initializer_range', 0.02))
+        self.image_token_id = image_token_id
+
+    @property
+    def config(self):
+        """The language model's."""
+        return self.language_model.config
+
+    @property
+    def generation_config(self):
+        """The language model's."""
+        return self.language_model.generation_config
+
+    @property
+    def head(self) -> nn.Module:
+        """Hidden states -> logits."""
+        return causal_head(self.language_model)
+
+    def gradient_checkpointing_enable(self, options: dict) -> None:
+        """In the layers of the language model."""
+        self.language_model.gradient_checkpointing_enable(options)
+
+    def views(self, input_ids: Tensor) -> Tensor:
+        """Which views of each image the ids hold, [N, V] bool; in the order of the samples.
+
+        Raises:
+            ValueError: if the markers are not those of whole images.
+        """
+        marks = input_ids[(input_ids == self._id(START)) | (input_ids == self._id(SKIP))]
+        num_views = self.vision.num_views
+        if len(marks) % num_views or (marks.view(-1, num_views)[:, 0] == self._id(SKIP)).any():
+            raise ValueError(
+                f'SphinxModel: input_ids hold {len(marks)} views, which are no whole images of {num_views}. Give the '
+                f'processor the grid of the model ({max(self.vision.crop_grid, 1)}), and do not let truncation cut '
+                'images: raise max_length'
+            )
+        return marks.view(-1, num_views) == self._id(START)
+
+    def embed(self, input_ids: Tensor, pixel_values: Tensor | None = None) -> Tensor:
+        """Tokens [B, L] and images [N, 3, S, S] -> the input of the language model [B, L, C].
+
+        Raises:
+            ValueError: if tokens and images do not belong together.
+        """
+        first = self.image_token_id
+        is_image, is_marker = input_ids == first, (input_ids > first) & (input_ids <= first + NUM_MARKERS)
+        embeds = self.language_model.get_input_embeddings()(input_ids.masked_fill(is_image | is_marker, 0))
+        real = self.views(input_ids)
+        num_images = 0 if pixel_values is None else len(pixel_values)
+        if len(real) != num_images:
+            raise ValueError(f'SphinxModel: input_ids hold {len(real)} images for {num_images} in pixel_values')
+        if not num_images:
+            return embeds
+        tokens = self.vision(pixel_values, real)
+        if len(tokens) != is_image.sum():
+            raise ValueError(
+                f'SphinxModel: {int(is_image.sum())} image tokens in input_ids for {len(tokens)} tokens of '
+                f"{int(real.sum())} views: set the processor's view_tokens and crop_tokens to those of the model"
+            )
+        markers = self.markers(input_ids[is_marker] - first - 1)
+        embeds = embeds.masked_scatter(is_marker[..., None], markers.to(embeds.dtype))
+        return embeds.masked_scatter(is_image[..., None], tokens.to(embeds.dtype))
+
+    def _id(self, marker: int) -> int:
+        return self.image_token_id + 1 + marker

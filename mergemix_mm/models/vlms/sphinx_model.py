@@ -1,0 +1,127 @@
+"""SPHINX (https://arxiv.org/abs/2311.07575): several vision backbones and scales of an image in one language model."""
+
+from collections.abc import Collection
+from pathlib import Path
+
+from mmengine.registry import MODELS
+from torch import Tensor, nn
+
+from .family_model import FamilyModel
+from .loading import load_language_model
+from .saving import check_whole, replaced_folder
+from .sphinx import SphinxFamily, SphinxNetwork, ViewEncoder
+from .sphinx.files import LANGUAGE_MODEL, load_vision, save_vision
+
+
+@MODELS.register_module()
+class SphinxModel(FamilyModel):
+    """A language model of transformers that reads images through a mix of vision backbones.
+
+    An image is a square canvas (`SphinxProcessor` pads it), of which the backbones see the whole and, with ``grid`` 2
+    or 3, its crops. A view becomes ``[start, sequences, class, patches, end]``: 291 tokens of SPHINX's four encoders.
+    The three markers (start, end, and skip, which stands for a crop that is padding only) are learnt, and shared by
+    all views.
+
+    What a batch must hold: ``input_ids`` with the ids that `SphinxProcessor` writes for images, and ``pixel_values``
+    [N, 3, S, S], normalised as the backbone's common input.
+
+    Args:
+        language_model (dict | nn.Module): The causal language model: ``pretrained`` (name on the hub, or folder) or
+            ``config`` (random weights), and further arguments as `HFVisionLanguageModel` has them: ``dtype``,
+            ``revision``, ``attn_implementation``, ``trust_remote_code``.
+        backbone (dict | nn.Module): A `MultiBackbone`. Encoders that are ``frozen``, the default, stay as they are and
+            in eval mode, whatever ``trainable`` says.
+        neck (dict | nn.Module): An `EmbeddingMixNeck` whose ``out_channels`` are the language model's width.
+        image_token_id (int): Id of the first of the four tokens that `SphinxProcessor` adds to the tokenizer: the
+            number of tokens that the tokenizer has without them, 32000 for Llama 2.
+        grid (int): Crops per side: 1 (the whole image alone), 2 or 3. Defaults to 1.
+        crop_pool (int, optional): The patches of crops are averaged over squares of so many a side. Defaults to None:
+            they are not.
+        trainable (Collection[str]): Parts that train: ``'language_model'`` (with its head), ``'projector'`` (neck and
+            markers), ``'vision_tower'`` (encoders with ``frozen=False``). Defaults to the first two.
+        pretrained (str, optional): A folder of :meth:`save_pretrained`, which the weights come from: all that are not
+            frozen, and of the language model if ``language_model`` is not given. Defaults to None.
+        lora (dict, optional): As for `HFVisionLanguageModel`. Defaults to None.
+        gradient_checkpointing (bool): As there. Defaults to False.
+        init_cfg (dict, optional): MMEngine's initialisation. Defaults to None.
+
+    Raises:
+        ValueError: if an argument cannot be used, or parts do not fit each other.
+        OSError: if weights cannot be found.
+
+    Examples:
+        >>> vlm = dict(
+        ...     type='SphinxModel', language_model=dict(pretrained='meta-llama/Llama-2-7b-hf'), image_token_id=32000,
+        ...     backbone=dict(type='MultiBackbone', encoders=[...]),
+        ...     neck=dict(type='EmbeddingMixNeck', in_channels=[1024, 3072, 1536], sequence_channels=[768],
+        ...               out_channels=4096, grid=16, class_token=True))
+    """
+
+    def __init__(
+        self,
+        backbone: dict | nn.Module,
+        neck: dict | nn.Module,
+        image_token_id: int,
+        language_model: dict | nn.Module | None = None,
+        grid: int = 1,
+        crop_pool: int | None = None,
+        trainable: Collection[str] = ('language_model', 'projector'),
+        pretrained: str | None = None,
+        lora: dict | None = None,
+        gradient_checkpointing: bool = False,
+        init_cfg: dict | None = None,
+    ) -> None:
+        if language_model is None and pretrained is not None:
+            language_model = dict(pretrained=str(Path(pretrained, LANGUAGE_MODEL)))
+        if not isinstance(language_model, dict | nn.Module):
+            raise ValueError(
+                f'SphinxModel: language_model={language_model!r} must be a dict with pretrained= or config=, or a '
+                'module; it may be left out with pretrained=, a folder that has it'
+            )
+        if isinstance(language_model, dict):
+            language_model = load_language_model(**language_model)
+        backbone, neck = (MODELS.build(part) if isinstance(part, dict) else part for part in (backbone, neck))
+        network = SphinxNetwork(language_model, ViewEncoder(backbone, neck, grid, crop_pool), image_token_id)
+        if pretrained is not None:
+            load_vision(network, pretrained)
+        family = SphinxFamily(network)
+        if 'vision_tower' in trainable and not family.parts['vision_tower']:
+            raise ValueError(
+                f"SphinxModel: trainable={list(trainable)} asks for 'vision_tower', but all encoders are frozen: set "
+                'frozen=False for those of backbone.encoders that shall train'
+            )
+        super().__init__(family, trainable, lora, gradient_checkpointing, init_cfg)
+
+    def init_weights(self) -> None:
+        """Encoders of OpenMMLab with an ``init_cfg`` get their weights; all else has them."""
+        super().init_weights()
+        self.family.model.vision.backbone.init_weights()
+
+    def _decoder_inputs(self, inputs: dict) -> dict:
+        inputs = dict(inputs)
+        embeds = self.family.model.embed(inputs.pop('input_ids'), inputs.pop('pixel_values', None))
+        return {**inputs, 'inputs_embeds': embeds}
+
+    def encode_images(self, images: Tensor, real: Tensor | None = None) -> Tensor:
+        """What the language model reads of images, without markers; see :class:`ViewEncoder`."""
+        return self.family.model.vision(images, real)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write ``language_model``, a folder of transformers, and ``vision.safetensors``: neck, markers and all
+        encoders that are not frozen. Frozen ones come from where the config has them.
+
+        A folder of that name is replaced in one step, once everything is written.
+
+        Raises:
+            RuntimeError: if this process holds a shard of the weights only.
+            ValueError: with LoRA: its adapters have to be merged before.
+        """
+        check_whole(self.model)
+        if self.model is not self.family.model:
+            raise ValueError(
+                'SphinxModel: the adapters of LoRA have to be added to the weights first: '
+                'python tools/model_converters/save_pretrained.py CONFIG CHECKPOINT OUT --merge-lora'
+            )
+        with replaced_folder(folder) as temporary:
+            self.model.language_model.save_pretrained(temporary / LANGUAGE_MODEL)
+            save_vision(self.model, temporary)
