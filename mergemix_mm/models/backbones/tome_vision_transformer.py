@@ -16,13 +16,15 @@ class ToMeVisionTransformer(VisionTransformer):
     own: every checkpoint of the plain model loads.
 
     All outputs have the plain model's shapes: for ``'featmap'``, ``'raw'`` and ``'avg_featmap'`` each original token
-    gets the value of its group.
+    gets the value of its group. As the backbone of a detector it takes ``out_type='featmap'`` and a share of the
+    patches as `num_merge`, since images differ in size there.
 
     The forward calls the parts of the layers, not the layers: hooks and activation checkpointing on whole layers have
     no effect, and FSDP has to leave the layers in one unit.
 
     Args:
-        num_merge (int): Tokens merged over all layers. Defaults to 0: the plain model.
+        num_merge (int | float): Tokens merged over all layers; a float in [0, 1) is the share of the patches of the
+            images at hand, rounded down. Defaults to 0: the plain model.
         inflection (float): Shape of the schedule over the layers in [-1, 1], see
             :func:`mergemix_mm.functional.merge_schedule`. Defaults to 0.0.
         merge_in (Sequence[str]): When to merge: ``'train'``, ``'test'`` or both. Defaults to ``('train', 'test')``.
@@ -37,7 +39,7 @@ class ToMeVisionTransformer(VisionTransformer):
     def __init__(
         self,
         *args,
-        num_merge: int = 0,
+        num_merge: int | float = 0,
         inflection: float = 0.0,
         merge_in: Sequence[str] = ('train', 'test'),
         prop_attn: bool = True,
@@ -46,8 +48,11 @@ class ToMeVisionTransformer(VisionTransformer):
         super().__init__(*args, **kwargs)
         if isinstance(merge_in, str) or not set(merge_in) <= {'train', 'test'}:
             raise ValueError(f"ToMeVisionTransformer: merge_in={merge_in!r} must be a tuple of 'train' and 'test'")
-        if not isinstance(num_merge, int) or num_merge < 0:
-            raise ValueError(f'ToMeVisionTransformer: num_merge={num_merge!r} must be an int >= 0')
+        if not isinstance(num_merge, int | float) or num_merge < 0 or (isinstance(num_merge, float) and num_merge >= 1):
+            raise ValueError(
+                f'ToMeVisionTransformer: num_merge={num_merge!r} must be an int >= 0, or a float in [0, 1), a share of '
+                'the patches'
+            )
         if not -1 <= inflection <= 1:
             raise ValueError(f'ToMeVisionTransformer: inflection={inflection} must be in [-1, 1]')
         self.num_merge = num_merge
@@ -59,8 +64,8 @@ class ToMeVisionTransformer(VisionTransformer):
         """Images [B, 3, H, W] -> one output per index of ``out_indices``, shaped by ``out_type``."""
         encoder = build_vision_encoder(self)
         x, grid = encoder.embed(x)
-        num_merge = self.num_merge if ('train' if self.training else 'test') in self.merge_in else 0
         prefix = encoder.num_prefix_tokens
+        num_merge = self._num_merge(x.size(1) - prefix)
         try:
             schedule = merge_schedule(
                 self.num_layers, num_merge, self.inflection, num_tokens=x.size(1), protected=prefix
@@ -74,3 +79,9 @@ class ToMeVisionTransformer(VisionTransformer):
                 out = encoder.finish(tokens) if i == self.num_layers - 1 else tokens
                 outs.append(self._format_output(out if self.out_type == 'cls_token' else groups.restore(out), grid))
         return tuple(outs)
+
+    def _num_merge(self, num_patches: int) -> int:
+        """How many tokens merge in images of so many patches, in the current mode."""
+        if ('train' if self.training else 'test') not in self.merge_in:
+            return 0
+        return int(self.num_merge * num_patches) if isinstance(self.num_merge, float) else self.num_merge

@@ -81,10 +81,18 @@ class BaseTuner(BaseModel):
     def predict(self, inputs: dict, data_samples: list[BaseDataElement]) -> list[BaseDataElement]:
         """Generate answers: ``pred_answer`` (str) and ``pred_confidence``, their probability in [0, 1].
 
+        Where a batch has labels, its own answers are scored instead: ``answer_logp`` (float), the sum over their
+        tokens, and ``answer_length`` (int), the number of these.
+
         Args:
-            inputs (dict): a batch of prompts.
+            inputs (dict): a batch of prompts, or of whole conversations with ``labels``.
             data_samples (list[BaseDataElement]): one per row; written to.
         """
+        if 'labels' in inputs:
+            scores = self.answer_scores(inputs)
+            for sample, logp, length in zip(data_samples, scores.sums.tolist(), scores.lengths.tolist(), strict=True):
+                sample.answer_logp, sample.answer_length = logp, length
+            return data_samples
         if self.processor is None:
             raise ValueError(
                 f'{type(self).__name__}: predicting decodes answers; set model.processor to that of the data'

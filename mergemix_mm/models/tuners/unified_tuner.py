@@ -85,10 +85,10 @@ class UnifiedTuner(BaseTuner):
 
     @torch.no_grad()
     def predict(self, inputs: dict, data_samples: list[BaseDataElement]) -> list[BaseDataElement]:
-        """Generate answers, as :meth:`BaseTuner.predict` does, or images: ``pred_image`` [3, H, W] in [0, 1].
+        """Generate or score answers, as :meth:`BaseTuner.predict`, or make images: ``pred_image`` [3, H, W] in [0, 1].
 
         Args:
-            inputs (dict): a batch of prompts.
+            inputs (dict): a batch of prompts; of understanding also of whole conversations with ``labels``.
             data_samples (list[BaseDataElement]): one per row; written to.
         """
         if self._task(inputs) == 'und':

@@ -22,6 +22,7 @@ ADAPTERS = {
 }
 # Wrappers and the attribute that holds the encoder.
 WRAPPERS = {
+    f'{__package__.rpartition(".")[0]}.backbones.encoder_branch.EncoderBranch': 'encoder',
     'mmpretrain.models.backbones.timm_backbone.TIMMBackbone': 'timm_model',
     'transformers.models.clip.modeling_clip.CLIPVisionModel': 'vision_model',
     'transformers.models.clip.modeling_clip.CLIPVisionModelWithProjection': 'vision_model',

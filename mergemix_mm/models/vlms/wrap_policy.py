@@ -6,10 +6,14 @@ from torch import nn
 
 @FUNCTIONS.register_module()
 def wrap_decoder_layers(module: nn.Module, recurse: bool, nonwrapped_numel: int) -> bool:
-    """FSDP's ``auto_wrap_policy``: every decoder layer of the language model is a unit, all else is in the root.
+    """FSDP's ``auto_wrap_policy``: every decoder layer of the language model is a unit, and every encoder of a
+    `MultiBackbone`; all else is in the root.
 
     A layer is known by its class, whose name ends with ``DecoderLayer`` in all language models of transformers. The
     layers of vision towers have other names: the tower stays whole, as scoring its patches needs (`gathered`).
+
+    Encoders of a `MultiBackbone` may be of another dtype than the rest. Their units gather when they run: the batches
+    of a step have images on all ranks or on none (`TaskMixSampler`, `ModalitySampler`).
 
     Args:
         module (nn.Module): The module in question.
@@ -19,4 +23,4 @@ def wrap_decoder_layers(module: nn.Module, recurse: bool, nonwrapped_numel: int)
     Examples:
         >>> strategy = dict(type='FSDPStrategy', model_wrapper=dict(auto_wrap_policy='wrap_decoder_layers', ...))
     """
-    return recurse or type(module).__name__.endswith('DecoderLayer')
+    return recurse or type(module).__name__.endswith(('DecoderLayer', 'EncoderBranch'))

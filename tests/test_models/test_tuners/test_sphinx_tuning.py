@@ -50,11 +50,12 @@ def test_mixed_simpo_has_losers_for_the_samples_with_images(mixer):
 
 def test_mergemix_scores_with_the_first_encoder_at_its_own_size():
     tuner, seen = build(SIMPO, dict(type='MergeMix')), []
-    encoder = tuner.vlm.vision_encoder
-    tuner.vlm.family.model.vision.backbone.branches[0].register_forward_hook(lambda *_: seen.append('whole'))
+    branch = tuner.vlm.family.model.vision.backbone.branches[0]
+    assert tuner.vlm.vision_encoder is branch
+    branch.register_forward_hook(lambda *_: seen.append('whole'))
     torch.manual_seed(0)
     tuner.loss(make_batch()['inputs'])
-    assert tuner.mix_result.grid == (2, 2) and encoder.config.image_size == 28
+    assert tuner.mix_result.grid == (2, 2) and branch.encoder.config.image_size == 28
     # The scoring pass calls parts of the encoder: the branch itself runs for the clean and the mixed images alone.
     assert len(seen) == 2
 

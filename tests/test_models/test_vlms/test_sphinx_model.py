@@ -343,7 +343,7 @@ def test_tokens_that_are_not_those_of_the_model_name_the_keys():
 
 def test_scoring_takes_an_encoder_that_sees_the_canvas_as_it_is():
     vlm = build(mixed=True)
-    assert vlm.vision_encoder is vlm.family.model.vision.backbone.branches[0].encoder
+    assert vlm.vision_encoder is vlm.family.model.vision.backbone.branches[0]
     config = tiny_sphinx.sphinx_config(mixed=True)
     del config['backbone']['encoders'][0]
     config['neck']['in_channels'] = tiny_sphinx.CHANNELS[1:]

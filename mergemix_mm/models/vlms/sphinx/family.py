@@ -41,7 +41,7 @@ class SphinxFamily(Family):
             except UnsupportedEncoderError:
                 continue
             if not branch.renormalises:
-                return branch.encoder
+                return branch  # Which FSDP may have made a unit.
         return None
 
     @property
