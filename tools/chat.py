@@ -9,10 +9,13 @@ import torch
 from mmengine.device import get_device
 from PIL import Image
 
+from mergemix_mm.datasets import SphinxProcessor
 from mergemix_mm.datasets.collate import ConversationCollate
 from mergemix_mm.datasets.record_error import RecordError
 from mergemix_mm.datasets.transforms import EncodeConversation
-from mergemix_mm.models.vlms import HFVisionLanguageModel
+from mergemix_mm.models.vlms import HFVisionLanguageModel, SphinxModel
+from mergemix_mm.models.vlms.family_model import FamilyModel
+from mergemix_mm.models.vlms.sphinx.files import LANGUAGE_MODEL, is_sphinx
 
 ADAPTER_FILE = 'adapter_config.json'
 
@@ -91,6 +94,11 @@ def load_processor(folders: Sequence[str], trust_remote_code: bool):
     """
     from transformers import AutoProcessor
 
+    if is_sphinx(folders[0]):
+        try:
+            return SphinxProcessor.from_pretrained(folders[0])
+        except OSError as error:
+            raise SystemExit(f'MODEL: {error}') from error
     reasons = []
     for folder in folders:
         try:
@@ -109,9 +117,7 @@ def load_processor(folders: Sequence[str], trust_remote_code: bool):
     )
 
 
-def load_model(
-    base: str, adapters: str | None, dtype: str | None, device: str, trust_remote_code: bool
-) -> HFVisionLanguageModel:
+def load_model(base: str, adapters: str | None, dtype: str | None, device: str, trust_remote_code: bool) -> FamilyModel:
     """The model in evaluation mode, with its adapters added to the weights.
 
     Raises:
@@ -119,7 +125,10 @@ def load_model(
     """
     dtype = dtype or ('float32' if torch.device(device).type == 'cpu' else 'bfloat16')
     try:
-        vlm = HFVisionLanguageModel(base, dtype=dtype, trust_remote_code=trust_remote_code)
+        if is_sphinx(base):
+            vlm = SphinxModel(dict(pretrained=str(Path(base, LANGUAGE_MODEL)), dtype=dtype), pretrained=base)
+        else:
+            vlm = HFVisionLanguageModel(base, dtype=dtype, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
         raise SystemExit(f'MODEL: {error}') from error
     if adapters is not None:
@@ -134,7 +143,7 @@ class Chat:
     """A conversation with a model, written as in training.
 
     Args:
-        vlm (HFVisionLanguageModel): The model.
+        vlm (FamilyModel): The model.
         encode (EncodeConversation): With ``generate=True``.
         images (Sequence[Image]): What the first question is about.
         max_new_tokens (int): Longest answer.
@@ -142,7 +151,7 @@ class Chat:
 
     def __init__(
         self,
-        vlm: HFVisionLanguageModel,
+        vlm: FamilyModel,
         encode: EncodeConversation,
         images: Sequence[Image.Image] = (),
         max_new_tokens: int = 512,

@@ -4,8 +4,10 @@ import io
 import sys
 
 import pytest
+import tiny_sphinx
 import tiny_vlms
 import torch
+from mmengine.registry import MODELS
 
 from mergemix_mm.models.vlms import HFVisionLanguageModel
 
@@ -139,3 +141,21 @@ def test_mistakes_are_named(chat, folder, image, tmp_path):
         run(chat, tmp_path / 'bare')
     with pytest.raises(SystemExit, match="--chat-template: .*'none' is neither a file nor one of"):
         run(chat, folder, '--chat-template', 'none')
+
+
+def test_a_folder_of_sphinx_answers_too(chat, image, answers, tmp_path):
+    config = tiny_sphinx.sphinx_config(grid=2)
+    vit = dict(arch=dict(embed_dims=8, num_layers=1, num_heads=2, feedforward_channels=16), img_size=28, patch_size=14)
+    vit.update(type='mmpretrain.VisionTransformer', out_type='raw')
+    config['backbone']['encoders'] = [dict(encoder=vit, frozen=False)]
+    torch.manual_seed(0)
+    vlm, processor = MODELS.build(config).eval(), tiny_sphinx.processor(grid=2)
+    vlm.save_pretrained(tmp_path / 'model')
+    processor.save_pretrained(tmp_path / 'model')
+    run(chat, tmp_path / 'model', image, '--question', 'What is it?')
+    ((_, _, answer),) = answers
+    batch = tiny_sphinx.batch(
+        processor, [([tiny_vlms.random_image(30, 40, seed=0)], 'What is it?', '-')], generate=True
+    )
+    found = vlm.generate(batch['inputs'], max_new_tokens=6)
+    assert answer == processor.decode(found.sequences[0], skip_special_tokens=True).strip() != ''

@@ -10,7 +10,10 @@ from .family_model import FamilyModel
 from .loading import load_language_model
 from .saving import check_whole, replaced_folder
 from .sphinx import SphinxFamily, SphinxNetwork, ViewEncoder
-from .sphinx.files import LANGUAGE_MODEL, load_vision, save_vision
+from .sphinx.files import CONFIG_FILE, LANGUAGE_MODEL, load_vision, read_layout, save_vision, write_layout
+
+# Of the layout, beside the language model.
+NEEDED = ('backbone', 'neck', 'image_token_id')
 
 
 @MODELS.register_module()
@@ -26,27 +29,29 @@ class SphinxModel(FamilyModel):
     [N, 3, S, S], normalised as the backbone's common input.
 
     Args:
-        language_model (dict | nn.Module): The causal language model: ``pretrained`` (name on the hub, or folder) or
-            ``config`` (random weights), and further arguments as `HFVisionLanguageModel` has them: ``dtype``,
-            ``revision``, ``attn_implementation``, ``trust_remote_code``.
-        backbone (dict | nn.Module): A `MultiBackbone`. Encoders that are ``frozen``, the default, stay as they are and
-            in eval mode, whatever ``trainable`` says.
-        neck (dict | nn.Module): An `EmbeddingMixNeck` whose ``out_channels`` are the language model's width.
-        image_token_id (int): Id of the first of the four tokens that `SphinxProcessor` adds to the tokenizer: the
-            number of tokens that the tokenizer has without them, 32000 for Llama 2.
-        grid (int): Crops per side: 1 (the whole image alone), 2 or 3. Defaults to 1.
+        language_model (dict | nn.Module, optional): The causal language model: ``pretrained`` (name on the hub, or
+            folder) or ``config`` (random weights), and further arguments as `HFVisionLanguageModel` has them:
+            ``dtype``, ``revision``, ``attn_implementation``, ``trust_remote_code``. Needed without ``pretrained``, as
+            are the next three.
+        backbone (dict | nn.Module, optional): A `MultiBackbone`. Encoders that are ``frozen``, the default, stay as
+            they are and in eval mode, whatever ``trainable`` says.
+        neck (dict | nn.Module, optional): An `EmbeddingMixNeck` whose ``out_channels`` are the language model's width.
+        image_token_id (int, optional): Id of the first of the four tokens that `SphinxProcessor` adds to the tokenizer:
+            the number of tokens that the tokenizer has without them, 32000 for Llama 2.
+        grid (int, optional): Crops per side: 1 (the whole image alone), 2 or 3. Defaults to None: that of
+            ``pretrained``, or 1.
         crop_pool (int, optional): The patches of crops are averaged over squares of so many a side. Defaults to None:
-            they are not.
+            that of ``pretrained``, or they are not.
         trainable (Collection[str]): Parts that train: ``'language_model'`` (with its head), ``'projector'`` (neck and
             markers), ``'vision_tower'`` (encoders with ``frozen=False``). Defaults to the first two.
-        pretrained (str, optional): A folder of :meth:`save_pretrained`, which the weights come from: all that are not
-            frozen, and of the language model if ``language_model`` is not given. Defaults to None.
+        pretrained (str, optional): A folder of :meth:`save_pretrained`: the weights of neck, markers and encoders that
+            are not frozen, and all that is not given otherwise. Defaults to None.
         lora (dict, optional): As for `HFVisionLanguageModel`. Defaults to None.
         gradient_checkpointing (bool): As there. Defaults to False.
         init_cfg (dict, optional): MMEngine's initialisation. Defaults to None.
 
     Raises:
-        ValueError: if an argument cannot be used, or parts do not fit each other.
+        ValueError: if an argument is missing or cannot be used, or parts do not fit each other.
         OSError: if weights cannot be found.
 
     Examples:
@@ -55,15 +60,16 @@ class SphinxModel(FamilyModel):
         ...     backbone=dict(type='MultiBackbone', encoders=[...]),
         ...     neck=dict(type='EmbeddingMixNeck', in_channels=[1024, 3072, 1536], sequence_channels=[768],
         ...               out_channels=4096, grid=16, class_token=True))
+        >>> vlm = dict(type='SphinxModel', pretrained='work_dirs/sphinx/pretrained')
     """
 
     def __init__(
         self,
-        backbone: dict | nn.Module,
-        neck: dict | nn.Module,
-        image_token_id: int,
         language_model: dict | nn.Module | None = None,
-        grid: int = 1,
+        backbone: dict | nn.Module | None = None,
+        neck: dict | nn.Module | None = None,
+        image_token_id: int | None = None,
+        grid: int | None = None,
         crop_pool: int | None = None,
         trainable: Collection[str] = ('language_model', 'projector'),
         pretrained: str | None = None,
@@ -71,17 +77,20 @@ class SphinxModel(FamilyModel):
         gradient_checkpointing: bool = False,
         init_cfg: dict | None = None,
     ) -> None:
+        given = dict(backbone=backbone, neck=neck, image_token_id=image_token_id, grid=grid, crop_pool=crop_pool)
+        layout = {} if pretrained is None else read_layout(pretrained)
+        layout.update({name: value for name, value in given.items() if value is not None})
         if language_model is None and pretrained is not None:
             language_model = dict(pretrained=str(Path(pretrained, LANGUAGE_MODEL)))
-        if not isinstance(language_model, dict | nn.Module):
+        needed = dict(language_model=language_model, **{name: layout.get(name) for name in NEEDED})
+        missing = [name for name, value in needed.items() if value is None]
+        if missing:
             raise ValueError(
-                f'SphinxModel: language_model={language_model!r} must be a dict with pretrained= or config=, or a '
-                'module; it may be left out with pretrained=, a folder that has it'
+                f'SphinxModel: {", ".join(missing)} must be given: {Path(pretrained, CONFIG_FILE)} does not say them'
+                if pretrained is not None
+                else f'SphinxModel: {", ".join(missing)} must be given, or pretrained=, a folder that has them'
             )
-        if isinstance(language_model, dict):
-            language_model = load_language_model(**language_model)
-        backbone, neck = (MODELS.build(part) if isinstance(part, dict) else part for part in (backbone, neck))
-        network = SphinxNetwork(language_model, ViewEncoder(backbone, neck, grid, crop_pool), image_token_id)
+        network = _build_network(language_model, **layout)
         if pretrained is not None:
             load_vision(network, pretrained)
         family = SphinxFamily(network)
@@ -91,6 +100,7 @@ class SphinxModel(FamilyModel):
                 'frozen=False for those of backbone.encoders that shall train'
             )
         super().__init__(family, trainable, lora, gradient_checkpointing, init_cfg)
+        self._layout = layout
 
     def init_weights(self) -> None:
         """Encoders of OpenMMLab with an ``init_cfg`` get their weights; all else has them."""
@@ -107,8 +117,9 @@ class SphinxModel(FamilyModel):
         return self.family.model.vision(images, real)
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write ``language_model``, a folder of transformers, and ``vision.safetensors``: neck, markers and all
-        encoders that are not frozen. Frozen ones come from where the config has them.
+        """Write ``language_model``, a folder of transformers; ``vision.safetensors``: neck, markers and all encoders
+        that are not frozen (frozen ones come from where the config has them); and ``config.json``: the config of
+        backbone and neck.
 
         A folder of that name is replaced in one step, once everything is written.
 
@@ -125,3 +136,18 @@ class SphinxModel(FamilyModel):
         with replaced_folder(folder) as temporary:
             self.model.language_model.save_pretrained(temporary / LANGUAGE_MODEL)
             save_vision(self.model, temporary)
+            write_layout(self._layout, temporary)
+
+
+def _build_network(
+    language_model: dict | nn.Module,
+    backbone: dict | nn.Module,
+    neck: dict | nn.Module,
+    image_token_id: int,
+    grid: int = 1,
+    crop_pool: int | None = None,
+) -> SphinxNetwork:
+    if isinstance(language_model, dict):
+        language_model = load_language_model(**language_model)
+    backbone, neck = (MODELS.build(part) if isinstance(part, dict) else part for part in (backbone, neck))
+    return SphinxNetwork(language_model, ViewEncoder(backbone, neck, grid, crop_pool), image_token_id)

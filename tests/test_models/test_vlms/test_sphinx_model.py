@@ -279,6 +279,34 @@ def test_saved_and_read_it_gives_the_same(tmp_path):
     assert torch.equal(vlm.hidden(batch), again.hidden(batch))
 
 
+@torch.no_grad()
+def test_a_folder_says_all_that_its_model_was_built_of(tmp_path):
+    vit = dict(
+        type='mmpretrain.VisionTransformer',
+        arch=dict(embed_dims=8, num_layers=1, num_heads=2, feedforward_channels=16),
+        img_size=28,
+        patch_size=14,
+        out_type='raw',
+    )
+    config = tiny_sphinx.sphinx_config(grid=2)
+    config['backbone'] = dict(type='MultiBackbone', encoders=[dict(encoder=vit, frozen=False)])
+    vlm = MODELS.build(config).eval()
+    vlm.save_pretrained(tmp_path / 'model')
+    again = SphinxModel(pretrained=str(tmp_path / 'model')).eval()
+    batch = encode([([SQUARE], 'what?', 'a')], grid=2)
+    assert torch.equal(vlm.hidden(batch), again.hidden(batch))
+    one_view = SphinxModel(pretrained=str(tmp_path / 'model'), grid=1)
+    assert one_view.family.model.vision.num_views == 1
+    with pytest.raises(OSError, match='is no folder that save_pretrained wrote'):
+        SphinxModel(pretrained=str(tmp_path / 'model/language_model'))
+
+
+def test_what_a_folder_does_not_say_has_to_be_given(tmp_path):
+    build().save_pretrained(tmp_path / 'model')
+    with pytest.raises(ValueError, match=r'backbone must be given: .*config\.json does not say them'):
+        SphinxModel(pretrained=str(tmp_path / 'model'))
+
+
 def test_encoders_that_train_are_saved_and_others_are_refused(tmp_path):
     config = tiny_sphinx.sphinx_config()
     config['backbone']['encoders'][0]['frozen'] = False
@@ -309,7 +337,8 @@ def test_the_language_model_of_a_folder_can_be_exchanged(tmp_path):
         (dict(grid=4), r'grid=4 must be one of \(1, 2, 3\)'),
         (dict(crop_pool=2), r'crop_pool=2 needs crops \(grid=1'),
         (dict(grid=2, crop_pool=3), 'must divide neck.grid=2'),
-        (dict(language_model=None), 'language_model=None must be a dict'),
+        (dict(language_model=None), 'language_model must be given, or pretrained='),
+        (dict(image_token_id=None), 'image_token_id must be given'),
         (dict(language_model=dict(config=dict(model_type='llava'))), "model_type='llava' is no causal language model"),
         (
             dict(language_model=dict(config=tiny_sphinx.language_config() | dict(hidden_size=32))),

@@ -1,6 +1,7 @@
 """The folder of a trained SPHINX: a language model as transformers writes it, and the rest in one file beside it."""
 
 import json
+from contextlib import suppress
 from pathlib import Path
 
 from torch import Tensor
@@ -8,6 +9,12 @@ from torch import Tensor
 from .network import SphinxNetwork
 
 LANGUAGE_MODEL, VISION_FILE, CONFIG_FILE = 'language_model', 'vision.safetensors', 'config.json'
+MODEL_TYPE = 'sphinx'
+
+
+def is_sphinx(folder: str | Path) -> bool:
+    """Whether a folder is one that `SphinxModel.save_pretrained` wrote."""
+    return Path(folder, VISION_FILE).is_file()
 
 
 def save_vision(network: SphinxNetwork, folder: str | Path) -> None:
@@ -16,8 +23,29 @@ def save_vision(network: SphinxNetwork, folder: str | Path) -> None:
 
     weights = {name: value.contiguous() for name, value in _vision_weights(network).items()}
     save_file(weights, str(Path(folder, VISION_FILE)), metadata=dict(format='pt'))
-    layout = dict(model_type='sphinx', image_token_id=network.image_token_id, num_views=network.vision.num_views)
-    Path(folder, CONFIG_FILE).write_text(json.dumps(layout, indent=2) + '\n')
+
+
+def write_layout(layout: dict, folder: str | Path) -> None:
+    """Write the arguments of `SphinxModel` that are configs; modules that were given cannot be written."""
+    content = dict(model_type=MODEL_TYPE)
+    for name, value in layout.items():
+        # Left out where it, or an encoder in it, is a module.
+        with suppress(TypeError):
+            content[name] = json.loads(json.dumps(value))
+    Path(folder, CONFIG_FILE).write_text(json.dumps(content, indent=2) + '\n')
+
+
+def read_layout(folder: str | Path) -> dict:
+    """Read what :func:`write_layout` wrote.
+
+    Raises:
+        OSError: if there is no such file, or it is of another model.
+    """
+    path = Path(folder, CONFIG_FILE)
+    content = json.loads(path.read_text()) if path.is_file() else {}
+    if content.pop('model_type', None) != MODEL_TYPE:
+        raise OSError(f'SphinxModel: pretrained={str(folder)!r} is no folder that save_pretrained wrote')
+    return content
 
 
 def load_vision(network: SphinxNetwork, folder: str | Path) -> None:
