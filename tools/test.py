@@ -50,21 +50,11 @@ def merge_args(cfg: Config, args: argparse.Namespace) -> Config:
     launch.set_loader_defaults(cfg, 'test', pin_memory=not args.no_pin_memory)
     launch.merge_options(cfg, args.cfg_options)
     if cfg.load_from == 'none':
-        _use_own_weights(cfg)
+        launch.use_own_weights(cfg)
     # Wraps the model: the keys of --cfg-options are those of the config, with and without --tta.
     if args.tta:
         _use_test_time_augmentation(cfg)
     return cfg
-
-
-def _use_own_weights(cfg: Config) -> None:
-    """Test the weights that the model is built with; other models would be tested with random ones."""
-    if not (cfg.model.get('vlm') or {}).get('pretrained'):
-        raise launch.LaunchError(
-            "CHECKPOINT: 'none' is for models that come with weights, but the config has no model.vlm.pretrained; "
-            'name a file'
-        )
-    cfg.load_from = None
 
 
 def _use_test_time_augmentation(cfg: Config) -> None:

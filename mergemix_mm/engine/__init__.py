@@ -1,6 +1,15 @@
-"""What plugs into MMEngine's Runner: hooks, an optimizer wrapper, and the launch code that the tools share."""
+"""What plugs into MMEngine's Runner: hooks, a loop, what builds and wraps optimizers, and the tools' launch code."""
 
+from .backbone_layer_decay_constructor import BackboneLayerDecayConstructor
+from .benchmark_loop import BenchmarkLoop
 from .fsdp_optim_wrapper import FSDPOptimWrapper
 from .hooks import MixVisualizationHook, SavePretrainedHook, StepSeedHook
 
-__all__ = ['FSDPOptimWrapper', 'MixVisualizationHook', 'SavePretrainedHook', 'StepSeedHook']
+__all__ = [
+    'BackboneLayerDecayConstructor',
+    'BenchmarkLoop',
+    'FSDPOptimWrapper',
+    'MixVisualizationHook',
+    'SavePretrainedHook',
+    'StepSeedHook',
+]

@@ -1,4 +1,4 @@
-"""What tools/train.py and tools/test.py share: common flags, the config, a CPU process group and the Runner."""
+"""What the tools that run a Runner share: common flags, the config, a CPU process group and the Runner itself."""
 
 import argparse
 import atexit
@@ -43,8 +43,12 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help='set by the launcher')
 
 
-def load_config(path: str | os.PathLike) -> Config:
+def load_config(path: str | os.PathLike, argument: str = 'CONFIG') -> Config:
     """Read a config file; its scope defaults to ``mmpretrain``.
+
+    Args:
+        path (str | os.PathLike): The file.
+        argument (str): What the command line calls it, for the error. Defaults to ``'CONFIG'``.
 
     Raises:
         LaunchError: If the config does not exist; the message lists similar files of its folder.
@@ -53,7 +57,7 @@ def load_config(path: str | os.PathLike) -> Config:
     if not path.is_file():
         close = difflib.get_close_matches(path.name, [found.name for found in path.parent.glob('*.py')], cutoff=0.4)
         hint = f' Close matches in {path.parent}: {", ".join(close)}.' if close else ''
-        raise LaunchError(f'CONFIG: there is no file {path}.{hint}')
+        raise LaunchError(f'{argument}: there is no file {path}.{hint}')
     cfg = Config.fromfile(path)
     if cfg.get('default_scope') is None:
         cfg.default_scope = 'mmpretrain'
@@ -74,6 +78,20 @@ def merge_options(cfg: Config, options: dict | None) -> None:
     """Override config entries with ``--cfg-options``. Comes after the flags, so that it wins, as in MMPretrain."""
     if options is not None:
         cfg.merge_from_dict(options)
+
+
+def use_own_weights(cfg: Config) -> None:
+    """Test the weights that the model is built with; other models would be tested with random ones.
+
+    Raises:
+        LaunchError: If the config names no such weights.
+    """
+    if not (cfg.model.get('vlm') or {}).get('pretrained'):
+        raise LaunchError(
+            "CHECKPOINT: 'none' is for models that come with weights, but the config has no model.vlm.pretrained; "
+            'name a file'
+        )
+    cfg.load_from = None
 
 
 def use_amp(cfg: Config) -> None:
@@ -113,9 +131,15 @@ def set_loader_defaults(cfg: Config, *splits: str, pin_memory: bool = True, pers
 
 
 def _loaders(cfg: Config, *splits: str) -> dict[str, dict]:
-    """The data loaders that the config has for these splits, by their keys."""
-    loaders = {key: cfg.get(key) for key in (f'{split}_dataloader' for split in splits)}
-    return {key: loader for key, loader in loaders.items() if loader is not None}
+    """The data loaders that the config has for these splits, by their keys; those of a `BenchmarkLoop` one by one."""
+    loaders = {}
+    for key in (f'{split}_dataloader' for split in splits):
+        found = cfg.get(key)
+        if found is None:
+            continue
+        several = found and all(isinstance(value, dict) and 'dataset' in value for value in found.values())
+        loaders |= {f'{key}.{name}': loader for name, loader in found.items()} if several else {key: found}
+    return loaders
 
 
 def check_data_roots(cfg: Config, *splits: str) -> None:
@@ -131,11 +155,12 @@ def check_data_roots(cfg: Config, *splits: str) -> None:
 
 
 def _check_data_root(dataset: dict, key: str, scope: str) -> None:
-    inner = dataset.get('dataset')
-    if inner is not None:
-        _check_data_root(inner, f'{key}.dataset', scope)
-    for index, member in enumerate(dataset.get('datasets', [])):
-        _check_data_root(member, f'{key}.datasets.{index}', scope)
+    # Whatever holds datasets: `dataset`, `datasets.0`, the `gen` and `und` of UnifiedDataset, `tasks.vqa.dataset`.
+    for name, part in dataset.items():
+        members = enumerate(part) if isinstance(part, (list, tuple)) else [(None, part)]
+        for index, member in members:
+            if isinstance(member, dict):
+                _check_data_root(member, f'{key}.{name}' if index is None else f'{key}.{name}.{index}', scope)
     root = dataset.get('data_root')
     if not root or '://' in root or dataset.get('backend_args') or Path(root).expanduser().exists():
         return

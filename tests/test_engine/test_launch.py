@@ -43,6 +43,23 @@ def test_the_key_of_a_nested_dataset_is_named(tmp_path):
         check_data_roots(cfg, 'train')
 
 
+@pytest.mark.parametrize('missing', ['gen', 'und'])
+def test_the_parts_of_a_unified_dataset_are_looked_at(tmp_path, missing):
+    parts = {part: dict(type='TextToImageDataset', data_root=str(tmp_path)) for part in ('gen', 'und')}
+    cfg = with_dataset(type='UnifiedDataset', **parts)
+    check_data_roots(cfg, 'train')
+    cfg.train_dataloader.dataset[missing].data_root = 'nowhere'
+    with pytest.raises(LaunchError, match=rf"train_dataloader\.dataset\.{missing}\.data_root='nowhere'"):
+        check_data_roots(cfg, 'train')
+
+
+def test_the_tasks_of_a_mix_are_looked_at(tmp_path):
+    vqa, grounding = (dict(type='ConversationDataset', data_root=root) for root in (str(tmp_path), 'nowhere'))
+    tasks = dict(vqa=dict(dataset=vqa, weight=1), grounding=dict(dataset=grounding, weight=1))
+    with pytest.raises(LaunchError, match=r"dataset\.tasks\.grounding\.dataset\.data_root='nowhere'"):
+        check_data_roots(with_dataset(type='TaskMixDataset', tasks=tasks), 'train')
+
+
 def test_a_dataset_that_downloads_itself_may_start_without_its_data():
     check_data_roots(with_dataset(type='CIFAR100', data_root='nowhere'), 'train')
     with pytest.raises(LaunchError, match='nowhere'):

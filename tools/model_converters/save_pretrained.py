@@ -3,36 +3,15 @@
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from pickle import UnpicklingError
 
-import numpy as np
 import torch
 from mmengine.config import Config, DictAction
 from mmengine.registry import MODELS, TRANSFORMS, init_default_scope
 
 from mergemix_mm.engine import launch
+from mergemix_mm.engine.weights import load_checkpoint
 from mergemix_mm.models.tuners.precision import widen_trained
 from mergemix_mm.models.vlms.saving import check_replaceable, replaced_folder
-
-
-class _LoggedValues:
-    """Stands for MMEngine's HistoryBuffer, whose own unpickling writes to the class that every logger shares."""
-
-    def __setstate__(self, state: dict) -> None:
-        """Forget them."""
-
-
-# What MMEngine keeps in a checkpoint beside tensors: logged values in arrays of numpy, with the methods that average
-# them, which are not looked up but left out.
-LOG_PARTS = [
-    (_LoggedValues, 'mmengine.logging.history_buffer.HistoryBuffer'),
-    (lambda *_: None, 'builtins.getattr'),
-    np.ndarray,
-    np.dtype,
-    np._core.multiarray._reconstruct,
-    np._core.multiarray.scalar,
-    *(type(np.dtype(name)) for name in ('float64', 'float32', 'int64', 'int32', 'bool')),
-]
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -60,10 +39,9 @@ def load_weights(path: Path) -> dict[str, torch.Tensor]:
             'by the zero_to_fp32.py inside it, those of FSDP by state_dict_cfg="full" in the config'
         )
     try:
-        with torch.serialization.safe_globals(LOG_PARTS):
-            checkpoint = torch.load(path, map_location='cpu', weights_only=True)
-    except UnpicklingError as error:
-        raise SystemExit(f'CHECKPOINT: {path} holds more than weights and logs, and is not loaded: {error}') from None
+        checkpoint = load_checkpoint(path)
+    except ValueError as error:
+        raise SystemExit(f'CHECKPOINT: {error}') from None
     weights = checkpoint.get('state_dict', checkpoint)
     found = {name.removeprefix('vlm.'): weight for name, weight in weights.items() if name.startswith('vlm.')}
     if not found:

@@ -4,5 +4,6 @@ from .aia_hook import AIAHook
 from .mix_visualization_hook import MixVisualizationHook
 from .save_pretrained_hook import SavePretrainedHook
 from .step_seed_hook import StepSeedHook
+from .weight_mix_hook import WeightMixHook
 
-__all__ = ['AIAHook', 'MixVisualizationHook', 'SavePretrainedHook', 'StepSeedHook']
+__all__ = ['AIAHook', 'MixVisualizationHook', 'SavePretrainedHook', 'StepSeedHook', 'WeightMixHook']

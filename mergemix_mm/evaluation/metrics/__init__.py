@@ -2,16 +2,27 @@
 
 from .answer_accuracy import AnswerAccuracy
 from .answer_calibration_error import AnswerCalibrationError
+from .answer_loss import AnswerLoss
 from .calibration_error import CalibrationError
+from .mme import MMEMetric
 from .multiple_choice import MultipleChoiceMetric
 from .pope import POPEMetric
+from .referring_box import ReferringBoxMetric
 from .shapes_generation import ShapesGenerationMetric
+from .text_detection import TextDetectionMetric
+from .text_match import ANLSMetric, RelaxedAccuracy
 
 __all__ = [
+    'ANLSMetric',
     'AnswerAccuracy',
     'AnswerCalibrationError',
+    'AnswerLoss',
     'CalibrationError',
+    'MMEMetric',
     'MultipleChoiceMetric',
     'POPEMetric',
+    'ReferringBoxMetric',
+    'RelaxedAccuracy',
     'ShapesGenerationMetric',
+    'TextDetectionMetric',
 ]

@@ -8,6 +8,8 @@ from typing import Any
 # A number with its sign and decimals, or a word with its apostrophes.
 _WORD = re.compile(r"(?<!\w)-?\d+(?:\.\d+)*|\w+(?:'\w+)*")
 _ARTICLES = {'a', 'an', 'the'}
+# The fields that name the group of a sample; the first that is there does.
+_GROUP_KEYS = ('split', 'category', 'question_type')
 
 
 def get_field(sample: dict, key: str, metric: str) -> Any:
@@ -44,6 +46,11 @@ def is_right(answer: str, accepted: str | Sequence[str]) -> bool:
     """Whether an answer equals the accepted one, or one of several, up to writing."""
     accepted = [accepted] if isinstance(accepted, str) else accepted
     return normalise_answer(answer) in {normalise_answer(text) for text in accepted}
+
+
+def group_of(sample: dict) -> str | None:
+    """The group that a sample is also scored in: its ``split``, ``category`` or ``question_type``, or None."""
+    return next((sample[key] for key in _GROUP_KEYS if sample.get(key) is not None), None)
 
 
 def percent(flags: Sequence[bool]) -> float:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from mergemix_mm.evaluation.metrics.answers import is_right, normalise_answer, per_group
+from mergemix_mm.evaluation.metrics.answers import group_of, is_right, normalise_answer, per_group
 
 
 @pytest.mark.parametrize(
@@ -35,3 +35,9 @@ def test_one_of_several_accepted_answers_suffices():
 def test_groups_are_counted_apart_and_rows_without_one_only_in_the_whole():
     rows = [dict(group='b'), dict(group='a'), dict(group='b'), dict(group=None)]
     assert per_group(rows, 'group', lambda found: {'n': len(found)}) == {'n': 4, 'a/n': 1, 'b/n': 2}
+
+
+def test_the_first_of_split_category_and_type_groups_a_sample():
+    assert group_of(dict(question_type='count', category='easy', split='val')) == 'val'
+    assert group_of(dict(question_type='count', category=None)) == 'count'
+    assert group_of(dict(answer='a')) is None

@@ -1,9 +1,10 @@
-"""The alignment of VLMTuner: the clean pass alone, and nothing else changes."""
+"""What the tuners share: the alignment, of the clean pass alone, and scoring given answers."""
 
 import pytest
 import tiny_vlms
 import torch
 from mmengine.registry import MODELS
+from mmpretrain.structures import DataSample
 
 from mergemix_mm.models.attention import InteractionAlignment
 from mergemix_mm.models.losses import AIALoss
@@ -67,3 +68,29 @@ def test_an_alignment_leaves_nothing_in_the_checkpoint():
     model = build()
     before = model.state_dict().keys()
     assert align(model).state_dict().keys() == before
+
+
+def sampled(count):
+    return [DataSample(gt_answer=str(i)) for i in range(count)]
+
+
+@pytest.mark.parametrize('padding_side', ['right', 'left'])
+def test_a_batch_with_labels_is_scored_sample_by_sample_whatever_its_padding(padding_side):
+    model = build().eval()
+    groups = [([tiny_vlms.random_image(28, 28, i)], f'is it {i}?', 'yes' * (i + 1)) for i in range(3)]
+    found = model(tiny_vlms.tiny_batch('llava', groups, padding_side), sampled(3), mode='predict')
+    assert [sample.gt_answer for sample in found] == ['0', '1', '2'] and 'pred_answer' not in found[0]
+    for sample, group, length in zip(found, groups, (3, 6, 9)):
+        alone = tiny_vlms.tiny_batch('llava', [group])
+        prepared = model.vlm.prepare(alone)
+        logps = model.vlm.head(model.vlm.hidden(prepared)).log_softmax(-1)[0, :-1]
+        labels = prepared['labels'][0, 1:]
+        expected = logps[labels != -100].gather(1, labels[labels != -100, None]).sum()
+        assert isinstance(sample.answer_logp, float) and sample.answer_length == length
+        assert sample.answer_logp == pytest.approx(expected.item(), rel=1e-4)
+
+
+def test_scoring_needs_no_processor_and_keeps_no_graph():
+    model = build()
+    (sample,) = model.eval().predict(tiny_vlms.tiny_batch('llava', [([], 'what?', 'this')]), sampled(1))
+    assert model.processor is None and sample.answer_logp < 0 and sample.answer_length == 4

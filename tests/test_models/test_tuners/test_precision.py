@@ -42,7 +42,8 @@ def test_it_computes_in_the_low_precision_with_and_without_the_trainers_autocast
     with torch.autocast('cpu', dtype=torch.bfloat16):
         assert torch.equal(model(batch), found)
     assert found.dtype == torch.bfloat16
-    samples = model.eval()(batch, [DataSample() for _ in range(3)], mode='predict')
+    prompts = {key: value for key, value in batch.items() if key != 'labels'}
+    samples = model.eval()(prompts, [DataSample() for _ in range(3)], mode='predict')
     assert all(0 < sample.pred_confidence <= 1 for sample in samples)
 
 

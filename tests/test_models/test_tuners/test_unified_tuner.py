@@ -187,6 +187,19 @@ def test_predicts_images_and_answers(family):
     assert all(isinstance(sample.pred_answer, str) and 0 <= sample.pred_confidence <= 1 for sample in samples)
 
 
+@pytest.mark.parametrize('family', CLASSES)
+def test_scores_answers_and_still_draws_where_a_batch_of_generation_has_labels(family):
+    model = build(family, image_generation=dict(temperature=0)).eval()
+    batch = batch_of(family, 'und')
+    samples = model(batch, [DataSample() for _ in PROMPTS], mode='predict')
+    logp, length = (sum(sample.get(key) for sample in samples) for key in ('answer_logp', 'answer_length'))
+    assert -logp / length == pytest.approx(model(batch, mode='loss')['loss_ntp_und'].item(), rel=1e-5)
+    prompts = batch_of(family, 'gen', generate=True)
+    prompts['labels'] = prompts['input_ids']
+    samples = model(prompts, [DataSample() for _ in PROMPTS], mode='predict')
+    assert all(sample.pred_image.shape == (3, 8, 8) and 'answer_logp' not in sample for sample in samples)
+
+
 def test_a_runner_scores_generated_images(tmp_path):
     encode = dict(type='EncodeGeneration', processor=tiny_vlms.tiny_processor('janus'), generate=True)
     runner = Runner(

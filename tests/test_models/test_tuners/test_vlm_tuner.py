@@ -269,6 +269,7 @@ def test_predicts_answers_with_their_confidence():
     model.processor = tiny_vlms.tiny_processor('llava')
     model.generation = dict(max_new_tokens=3)
     batch = tiny_vlms.tiny_batch('llava', samples())
+    del batch['labels']
     found = model.eval().predict(batch, [DataSample(gt_answer=str(i)) for i in range(3)])
     assert [sample.gt_answer for sample in found] == ['0', '1', '2']
     assert all(isinstance(sample.pred_answer, str) and 0 < sample.pred_confidence <= 1 for sample in found)

@@ -1,0 +1,121 @@
+"""A hook that starts training from the mixed weights of two models, after SPHINX (https://arxiv.org/abs/2311.07575)."""
+
+from collections import OrderedDict
+
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.registry import HOOKS
+from torch import Tensor, nn
+
+from ...functional.weight_mix import check_beta, describe, is_mixed, mix_problems, mix_tensors, name_filter
+from ...models.vlms.saving import check_whole
+from ..weights import StoredWeights
+from ..weights.stored_tensor import StoredTensor
+
+
+@HOOKS.register_module()
+class WeightMixHook(Hook):
+    """Load beta * real + (1 - beta) * synthetic before the first step, as SPHINX does between its two stages.
+
+    A run that is resumed keeps its own weights. The files are those that ``tools/mix_weights.py`` takes, which writes
+    the mix to disk instead.
+
+    Args:
+        real (str): The model of real data: a checkpoint of the same config, a safetensors file, or a folder of
+            transformers.
+        synthetic (str): The model of synthetic data, with the same names, shapes and dtypes.
+        beta (float): The weight of `real`, in [0, 1]. Defaults to 0.5.
+        include (str, optional): Regular expression that is searched in the names of the files; the other weights are
+            those of `real`. Defaults to None: all are mixed.
+        exclude (str, optional): Regular expression of names that are not mixed. Defaults to None: none.
+        module (str): The module of the model that the files are of, e.g. ``'vlm.model.language_model'`` for folders of
+            a language model. Defaults to '': the whole model.
+
+    Raises:
+        ValueError: If `beta` is outside [0, 1] or a regular expression is none. When training starts, if a file cannot
+            be used, or its weights are not those of the module; all names that do not fit are listed.
+        OSError: When training starts, if there is no such file or folder.
+        AttributeError: When training starts, if the model has no such module.
+        RuntimeError: When training starts, if the weights are sharded over processes (FSDP, ZeRO-3).
+
+    Examples:
+        >>> custom_hooks = [dict(type='WeightMixHook', real='real/iter_20000.pth', synthetic='syn/iter_20000.pth')]
+    """
+
+    def __init__(
+        self,
+        real: str,
+        synthetic: str,
+        beta: float = 0.5,
+        include: str | None = None,
+        exclude: str | None = None,
+        module: str = '',
+    ) -> None:
+        try:
+            check_beta(beta)
+            self.included = name_filter(include, exclude)
+        except ValueError as error:
+            raise ValueError(f'WeightMixHook: {error}') from None
+        self.real, self.synthetic, self.beta, self.module = real, synthetic, beta, module
+
+    def before_train(self, runner) -> None:
+        """Mix, unless the run goes on from a checkpoint of its own."""
+        if runner.iter > 0:
+            runner.logger.info(f'WeightMixHook: resumed at iteration {runner.iter}, so no weights are mixed')
+            return
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        try:
+            check_whole(model)
+        except RuntimeError:
+            raise RuntimeError(
+                'WeightMixHook: the weights are sharded over processes. Write the mix with tools/mix_weights.py, start '
+                'from it (load_from, or pretrained= of the model), and remove the hook'
+            ) from None
+        real, synthetic = self._open('real'), self._open('synthetic')
+        module = model.get_submodule(self.module)
+        problems = mix_problems(real.tensors, synthetic.tensors, self.included, StoredTensor.read)
+        problems += _unfit(real.tensors, module)
+        if problems:
+            raise ValueError(
+                f'WeightMixHook: {describe(problems)}\nGive checkpoints of this config, or name the module that they '
+                'are of by module=. Weights that include= and exclude= leave out are those of real.'
+            )
+        mixed = OrderedDict((name, self._mix(name, real, synthetic)) for name in real.tensors)
+        if real.versions is not None:
+            mixed._metadata = real.versions
+        module.load_state_dict(mixed, strict=False)  # Tied weights may be there once.
+        number = sum(is_mixed(name, tensor, self.included) for name, tensor in real.tensors.items())
+        runner.logger.info(
+            f'WeightMixHook: mixed {number} tensors of {self.real} (weight {self.beta}) and {self.synthetic} into '
+            f'{self.module or "the model"}; {len(mixed) - number} are those of {self.real}'
+        )
+
+    def _open(self, key: str) -> StoredWeights:
+        path = getattr(self, key)
+        try:
+            return StoredWeights(path)
+        except (OSError, ValueError) as error:
+            raise type(error)(f'WeightMixHook: {key}={path!r}: {error}') from None
+
+    def _mix(self, name: str, real: StoredWeights, synthetic: StoredWeights) -> Tensor:
+        own = real.tensors[name].read()
+        if not is_mixed(name, own, self.included):
+            return own
+        return mix_tensors(own, synthetic.tensors[name].read(), self.beta)
+
+
+def _unfit(tensors: dict[str, StoredTensor], module: nn.Module) -> list[str]:
+    """What the module has no place for or would miss, one line each; a tied weight is there under either name."""
+    wanted = module.state_dict()
+    loaded = {wanted[name].data_ptr() for name in tensors if name in wanted}
+    lines = [f'{name}: not in the model' for name in tensors if name not in wanted]
+    lines += [
+        f'{name}: in the model alone'
+        for name, tensor in wanted.items()
+        if name not in tensors and not (tensor.numel() and tensor.data_ptr() in loaded)
+    ]
+    return lines + [
+        f'{name}: {list(tensors[name].shape)} in real, {list(tensor.shape)} in the model'
+        for name, tensor in wanted.items()
+        if name in tensors and tensor.shape != tensors[name].shape
+    ]

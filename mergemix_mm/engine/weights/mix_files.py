@@ -1,0 +1,157 @@
+"""Mixes the weights of two models from disk to disk, a piece of a tensor at a time."""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+from torch import Tensor
+
+from ...functional.weight_mix import check_beta, describe, is_mixed, mix_problems, mix_tensors, name_filter
+from ...models.vlms.saving import check_replaceable, replaced_folder
+from ...version import __version__
+from .stored_tensor import StoredTensor
+from .stored_weights import FILE_KINDS, StoredWeights
+
+RECORD = 'mix_weights.json'
+# Weights of the real model in this and in other formats have no place beside mixed ones.
+NOT_COPIED = ('.*', *(f'*{end}' for end in FILE_KINDS), '*.ckpt', '*.gguf', '*.h5', '*.msgpack', '*.index.json')
+HASHED_AT_ONCE = 1 << 20
+
+
+def mix_files(
+    real: StoredWeights,
+    synthetic: StoredWeights,
+    out: str | Path,
+    beta: float,
+    include: str | None = None,
+    exclude: str | None = None,
+    progress: Callable[[int], object] = lambda _: None,
+) -> dict:
+    """Write beta * real + (1 - beta) * synthetic to disk; see `mix_weights` for what that is.
+
+    Everything is checked before anything is written, and `out` appears whole or not at all: a run that is killed leaves
+    what stood there, and a hidden folder beside it.
+
+    Args:
+        real (StoredWeights): The model of real data. The result is of its kind: the same files with the same tensors
+            in each, and beside them the other files of its folder (config, tokenizer ...), without hidden ones.
+        synthetic (StoredWeights): The model of synthetic data, in one file or more of either kind.
+        out (str | Path): Folder or file to write; a model there is replaced.
+        beta (float): The weight of `real`, in [0, 1].
+        include (str, optional): Regular expression that is searched in the names; the others are those of `real`.
+            Defaults to None: all are mixed.
+        exclude (str, optional): Regular expression of names that are not mixed. Defaults to None: none.
+        progress (Callable): Called with every number of bytes that is written; they sum up to ``real.nbytes``.
+
+    Returns:
+        dict: The record of where the weights come from, with the SHA-256 of all files. It is written as well: into the
+        folder as ``mix_weights.json``, or beside a file, under its name with ``.json`` behind.
+
+    Raises:
+        ValueError: If an argument cannot be used, or the two cannot be mixed; all that differs is named.
+        OSError: If `out` cannot be written, or would replace other files than a model.
+    """
+    check_beta(beta)
+    included = name_filter(include, exclude)
+    check_out(out, real, synthetic)
+    problems = mix_problems(real.tensors, synthetic.tensors, included, StoredTensor.read)
+    if problems:
+        raise ValueError(describe(problems))
+    mixed = {name for name, tensor in real.tensors.items() if is_mixed(name, tensor, included)}
+    record = dict(
+        mergemix_mm=__version__,
+        beta=beta,
+        include=include,
+        exclude=exclude,
+        mixed=len(mixed),
+        copied=len(real.tensors) - len(mixed),
+        real=str(real.path.absolute()),
+        synthetic=str(synthetic.path.absolute()),
+    )
+
+    def pieces(name: str) -> Iterator[Tensor]:
+        own = real.tensors[name].pieces()
+        if name not in mixed:
+            return own
+        return (mix_tensors(*pair, beta) for pair in zip(own, synthetic.tensors[name].pieces(), strict=True))
+
+    with _hashed(real=real, synthetic=synthetic) as sums, _replaced(Path(out), real) as target:
+        for file in real.files:
+            for name, place in file.reserve(target / file.path.name, record).items():
+                place.write(pieces(name), progress)
+        record['sha256'] = sums()
+        (target / RECORD).write_text(json.dumps(record, indent=2) + '\n')
+    return record
+
+
+def check_out(out: str | Path, *inputs: StoredWeights) -> None:
+    """Refuse to write the mix of the first of `inputs`, and others, to where it does not belong.
+
+    Raises:
+        ValueError: If `out` and an input lie in one another, or `out` is of another kind than the first input.
+        OSError: If a folder is in the place of a file or the other way round, or holds other files than a model.
+    """
+    out, first = Path(out).absolute(), inputs[0].path
+    for path in (weights.path.absolute() for weights in inputs):
+        if out.resolve().is_relative_to(path.resolve()) or path.resolve().is_relative_to(out.resolve()):
+            raise ValueError(f'{out} and the input {path} lie in one another; name a new place')
+    if first.is_dir():
+        if out.suffix in FILE_KINDS:
+            raise ValueError(f'{out} would be a file, but {first} is a folder; name a folder')
+        check_replaceable(out)
+    elif out.suffix != first.suffix:
+        raise ValueError(f'{out} has to end in {first.suffix}, as {first} does')
+    elif out.is_dir():
+        raise IsADirectoryError(f'{out} is a folder; name a file')
+
+
+@contextmanager
+def _replaced(out: Path, real: StoredWeights) -> Iterator[Path]:
+    """A temporary folder for the files of `real` and the record, which take their places when the block ends."""
+    if not real.path.is_dir():
+        with _replaced_file(out.absolute(), real.path.name) as folder:
+            yield folder
+        return
+    with replaced_folder(out) as folder:
+        shutil.copytree(real.path, folder, ignore=shutil.ignore_patterns(*NOT_COPIED), dirs_exist_ok=True)
+        if real.index is not None:
+            shutil.copy(real.index, folder)
+        yield folder
+
+
+@contextmanager
+def _replaced_file(out: Path, name: str) -> Iterator[Path]:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    record = out.with_name(f'{out.name}.json')
+    with tempfile.TemporaryDirectory(prefix=f'.{out.name}.', dir=out.parent) as folder:
+        yield Path(folder)
+        record.unlink(missing_ok=True)  # At no time a record stands beside weights that it is not of.
+        os.replace(Path(folder, name), out)
+        os.replace(Path(folder, RECORD), record)
+
+
+@contextmanager
+def _hashed(**weights: StoredWeights) -> Iterator[Callable[[], dict[str, dict[str, str]]]]:
+    """Hash all files in another thread, which hashlib lets run beside this one; a function waits for the sums."""
+    pool = ThreadPoolExecutor(1)
+    try:
+        sums = {
+            key: {file.path.name: pool.submit(_sha256, file.path) for file in weights[key].files} for key in weights
+        }
+        yield lambda: {key: {name: digest.result() for name, digest in sums[key].items()} for key in sums}
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open('rb') as file:
+        while block := file.read(HASHED_AT_ONCE):
+            digest.update(block)
+    return digest.hexdigest()

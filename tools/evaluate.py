@@ -1,0 +1,157 @@
+"""Evaluates a checkpoint of a vision-language model on several benchmarks: one command, one table."""
+
+import argparse
+import json
+import math
+import os
+from collections.abc import Sequence
+from numbers import Real
+from pathlib import Path
+
+from mmengine.config import Config
+from mmengine.dist import is_main_process
+
+from mergemix_mm import config_path
+from mergemix_mm.engine import launch
+
+NOTES = """
+CONFIG gives the model and, as its variable `encode`, the transform that makes its inputs (see configs/_base_/models);
+its own data are left aside. A benchmark is a config with `test_dataloader` and `test_evaluator`. `encode` becomes the
+last transform of its dataset's pipeline, behind those of the task, with max_length=None, generate=True; one of the
+same type that is there gives way. What a benchmark wants otherwise it says in a variable of its own:
+`encode_options = dict(generate=False)` has the given answers scored instead of new ones written.
+
+Keys of --cfg-options are those of CONFIG; data of benchmarks are test_dataloader.NAME, e.g.
+  --cfg-options test_dataloader.pope.dataset.data_root=/data/coco
+In several processes, start it as tools/dist_test.sh starts tools/test.py: with torchrun, and --launcher pytorch.
+"""
+HEADER = ('benchmark', 'metric', 'value', 'samples')
+
+
+def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Parse the command line, or ``arguments`` if given."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=NOTES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('config', help='config file of the model')
+    parser.add_argument('checkpoint', help="checkpoint file, or 'none': model.vlm.pretrained as it is")
+    parser.add_argument(
+        'benchmarks',
+        nargs='+',
+        metavar='benchmark',
+        help="name of a file in configs/_base_/datasets, such as 'pope', or path of a config (.py)",
+    )
+    launch.add_common_arguments(parser)
+    parser.add_argument('--output', type=Path, help='JSON file for the results')
+    return parser.parse_args(arguments)
+
+
+def merge_args(cfg: Config, args: argparse.Namespace) -> Config:
+    """Put the benchmarks in the place of the config's tests, then the flags, and ``--cfg-options`` last."""
+    if cfg.get('encode') is None:
+        raise launch.LaunchError(
+            f'CONFIG: {args.config} has no `encode`, the transform that makes the inputs of its model; set it, e.g. '
+            "encode=dict(type='EncodeConversation', processor=...), as configs/_base_/models do"
+        )
+    launch.merge_common_args(cfg, args)
+    cfg.load_from = args.checkpoint
+    benchmarks = [read_benchmark(name, cfg.encode) for name in args.benchmarks]
+    names = [name for name, _ in benchmarks]
+    if len(set(names)) < len(names):
+        raise launch.LaunchError(f'BENCHMARK: {", ".join(names)}: each name may be there once; rename a file')
+    cfg.test_dataloader = {name: benchmark.test_dataloader for name, benchmark in benchmarks}
+    cfg.test_evaluator = {name: benchmark.test_evaluator for name, benchmark in benchmarks}
+    cfg.test_cfg = dict(type='BenchmarkLoop', fp16=args.amp)
+    launch.set_loader_defaults(cfg, 'test', pin_memory=not args.no_pin_memory, persistent_workers=False)
+    launch.merge_options(cfg, args.cfg_options)
+    if cfg.load_from == 'none':
+        launch.use_own_weights(cfg)
+    return cfg
+
+
+def read_benchmark(name: str, encode: dict) -> tuple[str, Config]:
+    """Read the config of a benchmark, and let its data end in the model's inputs.
+
+    Args:
+        name (str): Below ``configs/_base_/datasets``, or a path that ends in ``.py``.
+        encode (dict): The model's last transform.
+
+    Returns:
+        tuple[str, Config]: The name, in which dots, which separate keys, are underscores; and the config.
+
+    Raises:
+        LaunchError: If there is no such file, or it is no benchmark.
+    """
+    path = Path(name)
+    if path.suffix != '.py':
+        try:
+            path = Path(config_path(f'_base_/datasets/{name}.py'))
+        except FileNotFoundError as error:
+            raise launch.LaunchError(f'BENCHMARK: {error}') from error
+    benchmark = launch.load_config(path, 'BENCHMARK')
+    missing = [key for key in ('test_dataloader', 'test_evaluator') if benchmark.get(key) is None]
+    if missing:
+        raise launch.LaunchError(f'BENCHMARK: {path} has no {" and no ".join(missing)}; it only trains')
+    options = {'max_length': None, 'generate': True, **benchmark.get('encode_options', {})}
+    dataset = benchmark.test_dataloader.dataset
+    task = [transform for transform in dataset.get('pipeline', []) if transform['type'] != encode['type']]
+    dataset.pipeline = [*task, {**encode, **options}]
+    return path.stem.replace('.', '_'), benchmark
+
+
+def table(results: dict[str, dict]) -> str:
+    """A line for each value of each benchmark.
+
+    Args:
+        results (dict[str, dict]): ``samples`` and ``metrics`` of every benchmark.
+    """
+    rows = [
+        (name, metric, f'{value:.3f}' if isinstance(value, Real) else str(value), str(found['samples']))
+        for name, found in results.items()
+        for metric, value in found['metrics'].items()
+    ]
+    widths = [max(map(len, column)) for column in zip(HEADER, *rows)]
+
+    def line(cells: Sequence[str]) -> str:
+        return '  '.join(
+            cell.ljust(width) if i < 2 else cell.rjust(width) for i, (cell, width) in enumerate(zip(cells, widths))
+        )
+
+    return '\n'.join([line(HEADER), line(['-' * width for width in widths]), *map(line, rows)])
+
+
+def plain(value: object) -> float | str:
+    """What JSON can hold of a value: infinity and what is no number become text."""
+    return float(value) if isinstance(value, Real) and math.isfinite(value) else str(value)
+
+
+def write_json(path: Path, content: dict) -> None:
+    """Write a file, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
+    try:
+        temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + '\n')
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def main() -> None:
+    """Evaluate, print the table, and write the file that ``--output`` names."""
+    args = parse_args()
+    cfg = merge_args(launch.load_config(args.config), args)
+    launch.check_data_roots(cfg, 'test')
+    runner = launch.build_runner(cfg)
+    with launch.explain_corrupt_images('test'):
+        results = runner.test()
+    if not is_main_process():
+        return
+    print(table(results))
+    if args.output is not None:
+        for found in results.values():
+            found['metrics'] = {metric: plain(value) for metric, value in found['metrics'].items()}
+        write_json(args.output, dict(config=args.config, checkpoint=args.checkpoint, benchmarks=results))
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,66 @@
+"""Mixes the weights of two models: beta * REAL + (1 - beta) * SYN, as SPHINX does after its first stage
+(https://arxiv.org/abs/2311.07575).
+"""
+
+import argparse
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+from mergemix_mm.engine.weights import StoredWeights, check_out, mix_files
+from mergemix_mm.functional.weight_mix import check_beta, name_filter
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        'real',
+        metavar='REAL',
+        help='model of real data: folder of transformers, or one file, in safetensors or of torch.save (.pth). '
+        'OUT is of its kind and gets its other files',
+    )
+    parser.add_argument('synthetic', metavar='SYN', help='model of synthetic data: the same names, shapes and dtypes')
+    parser.add_argument('out', metavar='OUT', type=Path, help='folder or file to write; a model there is replaced')
+    parser.add_argument('--beta', type=float, required=True, help='weight of REAL, from 0 (SYN alone) to 1; try 0.5')
+    parser.add_argument('--include', metavar='REGEX', help="mix only names in which it is found, the others are REAL's")
+    parser.add_argument('--exclude', metavar='REGEX', help='of these, leave out names in which it is found')
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Mix and say where the result is.
+
+    Args:
+        argv (Sequence[str], optional): The command line. Defaults to that of the process.
+    """
+    args = parse_args(argv)
+    _named('--beta', check_beta, args.beta)
+    _named('--include', name_filter, args.include)
+    _named('--exclude', name_filter, None, args.exclude)
+    real = _named('REAL', StoredWeights, args.real)
+    synthetic = _named('SYN', StoredWeights, args.synthetic)
+    _named('OUT', check_out, args.out, real, synthetic)
+    with tqdm(total=real.nbytes, unit='B', unit_scale=True, desc='mixing') as bar:
+        try:
+            record = mix_files(real, synthetic, args.out, args.beta, args.include, args.exclude, bar.update)
+        except ValueError as error:
+            raise SystemExit(
+                f'REAL, SYN: {error}\nWhat --include or --exclude leaves out is taken from REAL, and not compared.'
+            ) from None
+        except OSError as error:
+            raise SystemExit(f'OUT: {error}') from None
+    print(f'{record["mixed"]} tensors mixed and {record["copied"]} taken from {args.real}, written to {args.out}')
+
+
+def _named(argument: str, function: Callable, *values: object):
+    """The function's result; its errors name the argument."""
+    try:
+        return function(*values)
+    except (OSError, ValueError) as error:
+        raise SystemExit(f'{argument}: {error}') from None
+
+
+if __name__ == '__main__':
+    main()
