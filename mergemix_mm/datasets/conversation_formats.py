@@ -195,11 +195,12 @@ def question_messages(question: str, num_images: int = 0, answer: str | None = N
     """One question behind its images, and its answer if there is one.
 
     Args:
-        question (str): The text of the user turn.
+        question (str): The text of the user turn; '' where the images say it all.
         num_images (int): How many images precede it. Defaults to 0.
         answer (str, optional): The text of the assistant turn. Defaults to None, which leaves it out.
     """
-    content = [dict(type='image') for _ in range(num_images)] + [dict(type='text', text=question)]
+    content = [dict(type='image') for _ in range(num_images)]
+    content += [dict(type='text', text=question)] if question else []
     messages = [dict(role='user', content=content)]
     if answer is not None:
         messages.append(dict(role='assistant', content=[dict(type='text', text=answer)]))

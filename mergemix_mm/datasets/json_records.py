@@ -5,6 +5,7 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -15,6 +16,7 @@ CHUNK = 1 << 20
 TAIL = 16
 SPACE = re.compile(r'[ \t\r\n]*')
 DECODER = json.JSONDecoder()
+Element = TypeVar('Element')
 
 
 class JsonRecords:
@@ -27,8 +29,9 @@ class JsonRecords:
     Args:
         path (str | Path): A file that holds an array of objects (``.json``), or one object after the other
             (``.jsonl``). Which of the two is read from its first character.
-        flag (Callable[[dict], bool], optional): Computed once per record; see ``flags``. It must not depend on text
-            outside ASCII, which is not decoded yet when it is called. Defaults to None, which means False.
+        flag (Callable[[dict], bool], optional): Computed once per record, in their order; see ``flags``. It must not
+            depend on text outside ASCII, which is not decoded yet when it is called. Defaults to None, which means
+            False.
         key (str, optional): The array is the value of this key of a top-level object, as in the files of VQAv2.
             Defaults to None.
 
@@ -115,7 +118,7 @@ class _Scanner:
         elif self.next_character() == '':
             raise ValueError(f'{self.path}: the file is empty, but should hold JSON records.')
         if self.next_character() == '[':
-            yield from self.array()
+            yield from self.array(self.record)
             if key is None and self.next_character():
                 self.fail(f'found {self.text[self.place : self.place + 20]!r} behind the array')
         elif key is not None:
@@ -136,17 +139,25 @@ class _Scanner:
             if found[-1] == key:
                 self.next_character()
                 return
-            self.value()
+            self.pass_over()
             if self.next_character() == ',':
                 self.place += 1
 
-    def array(self) -> Iterator[tuple[int, int, int, dict]]:
+    def pass_over(self) -> None:
+        """Move behind the current value, of an array element by element: it may be as large as the file."""
+        if self.next_character() != '[':
+            self.value()
+            return
+        for _ in self.array(self.value):
+            pass
+
+    def array(self, element: Callable[[], Element]) -> Iterator[Element]:
         self.expect('[')
         if self.next_character() != ']':
-            yield self.record()
+            yield element()
         while self.next_character() != ']':
             self.expect(',')
-            yield self.record()
+            yield element()
         self.place += 1
 
     def record(self) -> tuple[int, int, int, dict]:

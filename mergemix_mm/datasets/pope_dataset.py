@@ -10,6 +10,7 @@ from torch.utils.data import ConcatDataset
 
 from .conversation_formats import check_keys, question_messages
 from .json_records import JsonRecords
+from .prompts import SHORT_ANSWER
 from .record_dataset import RecordDataset
 
 
@@ -41,7 +42,7 @@ class POPEDataset(RecordDataset):
     def __init__(
         self,
         ann_file: str | Mapping[str, str],
-        suffix: str = '\nAnswer the question using a single word or phrase.',
+        suffix: str = SHORT_ANSWER,
         test_mode: bool = True,
         **kwargs,
     ) -> None:

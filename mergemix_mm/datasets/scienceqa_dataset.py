@@ -2,15 +2,15 @@
 
 import json
 import os
+from string import ascii_uppercase
 from typing import Any
 
 import numpy as np
 from mmengine.registry import DATASETS
 
 from .conversation_formats import check_keys, question_messages
+from .prompts import OPTION_LETTER, option_lines
 from .record_dataset import RecordDataset
-
-LETTERS = 'ABCDEFGH'
 
 
 @DATASETS.register_module()
@@ -49,7 +49,7 @@ class ScienceQADataset(RecordDataset):
         split_file: str = 'pid_splits.json',
         split: str = 'test',
         image_only: bool = False,
-        suffix: str = "\nAnswer with the option's letter from the given choices directly.",
+        suffix: str = OPTION_LETTER,
         test_mode: bool | None = None,
         **kwargs,
     ) -> None:
@@ -83,16 +83,16 @@ class ScienceQADataset(RecordDataset):
         name, raw = self.records[index]
         check_keys(raw, {'question', 'choices', 'answer', 'split'})
         choices, answer = raw['choices'], raw['answer']
-        if not isinstance(answer, int) or not 0 <= answer < len(choices) <= len(LETTERS):
+        if not isinstance(answer, int) or not 0 <= answer < len(choices):
             raise ValueError(f'answer {answer!r} must be the index of one of its {len(choices)} choices, from 0')
         hint = raw.get('hint') or ''
         images = [os.path.join(raw['split'], name, raw['image'])] if raw.get('image') else []
         lines = [f'Context: {hint}'] if hint else []
-        lines += [raw['question'], *(f'{letter}. {choice}' for letter, choice in zip(LETTERS, choices))]
+        lines += [raw['question'], option_lines(choices)]
         return dict(
-            messages=question_messages('\n'.join(lines) + self.suffix, len(images), LETTERS[answer]),
+            messages=question_messages('\n'.join(lines) + self.suffix, len(images), ascii_uppercase[answer]),
             images=images,
-            gt_answer=LETTERS[answer],
+            gt_answer=ascii_uppercase[answer],
             question_id=name,
             choices=choices,
             hint=hint,

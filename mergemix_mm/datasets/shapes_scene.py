@@ -44,7 +44,7 @@ class Thing:
     Args:
         color (str): One of `COLORS`.
         shape (str): One of `SHAPES`.
-        cell (tuple[int, int]): Row and column on a 3 x 3 grid; no two things share a cell.
+        cell (tuple[int, int]): Row and column on the grid; no two things share a cell.
         asked (bool): Whether the question is about it.
     """
 
@@ -79,14 +79,17 @@ def draw_answer(kind: str, prior: float | None, rng: np.random.Generator) -> str
     return answers[rng.integers(1, len(answers))]
 
 
-def draw_scene(kind: str, answer: str, pairs: Sequence[Pair], rng: np.random.Generator) -> Scene:
+def draw_scene(
+    kind: str, answer: str | None, pairs: Sequence[Pair], rng: np.random.Generator, grid: int = GRID
+) -> Scene:
     """Draw a scene for which the answer is the only right one.
 
     Args:
         kind (str): Kind of the question, a key of `ANSWERS`.
-        answer (str): One of its answers.
+        answer (str, optional): One of its answers. None for a ``position`` that is left to chance.
         pairs (Sequence[tuple[str, str]]): The colour-shape pairs that may appear.
         rng (np.random.Generator): Draws everything.
+        grid (int): Cells per side, a multiple of 3. Defaults to 3.
 
     Returns:
         Scene: two to six things on the grid.
@@ -103,19 +106,19 @@ def draw_scene(kind: str, answer: str, pairs: Sequence[Pair], rng: np.random.Gen
     num_others = rng.integers(1, GRID + 1) + (not asked)
     others = [_choose(related if i == 0 or rng.random() < 0.5 else others, rng) for i in range(num_others)]
 
-    cells = rng.permutation(GRID * GRID)
-    if kind == 'position' or template == IS_LEFT:
-        column = COLUMNS.index(answer) if kind == 'position' else 0 if answer == 'yes' else rng.integers(1, GRID)
-        # The first cell that is taken lies in this column; the order is as drawn otherwise, sorting being stable.
-        cells = sorted(cells, key=lambda cell: cell % GRID != column)
+    cells = rng.permutation(grid * grid)
+    if answer is not None and (kind == 'position' or template == IS_LEFT):
+        third = COLUMNS.index(answer) if kind == 'position' else 0 if answer == 'yes' else rng.integers(1, GRID)
+        # The first cell that is taken lies in this third; the order is as drawn otherwise, sorting being stable.
+        cells = sorted(cells, key=lambda cell: cell % grid // (grid // GRID) != third)
     things = [
-        Thing(*thing, divmod(int(cell), GRID), i < len(asked))
+        Thing(*thing, divmod(int(cell), grid), i < len(asked))
         for i, (thing, cell) in enumerate(zip(asked + others, cells, strict=False))
     ]
     return Scene(things, template.format(color=pair[0], shape=pair[1]), answer)
 
 
-def _num_asked(template: str, answer: str) -> int:
+def _num_asked(template: str, answer: str | None) -> int:
     """How many things of a scene the question is about."""
     if answer in COUNTS:
         return COUNTS.index(answer) + 1

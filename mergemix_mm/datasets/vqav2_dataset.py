@@ -8,6 +8,7 @@ from mmengine.registry import DATASETS
 
 from .conversation_formats import check_keys, question_messages
 from .json_records import JsonRecords
+from .prompts import SHORT_ANSWER
 from .record_dataset import RecordDataset
 
 
@@ -42,7 +43,7 @@ class VQAv2Dataset(RecordDataset):
         question_file: str,
         ann_file: str = '',
         image_name: str = 'COCO_val2014_{image_id:012d}.jpg',
-        suffix: str = '\nAnswer the question using a single word or phrase.',
+        suffix: str = SHORT_ANSWER,
         **kwargs,
     ) -> None:
         self.question_file = question_file

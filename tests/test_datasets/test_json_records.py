@@ -134,3 +134,21 @@ def test_indices_follow_sequence_rules(tmp_path):
     with pytest.raises(IndexError):
         records[4]
     assert records[np.int64(1)] == RECORDS[1]
+
+
+def test_arrays_before_the_key_are_passed_over_without_being_held(tmp_path, monkeypatch):
+    monkeypatch.setattr(json_records, 'CHUNK', 1024)
+    path = tmp_path / 'coco.json'
+    content = dict(
+        images=[dict(id=i, name='x' * 50) for i in range(5000)], empty=[], nested=[[1], []], last=[dict(id=7)]
+    )
+    path.write_text(json.dumps(content))
+    tracemalloc.start()
+    records = JsonRecords(path, key='last')
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert [records[i] for i in range(len(records))] == [dict(id=7)]
+    assert peak < path.stat().st_size / 4
+    path.write_text('{"images": [{"id": 1} {"id": 2}], "last": [{"id": 7}]}')
+    with pytest.raises(ValueError, match=r"coco\.json:1: malformed JSON at column 23: expected ','"):
+        JsonRecords(path, key='last')

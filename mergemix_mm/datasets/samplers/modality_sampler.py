@@ -72,7 +72,7 @@ class ModalitySampler(Sampler):
         order = np.argsort(steps[:, 0], kind='stable') if rng is None else rng.permutation(len(steps))
         share = slice(self.rank * self.batch_size, (self.rank + 1) * self.batch_size)
         offset, self._offset = self._offset, 0
-        return iter(steps[order, share].ravel()[offset:].tolist())
+        return map(int, steps[order, share].ravel()[offset:])
 
     def __len__(self) -> int:
         """The number of samples per rank."""
@@ -92,21 +92,47 @@ class ModalitySampler(Sampler):
 
     def _count_steps(self, shares: np.ndarray | None) -> np.ndarray:
         """The steps of each group in an epoch: those that its records fill, or more where its share asks for them."""
-        counts = np.bincount(self.groups, minlength=1 if shares is None else len(shares))
+        steps = self._steps_to_fill()
+        return steps if shares is None else whole_steps((steps / shares).max() * np.asarray(shares))
+
+    def _steps_to_fill(self) -> np.ndarray:
+        """The steps that the records of each group fill: [groups] int64."""
+        counts = np.bincount(self.groups, minlength=1)
         size = self.batch_size * self.world_size
-        steps = -(-counts // size) if self.round_up else counts // size
-        if shares is None:
-            return steps
-        # A little less than the quotient, lest rounding errors add a step.
-        return np.ceil((steps / shares).max() * np.asarray(shares) - 1e-6).astype(np.int64)
+        return -(-counts // size) if self.round_up else counts // size
 
     def _steps_of(self, group: int, rng: np.random.Generator | None) -> np.ndarray:
         """The steps of one group: [steps, ranks * batch_size] indices."""
-        members = np.flatnonzero(self.groups == group)
         size = self.batch_size * self.world_size
-        needed = int(self.steps[group]) * size
-        if rng is not None and len(members):
-            # Only what fills the last step comes from the beginning again.
-            passes = max(needed - size, 0) // len(members) + 1
-            members = np.concatenate([rng.permutation(members) for _ in range(passes)])
-        return np.resize(members, (int(self.steps[group]), size)) if needed else np.empty((0, size), np.int64)
+        return self._order(group, int(self.steps[group]) * size, rng).reshape(-1, size)
+
+    def _order(self, group: int, needed: int, rng: np.random.Generator | None) -> np.ndarray:
+        """So many indices of a group, in the order in which its steps take them."""
+        # Only what fills the last step comes from the beginning again.
+        spare = self.batch_size * self.world_size
+        return take(np.flatnonzero(self.groups == group), needed, rng, spare)
+
+
+def take(members: np.ndarray, needed: int, rng: np.random.Generator | None, spare: int = 1) -> np.ndarray:
+    """Take the members, each as often as the others or once more.
+
+    Args:
+        members (np.ndarray): [n] indices.
+        needed (int): How many to take.
+        rng (np.random.Generator, optional): Shuffles the members anew for every pass. None takes them in their order.
+        spare (int): So many at the end need no pass of their own: they are the first ones again. Defaults to 1.
+
+    Returns:
+        np.ndarray: [needed] indices.
+    """
+    if not needed:
+        return np.empty(0, np.int64)
+    if rng is not None and len(members):
+        passes = max(needed - spare, 0) // len(members) + 1
+        members = np.concatenate([rng.permutation(members) for _ in range(passes)])
+    return np.resize(members, needed)
+
+
+def whole_steps(steps: np.ndarray) -> np.ndarray:
+    """Round up, but a little less than the quotient, lest rounding errors add a step."""
+    return np.ceil(steps - 1e-6).astype(np.int64)

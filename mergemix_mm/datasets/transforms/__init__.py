@@ -2,5 +2,46 @@
 
 from .encode_conversation import EncodeConversation
 from .encode_generation import EncodeGeneration
+from .tasks import (
+    CaptionTask,
+    ChartToTableTask,
+    ClassificationTask,
+    CoordinateTask,
+    DetailedCaptionTask,
+    DetectionTask,
+    GroundedCaptionTask,
+    GroundingTask,
+    LanguageModellingTask,
+    LayoutTask,
+    MultipleChoiceTask,
+    PoseTask,
+    RegionCaptionTask,
+    ShortAnswerTask,
+    TaskTemplate,
+    TextOnlyTask,
+    TextSpottingTask,
+    VQATask,
+)
 
-__all__ = ['EncodeConversation', 'EncodeGeneration']
+__all__ = [
+    'CaptionTask',
+    'ChartToTableTask',
+    'ClassificationTask',
+    'CoordinateTask',
+    'DetailedCaptionTask',
+    'DetectionTask',
+    'EncodeConversation',
+    'EncodeGeneration',
+    'GroundedCaptionTask',
+    'GroundingTask',
+    'LanguageModellingTask',
+    'LayoutTask',
+    'MultipleChoiceTask',
+    'PoseTask',
+    'RegionCaptionTask',
+    'ShortAnswerTask',
+    'TaskTemplate',
+    'TextOnlyTask',
+    'TextSpottingTask',
+    'VQATask',
+]

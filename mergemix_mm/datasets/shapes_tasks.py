@@ -1,0 +1,120 @@
+"""Tasks on drawn shapes, as structured records: data on which a tiny SPHINX learns to answer and to point on a CPU."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from mmengine.registry import DATASETS
+from PIL import Image
+
+from .drawn_dataset import DrawnDataset
+from .shapes_drawing import draw_clutter, draw_thing, to_uint8
+from .shapes_facts import shapes_facts
+from .shapes_scene import ANSWERS, GRID, SHAPES, Thing, draw_answer, draw_scene
+from .shapes_task_fields import SCENE_TASKS, choices
+
+QUESTION_TASKS = ('vqa', 'multiple_choice')
+TASKS = (*QUESTION_TASKS, *SCENE_TASKS, 'text_only')
+MIN_CELL = 8
+
+
+@DATASETS.register_module()
+class ShapesTaskDataset(DrawnDataset):
+    """One record of one task per index, for the task transforms, which write the conversation.
+
+    Images are those of :class:`ShapesConversationDataset`: two to six things on clutter. What a record holds beside
+    ``images``, ``source``, ``size`` (height and width) and ``things`` (list of dicts in reading order with ``color``,
+    ``shape``, ``cell``, ``asked`` and ``box``) depends on the task:
+
+    ==================== ============================================================================================
+    ``vqa``              ``question``, ``answer`` (one word) and ``question_type``: color, shape, count, position and
+                         yesno in turn
+    ``multiple_choice``  the same, and ``choices``: up to four answers
+    ``grounding``        ``expression``, 'the red ring', and ``box``; no other red ring is there
+    ``region_caption``   ``box`` and ``caption``, 'a red ring'
+    ``detection``        ``label``, a shape, and ``boxes``, of all things of that shape
+    ``caption``          ``caption``, one sentence that names all things
+    ``grounded_caption`` ``phrases``: pairs of 'a red ring' and its boxes
+    ``classification``   ``label``, 'red ring', of the only thing
+    ``text_only``        no image: ``question``, ``answer`` and ``question_type`` of one of :func:`shapes_facts`, which
+                         the index goes through in turn; the same facts in both splits
+    ==================== ============================================================================================
+
+    Boxes are xyxy in pixels, tight around the pixels that a thing covers at least by half. A colour-shape pair
+    belongs to one split, as in :class:`ShapesConversationDataset`. Index i is always the same record for one task,
+    split, seed and size.
+
+    Args:
+        task (str): One of the above.
+        split (str): ``'train'`` or ``'val'``. Defaults to ``'train'``.
+        length (int): Number of records, >= 1. Defaults to 10000.
+        image_size (int): Height and width in pixels, >= 8 per cell. Defaults to 48.
+        grid (int): Cells per side, a multiple of 3; with 6 or 9, things are small. Defaults to 3.
+        seed (int): Of all draws, >= 0; numpy's global state plays no part. Defaults to 0.
+        pipeline (Sequence): Transforms that turn a record into a sample. Defaults to an empty tuple.
+
+    Raises:
+        ValueError: If an argument is outside its range.
+
+    Examples:
+        >>> record = ShapesTaskDataset('grounding')[0]
+        >>> record['expression'], record['box']
+    """
+
+    METAINFO = dict(answers=ANSWERS, classes=SHAPES)
+
+    def __init__(
+        self,
+        task: str,
+        split: str = 'train',
+        length: int = 10000,
+        image_size: int = 48,
+        grid: int = GRID,
+        seed: int = 0,
+        pipeline: Sequence = (),
+    ) -> None:
+        super().__init__(split, length, image_size, seed, pipeline)
+        if task not in TASKS:
+            raise ValueError(f'ShapesTaskDataset: task={task!r} is unknown; use one of {", ".join(TASKS)}.')
+        if grid not in range(GRID, image_size // MIN_CELL + 1, GRID):
+            raise ValueError(
+                f'ShapesTaskDataset: grid={grid!r} must be a multiple of {GRID} with cells of at least {MIN_CELL} '
+                f'pixels; image_size={image_size} has room for {image_size // MIN_CELL} per side.'
+            )
+        self.task, self.grid = task, grid
+        self.facts = shapes_facts() if task == 'text_only' else []
+
+    @property
+    def modalities(self) -> np.ndarray:
+        """[N] bool: whether a record has an image; all do, but for those of text alone."""
+        return np.full(self.length, self.task != 'text_only')
+
+    def draw(self, index: int, rng: np.random.Generator) -> dict:
+        if self.task == 'text_only':
+            kind, question, answer = self.facts[index % len(self.facts)]
+            return dict(images=[], question=question, answer=answer, question_type=kind)
+        asks = self.task in QUESTION_TASKS
+        # Whoever asks for the position of a thing names a colour and a shape that no other thing has together.
+        kind = tuple(ANSWERS)[index % len(ANSWERS)] if asks else 'position'
+        scene = draw_scene(kind, draw_answer(kind, None, rng) if asks else None, self.pairs, rng, self.grid)
+        shown = [thing for thing in scene.things if thing.asked or self.task != 'classification']
+        image, things = _draw(shown, self.image_size, self.grid, rng)
+        record = dict(images=[image], size=(self.image_size, self.image_size), things=things)
+        if not asks:
+            return record | SCENE_TASKS[self.task](things)
+        record |= dict(question=scene.question, answer=scene.answer, question_type=kind)
+        return record | dict(choices=choices(kind, scene.answer, rng)) if self.task == 'multiple_choice' else record
+
+
+def _draw(things: Sequence[Thing], size: int, grid: int, rng: np.random.Generator) -> tuple[Image.Image, list[dict]]:
+    """The image, and the things in reading order with the boxes around what was drawn."""
+    canvas, drawn = draw_clutter(size, rng), []
+    for thing in sorted(things, key=lambda thing: thing.cell):
+        mask = draw_thing(canvas, thing.color, thing.shape, thing.cell, grid, rng)
+        drawn.append(dict(vars(thing), box=_box_around(mask)))
+    return Image.fromarray(to_uint8(canvas)), drawn
+
+
+def _box_around(mask: np.ndarray) -> list[int]:
+    """First and last (exclusive) column and row of a mask, as x1, y1, x2, y2."""
+    rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
+    return [int(value) for value in (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1)]

@@ -1,0 +1,178 @@
+"""What the task transforms share: an instruction around a question, the conversation, and coordinates as text."""
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from string import Formatter
+from typing import Any
+
+import torch
+from mmcv.transforms import BaseTransform
+
+from ....functional.coordinates import format_boxes, format_phrase
+from ....functional.views import ALIGNMENTS, boxes_to_square
+from ...boxes import clip_to_image
+from ...conversation_formats import check_keys, question_messages
+from ...record_error import RecordError
+
+Rows = Sequence[Sequence[float]]
+
+
+class TaskTemplate(BaseTransform):
+    """Base of the task transforms: turns a structured record into one question and its answer.
+
+    A subclass sets the attributes below and implements :meth:`answer`; where the question holds more than fields of the
+    record, :meth:`values` as well. ``projects/new_task`` shows one.
+
+    Args:
+        instruction (str, optional): The question with the wording that tells this task from the others, around the
+            same placeholders as :attr:`QUESTION`. Defaults to ``'default'``, which is :attr:`INSTRUCTION`. None leaves
+            the bare question: the ablation without task-specific instructions.
+
+    Attributes:
+        TASK (str): The name that samples carry as ``task``.
+        FIELDS (tuple[str, ...]): The keys that a record must have beside ``images``.
+        INSTRUCTION (str): The question with its instruction.
+        QUESTION (str): The question without; '' where the image is all.
+        NUM_IMAGES (int | None): The images that a record must have; None for any number.
+
+    Raises:
+        ValueError: If ``instruction`` has other placeholders.
+        RecordError: If a record lacks a field, has not as many images, or a field that is written is no text; names
+            source and task.
+    """
+
+    TASK = ''
+    FIELDS: tuple[str, ...] = ()
+    INSTRUCTION = ''
+    QUESTION = ''
+    NUM_IMAGES: int | None = 1
+
+    def __init__(self, instruction: str | None = 'default') -> None:
+        template = self.INSTRUCTION if instruction == 'default' else instruction or self.QUESTION
+        self.placeholders = _placeholders(self.QUESTION)
+        if _placeholders(template) != self.placeholders:
+            raise ValueError(
+                f'{type(self).__name__}: instruction={template!r} has the placeholders '
+                f'{sorted(_placeholders(template))}; it must have {sorted(self.placeholders)}, or be None.'
+            )
+        self.template = template
+
+    @abstractmethod
+    def answer(self, record: dict[str, Any]) -> str:
+        """The text of the answer."""
+
+    def values(self, record: dict[str, Any]) -> dict[str, str]:
+        """What the placeholders of the question stand for: fields of the record, unless a subclass knows more."""
+        return {name: record[name] for name in self.placeholders}
+
+    def added(self, record: dict[str, Any]) -> dict[str, Any]:
+        """What the record gets beside its conversation."""
+        return {}
+
+    def transform(self, results: dict[str, Any]) -> dict[str, Any]:
+        """Write a record down.
+
+        Args:
+            results (dict): A record with ``images`` and the fields of the task.
+
+        Returns:
+            dict: The same with ``messages``, ``task`` and ``gt_answer``: the answer, unless the record has one already.
+        """
+        try:
+            check_keys(results, {'images', *self.FIELDS})
+            num_images = len(results['images'])
+            if self.NUM_IMAGES not in (None, num_images):
+                raise ValueError(f'has {num_images} images, where the task takes {self.NUM_IMAGES}')
+            values = {name: _text(name, value) for name, value in self.values(results).items()}
+            answer = _text('answer', self.answer(results))
+            added = self.added(results)
+        except ValueError as error:
+            raise RecordError(f'{results.get("source", "record")}: {self.TASK}: {error}') from error
+        messages = question_messages(self.template.format(**values), num_images, answer)
+        return {'gt_answer': answer, **results, **added, 'messages': messages, 'task': self.TASK}
+
+
+class CoordinateTask(TaskTemplate):
+    """Base of the tasks that read or write coordinates: in [0, 1] of the square-padded image, as plain text.
+
+    Records give boxes (xyxy) and key points (xy) in pixels; what overhangs the image by less than a pixel is clipped.
+    Beside the conversation, a record gets ``gt_boxes`` (list of [x1, y1, x2, y2] in pixels), ``image_size`` (height,
+    width) and ``align``, with which a metric maps text back to pixels.
+
+    Args:
+        instruction (str, optional): As for :class:`TaskTemplate`. Defaults to ``'default'``.
+        decimals (int): Digits behind the point, >= 1. Defaults to 3.
+        align (str): ``'center'`` or ``'corner'``: where the image lies in its square; must be the processor's.
+            Defaults to ``'center'``.
+
+    Raises:
+        ValueError: If an argument is out of its range.
+        RecordError: As for :class:`TaskTemplate`, or if coordinates are malformed or outside the image.
+    """
+
+    def __init__(self, instruction: str | None = 'default', decimals: int = 3, align: str = 'center') -> None:
+        super().__init__(instruction)
+        if decimals < 1:
+            raise ValueError(f'{type(self).__name__}: decimals={decimals!r} must be at least 1.')
+        if align not in ALIGNMENTS:
+            raise ValueError(f'{type(self).__name__}: align={align!r} is unknown; use one of {ALIGNMENTS}.')
+        self.decimals, self.align = decimals, align
+
+    def boxes(self, record: dict[str, Any]) -> Rows:
+        """The boxes of a record, in pixels: its ``box`` or its ``boxes``, whichever the task asks for."""
+        return [record['box']] if 'box' in self.FIELDS else record['boxes']
+
+    def added(self, record: dict[str, Any]) -> dict[str, Any]:
+        size = image_size(record)
+        return dict(gt_boxes=clip_to_image(self.boxes(record), size), image_size=size, align=self.align)
+
+    def write(self, record: dict[str, Any], rows: Rows) -> str:
+        """Boxes or key points in pixels -> ``[0.100,0.200,0.300,0.400;...]``."""
+        return format_boxes(self._in_square(record, rows), self.decimals)
+
+    def write_phrase(self, record: dict[str, Any], phrase: str, rows: Rows) -> str:
+        """A phrase and its boxes or key points in pixels -> ``<p>a red ring</p>[...]``."""
+        return format_phrase(phrase, self._in_square(record, rows), self.decimals)
+
+    def write_phrases(self, record: dict[str, Any], phrases: Sequence[tuple[str, Rows]]) -> str:
+        """Several phrases, with a space between them."""
+        return ' '.join(self.write_phrase(record, *phrase) for phrase in phrases)
+
+    def _in_square(self, record: dict[str, Any], rows: Rows) -> Rows:
+        size = image_size(record)
+        pixels = torch.tensor(clip_to_image(rows, size), dtype=torch.float64)
+        return boxes_to_square(pixels, size, self.align).tolist()
+
+
+def image_size(record: dict[str, Any]) -> tuple[int, int]:
+    """Height and width of the image of a record.
+
+    Raises:
+        ValueError: If the annotation, in ``size``, says otherwise: its coordinates would be wrong.
+    """
+    image = record['images'][0]
+    found, said = (image.height, image.width), tuple(record.get('size', (image.height, image.width)))
+    if said != found:
+        raise ValueError(f'annotated for an image of {said} (height, width), but the image has {found}')
+    return found
+
+
+def pair_up(record: dict[str, Any], names: str, rows: str) -> list[tuple[str, list]]:
+    """The names of a record, each with its row of coordinates.
+
+    Raises:
+        ValueError: If there are not as many of both.
+    """
+    if len(record[names]) != len(record[rows]):
+        raise ValueError(f'has {len(record[names])} {names} for {len(record[rows])} {rows}')
+    return list(zip(record[names], record[rows]))
+
+
+def _placeholders(template: str) -> set[str]:
+    return {name for _, name, _, _ in Formatter().parse(template) if name is not None}
+
+
+def _text(name: str, value: Any) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError(f'{name}={value!r} must be a text that is not empty')
+    return value

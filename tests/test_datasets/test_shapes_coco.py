@@ -1,0 +1,129 @@
+"""Drawn shapes in COCO's format: what the files hold, that they repeat, and that half a set never appears."""
+
+import json
+import os
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools.coco import COCO
+
+from mergemix_mm.datasets import shapes_coco, write_shapes_coco
+from mergemix_mm.datasets.shapes_drawing import PALETTE
+from mergemix_mm.datasets.shapes_scene import SHAPES
+
+SMALL = dict(num_train=5, num_val=3, image_size=48)
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    target = tmp_path_factory.mktemp('drawn') / 'shapes'
+    write_shapes_coco(target, num_train=60, num_val=3, image_size=64)
+    return target
+
+
+def contents(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in sorted(folder.rglob('*')) if path.is_file()}
+
+
+def test_layout_is_that_of_coco(folder):
+    coco = COCO(folder / 'annotations/train.json')
+    assert [category['name'] for category in coco.loadCats(coco.getCatIds())] == list(SHAPES)
+    assert len(coco.getImgIds()) == 60 and len(COCO(folder / 'annotations/val.json').getImgIds()) == 3
+    for image in coco.loadImgs(coco.getImgIds()):
+        pixels = np.asarray(Image.open(folder / 'train' / image['file_name']))
+        assert pixels.shape == (image['height'], image['width'], 3) == (64, 64, 3)
+        assert 1 <= len(coco.getAnnIds(image['id'])) <= 6
+
+
+def test_boxes_are_tight_around_the_masks_and_masks_do_not_overlap(folder):
+    coco = COCO(folder / 'annotations/train.json')
+    for image in coco.getImgIds():
+        covered = np.zeros((64, 64), dtype=int)
+        for annotation in coco.loadAnns(coco.getAnnIds(image)):
+            mask = coco.annToMask(annotation)
+            x, y, width, height = annotation['bbox']
+            inside = mask[y : y + height, x : x + width]
+            assert inside.sum() == mask.sum() == annotation['area'] > 0
+            assert all(inside[edge].any() for edge in (0, -1, np.s_[:, 0], np.s_[:, -1]))
+            covered += mask
+        assert covered.max() == 1
+
+
+def test_masks_lie_on_the_pixels_of_one_colour(folder):
+    coco = COCO(folder / 'annotations/train.json')
+    colors = np.array(list(PALETTE.values())) / np.linalg.norm(list(PALETTE.values()), axis=1, keepdims=True)
+    for annotation in coco.loadAnns(coco.getAnnIds())[:40]:
+        name = coco.loadImgs(annotation['image_id'])[0]['file_name']
+        pixels = np.asarray(Image.open(folder / 'train' / name))[coco.annToMask(annotation) == 1] / 255
+        likeness = (pixels / np.linalg.norm(pixels, axis=1, keepdims=True)) @ colors.T
+        found = np.bincount(likeness.argmax(axis=1), minlength=len(colors))
+        assert found.max() >= 0.8 * len(pixels)
+
+
+def test_all_shapes_and_three_sizes_appear(folder):
+    annotations = json.loads((folder / 'annotations/train.json').read_text())['annotations']
+    assert {annotation['category_id'] for annotation in annotations} == set(range(1, len(SHAPES) + 1))
+    sides = np.array([max(annotation['bbox'][2:]) for annotation in annotations])
+    # Diameters are 64 to 88 % of a cell of 32, 21.3 and 16 pixels; crosses and rings may lose a pixel at an end.
+    assert (sides > 19).any() and ((sides > 14.1) & (sides < 20.5)).any() and (sides < 13).any()
+
+
+def test_the_same_numbers_give_the_same_files_and_others_give_others(tmp_path):
+    np.random.seed(1)
+    for name, more in (('a', {}), ('b', {}), ('seed', dict(seed=1)), ('longer', dict(num_train=6))):
+        write_shapes_coco(tmp_path / name, **SMALL | more)
+    a, b, seed, longer = (contents(tmp_path / name) for name in ('a', 'b', 'seed', 'longer'))
+    assert a == b
+    assert not any(a[name] == seed[name] for name in a)
+    assert all(a[name] == longer[name] for name in a if name.suffix == '.png')
+    assert len(set(a.values())) == len(a)  # Also between the splits.
+
+
+def test_a_set_that_is_there_is_left_alone(tmp_path, monkeypatch):
+    write_shapes_coco(tmp_path / 'set', **SMALL)
+    monkeypatch.setattr(shapes_coco, 'draw_shapes', None)
+    before = os.stat(tmp_path / 'set/annotations/val.json').st_mtime_ns
+    write_shapes_coco(tmp_path / 'set', **SMALL)
+    assert os.stat(tmp_path / 'set/annotations/val.json').st_mtime_ns == before
+
+
+def test_an_interrupted_drawing_leaves_nothing(tmp_path, monkeypatch):
+    draw, calls = shapes_coco.draw_shapes, []
+
+    def interrupted(size, rng):
+        calls.append(size)
+        if len(calls) == 7:
+            raise KeyboardInterrupt
+        return draw(size, rng)
+
+    monkeypatch.setattr(shapes_coco, 'draw_shapes', interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_shapes_coco(tmp_path / 'set', **SMALL)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_several_that_draw_at_once_end_with_one_set(tmp_path):
+    with ThreadPoolExecutor(4) as pool:
+        for done in [pool.submit(write_shapes_coco, tmp_path / 'set', **SMALL) for _ in range(4)]:
+            done.result()
+    write_shapes_coco(tmp_path / 'alone', **SMALL)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['alone', 'set']
+    assert contents(tmp_path / 'set') == contents(tmp_path / 'alone')
+
+
+def test_another_set_or_other_files_are_never_overwritten(tmp_path):
+    write_shapes_coco(tmp_path / 'set', **SMALL)
+    with pytest.raises(FileExistsError, match=r"'num_train': 5.*not with.*'num_train': 6.*name another folder"):
+        write_shapes_coco(tmp_path / 'set', **SMALL | dict(num_train=6))
+    (tmp_path / 'mine').mkdir()
+    with pytest.raises(FileExistsError, match='mine exists and is no set of drawn shapes'):
+        write_shapes_coco(tmp_path / 'mine', **SMALL)
+
+
+@pytest.mark.parametrize(('key', 'value'), [('num_train', 0), ('num_val', 1.5), ('image_size', 16), ('seed', -1)])
+def test_numbers_outside_their_range_are_errors(tmp_path, key, value):
+    with pytest.raises(ValueError, match=f'{key}={value} must be an integer of at least'):
+        write_shapes_coco(tmp_path / 'set', **SMALL | {key: value})
+    assert list(tmp_path.iterdir()) == []
