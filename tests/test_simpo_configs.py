@@ -5,13 +5,13 @@ layout of the official ones; all else is as the config says.
 """
 
 import inspect
-import json
 import math
 import re
 from copy import deepcopy
 from functools import cache
 
 import pytest
+import small_data
 import tiny_vlms
 import torch
 from mmengine.registry import FUNCTIONS, MODEL_WRAPPERS, MODELS, STRATEGIES
@@ -179,65 +179,12 @@ def pretrained(tmp_path_factory):
 def data(tmp_path_factory):
     """The folder `data` as configs/simpo/README.md lays it out, with a few records of every dataset."""
     root = tmp_path_factory.mktemp('data')
-    write_llava(root / 'LLaVA-Tuning/llava_v1_5_mix665k.json', 'coco/train2017/{:012d}.jpg', with_text=True)
-    write_llava(root / 'LLaVA-Pretrain/blip_laion_cc_sbu_558k.json', '00000/{:09d}.jpg', with_text=False)
-    write_coco(root / 'coco')
-    write_scienceqa(root / 'scienceqa')
+    small_data.write_llava(root / 'LLaVA-Tuning/llava_v1_5_mix665k.json', 'coco/train2017/{:012d}.jpg', BATCH, BATCH)
+    small_data.write_llava(root / 'LLaVA-Pretrain/blip_laion_cc_sbu_558k.json', '00000/{:09d}.jpg', 2 * BATCH)
+    small_data.write_pope(root / 'coco')
+    small_data.write_vqav2(root / 'coco', 'val')
+    small_data.write_scienceqa(root / 'scienceqa')
     return root
-
-
-def draw(path, seed):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    tiny_vlms.random_image(30, 40 + 4 * seed, seed).save(path)
-
-
-def write_llava(path, image, with_text):
-    """Four conversations on images, and four others or captions."""
-    records = []
-    for i in range(BATCH if with_text else 2 * BATCH):
-        name = image.format(i)
-        draw(path.parent / name, i)
-        turns = [('human', '<image>\nWhat is it?'), ('gpt', 'A cat.'), ('human', 'Where?'), ('gpt', 'Here' + i * '!')]
-        records.append(dict(id=str(i), image=name, conversations=[{'from': f, 'value': v} for f, v in turns]))
-    if with_text:
-        turns = [('human', 'Who wrote Faust?'), ('gpt', 'Goethe.')]
-        texts = [dict(id=f't{i}', conversations=[{'from': f, 'value': v} for f, v in turns]) for i in range(BATCH)]
-        records = [record for pair in zip(records, texts) for record in pair]
-    path.write_text(json.dumps(records))
-
-
-def write_coco(root):
-    """POPE and VQAv2, both on images of val2014."""
-    names = [f'COCO_val2014_{i:012d}.jpg' for i in range(2)]
-    for i, name in enumerate(names):
-        draw(root / 'val2014' / name, i)
-    (root / 'pope').mkdir()
-    question = dict(text='Is there a dog in the image?')
-    for kind in ('random', 'popular', 'adversarial'):
-        lines = [dict(question, question_id=i, image=names[i], label=('yes', 'no')[i]) for i in range(2)]
-        (root / f'pope/coco_pope_{kind}.json').write_text('\n'.join(map(json.dumps, lines)) + '\n')
-    questions = [dict(image_id=i, question='What is it?', question_id=10 * i) for i in range(2)]
-    answers = [dict(answer='cat', answer_confidence='yes', answer_id=k) for k in range(1, 11)]
-    annotations = [
-        dict(image_id=i, question_id=10 * i, question_type='what is', answer_type='other', answers=answers)
-        | dict(multiple_choice_answer='cat')
-        for i in range(2)
-    ]
-    info = dict(info=dict(version='2.0'), license=dict(name='none'), data_type='mscoco', data_subtype='val2014')
-    (root / 'v2_OpenEnded_mscoco_val2014_questions.json').write_text(json.dumps(dict(info, questions=questions)))
-    (root / 'v2_mscoco_val2014_annotations.json').write_text(json.dumps(dict(info, annotations=annotations)))
-
-
-def write_scienceqa(root):
-    problem = dict(
-        question='Which is a cat?', choices=['this', 'that'], answer=1, hint='', split='test', grade='grade2'
-    )
-    problem |= dict(subject='natural science', topic='biology', task='closed choice', lecture='', solution='')
-    draw(root / 'images/test/1/image.png', 1)
-    (root / 'problems.json').write_text(
-        json.dumps({'1': dict(problem, image='image.png'), '2': dict(problem, image=None)})
-    )
-    (root / 'pid_splits.json').write_text(json.dumps(dict(train=[], val=[], test=['1', '2'])))
 
 
 def shrink(path, pretrained, data):

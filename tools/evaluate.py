@@ -34,7 +34,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
         description=__doc__, epilog=NOTES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument('config', help='config file of the model')
-    parser.add_argument('checkpoint', help="checkpoint file, or 'none': model.vlm.pretrained as it is")
+    parser.add_argument('checkpoint', help="checkpoint file, or 'none': the weights that model.vlm comes with")
     parser.add_argument(
         'benchmarks',
         nargs='+',
@@ -54,6 +54,9 @@ def merge_args(cfg: Config, args: argparse.Namespace) -> Config:
             "encode=dict(type='EncodeConversation', processor=...), as configs/_base_/models do"
         )
     launch.merge_common_args(cfg, args)
+    # Here the model is whole in every process: shards, as a config may train them, cannot generate.
+    for key in ('strategy', 'runner_type'):
+        cfg.pop(key, None)
     cfg.load_from = args.checkpoint
     benchmarks = [read_benchmark(name, cfg.encode) for name in args.benchmarks]
     names = [name for name, _ in benchmarks]

@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from logging import WARNING
 from pathlib import Path
 
 import torch.distributed
@@ -83,13 +84,21 @@ def merge_options(cfg: Config, options: dict | None) -> None:
 def use_own_weights(cfg: Config) -> None:
     """Test the weights that the model is built with; other models would be tested with random ones.
 
+    A language model with weights is enough, for the loss on text before any training; then there is a warning.
+
     Raises:
         LaunchError: If the config names no such weights.
     """
-    if not (cfg.model.get('vlm') or {}).get('pretrained'):
+    vlm = cfg.model.get('vlm') or {}
+    language_model = vlm.get('language_model')
+    if not vlm.get('pretrained') and isinstance(language_model, dict) and language_model.get('pretrained'):
+        print_log(
+            "'none': model.vlm.language_model has weights, the rest is random: look at text alone.", level=WARNING
+        )
+    elif not vlm.get('pretrained'):
         raise LaunchError(
-            "CHECKPOINT: 'none' is for models that come with weights, but the config has no model.vlm.pretrained; "
-            'name a file'
+            "CHECKPOINT: 'none' is for models that come with weights, but the config has no model.vlm.pretrained (nor "
+            'model.vlm.language_model.pretrained); name a file'
         )
     cfg.load_from = None
 

@@ -5,7 +5,7 @@ from torch import Tensor
 
 
 def resize(x: Tensor, size: tuple[int, int]) -> Tensor:
-    """Images or maps [B, C, h, w] -> [B, C, *size].
+    """Images or maps ``[B, C, h, w]`` -> ``[B, C, *size]``.
 
     Interpolated in float32, since not every device does so in half precision with antialias, and returned in the dtype
     of `x`; `x` itself, not a copy, if it has the size.

@@ -14,8 +14,9 @@ COMPUTED_IN = {
     torch.float32: torch.float32,
     torch.float64: torch.float64,
 }
-# Elements at once: temporaries of 256 kB stay in the cache of a core.
-CHUNK = 1 << 16
+# Elements at once: temporaries stay in the cache of a core, and torch starts no threads, which would wait for each other
+# at every step where other work (the hashing of files) takes one of their cores.
+CHUNK = 1 << 15
 
 
 def mix_weights(

@@ -65,4 +65,5 @@ model = dict(
     ),
     head=dict(type='SFTHead'),
     processor=processor,
+    generation=dict(max_new_tokens=512),  # A box has 25 tokens, and others may follow.
 )

@@ -21,7 +21,8 @@ from .stored_weights import FILE_KINDS, StoredWeights
 RECORD = 'mix_weights.json'
 # Weights of the real model in this and in other formats have no place beside mixed ones.
 NOT_COPIED = ('.*', *(f'*{end}' for end in FILE_KINDS), '*.ckpt', '*.gguf', '*.h5', '*.msgpack', '*.index.json')
-HASHED_AT_ONCE = 1 << 20
+# Few large blocks: behind each, the thread has to wait for the interpreter.
+HASHED_AT_ONCE = 1 << 24
 
 
 def mix_files(
@@ -150,8 +151,8 @@ def _hashed(**weights: StoredWeights) -> Iterator[Callable[[], dict[str, dict[st
 
 
 def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
+    digest, block = hashlib.sha256(), memoryview(bytearray(HASHED_AT_ONCE))
     with path.open('rb') as file:
-        while block := file.read(HASHED_AT_ONCE):
-            digest.update(block)
+        while size := file.readinto(block):
+            digest.update(block[:size])
     return digest.hexdigest()

@@ -1,0 +1,34 @@
+"""Stage 2 of a tiny SPHINX on drawn shapes, behind stage 1: VQA, grounding, detection, captions and plain facts; minutes
+on a CPU.
+"""
+
+_base_ = './tiny-sphinx_1xb32-align-coslr-300i_shapes.py'
+
+model = dict(
+    vlm=dict(pretrained='work_dirs/tiny-sphinx_1xb32-align-coslr-300i_shapes/pretrained', language_model=None)
+)
+train_dataloader = dict(dataset=dict(tasks=dict(_delete_=True, **_base_.tasks)))
+val_dataloader = dict(
+    batch_size=100,
+    num_workers=0,
+    collate_fn=dict(type='ConversationCollate', padding_side='left'),
+    # Grounding alone; tools/evaluate.py tests the other tasks.
+    dataset=dict(
+        type='ShapesTaskDataset',
+        task='grounding',
+        seed=1,
+        length=400,
+        pipeline=[*_base_.tasks.grounding.dataset.pipeline, dict(_base_.encode, generate=True)],
+    ),
+    sampler=dict(type='DefaultSampler', shuffle=False),
+)
+val_evaluator = [dict(type='ReferringBoxMetric')]
+val_cfg = dict()
+test_dataloader, test_evaluator, test_cfg = val_dataloader, val_evaluator, val_cfg
+
+max_iters = 700
+param_scheduler = [
+    dict(type='LinearLR', start_factor=1e-3, by_epoch=False, begin=0, end=30),
+    dict(type='CosineAnnealingLR', by_epoch=False, begin=30, end=max_iters),
+]
+train_cfg = dict(max_iters=max_iters, val_interval=max_iters)
