@@ -77,9 +77,8 @@ LANGUAGE_MODELS = {
     'meta-llama/Llama-2-7b-hf': (32000, 4096),
     'TinyLlama/TinyLlama-1.1B-intermediate-step-1431k-3T': (32000, 2048),
 }
-# The configs that others go on from.
+# The first stage, but for its data.
 ALIGN = 'sphinx-7b_32xb8-align-coslr-20000i-fsdp'
-LIGHT_PROJECTOR = 'sphinx-light-7b_32xb8-projector-coslr-20000i'
 BATCH = 2
 
 config_file = parametrize(FILES)
@@ -254,7 +253,7 @@ def home(tmp_path_factory):
         language_model = MODELS.build(tiny_sphinx.sphinx_config()).model.language_model
         language_model.save_pretrained('language_model')
         tiny_sphinx.tokenizer().save_pretrained('language_model')
-        for name in {load(path).model.vlm.get('pretrained') for path in FULL} - {None}:
+        for name in {load(path).model.vlm.get('pretrained') for path in FILES} - {None}:
             write_start(name)
         yield folder
 
@@ -273,9 +272,9 @@ def write_data(root):
 
 
 def write_start(folder):
-    """What the first stage leaves for the configs that go on from it."""
-    stem = f'{LIGHT_PROJECTOR if "light" in folder else ALIGN}_laion400m.py'
-    MODELS.build(shrink(CONFIGS / 'sphinx' / stem).model.vlm).save_pretrained(folder)
+    """What a stage leaves for the configs that go on from it, untrained."""
+    stem = f'{ALIGN}_laion400m' if folder.endswith('-mixed') else Path(folder).parent.name
+    MODELS.build(shrink(CONFIGS / 'sphinx' / f'{stem}.py').model.vlm).save_pretrained(folder)
 
 
 def write_encoders(root):

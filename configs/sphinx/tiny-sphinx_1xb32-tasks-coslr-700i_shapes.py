@@ -1,12 +1,8 @@
-"""Stage 2 of a tiny SPHINX on drawn shapes, behind stage 1: VQA, grounding, detection, captions and plain facts; minutes
-on a CPU.
-"""
+"""Stage 2 of a tiny SPHINX on drawn shapes, behind stage 1: questions, boxes, captions and plain facts."""
 
 _base_ = './tiny-sphinx_1xb32-align-coslr-300i_shapes.py'
 
-model = dict(
-    vlm=dict(pretrained='work_dirs/tiny-sphinx_1xb32-align-coslr-300i_shapes/pretrained', language_model=None)
-)
+model = dict(vlm=dict(pretrained='work_dirs/tiny-sphinx_1xb32-align-coslr-300i_shapes/pretrained', language_model=None))
 train_dataloader = dict(dataset=dict(tasks=dict(_delete_=True, **_base_.tasks)))
 val_dataloader = dict(
     batch_size=100,

@@ -1,5 +1,5 @@
-"""Stage 2 of SPHINX (https://arxiv.org/abs/2311.07575): 2e-5 to 0, no decay on biases and norms; 3% of warm-up, decay and
-number of steps are free choices.
+"""Stage 2 of SPHINX (https://arxiv.org/abs/2311.07575): 2e-5 to 0, no decay on biases and norms; 3% of warm-up,
+decay and number of steps are free choices.
 """
 
 max_iters = 20000

@@ -38,10 +38,10 @@ class SphinxModel(FamilyModel):
         neck (dict | nn.Module, optional): An `EmbeddingMixNeck` whose ``out_channels`` are the language model's width.
         image_token_id (int, optional): Id of the first of the four tokens that `SphinxProcessor` adds to the tokenizer:
             the number of tokens that the tokenizer has without them, 32000 for Llama 2.
-        grid (int, optional): Crops per side: 1 (the whole image alone), 2 or 3. Defaults to None: that of
-            ``pretrained``, or 1.
+        grid (int, optional): Crops per side: 1 (the whole image alone), 2 or 3. Defaults to None: 1, or that of
+            ``pretrained`` if backbone, neck or id come from there.
         crop_pool (int, optional): The patches of crops are averaged over squares of so many a side. Defaults to None:
-            that of ``pretrained``, or they are not.
+            they are not, or as ``grid``.
         trainable (Collection[str]): Parts that train: ``'language_model'`` (with its head), ``'projector'`` (neck and
             markers), ``'vision_tower'`` (encoders with ``frozen=False``). Defaults to the first two.
         pretrained (str, optional): A folder of :meth:`save_pretrained`: the weights of neck, markers and encoders that
@@ -78,7 +78,8 @@ class SphinxModel(FamilyModel):
         init_cfg: dict | None = None,
     ) -> None:
         given = dict(backbone=backbone, neck=neck, image_token_id=image_token_id, grid=grid, crop_pool=crop_pool)
-        layout = {} if pretrained is None else read_layout(pretrained)
+        complete = None not in (backbone, neck, image_token_id)
+        layout = {} if pretrained is None or complete else read_layout(pretrained)
         layout.update({name: value for name, value in given.items() if value is not None})
         if language_model is None and pretrained is not None:
             language_model = dict(pretrained=str(Path(pretrained, LANGUAGE_MODEL)))
