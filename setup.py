@@ -56,7 +56,7 @@ setup(
     packages=find_packages(include=['mergemix_mm', 'mergemix_mm.*']),
     package_data={'mergemix_mm': ['datasets/chat_templates/*.jinja']},
     install_requires=read_requirements('runtime'),
-    extras_require={name: read_requirements(name) for name in ('optional', 'tests')},
+    extras_require={name: read_requirements(name) for name in ('optional', 'detection', 'tests')},
     cmdclass={'build_py': BuildWithConfigs},
     zip_safe=False,
 )

@@ -14,8 +14,8 @@ COMPUTED_IN = {
     torch.float32: torch.float32,
     torch.float64: torch.float64,
 }
-# Elements at once: temporaries stay in the cache of a core, and torch starts no threads, which would wait for each other
-# at every step where other work (the hashing of files) takes one of their cores.
+# Elements at once: temporaries stay in the cache of a core, and torch starts no threads, which would wait for each
+# other at every step where other work (the hashing of files) takes one of their cores.
 CHUNK = 1 << 15
 
 

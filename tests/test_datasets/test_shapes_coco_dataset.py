@@ -13,6 +13,8 @@ from mergemix_mm.datasets.shapes_scene import SHAPES
 
 NUMBERS = dict(num_train=6, num_val=8, image_size=64)
 
+pytest.importorskip('mmdet', reason='needs MMDetection: pip install -e .[detection]')
+
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):

@@ -35,8 +35,8 @@ encoders = [
         mean=imagenet_mean,
         std=imagenet_std,
     ),
-    # The vision model and the Q-Former of BLIP-2's first stage. transformers keeps the Q-Former in float32, and FSDP has
-    # one dtype for all of an encoder.
+    # The vision model and the Q-Former of BLIP-2's first stage. transformers keeps the Q-Former in float32, and FSDP
+    # has one dtype for all of an encoder.
     dict(
         encoder=dict(
             type='transformers.Blip2VisionModelWithProjection.from_pretrained',

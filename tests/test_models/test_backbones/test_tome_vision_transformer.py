@@ -77,6 +77,30 @@ def test_featmap_gives_merged_patches_the_same_value():
     assert len(out.flatten(2).transpose(1, 2)[0].unique(dim=0)) == 4
 
 
+def test_a_share_of_the_patches_follows_the_size_of_the_images():
+    _, tome = pair(out_type='featmap')
+    model = tome(num_merge=0.5)
+    for size, patches in (((32, 32), 16), ((64, 40), 40), ((30, 43), 24)):  # Sides are padded to whole patches.
+        assert tokens_per_layer(model, torch.randn(1, 3, *size))[-1] == 1 + patches - patches // 2
+
+
+@pytest.mark.parametrize('size', [(32, 32), (48, 80), (30, 43)])
+@torch.no_grad()
+def test_featmap_of_a_merged_background_is_the_plain_one_in_place(size):
+    # Patches that are alike merge without loss: with proportional attention nothing else changes either.
+    plain, tome = pair(out_type='featmap', patch_cfg=dict(padding=0))
+    torch.nn.init.zeros_(plain.pos_embed)
+    plain.eval()
+    images = torch.zeros(2, 3, *size)
+    images[0, :, :8, 8:16], images[1, :, 16:24, 24:32] = torch.randn(2, 3, 8, 8)
+    model = tome(num_merge=0.5)
+    for got, want in zip(model(images), plain(images), strict=True):
+        assert got.shape == (2, 16, size[0] // 8, size[1] // 8)
+        torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(want[0, :, 0, 1], want[0, :, 0, 0], atol=1e-2)
+    assert tokens_per_layer(model, images)[-1] < tokens_per_layer(plain, images)[-1]
+
+
 def test_it_trains_with_gradients_in_every_parameter():
     _, tome = pair()
     model = tome(num_merge=8)
@@ -91,7 +115,8 @@ def test_it_trains_with_gradients_in_every_parameter():
         (dict(merge_in=('val',)), r"merge_in=\('val',\) must be a tuple of 'train' and 'test'"),
         (dict(merge_in='train'), "merge_in='train' must be a tuple"),
         (dict(num_merge=-1), 'num_merge=-1 must be an int >= 0'),
-        (dict(num_merge=8.0), 'num_merge=8.0 must be an int'),
+        (dict(num_merge=8.0), r'num_merge=8.0 must be an int >= 0, or a float in \[0, 1\)'),
+        (dict(num_merge=-0.5), 'num_merge=-0.5 must be'),
         (dict(inflection=3), 'inflection=3'),
     ],
 )
