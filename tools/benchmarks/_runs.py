@@ -54,7 +54,8 @@ def run_missing(
         runs[f'{arm}/{seed}'] = result
         write_json(args.output, dict(settings=settings, runs=runs))
         first = next(iter(result))
-        print(f'[{len(runs)}/{args.seeds * len(arms)}] {arm}, seed {seed}: {first} {result[first]:.2f}', flush=True)
+        done = sum(f'{arm}/{seed}' in runs for arm in arms for seed in range(args.seeds))
+        print(f'[{done}/{args.seeds * len(arms)}] {arm}, seed {seed}: {first} {result[first]:.2f}', flush=True)
 
     if args.workers == 0:
         for arm, seed in missing:
@@ -83,7 +84,7 @@ def paired_table(runs: Runs, arms: Sequence[str], seeds: int, columns: dict[str,
         for key in columns:
             values = [runs[f'{arm}/{seed}'][key] for seed in range(seeds)]
             paired = [value - runs[f'{reference}/{seed}'][key] for seed, value in enumerate(values)]
-            row += [_mean_and_deviation(values), None if arm == reference else _mean_and_deviation(paired, '+')]
+            row += [mean_and_deviation(values), None if arm == reference else mean_and_deviation(paired, '+')]
         rows.append(row)
     names = [name for title in columns.values() for name in (title, f'to {reference}')]
     return markdown_table(('arm', *names), rows)
@@ -97,6 +98,7 @@ def warmup_cosine(optimizer: torch.optim.Optimizer, steps: int) -> torch.optim.l
     )
 
 
-def _mean_and_deviation(values: Sequence[float], sign: str = '') -> str:
+def mean_and_deviation(values: Sequence[float], sign: str = '') -> str:
+    """'12.30 ± 0.40'."""
     deviation = statistics.stdev(values) if len(values) > 1 else 0.0
     return f'{statistics.mean(values):{sign}.2f} ± {deviation:.2f}'

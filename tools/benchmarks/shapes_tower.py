@@ -2,7 +2,7 @@
 
 import argparse
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -32,7 +32,14 @@ def tower_config(image_size: int = 48, patch_size: int = 8) -> CLIPVisionConfig:
 
 
 def pretrain_tower(
-    steps: int = 1000, batch_size: int = 64, lr: float = 1e-3, seed: int = 0, config: CLIPVisionConfig | None = None
+    steps: int = 1000,
+    batch_size: int = 64,
+    lr: float = 1e-3,
+    seed: int = 0,
+    config: CLIPVisionConfig | None = None,
+    data: Iterable[tuple[Tensor, ...]] | None = None,
+    coloured: float = 0.5,
+    see: Callable[[Tensor], Tensor] | None = None,
 ) -> 'tuple[CLIPVisionModel, AttributeHeads]':
     """Train a tower on the attributes of the train split's images; no image, and no combination, of val is seen.
 
@@ -48,6 +55,10 @@ def pretrain_tower(
         lr (float): Peak learning rate. Defaults to 1e-3.
         seed (int): Of weights, images and channel mixes. Defaults to 0.
         config (CLIPVisionConfig, optional): Of the tower. Defaults to None: :func:`tower_config`.
+        data (Iterable, optional): Images, colours and shapes, for each step. Defaults to None: :func:`batches`.
+        coloured (float): Share of a batch that keeps its colours. With 1 the tower learns no shapes, with 0 no colours.
+            Defaults to 0.5.
+        see (Callable, optional): What the tower sees of images. Defaults to None: all.
 
     Returns:
         tuple[CLIPVisionModel, AttributeHeads]: the tower, in eval mode, and its heads, for measuring.
@@ -59,10 +70,12 @@ def pretrain_tower(
     optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.05)
     schedule = warmup_cosine(optimizer, steps)
     tower.train()
-    for images, colors, shapes, _ in batches('train', steps, batch_size, tower.config.image_size, seed):
-        half = len(images) // 2
-        output = tower(torch.cat([images[:half], mix_channels(images[half:])]))
-        loss = heads.loss(output, colors, shapes, half)
+    if data is None:
+        data = batches('train', steps, batch_size, tower.config.image_size, seed)
+    for images, colors, shapes, *_ in data:
+        kept = int(coloured * len(images))
+        images = torch.cat([images[:kept], mix_channels(images[kept:])])
+        loss = heads.loss(tower(images if see is None else see(images)), colors, shapes, kept)
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -84,11 +97,11 @@ class AttributeHeads(nn.Module):
         self.present = nn.ModuleList([nn.Linear(width, len(COLORS)), nn.Linear(width, len(SHAPES))])
         self.in_cell = nn.ModuleList([nn.Linear(width, len(COLORS) + 1), nn.Linear(width, len(SHAPES) + 1)])
 
-    def forward(self, output) -> tuple[list[Tensor], list[Tensor]]:
-        """Logits of presence [B, 6] and per cell [B, 9, 7], each for colours and for shapes."""
+    def forward(self, output, grid: int = GRID) -> tuple[list[Tensor], list[Tensor]]:
+        """Logits of presence [B, 6] and per cell [B, grid ** 2, 7], each for colours and for shapes."""
         patches = output.last_hidden_state[:, 1:]
         side = math.isqrt(patches.size(1))
-        cells = F.adaptive_avg_pool2d(patches.transpose(1, 2).unflatten(2, (side, side)), GRID).flatten(2)
+        cells = F.adaptive_avg_pool2d(patches.transpose(1, 2).unflatten(2, (side, side)), grid).flatten(2)
         present = [head(output.pooler_output) for head in self.present]
         return present, [head(cells.transpose(1, 2)) for head in self.in_cell]
 
@@ -96,7 +109,10 @@ class AttributeHeads(nn.Module):
         """Sum of the four losses: colours from the first `num_coloured` images, shapes from the others."""
         total = output.pooler_output.new_zeros(())
         chosen = slice(None, num_coloured), slice(num_coloured, None)
-        for present, in_cell, labels, rows in zip(*self(output), (colors, shapes), chosen, strict=True):
+        logits = self(output, math.isqrt(colors.size(1)))
+        for present, in_cell, labels, rows in zip(*logits, (colors, shapes), chosen, strict=True):
+            if not len(labels[rows]):
+                continue
             there = F.one_hot(labels[rows], in_cell.size(-1)).amax(dim=1)[:, 1:].float()
             total = total + F.binary_cross_entropy_with_logits(present[rows], there)
             total = total + F.cross_entropy(in_cell[rows].flatten(0, 1), labels[rows].flatten())
@@ -115,14 +131,19 @@ def batches(
     dataset = ShapesConversationDataset(split, length=steps * batch_size, image_size=image_size, seed=seed)
     for start in range(0, len(dataset), batch_size):
         records = [dataset.get_data_info(start + i) for i in range(batch_size)]
-        images = torch.stack([to_tensor(record['images'][0]) for record in records])
-        colors, shapes = torch.zeros(2, batch_size, GRID * GRID, dtype=torch.int64)
-        for i, record in enumerate(records):
-            for thing in record['things']:
-                cell = thing['cell'][0] * GRID + thing['cell'][1]
-                colors[i, cell] = COLORS.index(thing['color']) + 1
-                shapes[i, cell] = SHAPES.index(thing['shape']) + 1
-        yield images, colors, shapes, torch.stack([torch.from_numpy(record['gt_mask']) for record in records])
+        yield *labelled(records), torch.stack([torch.from_numpy(record['gt_mask']) for record in records])
+
+
+def labelled(records: Sequence[dict], grid: int = GRID) -> tuple[Tensor, Tensor, Tensor]:
+    """Images of drawn records, normalised, and the colours and shapes [B, grid ** 2] in their cells."""
+    images = torch.stack([to_tensor(record['images'][0]) for record in records])
+    colors, shapes = torch.zeros(2, len(records), grid * grid, dtype=torch.int64)
+    for i, record in enumerate(records):
+        for thing in record['things']:
+            cell = thing['cell'][0] * grid + thing['cell'][1]
+            colors[i, cell] = COLORS.index(thing['color']) + 1
+            shapes[i, cell] = SHAPES.index(thing['shape']) + 1
+    return images, colors, shapes
 
 
 def to_tensor(image) -> Tensor:

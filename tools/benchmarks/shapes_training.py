@@ -10,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from _runs import warmup_cosine
+from _loop import fit, random_rows, rows
 from mmengine.config import Config
 from mmengine.registry import DATASETS, MODELS
 from mmpretrain.structures import DataSample
-from torch import Tensor, nn
+from torch import Tensor
 
 from mergemix_mm import config_path
 from mergemix_mm.datasets import ConversationCollate
@@ -34,11 +34,6 @@ def encode(length: int, generate: bool = False, **kwargs) -> tuple[dict[str, Ten
     return batch['inputs'], batch['data_samples']
 
 
-def rows(batch: dict[str, Tensor], chosen: Tensor) -> dict[str, Tensor]:
-    """Some rows of a batch in which every row has one image."""
-    return {key: value[chosen] for key, value in batch.items()}
-
-
 def build_tuner(tower: Path, head: dict, mixer: dict | None, seed: int) -> VLMTuner:
     """The config's model with the pre-trained tower, another head and mixer."""
     from transformers import CLIPVisionModel
@@ -56,19 +51,7 @@ def build_tuner(tower: Path, head: dict, mixer: dict | None, seed: int) -> VLMTu
 def train(tuner: VLMTuner, batch: dict[str, Tensor], steps: int, seed: int, batch_size: int = 64) -> None:
     """AdamW with the config's settings: warm-up over a tenth of the steps, cosine decay, clipped gradients."""
     settings = Config.fromfile(config_path(CONFIG)).optim_wrapper
-    parameters = [parameter for parameter in tuner.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=settings.optimizer.lr, weight_decay=settings.optimizer.weight_decay)
-    schedule = warmup_cosine(optimizer, steps)
-    order = torch.Generator().manual_seed(seed)
-    tuner.train()
-    for _ in range(steps):
-        chosen = torch.randint(len(batch['input_ids']), (batch_size,), generator=order)
-        loss, _ = tuner.parse_losses(tuner.loss(rows(batch, chosen)))
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(parameters, settings.clip_grad.max_norm)
-        optimizer.step()
-        schedule.step()
+    fit(tuner, random_rows([batch], batch_size, seed), steps, settings.optimizer, settings.clip_grad.max_norm)
 
 
 @torch.no_grad()

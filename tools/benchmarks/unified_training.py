@@ -9,11 +9,11 @@ from copy import deepcopy
 from functools import lru_cache
 
 import torch
-from _runs import warmup_cosine
+from _loop import Batch, fit, random_rows, rows
 from mmengine.config import Config
 from mmengine.registry import DATASETS, MODELS
 from mmpretrain.structures import DataSample
-from torch import Tensor, nn
+from torch import Tensor
 
 from mergemix_mm import config_path
 from mergemix_mm.datasets import UnifiedCollate
@@ -26,7 +26,6 @@ from mergemix_mm.models.vlms.mosaic_codes import MosaicCodes
 CONFIG = 'aia/tiny-janus_1xb32-ntp-coslr-400i_shapes.py'
 IMAGE_SIZE = 48  # 6 x 6 tokens and codes, which takes half the time of the config's 8 x 8.
 TASKS = ('gen', 'und')
-Batch = dict[str, Tensor | str]
 
 
 @lru_cache(maxsize=1)
@@ -78,11 +77,6 @@ def true_images(length: int, seed: int) -> dict[str, float]:
     return _metrics('gen', samples)
 
 
-def rows(batch: Batch, chosen: Tensor) -> Batch:
-    """Some rows of a batch in which every row has one image."""
-    return {key: value[chosen] if torch.is_tensor(value) else value for key, value in batch.items()}
-
-
 def train(
     tuner: UnifiedTuner,
     batches: dict[str, Batch],
@@ -102,25 +96,12 @@ def train(
         batch_size (int): Samples per step. Defaults to 32.
     """
     settings = load_config().optim_wrapper
-    options = {key: value for key, value in settings.optimizer.items() if key != 'type'}
-    parameters = [parameter for parameter in tuner.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, **options)
-    schedule = warmup_cosine(optimizer, steps)
-    order, tasks = torch.Generator().manual_seed(seed), list(batches)
     torch.manual_seed(seed)
     if aia is not None:
-        tuner.alignment = InteractionAlignment(tuner.vlm, aia, tasks=tasks)
+        tuner.alignment = InteractionAlignment(tuner.vlm, aia, tasks=list(batches))
         tuner.alignment.recorder.start()
-    tuner.train()
-    for step in range(steps):
-        batch = batches[tasks[step % len(tasks)]]
-        chosen = torch.randint(len(batch['input_ids']), (batch_size,), generator=order)
-        loss, _ = tuner.parse_losses(tuner.loss(rows(batch, chosen)))
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(parameters, settings.clip_grad.max_norm)
-        optimizer.step()
-        schedule.step()
+    batches = random_rows(batches.values(), batch_size, seed)
+    fit(tuner, batches, steps, settings.optimizer, settings.clip_grad.max_norm)
     if aia is not None:
         tuner.alignment.recorder.stop()
         tuner.alignment = None

@@ -1,0 +1,46 @@
+"""The loop of the benchmarks that train a tuner: batches in turn, AdamW, warm-up and cosine, clipped gradients."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import cycle, islice
+
+import torch
+from _runs import warmup_cosine
+from mmengine.model import BaseModel
+from torch import Tensor, nn
+
+Batch = dict[str, Tensor | str]
+
+
+def rows(batch: Batch, chosen: Tensor) -> Batch:
+    """Some rows of a batch in which every row has one image, or none has."""
+    return {key: value[chosen] if torch.is_tensor(value) else value for key, value in batch.items()}
+
+
+def random_rows(batches: Iterable[Batch], batch_size: int, seed: int) -> Iterator[Batch]:
+    """Endless batches of rows drawn at random, from each of these in turn."""
+    order = torch.Generator().manual_seed(seed)
+    for batch in cycle(batches):
+        yield rows(batch, torch.randint(len(batch['input_ids']), (batch_size,), generator=order))
+
+
+def fit(tuner: BaseModel, batches: Iterator[Batch], steps: int, optimizer: Mapping, max_norm: float) -> None:
+    """Train what is not frozen: warm-up over a tenth of the steps, cosine decay, clipped gradients.
+
+    Args:
+        tuner (BaseModel): Trained in place.
+        batches (Iterator[dict]): One per step.
+        steps (int): Number of steps.
+        optimizer (Mapping): Options of AdamW, as a config's ``optimizer`` has them.
+        max_norm (float): Of the gradients.
+    """
+    parameters = [parameter for parameter in tuner.parameters() if parameter.requires_grad]
+    adamw = torch.optim.AdamW(parameters, **{key: value for key, value in optimizer.items() if key != 'type'})
+    schedule = warmup_cosine(adamw, steps)
+    tuner.train()
+    for batch in islice(batches, steps):
+        loss, _ = tuner.parse_losses(tuner.loss(batch))
+        adamw.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, max_norm)
+        adamw.step()
+        schedule.step()

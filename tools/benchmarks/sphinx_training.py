@@ -1,0 +1,216 @@
+"""Trains a tiny SPHINX on drawn shapes in a plain loop, for benchmarks that need many short runs.
+
+The language model is that of a config; the loop replaces MMEngine's Runner. Batches and weights depend on the seed
+alone. A task is one of `ShapesTaskDataset`, or one kind of question alone ('color').
+"""
+
+from collections.abc import Iterator, Sequence
+from copy import deepcopy
+from functools import lru_cache
+from itertools import count
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from _loop import Batch, fit, rows
+from mmengine.config import Config
+from mmengine.registry import DATASETS, METRICS, MODELS
+from mmpretrain.structures import DataSample
+from sphinx_encoders import ENCODERS, GRIDS, SIZE, WIDTH, load_encoder
+from torch import Tensor, nn
+
+from mergemix_mm import config_path
+from mergemix_mm.datasets import ConversationCollate, TaskMixDataset, TaskMixSampler
+from mergemix_mm.datasets.shapes_facts import shapes_facts
+from mergemix_mm.datasets.shapes_scene import ANSWERS
+from mergemix_mm.models import VLMTuner
+
+CONFIG = '_base_/models/tiny-sphinx_shapes.py'
+OPTIMIZER = dict(lr=2e-3, betas=(0.9, 0.95), weight_decay=0.05)
+MAX_NORM = 1.0
+DECIMALS = 2
+
+
+class Task(NamedTuple):
+    """How a task is written and scored."""
+
+    transforms: list[dict]
+    max_new_tokens: int
+    metric: str
+    score: str
+
+
+TASKS = dict(
+    vqa=Task([dict(type='ShortAnswerTask')], 3, 'AnswerAccuracy', 'answer/accuracy'),
+    grounding=Task([dict(type='GroundingTask', decimals=DECIMALS)], 24, 'ReferringBoxMetric', 'box/accuracy'),
+    detection=Task([dict(type='DetectionTask', decimals=DECIMALS)], 72, 'TextDetectionMetric', 'detection/mAP_50'),
+    caption=Task([dict(type='CaptionTask')], 24, 'ANLSMetric', 'answer/anls'),
+    grounded_caption=Task([dict(type='GroundedCaptionTask', decimals=DECIMALS)], 120, 'ANLSMetric', 'answer/anls'),
+    text_only=Task([dict(type='TextOnlyTask')], 0, 'AnswerLoss', 'answer/loss'),
+    **{kind: Task([], 3, 'AnswerAccuracy', 'answer/accuracy') for kind in ANSWERS},
+)
+
+
+class Mix(NamedTuple):
+    """The encoded records of several tasks: a batch for each modality, and where in it a record is."""
+
+    dataset: TaskMixDataset
+    batches: list[Batch]
+    places: Tensor
+
+
+@lru_cache(maxsize=1)
+def load_config() -> Config:
+    """The config whose language model, processor and tuner the benchmark has."""
+    return Config.fromfile(config_path(CONFIG))
+
+
+def build_tuner(
+    folder: Path,
+    seed: int,
+    encoders: Sequence[str] = tuple(ENCODERS),
+    fuse: str = 'concat',
+    views: int = 1,
+    trainable: Sequence[str] = ('projector', 'language_model'),
+) -> VLMTuner:
+    """The config's model with frozen encoders of a folder.
+
+    Args:
+        folder (Path): Of `pretrain_encoders`.
+        seed (int): Of the weights.
+        encoders (Sequence[str]): Some of `ENCODERS`. Defaults to all.
+        fuse (str): Of the neck. Defaults to ``'concat'``.
+        views (int): Crops per side; 1 is the whole image alone. Defaults to 1.
+        trainable (Sequence[str]): Parts that train.
+    """
+    parts = [dict(encoder=load_encoder(folder, name), input_size=SIZE) for name in encoders]
+    model = deepcopy(load_config().model).to_dict()
+    model['vlm'] |= dict(backbone=dict(type='MultiBackbone', encoders=parts), grid=views, trainable=trainable)
+    model['vlm']['neck'] |= dict(in_channels=[WIDTH] * len(parts), fuse=fuse)
+    torch.manual_seed(seed)
+    return MODELS.build(model)
+
+
+def dataset_config(
+    task: str,
+    length: int,
+    seed: int,
+    generate: bool = False,
+    views: int = 1,
+    small: bool = False,
+    instructed: bool = True,
+) -> dict:
+    """The config of the records of a task.
+
+    Args:
+        task (str): One of `TASKS`.
+        length (int): Number of records.
+        seed (int): Of the images.
+        generate (bool): Whether only prompts are encoded. Defaults to False.
+        views (int): As the model's. Defaults to 1.
+        small (bool): Whether the image is twice as large, and its things as small as before. Defaults to False.
+        instructed (bool): Whether the prompt says which task it is. Defaults to True.
+    """
+    image_size = 2 * SIZE if small else SIZE
+    processor = dict(load_config().processor, image_size=image_size, grid=views)
+    encode = dict(type='EncodeConversation', processor=processor, generate=generate)
+    common = dict(length=length, image_size=image_size, seed=seed)
+    if task in ANSWERS:
+        return dict(type='ShapesConversationDataset', questions=(task,), pipeline=[encode], **common)
+    transforms = [one if instructed else dict(one, instruction=None) for one in TASKS[task].transforms]
+    grid = GRIDS[small]
+    return dict(type='ShapesTaskDataset', task=task, grid=grid, pipeline=[*transforms, encode], **common)
+
+
+@lru_cache(maxsize=16)
+def encode_mix(tasks: tuple[tuple[str, float], ...], length: int, seed: int = 0, **options) -> Mix:
+    """Encode so many records of each of some tasks, given with their weights; options of :func:`dataset_config`."""
+    dataset = TaskMixDataset(
+        {name: dict(dataset=dataset_config(name, length, seed, **options), weight=weight) for name, weight in tasks}
+    )
+    groups, places, batches = torch.from_numpy(dataset.groups), torch.empty(len(dataset), dtype=torch.long), []
+    for group in range(int(groups.max()) + 1):
+        members = (groups == group).nonzero().flatten()
+        places[members] = torch.arange(len(members))
+        batches.append(ConversationCollate()([dataset[i] for i in members.tolist()])['inputs'])
+    return Mix(dataset, batches, places)
+
+
+@lru_cache(maxsize=16)
+def encode_test(task: str, length: int, seed: int, **options) -> tuple[Batch, list[DataSample]]:
+    """Encode the test of a task: prompts, or whole conversations where answers are scored and not written."""
+    generate = TASKS[task].max_new_tokens > 0
+    dataset = DATASETS.build(dataset_config(task, length, seed, generate=generate, **options))
+    batch = ConversationCollate('left' if generate else 'right')([dataset[i] for i in range(length)])
+    return batch['inputs'], batch['data_samples']
+
+
+def mixed_rows(mix: Mix, batch_size: int, seed: int) -> Iterator[Batch]:
+    """Endless batches, as `TaskMixSampler` gives them, cut to their longest conversation."""
+    sampler, groups = TaskMixSampler(mix.dataset, batch_size, seed=seed), mix.dataset.groups
+    for epoch in count():
+        sampler.set_epoch(epoch)
+        for chosen in torch.tensor(list(sampler)).split(batch_size):
+            batch = rows(mix.batches[groups[chosen[0]]], mix.places[chosen])
+            length = int(batch['attention_mask'].sum(dim=1).max())
+            tokens = ('input_ids', 'attention_mask', 'labels')
+            yield batch | {key: batch[key][:, :length] for key in tokens}
+
+
+def train(tuner: VLMTuner, mix: Mix, steps: int, seed: int, batch_size: int = 32) -> None:
+    """AdamW on batches of the mix; `seed` is that of their order."""
+    fit(tuner, mixed_rows(mix, batch_size, seed), steps, OPTIMIZER, MAX_NORM)
+
+
+def pretrain_language_model(folder: Path, steps: int, seed: int) -> None:
+    """Teach a language model the facts of the task of text alone; a folder of encoders gets its weights."""
+    tuner, length = build_tuner(folder, seed, trainable=('language_model',)), len(shapes_facts())
+    train(tuner, encode_mix((('text_only', 1),), length), steps, seed)
+    loss = evaluate(tuner, 'text_only', length, seed)['text_only']
+    print(f'language model, seed {seed}: {loss:.3f} nats / token on {length} facts', flush=True)
+    path = language_model_path(folder, seed)
+    torch.save(_language_model(tuner).state_dict(), path.with_suffix('.part'))
+    path.with_suffix('.part').rename(path)
+
+
+def load_language_model(tuner: VLMTuner, folder: Path, seed: int) -> None:
+    """Give a tuner the language model of :func:`pretrain_language_model`."""
+    _language_model(tuner).load_state_dict(torch.load(language_model_path(folder, seed), weights_only=True))
+
+
+def language_model_path(folder: Path, seed: int) -> Path:
+    """Where it is."""
+    return folder / f'language_model_{seed}.pt'
+
+
+def _language_model(tuner: VLMTuner) -> nn.Module:
+    return tuner.vlm.model.language_model
+
+
+@torch.no_grad()
+def evaluate(tuner: VLMTuner, task: str, length: int, seed: int, batch_size: int = 200, **options) -> dict[str, float]:
+    """Test a task on new images of the pairs of colour and shape that training shows.
+
+    Args:
+        tuner (VLMTuner): Put into eval mode.
+        task (str): One of `TASKS`.
+        length (int): Number of records.
+        seed (int): Of the records; training has 0.
+        batch_size (int): Records at a time. Defaults to 200.
+        **options: Of :func:`dataset_config`.
+
+    Returns:
+        dict: the score of the task by its name, and what else its metric says, by ``task/name``.
+    """
+    tuner.eval()
+    inputs, samples = encode_test(task, length, seed, **options)
+    samples = deepcopy(samples)
+    tuner.generation = dict(max_new_tokens=TASKS[task].max_new_tokens)
+    for chosen in torch.arange(length).split(batch_size):
+        tuner.predict(rows(inputs, chosen), samples[chosen[0] : chosen[-1] + 1])
+    metric = METRICS.build(dict(type=TASKS[task].metric))
+    metric.process({}, [sample.to_dict() for sample in samples])
+    found = metric.evaluate(length)
+    return {task: found.pop(TASKS[task].score)} | {
+        f'{task}/{key.partition("/")[2]}': value for key, value in found.items()
+    }
