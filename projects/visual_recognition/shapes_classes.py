@@ -1,0 +1,22 @@
+"""Drawn shapes as MMPretrain's classifiers take them."""
+
+from typing import Any
+
+import numpy as np
+from mmcv.transforms import BaseTransform
+from mmengine.registry import TRANSFORMS
+
+from mergemix_mm.datasets.shapes_scene import COLORS, SHAPES
+
+
+@TRANSFORMS.register_module()
+class ShapesToClasses(BaseTransform):
+    """A record of ``ShapesTaskDataset('classification')`` -> ``img`` [H, W, 3] uint8 in BGR and ``gt_label``.
+
+    Labels count the 36 pairs of colour and shape, shapes first; 24 of them are in the train split, 12 in val.
+    """
+
+    def transform(self, results: dict[str, Any]) -> dict[str, Any]:
+        color, shape = results['label'].split()
+        image = np.asarray(results['images'][0])[..., ::-1]
+        return dict(img=image.copy(), gt_label=COLORS.index(color) * len(SHAPES) + SHAPES.index(shape))
