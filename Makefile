@@ -4,7 +4,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench clean
+.PHONY: help demo test lint bench docs clean
 
 VENV ?= .venv
 TORCH := torch==2.12.1 torchvision==0.27.1
@@ -21,6 +21,7 @@ VENV_DONE := $(STAMPS)/venv
 TORCH_DONE := $(STAMPS)/$(subst ==,-,$(subst $() ,_,$(TORCH)))
 RUNTIME_DONE := $(STAMPS)/runtime
 TESTS_DONE := $(STAMPS)/tests
+DOCS_DONE := $(STAMPS)/docs
 # The build of onedl-mmcv with C++ ops, where it lies beside the repository; nothing here depends on it.
 OPS_WHEEL := $(firstword $(wildcard ../shared/wheels/onedl_mmcv-*-cp311-*.whl))
 OPS_DONE := $(if $(OPS_WHEEL),$(STAMPS)/$(notdir $(OPS_WHEEL)))
@@ -45,8 +46,13 @@ lint: $(TESTS_DONE) ## formatting and ruff's rules
 bench: $(TESTS_DONE) ## the tables of docs/benchmarks.md
 	@for script in $(BENCH); do echo "==> $$script"; $(PY) $$script; done
 
+# The source folder is the repository: docs/conf.py says why.
+docs: $(DOCS_DONE) ## the documentation as a site, docs/_build/html/index.html
+	$(PY) -m sphinx -q -E -W --keep-going -b html -c docs . docs/_build/html
+	@echo 'docs/_build/html/index.html'
+
 clean: ## remove caches, builds and the demo's results; the virtual environment stays
-	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis $(DEMO_DIR)
+	rm -rf build dist docs/_build *.egg-info .pytest_cache .ruff_cache .hypothesis $(DEMO_DIR)
 	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -exec rm -rf {} +
 
 # A name on the PATH may be a shim that cannot run, or a Python without venv: each candidate is tried. 3.11 comes first
@@ -85,9 +91,14 @@ $(RUNTIME_DONE): requirements/runtime.txt setup.py pyproject.toml $(TORCH_DONE)
 	@$(PY) -c 'import cv2' 2>/dev/null || $(PIP) install --force-reinstall --no-deps opencv-python-headless
 	@touch $@
 
-$(TESTS_DONE): requirements/tests.txt requirements/optional.txt $(RUNTIME_DONE)
+$(TESTS_DONE): requirements/tests.txt requirements/optional.txt requirements/detection.txt requirements/docs.txt $(RUNTIME_DONE)
 	@echo '==> installing the test requirements'
 	$(PIP) install $(TORCH) -r requirements/tests.txt
+	@touch $@
+
+$(DOCS_DONE): requirements/docs.txt $(RUNTIME_DONE)
+	@echo '==> installing the requirements of the documentation'
+	$(PIP) install $(TORCH) -r requirements/docs.txt
 	@touch $@
 
 $(STAMPS)/onedl_mmcv-%.whl: ../shared/wheels/onedl_mmcv-%.whl $(TESTS_DONE)

@@ -1,12 +1,13 @@
 """One adapter per ViT family, and the merged forward over its parts."""
 
 from .base import EncoderLayer, UnsupportedEncoderError, VisionEncoder
-from .build import build_vision_encoder
+from .build import ADAPTERS, build_vision_encoder
 from .forward import PatchScores, run_layers, score_patches
 from .scoring_mode import scoring_mode
 from .sharding import gathered
 
 __all__ = [
+    'ADAPTERS',
     'EncoderLayer',
     'PatchScores',
     'UnsupportedEncoderError',

@@ -7,8 +7,9 @@ from torch import nn
 
 from .base import UnsupportedEncoderError, VisionEncoder
 
-# Class name of the library -> where its adapter is. The first match along the method resolution order wins.
-ADAPTERS = {
+# Class name of the library -> where its adapter is, or the adapter itself (docs/extend/custom_encoder.md). The first
+# match along the method resolution order wins.
+ADAPTERS: dict[str, str | Callable[[nn.Module], VisionEncoder]] = {
     'mmpretrain.models.backbones.deit3.DeiT3': 'mmpretrain.DeiT3Encoder',
     'mmpretrain.models.backbones.vision_transformer.VisionTransformer': 'mmpretrain.MMPretrainEncoder',
     'timm.models.vision_transformer.VisionTransformer': 'timm.TimmEncoder',
@@ -51,6 +52,8 @@ def build_vision_encoder(model: nn.Module) -> VisionEncoder:
     raise UnsupportedEncoderError(model, 'no adapter knows its parts')
 
 
-def _load(path: str) -> Callable[[nn.Module], VisionEncoder]:
-    module, name = path.split('.')
+def _load(adapter: str | Callable[[nn.Module], VisionEncoder]) -> Callable[[nn.Module], VisionEncoder]:
+    if not isinstance(adapter, str):
+        return adapter
+    module, name = adapter.split('.')
     return getattr(import_module(f'.{module}', __package__), name)

@@ -7,8 +7,8 @@ from torch import nn
 
 from .base import Family
 
-# model_type of the config -> where its family is.
-FAMILIES = {
+# model_type of the config -> where its family is, or the family itself (docs/extend/custom_vlm.md).
+FAMILIES: dict[str, str | Callable[[nn.Module], Family]] = {
     'emu3': 'emu3.Emu3Family',
     'idefics3': 'smolvlm.SmolVLMFamily',
     'internvl': 'internvl.InternVLFamily',
@@ -34,7 +34,10 @@ def find_family(model_type: str) -> Callable[[nn.Module], Family]:
     if model_type not in FAMILIES:
         raise ValueError(
             f'model_type={model_type!r} is no vision-language model that can be tuned here. Supported are '
-            f'{sorted(FAMILIES)}; others need a Family in mergemix_mm/models/vlms/families'
+            f'{sorted(FAMILIES)}; others need a Family (docs/extend/custom_vlm.md)'
         )
-    module, name = FAMILIES[model_type].split('.')
+    family = FAMILIES[model_type]
+    if not isinstance(family, str):
+        return family
+    module, name = family.split('.')
     return getattr(import_module(f'.{module}', __package__), name)
