@@ -82,7 +82,7 @@ def mix(folder: Path) -> None:
 
 
 def run_alone(arm: Callable[[Path], None], folder: Path, threads: int | None) -> dict[str, float]:
-    """Run an arm in a fresh process: its time (s), and the peak of the process's resident memory (MB)."""
+    """Run an arm in a fresh process: time, processor time (s), and the peak of the process's resident memory (MB)."""
     with ProcessPoolExecutor(1, multiprocessing.get_context('spawn')) as pool:
         measured = pool.submit(_measured, arm, folder, threads).result()
     shutil.rmtree(folder / 'out', ignore_errors=True)
@@ -93,18 +93,18 @@ def run_alone(arm: Callable[[Path], None], folder: Path, threads: int | None) ->
 def _measured(arm: Callable[[Path], None], folder: Path, threads: int | None) -> dict[str, float]:
     if threads is not None:
         torch.set_num_threads(threads)
-    start = time.perf_counter()
+    start, processor = time.perf_counter(), time.process_time()
     arm(folder)
-    seconds = time.perf_counter() - start
+    seconds, processor = time.perf_counter() - start, time.process_time() - processor
     # Not getrusage: its peak can be that of the process that started this one.
     status = dict(line.split(':', 1) for line in Path('/proc/self/status').read_text().splitlines())
-    return dict(seconds=seconds, memory=int(status['VmHWM'].split()[0]) / 1024)
+    return dict(seconds=seconds, processor=processor, memory=int(status['VmHWM'].split()[0]) / 1024)
 
 
 def measure(folder: Path, args: argparse.Namespace) -> dict[str, dict[str, list[float]]]:
-    """Seconds and peaks (MB) of all arms and rounds."""
+    """What `run_alone` gives of all arms, as lists over the rounds."""
     arms = {arm.__name__: arm for arm in (nothing, copy, mix)}
-    found = {name: dict(seconds=[], memory=[]) for name in arms}
+    found = {name: dict(seconds=[], processor=[], memory=[]) for name in arms}
     for i in range(args.rounds):
         for name in list(arms)[:: -1 if i % 2 else 1]:
             for key, value in run_alone(arms[name], folder, args.threads).items():
@@ -119,8 +119,9 @@ def table(measured: dict[str, dict[str, list[float]]]) -> str:
     for name, label in dict(copy='both read, one written', mix='mix_weights').items():
         seconds, memory = measured[name]['seconds'], max(measured[name]['memory'])
         ratios = ratio_cells(seconds, measured['copy']['seconds'])
-        rows.append((label, f'{memory - bare:.0f}', f'{statistics.median(seconds):.1f}', *ratios))
-    header = ('process', 'peak above bare (MB)', 'median time (s)', 'time / copy', 'range over the rounds')
+        medians = (statistics.median(measured[name][key]) for key in ('seconds', 'processor'))
+        rows.append((label, f'{memory - bare:.0f}', *(f'{value:.1f}' for value in medians), *ratios))
+    header = ('process', 'peak above bare (MB)', 'time (s)', 'of all cores (s)', 'time / copy', 'range over the rounds')
     return markdown_table(header, rows)
 
 
@@ -131,7 +132,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
         argv (Sequence[str], optional): The command line. Defaults to that of the process.
 
     Returns:
-        dict: Per arm, seconds and peaks of resident memory (MB) of all rounds; and the size of the largest tensor (MB).
+        dict: Per arm, what `run_alone` gives of all rounds; and the size of the largest tensor (MB).
     """
     args = parse_args(argv)
     prepare(args)
