@@ -4,7 +4,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench docs clean
+.PHONY: help demo gallery test lint bench docs clean
 
 VENV ?= .venv
 TORCH := torch==2.12.1 torchvision==0.27.1
@@ -33,6 +33,9 @@ help: ## list the targets
 demo: $(RUNTIME_DONE) ## train a small ViT with MergeMix on handwritten digits (CPU, < 5 minutes after the install)
 	$(PY) tools/train.py $(DEMO_CONFIG) --work-dir $(DEMO_DIR)
 	@$(PY) tools/analysis_tools/summarize_run.py $(DEMO_DIR)
+
+gallery: $(TESTS_DONE) $(OPS_DONE) ## train the tiny config of every method and show them on one page (CPU, about 20 minutes)
+	$(PY) tools/gallery/build_gallery.py
 
 test: $(TESTS_DONE) $(OPS_DONE) ## lint, then all tests
 	$(PY) -m ruff format --check .

@@ -83,13 +83,12 @@ def offline(part):
 
 def build(block, folder):
     """Load a config from a file, and build what it has."""
+    if 'mmdet::' in block:
+        pytest.importorskip('mmdet', reason="needs MMDetection: pip install -e '.[detection]'")
     path = folder / 'config.py'
     path.write_text(block)
     cfg = Config.fromfile(path)
-    scope = cfg.get('default_scope') or 'mmpretrain'
-    if scope == 'mmdet':
-        pytest.importorskip('mmdet', reason="needs MMDetection: pip install -e '.[detection]'")
-    init_default_scope(scope)
+    init_default_scope(cfg.get('default_scope') or 'mmpretrain')
     for hook in cfg.get('custom_hooks') or []:
         HOOKS.build(hook)
     for metric in cfg.get('val_evaluator') if isinstance(cfg.get('val_evaluator'), list) else []:
@@ -214,6 +213,13 @@ def test_anchors_are_those_of_github(tmp_path):
     page = tmp_path / 'page.md'
     page.write_text('# A (b [2311.1](https://x)), `c_d`\n\n## What is it?\n\n```\n# code\n```\n## What is it?\n')
     assert anchors(page) == {'a-b-23111-c_d', 'what-is-it', 'what-is-it-1'}
+
+
+def test_every_make_target_that_a_page_names_is_one_that_make_help_lists():
+    listed = set(re.findall(r'^([a-z]+):.*## ', (ROOT / 'Makefile').read_text(), re.MULTILINE))
+    named = {name for page in PAGES for name in re.findall(r'(?:`|^)make ([a-z]+)', page.read_text(), re.MULTILINE)}
+    assert {'docs', 'gallery'} <= listed and {'demo', 'test', 'gallery'} <= named
+    assert named <= listed
 
 
 # The site.

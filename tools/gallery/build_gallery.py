@@ -1,0 +1,132 @@
+"""Trains the tiny config of every method in turn, and writes one HTML page with their figures and numbers."""
+
+import argparse
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from _entries import ENTRIES, Entry
+from _page import Section, make_page
+
+ROOT = Path(__file__).resolve().parents[2]
+STATE = 'gallery.json'
+Execute = Callable[[list[str], Path], None]
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog='A run that is done is not run again, and an interrupted one goes on: remove its folder to start anew.',
+    )
+    parser.add_argument(
+        '--work-dir', type=Path, help='default: work_dirs/gallery, with --quick work_dirs/gallery_quick'
+    )
+    parser.add_argument('--only', nargs='+', choices=[entry.name for entry in ENTRIES], help='which (default: all)')
+    parser.add_argument('--quick', action='store_true', help='a few steps each: shows that it runs, and nothing else')
+    args = parser.parse_args(argv)
+    args.work_dir = args.work_dir or Path('work_dirs', 'gallery_quick' if args.quick else 'gallery')
+    return args
+
+
+def execute(command: list[str], log: Path) -> None:
+    """Run a tool of this repository in a process of its own.
+
+    Raises:
+        SystemExit: If it fails; the message names its log.
+    """
+    with log.open('a') as output:
+        done = subprocess.run([sys.executable, *command], cwd=ROOT, stdout=output, stderr=subprocess.STDOUT)
+    if done.returncode:
+        raise SystemExit(f'python {" ".join(command)}: failed, see the end of {log}')
+
+
+def run_entry(entry: Entry, folder: Path, quick: bool, execute: Execute) -> list[dict]:
+    """Run the commands of an entry that are not done yet.
+
+    Args:
+        entry (Entry): What to run.
+        folder (Path): Its place, which remembers what is done.
+        quick (bool): Whether with the quick options.
+        execute (Callable): Runs a command of words, given the file for its output.
+
+    Returns:
+        list[dict]: ``command`` and ``seconds`` of each command.
+
+    Raises:
+        SystemExit: If the folder holds the results of other commands, or one fails.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    state = folder / STATE
+    done = json.loads(state.read_text()) if state.exists() else []
+    for number, step in enumerate(entry.steps):
+        words = f'{step.command} {step.quick if quick else ""}'.split()
+        command = ' '.join(words).format(folder=folder, checkpoint='CHECKPOINT')
+        if number < len(done):
+            if done[number]['command'] != command:
+                raise SystemExit(
+                    f'{folder} holds the results of other commands, such as python {done[number]["command"]}: remove '
+                    'it, or name another --work-dir'
+                )
+            continue
+        print(f'{entry.name}: python {command}', flush=True)
+        start, places = time.time(), dict(folder=folder, checkpoint=last_checkpoint(folder))
+        execute([word.format(**places) for word in words], folder / 'output.log')
+        done.append(dict(command=command, seconds=time.time() - start))
+        write(state, json.dumps(done))
+    return done
+
+
+def last_checkpoint(folder: Path) -> str:
+    """The checkpoint that the last training of a folder wrote; '' before there is one."""
+    marker = folder / 'last_checkpoint'
+    return marker.read_text().strip() if marker.exists() else ''
+
+
+def write(path: Path, text: str) -> None:
+    """Write a file, whole or not at all."""
+    temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
+    try:
+        temporary.write_text(text)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def main(argv: Sequence[str] | None = None, execute: Execute = execute) -> Path:
+    """Run what is missing, and write the page anew after each entry.
+
+    Args:
+        argv (Sequence[str], optional): The command line. Defaults to that of the process.
+        execute (Callable): See :func:`run_entry`.
+
+    Returns:
+        Path: The page.
+    """
+    args = parse_args(argv)
+    work_dir, sections = args.work_dir.resolve(), []
+    page = work_dir / 'index.html'
+    for entry in ENTRIES:
+        if args.only and entry.name not in args.only:
+            continue
+        missing = [name for name in entry.needs if importlib.util.find_spec(name) is None]
+        if missing:
+            section = Section(
+                entry, [], None, f'Not run, as {" and ".join(missing)} cannot be imported: see docs/faq.md.'
+            )
+        else:
+            done = run_entry(entry, work_dir / entry.name, args.quick, execute)
+            section = Section(entry, done, entry.show(work_dir / entry.name))
+        sections.append(section)
+        write(page, make_page(sections, args.quick, ROOT))
+    print(f'Gallery: {page}', flush=True)
+    return page
+
+
+if __name__ == '__main__':
+    main()
