@@ -15,12 +15,8 @@ model = dict(
         encoders=[dict(encoder=_base_.tiny_backbone, frozen=False), dict(encoder=convnext, frozen=False)],
     ),
     # The grid is that of the ViT, stride 8; the ConvNeXt has stride 16.
-    neck=dict(
-        _delete_=True,
-        type='EmbeddingMixNeck',
-        in_channels=[64, 64],
-        out_channels=64,
-        output='featmap',
-        scales=(4, 2, 1, 0.5),
-    ),
+    neck=[
+        dict(type='EmbeddingMixNeck', in_channels=[64, 64], out_channels=64, output='featmap'),
+        _base_.model.neck,
+    ],
 )

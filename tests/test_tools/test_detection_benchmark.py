@@ -38,11 +38,11 @@ def test_a_frozen_encoder_arrives_in_the_detector_and_stays_as_it_is(load, tmp_p
     torch.save(encoder.state_dict(), tmp_path / 'encoder.pth')
     model = training.build_detector([(name, tmp_path / 'encoder.pth')], mixed=True)
     dataset = training.open_dataset(tmp_path / 'shapes', 'train', num_train=4, num_val=2)
-    neck = model.neck.projection[0].weight.detach().clone()
+    neck = model.neck[0].projection[0].weight.detach().clone()
     training.train_detector(model, dataset, steps=2, seed=0, batch_size=2)
     found = model.backbone.branches[0].encoder.state_dict()
     assert all(torch.equal(found[key], value) for key, value in encoder.state_dict().items() if key != 'pos_embed')
-    assert not torch.equal(model.neck.projection[0].weight, neck)
+    assert not torch.equal(model.neck[0].projection[0].weight, neck)
 
 
 @needs_ops

@@ -83,8 +83,8 @@ def build_detector(encoders: Sequence[tuple[str, Path]], mixed: bool, num_merge:
 
     Args:
         encoders (Sequence[tuple[str, Path]]): Kind and weights of each; none of them means a ViT from scratch.
-        mixed (bool): Whether the encoders stand frozen in a `MultiBackbone`, with an `EmbeddingMixNeck`; otherwise the
-            only one, a ViT, trains below a `SimpleFeaturePyramid`.
+        mixed (bool): Whether the encoders stand frozen in a `MultiBackbone`, with an `EmbeddingMixNeck` before the
+            simple pyramid; otherwise the only one, a ViT, trains below the pyramid.
         num_merge (float): Share of the patches that a ViT merges. Defaults to 0.0.
     """
     init_default_scope('mmdet')
@@ -93,7 +93,7 @@ def build_detector(encoders: Sequence[tuple[str, Path]], mixed: bool, num_merge:
     if mixed:
         both = dict(zip(('ViT', 'ConvNeXt'), cfg.backbone.encoders, strict=True))
         cfg.backbone.encoders = [dict(both[name], frozen=True) for name, _ in encoders]
-        cfg.neck.in_channels = [64] * len(encoders)
+        cfg.neck[0].in_channels = [64] * len(encoders)
     if num_merge:
         cfg.backbone.update(type='ToMeVisionTransformer', num_merge=num_merge)
     model = MODELS.build(cfg)
