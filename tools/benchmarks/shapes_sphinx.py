@@ -33,11 +33,11 @@ def run(arm: str, seed: int, folder: str, **sizes: int) -> Found:
     return dict(**found, seconds=time.perf_counter() - start)
 
 
-def pretrain(folder: Path, args: argparse.Namespace, encoder_steps: int) -> None:
+def pretrain(folder: Path, args: argparse.Namespace) -> None:
     """Train what the arms share and is not there yet."""
     torch.set_num_threads(1)
     if not folder.exists():
-        pretrain_encoders(folder, encoder_steps)
+        pretrain_encoders(folder, **dict(steps=2, num_images=8) if args.quick else dict(steps=800))
     for seed in range(args.seeds) if 'unfreezing' in args.study else ():
         if not language_model_path(folder, seed).exists():
             pretrain_language_model(folder, args.steps, seed)
@@ -73,9 +73,9 @@ def main(argv: list[str] | None = None) -> Runs:
     sizes = Sizes(args.steps, num_train=3000, num_test=400)
     if args.quick:
         args.seeds, args.workers, args.steps = 2, 0, 2
-        sizes = Sizes(args.steps, num_train=40, num_test=10)
+        sizes = Sizes(args.steps, num_train=16, num_test=4)
     folder = args.output.with_name(f'{args.output.stem}_parts{"_quick" if args.quick else ""}')
-    pretrain(folder, args, 2 if args.quick else 800)
+    pretrain(folder, args)
     arms = [f'{name}: {arm}' for name in args.study for arm in STUDIES[name].arms]
     runs = run_missing(run, arms, args, dict(folder=str(folder), **sizes._asdict()))
     for name in args.study:

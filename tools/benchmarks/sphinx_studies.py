@@ -75,11 +75,12 @@ def weights(options: dict, seed: int, sizes: Sizes, folder: Path) -> Found:
         branches[name] = tuner.state_dict()
     models = dict(start=start.state_dict(), both=branches['both'])
     models |= {f'beta {beta}': mix_weights(branches['color'], branches['shape'], beta) for beta in BETAS}
-    found = {}
+    # A model of its own: state dicts share the memory of theirs.
+    tested, found = build_tuner(folder, seed), {}
     for name, state in models.items():
-        tuner.load_state_dict(state)
+        tested.load_state_dict(state)
         for task in ('color', 'shape'):
-            found[f'{name}/{task}'] = evaluate(tuner, task, sizes.num_test, TEST_SEED)[task]
+            found[f'{name}/{task}'] = evaluate(tested, task, sizes.num_test, TEST_SEED)[task]
     return found
 
 
