@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING
 
 from mmengine.registry import TRANSFORMS
 
-from .shapes_processor import CHAT_TEMPLATE, SPECIAL_TOKENS, shapes_words
+from .shapes_processor import SPECIAL_TOKENS, shapes_words
 from .shapes_scene import GENERATION_TEMPLATES
+from .transforms.chat_template import read_template
 
 if TYPE_CHECKING:
     from transformers import JanusProcessor
@@ -57,8 +58,7 @@ def shapes_janus_processor(image_size: int = 64, patch_size: int = 8) -> 'JanusP
     images = JanusImageProcessor(
         size=dict(height=image_size, width=image_size), min_size=1, image_mean=[0.5] * 3, image_std=[0.5] * 3
     )
-    template = CHAT_TEMPLATE.with_name('janus.jinja').read_text(encoding='utf-8')
-    processor = JanusProcessor(images, _build_tokenizer(), chat_template=template)
+    processor = JanusProcessor(images, _build_tokenizer(), chat_template=read_template('janus'))
     processor.num_image_tokens = (image_size // patch_size) ** 2
     return processor
 

@@ -1,12 +1,12 @@
 """A LLaVA processor whose tokenizer knows the words of the drawn conversations and nothing else."""
 
 import re
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmengine.registry import TRANSFORMS
 
 from .shapes_scene import ANSWERS, COLORS, SHAPES, TEMPLATES
+from .transforms.chat_template import read_template
 
 if TYPE_CHECKING:
     from transformers import LlavaProcessor
@@ -14,7 +14,6 @@ if TYPE_CHECKING:
 # Their ids are their places: `pad_token_id=0, eos_token_id=2, image_token_index=4` in a model's config.
 SPECIAL_TOKENS = ('<pad>', '<s>', '</s>', '<unk>', '<image>')
 ROLES = ('USER', 'ASSISTANT', ':')
-CHAT_TEMPLATE = Path(__file__).parent / 'chat_templates' / 'llava.jinja'
 
 
 def shapes_words() -> tuple[str, ...]:
@@ -60,7 +59,7 @@ def shapes_processor(image_size: int = 48, patch_size: int = 8) -> 'LlavaProcess
         patch_size=patch_size,
         vision_feature_select_strategy='default',
         num_additional_image_tokens=1,  # The class token, which 'default' takes off again.
-        chat_template=CHAT_TEMPLATE.read_text(encoding='utf-8'),
+        chat_template=read_template('llava'),
     )
 
 

@@ -1,4 +1,4 @@
-"""A tokenizer that knows the words of the drawn tasks, single digits and the marks of boxes, and nothing else."""
+"""A tokenizer that knows the words of the drawn tasks, coordinates, single digits and the marks of boxes."""
 
 import re
 from typing import TYPE_CHECKING
@@ -34,8 +34,10 @@ INSTRUCTED = (
 )
 ANSWER_WORDS = 'A B C D a the and This is'
 MARKS = tuple('\n0123456789[],;.') + ('<p>', '</p>')
-# A mark of phrases; a line break; a word such as "option's" or "one-sentence"; a single digit or any other mark.
-TOKEN = r"</?p>|\n|[A-Za-z]+(?:['-][a-z]+)*|[^A-Za-z\s]"
+COORDINATES = tuple(f'{hundredth / 100:.2f}' for hundredth in range(101))
+# A mark of phrases; a line break; a word such as "option's" or "one-sentence"; a coordinate with two decimals; a single
+# digit or any other mark.
+TOKEN = r"</?p>|\n|[A-Za-z]+(?:['-][a-z]+)*|(?<!\d)(?:0\.\d\d|1\.00)(?!\d)|[^A-Za-z\s]"
 # Tokens are written with spaces between them, but for those that no task writes: before closing marks, behind opening
 # ones, and inside of numbers and boxes.
 NO_SPACE = r' (?=[\],;.?:\n]|</p>|</s>)|(?<=[\[\n]|<p>) |(?<=</p>) (?=\[)|(?<=[\d.,;]) (?=\d)'
@@ -47,14 +49,16 @@ def shapes_task_words() -> tuple[str, ...]:
     text = re.sub(r'\{\w*\}', ' ', ' '.join([*texts, SUM, AFTER, BEFORE, PRICE, ANSWER_WORDS]))
     answers = [answer for answers in ANSWERS.values() for answer in answers]
     special = [token for token in SPECIAL_TOKENS if token != '<image>']  # `SphinxProcessor` adds its own.
-    return tuple(dict.fromkeys((*special, *ROLES, *MARKS, *re.findall(TOKEN, text), *COLORS, *SHAPES, *answers)))
+    words = (*special, *ROLES, *MARKS, *COORDINATES, *re.findall(TOKEN, text), *COLORS, *SHAPES, *answers)
+    return tuple(dict.fromkeys(words))
 
 
 @TRANSFORMS.register_module('ShapesTaskTokenizer')
 def shapes_task_tokenizer() -> 'PreTrainedTokenizerFast':
     """Build the tokenizer of a tiny SPHINX for `ShapesTaskDataset`; `SphinxProcessor` takes it.
 
-    A word, a digit, a line break or a mark is one token, with exact character offsets. Whatever the tasks write comes
+    A word, a coordinate with two decimals ('0.12'), any other digit, a line break or a mark is one token, with exact
+    character offsets. Whatever the tasks write comes
     back from its tokens to the space: '[0.12,0.34,0.56,0.78]' without any, 'a red ring' with them.
 
     Returns:

@@ -12,13 +12,13 @@ from torch.nn.utils.rnn import pad_sequence
 
 from ..functional import real_views, square_padding
 from ..functional.views import ALIGNMENTS
+from .transforms.chat_template import read_template, repository_templates
 from .transforms.image_tokens import expand
 
 IMAGE_TOKEN = '<image>'
 # Their ids follow that of the image token, in the order that `SphinxModel` expects.
 MARKER_TOKENS = ('<image_start>', '<image_end>', '<image_skip>')
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-CHAT_TEMPLATE = Path(__file__).parent / 'chat_templates' / 'llava.jinja'
 FILE = 'sphinx_processor.json'
 
 
@@ -45,7 +45,8 @@ class SphinxProcessor:
             ``'center'``.
         image_mean (Sequence[float]): Of the channels, in [0, 1]. Defaults to CLIP's.
         image_std (Sequence[float]): Defaults to CLIP's.
-        chat_template (str, optional): A Jinja template. Defaults to None: the repository's ``llava``.
+        chat_template (str): A template of the repository by its name, or the text of one, in Jinja. Defaults to
+            ``'llava'``, which puts images first, as SPHINX does.
 
     Raises:
         ValueError: if an argument is out of its range, or the tokenizer knows some of the tokens already.
@@ -69,7 +70,7 @@ class SphinxProcessor:
         align: str = 'center',
         image_mean: Sequence[float] = CLIP_MEAN,
         image_std: Sequence[float] = CLIP_STD,
-        chat_template: str | None = None,
+        chat_template: str = 'llava',
     ) -> None:
         if align not in ALIGNMENTS:
             raise ValueError(f'SphinxProcessor: align={align!r} must be one of {ALIGNMENTS}')
@@ -80,7 +81,7 @@ class SphinxProcessor:
         self.view_tokens, self.crop_tokens = view_tokens, view_tokens if crop_tokens is None else crop_tokens
         self.image_size, self.grid, self.align = image_size, grid, align
         self.image_mean, self.image_std = tuple(image_mean), tuple(image_std)
-        self.chat_template = CHAT_TEMPLATE.read_text(encoding='utf-8') if chat_template is None else chat_template
+        self.chat_template = read_template(chat_template) if chat_template in repository_templates() else chat_template
         self.image_token_id = self.tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
 
     @property

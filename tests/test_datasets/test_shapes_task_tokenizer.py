@@ -5,6 +5,7 @@ from mmengine.registry import TRANSFORMS
 
 from mergemix_mm.datasets import EncodeConversation, ShapesTaskDataset, SphinxProcessor, shapes_task_words
 from mergemix_mm.datasets.conversation_formats import text_of
+from mergemix_mm.datasets.shapes_task_tokenizer import COORDINATES
 from mergemix_mm.datasets.shapes_tasks import TASKS
 
 TRANSFORMS_OF = {task: f'{task.title().replace("_", "")}Task' for task in TASKS} | dict(vqa='ShortAnswerTask')
@@ -25,7 +26,7 @@ def _texts(task, length=160, **kwargs):
 
 def test_every_word_is_one_token(tokenizer):
     words = shapes_task_words()
-    assert len(words) == len(set(words)) == len(tokenizer) < 128
+    assert len(words) == len(set(words)) == len(tokenizer) < 224
     assert [tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id] == [0, 1, 2]
     for index, word in enumerate(words):
         assert tokenizer.encode(word) == [index]
@@ -44,7 +45,7 @@ def test_whatever_a_task_writes_comes_back_to_the_space(tokenizer, task):
 
 def test_no_word_is_there_that_no_task_writes(tokenizer):
     used = {index for task in TASKS for text in _texts(task, 160) for index in tokenizer.encode(text)}
-    unused = {word for index, word in enumerate(shapes_task_words()) if index not in used}
+    unused = {word for index, word in enumerate(shapes_task_words()) if index not in used} - {*COORDINATES}
     assert unused == {'<pad>', '<s>', '</s>', '<unk>', 'USER', 'ASSISTANT'}
 
 
@@ -57,13 +58,15 @@ def test_the_bare_questions_of_the_ablation_are_known_too(tokenizer):
 @pytest.mark.parametrize(
     'text, tokens',
     [
-        ('[0.12,0.3;1]', ['[', '0', '.', '1', '2', ',', '0', '.', '3', ';', '1', ']']),
+        ('[0.12,1.00;1]', ['[', '0.12', ',', '1.00', ';', '1', ']']),
+        ('[0.123,0.3]', ['[', '0', '.', '1', '2', '3', ',', '0', '.', '3', ']']),
+        ('10.12, 1.01', ['1', '0', '.', '1', '2', ',', '1', '.', '0', '1']),
         ('<p>a red ring</p>[0.5]', ['<p>', 'a', 'red', 'ring', '</p>', '[', '0', '.', '5', ']']),
         ('What is 7 + 5?', ['What', 'is', '7', '+', '5', '?']),
         ('A. 12\nB. red', ['A', '.', '1', '2', '\n', 'B', '.', 'red']),
     ],
 )
-def test_digits_and_marks_are_tokens_of_their_own(tokenizer, text, tokens):
+def test_coordinates_digits_and_marks_are_tokens_of_their_own(tokenizer, text, tokens):
     assert tokenizer.tokenize(text) == tokens
 
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mergemix_mm.datasets import EncodeConversation, SphinxProcessor
+from mergemix_mm.datasets.transforms.chat_template import read_template
 from mergemix_mm.functional import real_views
 
 VIEW = 5
@@ -121,6 +122,15 @@ def test_saved_and_read_it_is_the_same(plain_tokenizer, tmp_path):
     assert again.chat_template == processor.chat_template
     with pytest.raises(OSError, match='sphinx_processor.json'):
         SphinxProcessor.from_pretrained(tmp_path / 'none')
+
+
+def test_the_chat_template_is_one_of_the_repository_or_a_text(plain_tokenizer, tmp_path):
+    assert make(plain_tokenizer).chat_template == read_template('llava')
+    named = make(plain_tokenizer, chat_template='question_first')
+    assert named.chat_template == read_template('question_first') != read_template('llava')
+    named.save_pretrained(tmp_path)
+    assert SphinxProcessor.from_pretrained(tmp_path).chat_template == named.chat_template
+    assert make(plain_tokenizer, chat_template='{{ messages }}').chat_template == '{{ messages }}'
 
 
 def test_conversations_are_encoded_with_labels_on_the_answer(plain_tokenizer):

@@ -12,6 +12,8 @@ processor = dict(
     image_size=48,
     image_mean=mean,
     image_std=std,
+    # Three layers learn to find what is asked for when the image follows the question, and not the other way around.
+    chat_template='question_first',
 )
 encode = dict(type='EncodeConversation', processor=processor)
 
@@ -46,7 +48,7 @@ model = dict(
         language_model=dict(
             config=dict(
                 model_type='llama',
-                vocab_size=128,
+                vocab_size=224,
                 hidden_size=128,
                 intermediate_size=256,
                 num_hidden_layers=3,
@@ -60,12 +62,12 @@ model = dict(
                 initializer_range=0.08,
             )
         ),
-        image_token_id=115,  # Behind the 115 words of the tokenizer.
+        image_token_id=216,  # Behind the 216 words of the tokenizer.
         backbone=dict(type='MultiBackbone', encoders=encoders),
         neck=dict(type='EmbeddingMixNeck', in_channels=[96, 64], out_channels=128, grid=6),
         trainable=['vision_tower', 'projector', 'language_model'],
     ),
     head=dict(type='SFTHead'),
     processor=processor,
-    generation=dict(max_new_tokens=72),
+    generation=dict(max_new_tokens=48),
 )

@@ -76,6 +76,11 @@ def repository_templates() -> list[str]:
     return sorted(path.stem for path in FOLDER.glob('*.jinja'))
 
 
+def read_template(name: str) -> str:
+    """The text of one of them."""
+    return (FOLDER / f'{name}.jinja').read_text(encoding='utf-8')
+
+
 def find_chat_template(processor, chat_template: str | None = None) -> ChatTemplate:
     """Choose the template of a processor.
 
@@ -100,7 +105,7 @@ def find_chat_template(processor, chat_template: str | None = None) -> ChatTempl
         return ChatTemplate(name, text, variables, preamble)
 
     def from_repository(name: str) -> ChatTemplate:
-        return build(name, (FOLDER / f'{name}.jinja').read_text(encoding='utf-8'))
+        return build(name, read_template(name))
 
     if chat_template is not None:
         return _named(chat_template, from_repository, build)

@@ -40,7 +40,7 @@ def bracketed(text, spans):
 
 
 def test_every_family_has_its_template():
-    assert set(WRITTEN) == set(tiny_vlms.ALL_FAMILIES) == set(repository_templates()) - {'plain'}
+    assert set(WRITTEN) == set(tiny_vlms.ALL_FAMILIES) == set(repository_templates()) - {'plain', 'question_first'}
     assert set(CLASS_TEMPLATES.values()) == set(tiny_vlms.ALL_FAMILIES)
 
 
@@ -67,6 +67,13 @@ def test_plain_template_is_image_caption_and_line_break():
     assert bracketed(*template.render(TALK[:2])) == '<image>[A\n]'
     assert bracketed(*template.render(TALK[2:])) == '[B\n]'
     assert template.render([QUESTION], generation_prompt=True) == ('<image>', [])
+
+
+def test_question_first_is_llava_with_the_image_behind_the_question():
+    template = find_chat_template(tiny_vlms.tiny_processor('llava'), 'question_first')
+    assert bracketed(*template.render(TALK)) == 'USER: Q\n<image> ASSISTANT:[ A</s>]USER: R ASSISTANT:[ B</s>]'
+    prompt, spans = template.render([SYSTEM, *TALK[:3]], generation_prompt=True)
+    assert bracketed(prompt, spans) == 'S. USER: Q\n<image> ASSISTANT:[ A</s>]USER: R ASSISTANT:'
 
 
 def test_interleaved_texts_are_kept_apart():
