@@ -51,7 +51,8 @@ class EncodeConversation(BaseTransform):
             tokenizer must be a fast one.
         chat_template (str, optional): A template of the repository (``llava``, ``llava_next``, ``paligemma``,
             ``internvl``, ``smolvlm``, ``qwen2_5_vl``, ``janus``, ``emu3``; ``plain`` for aligning a projector on
-            captions; ``question_first``, ``llava`` with the images behind the question), or a path. Defaults to None: the processor's own, or the repository's for its family.
+            captions; ``question_first``, that is ``llava`` with the images behind the question), or a path. Defaults to
+            None: the processor's own, or the repository's for its family.
         max_length (int, optional): Tokens of a sample at most, those of images included. An image that does not fit
             wholly is dropped, with all that follows. Defaults to None, which means no limit.
         generate (bool): Whether to encode the prompt of the last answer only, for evaluation. The answer becomes
