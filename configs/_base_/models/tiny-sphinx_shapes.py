@@ -36,6 +36,7 @@ encoders = [
             arch=dict(depths=[1, 2], channels=[32, 64]),
             stem_patch_size=4,
             out_indices=(1,),
+            layer_scale_init_value=0.0,  # Of use to deep networks alone.
             gap_before_final_norm=False,
         ),
         frozen=False,
@@ -47,13 +48,15 @@ model = dict(
         type='SphinxModel',
         language_model=dict(
             config=dict(
-                model_type='llama',
+                model_type='qwen3',  # Norms on queries and keys: attention learns sooner.
                 vocab_size=224,
                 hidden_size=128,
                 intermediate_size=256,
                 num_hidden_layers=3,
                 num_attention_heads=4,
                 num_key_value_heads=4,
+                head_dim=32,
+                rope_theta=1e6,
                 max_position_embeddings=256,
                 pad_token_id=0,
                 bos_token_id=1,
