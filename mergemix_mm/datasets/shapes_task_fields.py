@@ -13,10 +13,13 @@ from .shapes_scene import ANSWERS
 MAX_CHOICES = 4
 
 
-def grounding(things: Sequence[dict]) -> dict:
-    """Words for one thing -> its box."""
+def grounding(things: Sequence[dict], rng: np.random.Generator) -> dict:
+    """Words for one thing -> its box. One of the two that it takes is left out at times, where the other is enough."""
     thing = _asked(things)
-    return dict(expression=f'the {name(thing)}', box=thing['box'])
+    names = [f'the {name(thing)}']
+    names += [f'the {thing["color"]} thing'] if _is_only(thing, things, 'color') else []
+    names += [f'the {thing["shape"]}'] if _is_only(thing, things, 'shape') else []
+    return dict(expression=names[rng.integers(len(names))], box=thing['box'])
 
 
 def region_caption(things: Sequence[dict]) -> dict:
@@ -59,13 +62,16 @@ def name(thing: dict) -> str:
     return f'{thing["color"]} {thing["shape"]}'
 
 
+def _is_only(thing: dict, things: Sequence[dict], key: str) -> bool:
+    return sum(other[key] == thing[key] for other in things) == 1
+
+
 def _asked(things: Sequence[dict]) -> dict:
     (thing,) = (thing for thing in things if thing['asked'])
     return thing
 
 
 SCENE_TASKS = dict(
-    grounding=grounding,
     region_caption=region_caption,
     detection=detection,
     caption=caption,

@@ -10,10 +10,10 @@ from .drawn_dataset import DrawnDataset
 from .shapes_drawing import draw_clutter, draw_thing, to_uint8
 from .shapes_facts import shapes_facts
 from .shapes_scene import ANSWERS, GRID, SHAPES, Thing, draw_answer, draw_scene
-from .shapes_task_fields import SCENE_TASKS, choices
+from .shapes_task_fields import SCENE_TASKS, choices, grounding
 
 QUESTION_TASKS = ('vqa', 'multiple_choice')
-TASKS = (*QUESTION_TASKS, *SCENE_TASKS, 'text_only')
+TASKS = (*QUESTION_TASKS, 'grounding', *SCENE_TASKS, 'text_only')
 MIN_CELL = 8
 
 
@@ -29,7 +29,8 @@ class ShapesTaskDataset(DrawnDataset):
     ``vqa``              ``question``, ``answer`` (one word) and ``question_type``: color, shape, count, position and
                          yesno in turn
     ``multiple_choice``  the same, and ``choices``: up to four answers
-    ``grounding``        ``expression``, 'the red ring', and ``box``; no other red ring is there
+    ``grounding``        ``expression`` and ``box``: 'the red ring'; where no other thing is red, or no other is a ring,
+                         also 'the red thing' or 'the ring', drawn evenly
     ``region_caption``   ``box`` and ``caption``, 'a red ring'
     ``detection``        ``label``, a shape, and ``boxes``, of all things of that shape
     ``caption``          ``caption``, one sentence that names all things
@@ -99,6 +100,8 @@ class ShapesTaskDataset(DrawnDataset):
         shown = [thing for thing in scene.things if thing.asked or self.task != 'classification']
         image, things = _draw(shown, self.image_size, self.grid, rng)
         record = dict(images=[image], size=(self.image_size, self.image_size), things=things)
+        if self.task == 'grounding':
+            return record | grounding(things, rng)
         if not asks:
             return record | SCENE_TASKS[self.task](things)
         record |= dict(question=scene.question, answer=scene.answer, question_type=kind)
@@ -110,11 +113,11 @@ def _draw(things: Sequence[Thing], size: int, grid: int, rng: np.random.Generato
     canvas, drawn = draw_clutter(size, rng), []
     for thing in sorted(things, key=lambda thing: thing.cell):
         mask = draw_thing(canvas, thing.color, thing.shape, thing.cell, grid, rng)
-        drawn.append(dict(vars(thing), box=_box_around(mask)))
+        drawn.append(dict(vars(thing), box=box_around(mask)))
     return Image.fromarray(to_uint8(canvas)), drawn
 
 
-def _box_around(mask: np.ndarray) -> list[int]:
+def box_around(mask: np.ndarray) -> list[int]:
     """First and last (exclusive) column and row of a mask, as x1, y1, x2, y2."""
     rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
     return [int(value) for value in (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1)]

@@ -9,6 +9,8 @@ from PIL import Image
 from mergemix_mm.datasets.drawn_dataset import DrawnDataset
 from mergemix_mm.datasets.shapes_drawing import draw_clutter, draw_thing, to_uint8
 from mergemix_mm.datasets.shapes_scene import GRID, draw_scene
+from mergemix_mm.datasets.shapes_task_fields import grounding
+from mergemix_mm.datasets.shapes_tasks import box_around
 
 
 @DATASETS.register_module()
@@ -25,11 +27,10 @@ class ReferringShapesDataset(DrawnDataset):
     def draw(self, index: int, rng: np.random.Generator) -> dict:
         scene = draw_scene('position', None, self.pairs, rng)
         canvas, size = draw_clutter(self.image_size, rng), (self.image_size, self.image_size)
+        things, mask = [], None
         for thing in sorted(scene.things, key=attrgetter('cell')):
             drawn = draw_thing(canvas, thing.color, thing.shape, thing.cell, GRID, rng)
-            if thing.asked:
-                expression, mask = f'the {thing.color} {thing.shape}', drawn
-        rows, columns = mask.nonzero()
-        box = [int(value) for value in (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)]
+            things.append(dict(vars(thing), box=box_around(drawn)))
+            mask = drawn if thing.asked else mask
         image = Image.fromarray(to_uint8(canvas))
-        return dict(images=[image], size=size, expression=expression, box=box, mask=mask)
+        return dict(images=[image], size=size, mask=mask, **grounding(things, rng))

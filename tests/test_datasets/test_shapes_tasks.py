@@ -59,9 +59,14 @@ def test_things_come_in_reading_order_and_do_not_overlap():
 
 
 def test_an_expression_fits_the_thing_in_its_box_and_no_other():
+    kinds = Counter()
     for record in _all('grounding', length=300):
-        (meant,) = (thing for thing in record['things'] if record['expression'] == f'the {_words(thing)}')
+        words = record['expression'].removeprefix('the ').removesuffix(' thing').split()
+        (meant,) = (thing for thing in record['things'] if {*words} <= {thing['color'], thing['shape']})
         assert meant['box'] == record['box'] and meant['asked']
+        kinds[record['expression'].endswith(' thing'), len(words)] += 1
+    assert set(kinds) == {(False, 2), (True, 1), (False, 1)}  # The red ring, the red thing, the ring.
+    assert min(kinds.values()) > 30
 
 
 def test_the_thing_in_question_may_stand_anywhere():

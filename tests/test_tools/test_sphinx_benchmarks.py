@@ -8,7 +8,7 @@ import pytest
 import torch
 
 TOOLS = Path(__file__).parents[2] / 'tools' / 'benchmarks'
-IMAGE_TOKEN = 115
+IMAGE_TOKEN = 216
 
 
 @pytest.fixture

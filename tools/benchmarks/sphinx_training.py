@@ -26,7 +26,7 @@ from mergemix_mm.datasets.shapes_scene import ANSWERS
 from mergemix_mm.models import VLMTuner
 
 CONFIG = '_base_/models/tiny-sphinx_shapes.py'
-OPTIMIZER = dict(lr=2e-3, betas=(0.9, 0.95), weight_decay=0.05)
+OPTIMIZER = dict(lr=1e-3, betas=(0.9, 0.95), weight_decay=0.05)
 MAX_NORM = 1.0
 DECIMALS = 2
 
@@ -42,10 +42,10 @@ class Task(NamedTuple):
 
 TASKS = dict(
     vqa=Task([dict(type='ShortAnswerTask')], 3, 'AnswerAccuracy', 'answer/accuracy'),
-    grounding=Task([dict(type='GroundingTask', decimals=DECIMALS)], 24, 'ReferringBoxMetric', 'box/accuracy'),
-    detection=Task([dict(type='DetectionTask', decimals=DECIMALS)], 72, 'TextDetectionMetric', 'detection/mAP_50'),
+    grounding=Task([dict(type='GroundingTask', decimals=DECIMALS)], 10, 'ReferringBoxMetric', 'box/accuracy'),
+    detection=Task([dict(type='DetectionTask', decimals=DECIMALS)], 52, 'TextDetectionMetric', 'detection/mAP_50'),
     caption=Task([dict(type='CaptionTask')], 24, 'ANLSMetric', 'answer/anls'),
-    grounded_caption=Task([dict(type='GroundedCaptionTask', decimals=DECIMALS)], 120, 'ANLSMetric', 'answer/anls'),
+    grounded_caption=Task([dict(type='GroundedCaptionTask', decimals=DECIMALS)], 96, 'ANLSMetric', 'answer/anls'),
     text_only=Task([dict(type='TextOnlyTask')], 0, 'AnswerLoss', 'answer/loss'),
     **{kind: Task([], 3, 'AnswerAccuracy', 'answer/accuracy') for kind in ANSWERS},
 )
@@ -157,7 +157,7 @@ def mixed_rows(mix: Mix, batch_size: int, seed: int) -> Iterator[Batch]:
             yield batch | {key: batch[key][:, :length] for key in tokens}
 
 
-def train(tuner: VLMTuner, mix: Mix, steps: int, seed: int, batch_size: int = 32) -> None:
+def train(tuner: VLMTuner, mix: Mix, steps: int, seed: int, batch_size: int = 16) -> None:
     """AdamW on batches of the mix; `seed` is that of their order."""
     fit(tuner, mixed_rows(mix, batch_size, seed), steps, OPTIMIZER, MAX_NORM)
 

@@ -50,8 +50,8 @@ _SMALL = f'{_STEPS} train_dataloader.batch_size=4 train_dataloader.sampler.batch
 MERGEMIX = 'mergemix/vit-tiny_1xb32-mergemix-coslr-30e_digits'
 SIMPO = 'simpo/tiny-llava_1xb64-simpo-mergemix-coslr-300i_shapes'
 AIA = 'aia/tiny-janus_1xb32-aia-coslr-400i_shapes'
-ALIGN = 'sphinx/tiny-sphinx_1xb32-align-coslr-300i_shapes'
-SPHINX = 'sphinx/tiny-sphinx_1xb32-tasks-coslr-700i_shapes'
+ALIGN = 'sphinx/tiny-sphinx_1xb16-align-coslr-400i_shapes'
+SPHINX = 'sphinx/tiny-sphinx_1xb16-tasks-coslr-1500i_shapes'
 DETECTION = 'transfer/tiny-dab-detr-vit_1xb8-scratch-coslr-20e_shapes'
 _ALIGNED = 'model.vlm.pretrained={folder}/align/pretrained'
 _FEW = ' '.join(

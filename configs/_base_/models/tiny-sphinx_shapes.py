@@ -72,5 +72,5 @@ model = dict(
     ),
     head=dict(type='SFTHead'),
     processor=processor,
-    generation=dict(max_new_tokens=48),
+    generation=dict(max_new_tokens=52),
 )

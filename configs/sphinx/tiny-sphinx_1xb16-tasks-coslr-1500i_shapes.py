@@ -1,8 +1,15 @@
 """Stage 2 of a tiny SPHINX on drawn shapes, behind stage 1: questions, boxes, captions and plain facts."""
 
-_base_ = './tiny-sphinx_1xb32-align-coslr-300i_shapes.py'
+_base_ = './tiny-sphinx_1xb16-align-coslr-400i_shapes.py'
 
-model = dict(vlm=dict(pretrained='work_dirs/tiny-sphinx_1xb32-align-coslr-300i_shapes/pretrained', language_model=None))
+# The encoders have learnt enough, and stand frozen as SPHINX' do.
+model = dict(
+    vlm=dict(
+        pretrained='work_dirs/tiny-sphinx_1xb16-align-coslr-400i_shapes/pretrained',
+        language_model=None,
+        trainable=['projector', 'language_model'],
+    )
+)
 train_dataloader = dict(dataset=dict(tasks=dict(_delete_=True, **_base_.tasks)))
 val_dataloader = dict(
     batch_size=100,
@@ -22,9 +29,9 @@ val_evaluator = [dict(type='ReferringBoxMetric')]
 val_cfg = dict()
 test_dataloader, test_evaluator, test_cfg = val_dataloader, val_evaluator, val_cfg
 
-max_iters = 700
+max_iters = 1500
 param_scheduler = [
     dict(type='LinearLR', start_factor=1e-3, by_epoch=False, begin=0, end=30),
     dict(type='CosineAnnealingLR', by_epoch=False, begin=30, end=max_iters),
 ]
-train_cfg = dict(max_iters=max_iters, val_interval=max_iters)
+train_cfg = dict(max_iters=max_iters, val_interval=500)

@@ -2,7 +2,7 @@
 
 _base_ = [
     '../_base_/models/tiny-sphinx_shapes.py',
-    '../_base_/datasets/shapes-tasks_bs32.py',
+    '../_base_/datasets/shapes-tasks_bs16.py',
     '../_base_/vlm_runtime.py',
 ]
 
@@ -17,14 +17,14 @@ train_dataloader = dict(
     )
 )
 
-max_iters = 300
+max_iters = 400
 optim_wrapper = dict(
     type='OptimWrapper',
-    optimizer=dict(type='AdamW', lr=2e-3, betas=(0.9, 0.95), weight_decay=0.01),
+    optimizer=dict(type='AdamW', lr=1e-3, betas=(0.9, 0.95), weight_decay=0.01),
     clip_grad=dict(max_norm=1.0),
 )
 param_scheduler = [
     dict(type='LinearLR', start_factor=1e-3, by_epoch=False, begin=0, end=30),
-    dict(type='CosineAnnealingLR', eta_min=2e-4, by_epoch=False, begin=30, end=max_iters),
+    dict(type='CosineAnnealingLR', eta_min=1e-4, by_epoch=False, begin=30, end=max_iters),
 ]
 train_cfg = dict(by_epoch=False, max_iters=max_iters)
