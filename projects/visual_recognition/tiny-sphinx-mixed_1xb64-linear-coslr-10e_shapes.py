@@ -52,7 +52,7 @@ custom_hooks = [
     dict(type='StepSeedHook'),
     dict(
         type='LoadSphinxVisionHook',
-        pretrained='work_dirs/tiny-sphinx_1xb16-tasks-coslr-1500i_shapes/pretrained',
+        pretrained='work_dirs/tiny-sphinx_1xb16-tasks-coslr-600i_shapes/pretrained',
     ),
 ]
 randomness = dict(seed=0)

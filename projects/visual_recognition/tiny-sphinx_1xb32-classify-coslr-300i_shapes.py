@@ -3,7 +3,7 @@
 _base_ = ['../../configs/_base_/models/tiny-sphinx_shapes.py', '../../configs/_base_/vlm_runtime.py']
 
 model = dict(
-    vlm=dict(pretrained='work_dirs/tiny-sphinx_1xb16-tasks-coslr-1500i_shapes/pretrained', language_model=None),
+    vlm=dict(pretrained='work_dirs/tiny-sphinx_1xb16-tasks-coslr-600i_shapes/pretrained', language_model=None),
     generation=dict(max_new_tokens=8),
 )
 

@@ -51,7 +51,7 @@ MERGEMIX = 'mergemix/vit-tiny_1xb32-mergemix-coslr-30e_digits'
 SIMPO = 'simpo/tiny-llava_1xb64-simpo-mergemix-coslr-300i_shapes'
 AIA = 'aia/tiny-janus_1xb32-aia-coslr-400i_shapes'
 ALIGN = 'sphinx/tiny-sphinx_1xb16-align-coslr-400i_shapes'
-SPHINX = 'sphinx/tiny-sphinx_1xb16-tasks-coslr-1500i_shapes'
+SPHINX = 'sphinx/tiny-sphinx_1xb16-tasks-coslr-600i_shapes'
 DETECTION = 'transfer/tiny-dab-detr-vit_1xb8-scratch-coslr-20e_shapes'
 _ALIGNED = 'model.vlm.pretrained={folder}/align/pretrained'
 _FEW = ' '.join(
