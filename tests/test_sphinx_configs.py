@@ -40,7 +40,7 @@ FULL = [path for path in FILES if not path.stem.endswith('_shapes')]
 
 # {model}_{batch size}-{stage}-{schedule}-{steps}[-{strategy}]_{dataset}
 NAME = re.compile(
-    r'(?P<model>[a-z0-9-]+)_(?P<gpus>\d+)xb(?P<batch>\d+)-(?P<stage>align|align-frozen|projector|tasks)'
+    r'(?P<model>[a-z0-9-]+)_(?P<gpus>\d+)xb(?P<batch>\d+)-(?P<stage>align|align-frozen|projector|grounding|tasks)'
     r'-coslr-(?P<steps>\d+)i(?:-(?P<strategy>fsdp))?_(?P<dataset>[a-z0-9-]+)'
 )
 # Model -> crops per side, side of the square in pixels, tokens of a square image.
@@ -110,7 +110,7 @@ def test_there_are_configs_of_every_kind():
     names = [name_of(path) for path in FILES]
     assert all(names), [path.name for path, name in zip(FILES, names) if not name]
     assert {name['model'] for name in names} >= set(MODELS_OF_NAMES)
-    assert {name['stage'] for name in names} == set(STAGES)
+    assert {name['stage'] for name in names} == {*STAGES, 'grounding'}
     assert {name['strategy'] for name in names} == {None, 'fsdp'}
 
 

@@ -67,10 +67,10 @@ def weight_table(runs: Runs, name: str, seeds: int) -> str:
 def main(argv: list[str] | None = None) -> Runs:
     """Pre-train what is not there, run what is missing, print a table per study."""
     parser = argparse.ArgumentParser(description=__doc__)
-    add_run_arguments(parser, seeds=3, steps=1000, output='shapes_sphinx.json')
+    add_run_arguments(parser, seeds=3, steps=600, output='shapes_sphinx.json')
     parser.add_argument('--study', nargs='+', choices=STUDIES, default=list(STUDIES), help='which (default: all)')
     args = parser.parse_args(argv)
-    sizes = Sizes(args.steps, num_train=8000, num_test=400)
+    sizes = Sizes(args.steps, num_train=5000, num_test=400)
     if args.quick:
         args.seeds, args.workers, args.steps = 2, 0, 2
         sizes = Sizes(args.steps, num_train=16, num_test=4)

@@ -54,12 +54,11 @@ def views(options: dict, seed: int, sizes: Sizes, folder: Path) -> Found:
 
 def tasks(options: dict, seed: int, sizes: Sizes, folder: Path) -> Found:
     """Five tasks at once, whose prompts say which it is, or do not."""
-    # Finding takes more steps to learn than naming.
-    shares = dict(vqa=1, grounding=4, detection=1, caption=1, grounded_caption=1)
-    tuner, mix = build_tuner(folder, seed), encode_mix(tuple(shares.items()), sizes.num_train, **options)
+    tuner, names = build_tuner(folder, seed), ('vqa', 'grounding', 'detection', 'caption', 'grounded_caption')
+    mix = encode_mix(tuple((name, 1) for name in names), sizes.num_train, **options)
     train(tuner, mix, sizes.steps, seed)
     found = {}
-    for name in shares:
+    for name in names:
         found |= evaluate(tuner, name, sizes.num_test, TEST_SEED, **options)
     return found
 
