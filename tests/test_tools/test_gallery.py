@@ -15,7 +15,7 @@ from PIL import Image
 ROOT = Path(__file__).parents[2]
 TOOLS = ROOT / 'tools'
 # Per entry, the commands and the figures that it has.
-EXPECTED = dict(mergemix=(1, 2), simpo=(1, 2), aia=(2, 2), sphinx=(3, 1), weights=(1, 1), detection=(2, 1))
+EXPECTED = dict(mergemix=(1, 2), simpo=(1, 2), aia=(2, 2), sphinx=(4, 1), weights=(1, 1), detection=(2, 1))
 
 
 @pytest.fixture

@@ -35,14 +35,14 @@ class Entry(NamedTuple):
 
 def _train(config: str, folder: str = '{folder}', options: str = '', quick: str = '') -> Step:
     # `--resume` starts from the beginning where there is no checkpoint yet.
-    options = f'--cfg-options {options}' if options else ''
-    quick = quick if options else f'--cfg-options {quick}'
+    options, quick = (f'--cfg-options {options}', quick) if options else ('', f'--cfg-options {quick}')
     return Step(f'tools/train.py configs/{config}.py --work-dir {folder} --resume {options}'.strip(), quick)
 
 
-def _test(config: str, quick: str) -> Step:
+def _test(config: str, quick: str, options: str = '') -> Step:
+    options, quick = (f'--cfg-options {options}', quick) if options else ('', f'--cfg-options {quick}')
     command = f'tools/test.py configs/{config}.py {{checkpoint}} --work-dir {{folder}}/test'
-    return Step(f'{command} --out {{folder}}/predictions.pkl', f'--cfg-options {quick}')
+    return Step(f'{command} --out {{folder}}/predictions.pkl {options}'.strip(), quick)
 
 
 _STEPS = 'train_cfg.max_iters=4 train_cfg.val_interval=4 default_hooks.logger.interval=1'
@@ -51,9 +51,10 @@ MERGEMIX = 'mergemix/vit-tiny_1xb32-mergemix-coslr-30e_digits'
 SIMPO = 'simpo/tiny-llava_1xb64-simpo-mergemix-coslr-300i_shapes'
 AIA = 'aia/tiny-janus_1xb32-aia-coslr-400i_shapes'
 ALIGN = 'sphinx/tiny-sphinx_1xb16-align-coslr-400i_shapes'
+GROUND = 'sphinx/tiny-sphinx_1xb16-grounding-coslr-1000i_shapes'
 SPHINX = 'sphinx/tiny-sphinx_1xb16-tasks-coslr-600i_shapes'
 DETECTION = 'transfer/tiny-dab-detr-vit_1xb8-scratch-coslr-20e_shapes'
-_ALIGNED = 'model.vlm.pretrained={folder}/align/pretrained'
+_ALIGNED, _GROUNDED = (f'model.vlm.pretrained={{folder}}/{stage}/pretrained' for stage in ('align', 'ground'))
 _FEW = ' '.join(
     f'{split}_dataloader.dataset.{key}'
     for split in ('train', 'val', 'test')
@@ -105,12 +106,13 @@ ENTRIES = (
     Entry(
         'sphinx',
         'SPHINX',
-        'A tiny language model reads a vision transformer and a ConvNeXt, mixed; after captions it learns five tasks '
-        'at once, and answers with boxes where it is asked for a thing.',
+        'A tiny language model reads a vision transformer and a ConvNeXt, mixed; after captions it learns to find '
+        'things, and then five tasks at once; it answers with boxes where it is asked for a thing.',
         (
             _train(ALIGN, '{folder}/align', quick=f'{_SMALL} train_cfg.val_interval=1000'),
-            _train(SPHINX, options=_ALIGNED, quick=f'{_SMALL} val_dataloader.dataset.length=8'),
-            _test(SPHINX, f'{_ALIGNED} test_dataloader.dataset.length=8'),
+            _train(GROUND, '{folder}/ground', options=_ALIGNED, quick=f'{_SMALL} val_dataloader.dataset.length=8'),
+            _train(SPHINX, options=_GROUNDED, quick=f'{_SMALL} val_dataloader.dataset.length=8'),
+            _test(SPHINX, options=_GROUNDED, quick='test_dataloader.dataset.length=8'),
         ),
         show_sphinx,
     ),

@@ -4,9 +4,7 @@ shapes = dict(type='ShapesTaskDataset', split='train', length=40000)
 
 tasks = dict(
     vqa=dict(weight=2, dataset=dict(shapes, task='vqa', pipeline=[dict(type='ShortAnswerTask')])),
-    grounding=dict(
-        weight=3, dataset=dict(shapes, task='grounding', pipeline=[dict(type='GroundingTask', decimals=2)])
-    ),
+    grounding=dict(weight=3, dataset=dict(shapes, task='grounding', pipeline=[dict(type='GroundingTask', decimals=2)])),
     detection=dict(weight=2, dataset=dict(shapes, task='detection', pipeline=[dict(type='DetectionTask', decimals=2)])),
     caption=dict(weight=1, dataset=dict(shapes, task='caption', pipeline=[dict(type='CaptionTask')])),
     text_only=dict(weight=1, dataset=dict(shapes, task='text_only', length=160, pipeline=[dict(type='TextOnlyTask')])),
