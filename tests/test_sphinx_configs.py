@@ -274,7 +274,10 @@ def write_data(root):
 def write_start(folder):
     """What a stage leaves for the configs that go on from it, untrained."""
     stem = f'{ALIGN}_laion400m' if folder.endswith('-mixed') else Path(folder).parent.name
-    MODELS.build(shrink(CONFIGS / 'sphinx' / f'{stem}.py').model.vlm).save_pretrained(folder)
+    vlm = shrink(CONFIGS / 'sphinx' / f'{stem}.py').model.vlm
+    if vlm.get('pretrained') is not None:
+        write_start(vlm.pretrained)
+    MODELS.build(vlm).save_pretrained(folder)
 
 
 def write_encoders(root):
