@@ -131,6 +131,8 @@ def test_the_chat_template_is_one_of_the_repository_or_a_text(plain_tokenizer, t
     named.save_pretrained(tmp_path)
     assert SphinxProcessor.from_pretrained(tmp_path).chat_template == named.chat_template
     assert make(plain_tokenizer, chat_template='{{ messages }}').chat_template == '{{ messages }}'
+    with pytest.raises(ValueError, match=r"chat_template='lava' is no text in Jinja, and none of \['emu3'"):
+        make(plain_tokenizer, chat_template='lava')
 
 
 def test_conversations_are_encoded_with_labels_on_the_answer(plain_tokenizer):
