@@ -49,7 +49,8 @@ class SphinxProcessor:
             ``'llava'``, which puts images first, as SPHINX does.
 
     Raises:
-        ValueError: if an argument is out of its range, the template unknown, or the tokenizer knows some of the tokens already.
+        ValueError: if an argument is out of its range, the template is unknown, or the tokenizer knows some of the
+            tokens already.
 
     Examples:
         >>> processor = dict(type='SphinxProcessor', tokenizer='meta-llama/Llama-2-7b-hf', view_tokens=289,
