@@ -34,7 +34,7 @@ demo: $(RUNTIME_DONE) ## train a small ViT with MergeMix on handwritten digits (
 	$(PY) tools/train.py $(DEMO_CONFIG) --work-dir $(DEMO_DIR)
 	@$(PY) tools/analysis_tools/summarize_run.py $(DEMO_DIR)
 
-gallery: $(TESTS_DONE) $(OPS_DONE) ## train the tiny config of every method and show them on one page (CPU, about 20 minutes)
+gallery: $(TESTS_DONE) $(OPS_DONE) ## train the tiny config of every method and show them on one page (CPU, about 25 minutes)
 	$(PY) tools/gallery/build_gallery.py
 
 test: $(TESTS_DONE) $(OPS_DONE) ## lint, then all tests
