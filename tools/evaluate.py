@@ -1,9 +1,7 @@
 """Evaluates a checkpoint of a vision-language model on several benchmarks: one command, one table."""
 
 import argparse
-import json
 import math
-import os
 from collections.abc import Sequence
 from numbers import Real
 from pathlib import Path
@@ -128,17 +126,6 @@ def plain(value: object) -> float | str:
     return float(value) if isinstance(value, Real) and math.isfinite(value) else str(value)
 
 
-def write_json(path: Path, content: dict) -> None:
-    """Write a file, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
-    try:
-        temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + '\n')
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def main() -> None:
     """Evaluate, print the table, and write the file that ``--output`` names."""
     args = parse_args()
@@ -153,7 +140,7 @@ def main() -> None:
     if args.output is not None:
         for found in results.values():
             found['metrics'] = {metric: plain(value) for metric, value in found['metrics'].items()}
-        write_json(args.output, dict(config=args.config, checkpoint=args.checkpoint, benchmarks=results))
+        launch.write_json(args.output, dict(config=args.config, checkpoint=args.checkpoint, benchmarks=results))
 
 
 if __name__ == '__main__':

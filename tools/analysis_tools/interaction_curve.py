@@ -4,8 +4,6 @@ The result is a JSON file that `AIAHook(preset=...)` takes as targets, and a fig
 """
 
 import argparse
-import json
-import os
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -254,17 +252,6 @@ def describe(samples: Sequence[Sample]) -> dict:
     )
 
 
-def write_json(path: Path, content: dict) -> None:
-    """Write a file, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
-    try:
-        temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + '\n')
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def draw(path: Path, compare: Sequence[Path]) -> np.ndarray:
     """The figure: the curves of this result and of others."""
     curves = {}
@@ -320,7 +307,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if not samples:
             raise SystemExit(f'DATA: no record of {TASK_NAMES[task]} has both an image and a text to measure between')
         result[task] = describe(samples)
-    write_json(args.out, result)
+    launch.write_json(args.out, result)
     save_image(draw(args.out, args.compare), args.out.with_suffix('.png'))
     print(report(result))
     print(f'Written to {args.out} and {args.out.with_suffix(".png")}')
