@@ -1,6 +1,6 @@
 """A tiny SPHINX between its stages: boxes alone, until it finds things; beside other tasks that takes far longer."""
 
-_base_ = './tiny-sphinx_1xb16-align-coslr-400i_shapes.py'
+_base_ = ['./tiny-sphinx_1xb16-align-coslr-400i_shapes.py', '../_base_/datasets/shapes-grounding.py']
 
 # The encoders have learnt enough, and stand frozen from here on, as SPHINX' do.
 model = dict(
@@ -11,22 +11,13 @@ model = dict(
     )
 )
 train_dataloader = dict(dataset=dict(tasks=dict(_delete_=True, grounding=_base_.tasks.grounding)))
-val_dataloader = dict(
-    batch_size=100,
-    num_workers=0,
-    collate_fn=dict(type='ConversationCollate', padding_side='left'),
-    dataset=dict(
-        type='ShapesTaskDataset',
-        task='grounding',
-        seed=1,
-        length=400,
-        pipeline=[*_base_.tasks.grounding.dataset.pipeline, dict(_base_.encode, generate=True)],
-    ),
-    sampler=dict(type='DefaultSampler', shuffle=False),
+new_images = dict(
+    _base_.test_dataloader.dataset,
+    length=400,
+    pipeline=[*_base_.test_dataloader.dataset.pipeline, dict(_base_.encode, generate=True)],
 )
-val_evaluator = [dict(type='ReferringBoxMetric')]
-val_cfg = dict()
-test_dataloader, test_evaluator, test_cfg = val_dataloader, val_evaluator, val_cfg
+val_dataloader = test_dataloader = dict(_base_.test_dataloader, dataset=new_images)
+val_evaluator, val_cfg = _base_.test_evaluator, dict()
 
 max_iters = 1000
 param_scheduler = [

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from .drawn_dataset import MIN_IMAGE_SIZE, SPLITS
-from .shapes_drawing import PALETTE, draw_clutter, draw_thing, to_uint8
+from .shapes_drawing import PALETTE, box_around, draw_clutter, draw_thing, to_uint8
 from .shapes_scene import SHAPES
 
 GRIDS = (2, 3, 4)  # Cells per side, one of them per image: the things of an image are large, medium or small.
@@ -129,12 +129,11 @@ def _annotation(label: int, mask: np.ndarray) -> dict:
         raise ImportError(
             "drawn shapes: pycocotools, which encodes the masks, is missing; run 'pip install -e .[detection]'."
         ) from error
-    rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
-    x, y = int(columns[0]), int(rows[0])
+    x1, y1, x2, y2 = box_around(mask)
     runs = encode(np.asfortranarray(mask, dtype=np.uint8))
     return dict(
         category_id=label + 1,
-        bbox=[x, y, int(columns[-1]) + 1 - x, int(rows[-1]) + 1 - y],
+        bbox=[x1, y1, x2 - x1, y2 - y1],
         area=int(mask.sum()),
         iscrowd=0,
         segmentation=dict(size=runs['size'], counts=runs['counts'].decode('ascii')),

@@ -70,6 +70,12 @@ def draw_thing(
     return mask
 
 
+def box_around(mask: np.ndarray) -> list[int]:
+    """First and last (exclusive) column and row of a mask, as x1, y1, x2, y2."""
+    rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
+    return [int(value) for value in (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1)]
+
+
 def to_uint8(canvas: np.ndarray) -> np.ndarray:
     """Canvas in [0, 1] -> uint8; what lies outside is clipped."""
     return (canvas.clip(0, 1) * 255 + 0.5).astype(np.uint8)

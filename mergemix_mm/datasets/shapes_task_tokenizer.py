@@ -58,8 +58,8 @@ def shapes_task_tokenizer() -> 'PreTrainedTokenizerFast':
     """Build the tokenizer of a tiny SPHINX for `ShapesTaskDataset`; `SphinxProcessor` takes it.
 
     A word, a coordinate with two decimals ('0.12'), any other digit, a line break or a mark is one token, with exact
-    character offsets. Whatever the tasks write comes
-    back from its tokens to the space: '[0.12,0.34,0.56,0.78]' without any, 'a red ring' with them.
+    character offsets. Whatever the tasks write comes back from its tokens to the space: '[0.12,0.34,0.56,0.78]' without
+    any, 'a red ring' with them.
 
     Returns:
         PreTrainedTokenizerFast: `pad_token_id=0, bos_token_id=1, eos_token_id=2`; it adds none of them by itself.

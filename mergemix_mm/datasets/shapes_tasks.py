@@ -7,7 +7,7 @@ from mmengine.registry import DATASETS
 from PIL import Image
 
 from .drawn_dataset import DrawnDataset
-from .shapes_drawing import draw_clutter, draw_thing, to_uint8
+from .shapes_drawing import box_around, draw_clutter, draw_thing, to_uint8
 from .shapes_facts import shapes_facts
 from .shapes_scene import ANSWERS, GRID, SHAPES, Thing, draw_answer, draw_scene
 from .shapes_task_fields import SCENE_TASKS, choices, grounding
@@ -98,7 +98,7 @@ class ShapesTaskDataset(DrawnDataset):
         kind = tuple(ANSWERS)[index % len(ANSWERS)] if asks else 'position'
         scene = draw_scene(kind, draw_answer(kind, None, rng) if asks else None, self.pairs, rng, self.grid)
         shown = [thing for thing in scene.things if thing.asked or self.task != 'classification']
-        image, things = _draw(shown, self.image_size, self.grid, rng)
+        image, things, _ = draw_things(shown, self.image_size, self.grid, rng)
         record = dict(images=[image], size=(self.image_size, self.image_size), things=things)
         if self.task == 'grounding':
             return record | grounding(things, rng)
@@ -108,16 +108,12 @@ class ShapesTaskDataset(DrawnDataset):
         return record | dict(choices=choices(kind, scene.answer, rng)) if self.task == 'multiple_choice' else record
 
 
-def _draw(things: Sequence[Thing], size: int, grid: int, rng: np.random.Generator) -> tuple[Image.Image, list[dict]]:
-    """The image, and the things in reading order with the boxes around what was drawn."""
-    canvas, drawn = draw_clutter(size, rng), []
+def draw_things(
+    things: Sequence[Thing], size: int, grid: int, rng: np.random.Generator
+) -> tuple[Image.Image, list[dict], list[np.ndarray]]:
+    """The image; the things in reading order with the boxes around what was drawn; their masks [size, size] bool."""
+    canvas, drawn, masks = draw_clutter(size, rng), [], []
     for thing in sorted(things, key=lambda thing: thing.cell):
-        mask = draw_thing(canvas, thing.color, thing.shape, thing.cell, grid, rng)
-        drawn.append(dict(vars(thing), box=box_around(mask)))
-    return Image.fromarray(to_uint8(canvas)), drawn
-
-
-def box_around(mask: np.ndarray) -> list[int]:
-    """First and last (exclusive) column and row of a mask, as x1, y1, x2, y2."""
-    rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
-    return [int(value) for value in (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1)]
+        masks.append(draw_thing(canvas, thing.color, thing.shape, thing.cell, grid, rng))
+        drawn.append(dict(vars(thing), box=box_around(masks[-1])))
+    return Image.fromarray(to_uint8(canvas)), drawn, masks

@@ -82,12 +82,14 @@ class SphinxProcessor:
         self.view_tokens, self.crop_tokens = view_tokens, view_tokens if crop_tokens is None else crop_tokens
         self.image_size, self.grid, self.align = image_size, grid, align
         self.image_mean, self.image_std = tuple(image_mean), tuple(image_std)
-        if chat_template not in repository_templates() and '{' not in chat_template:
+        if chat_template in repository_templates():
+            chat_template = read_template(chat_template)
+        elif '{' not in chat_template:
             raise ValueError(
                 f'SphinxProcessor: chat_template={chat_template!r} is no text in Jinja, and none of '
                 f'{repository_templates()}'
             )
-        self.chat_template = read_template(chat_template) if chat_template in repository_templates() else chat_template
+        self.chat_template = chat_template
         self.image_token_id = self.tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
 
     @property

@@ -1,16 +1,12 @@
 """Drawn shapes with the mask of the one that an expression refers to: data for a CPU, without a download."""
 
-from operator import attrgetter
-
 import numpy as np
 from mmengine.registry import DATASETS
-from PIL import Image
 
 from mergemix_mm.datasets.drawn_dataset import DrawnDataset
-from mergemix_mm.datasets.shapes_drawing import draw_clutter, draw_thing, to_uint8
 from mergemix_mm.datasets.shapes_scene import GRID, draw_scene
 from mergemix_mm.datasets.shapes_task_fields import grounding
-from mergemix_mm.datasets.shapes_tasks import box_around
+from mergemix_mm.datasets.shapes_tasks import draw_things
 
 
 @DATASETS.register_module()
@@ -26,11 +22,6 @@ class ReferringShapesDataset(DrawnDataset):
 
     def draw(self, index: int, rng: np.random.Generator) -> dict:
         scene = draw_scene('position', None, self.pairs, rng)
-        canvas, size = draw_clutter(self.image_size, rng), (self.image_size, self.image_size)
-        things, mask = [], None
-        for thing in sorted(scene.things, key=attrgetter('cell')):
-            drawn = draw_thing(canvas, thing.color, thing.shape, thing.cell, GRID, rng)
-            things.append(dict(vars(thing), box=box_around(drawn)))
-            mask = drawn if thing.asked else mask
-        image = Image.fromarray(to_uint8(canvas))
-        return dict(images=[image], size=size, mask=mask, **grounding(things, rng))
+        image, things, masks = draw_things(scene.things, self.image_size, GRID, rng)
+        (mask,) = (mask for mask, thing in zip(masks, things, strict=True) if thing['asked'])
+        return dict(images=[image], size=(self.image_size, self.image_size), mask=mask, **grounding(things, rng))

@@ -35,14 +35,17 @@ class Entry(NamedTuple):
 
 def _train(config: str, folder: str = '{folder}', options: str = '', quick: str = '') -> Step:
     # `--resume` starts from the beginning where there is no checkpoint yet.
-    options, quick = (f'--cfg-options {options}', quick) if options else ('', f'--cfg-options {quick}')
-    return Step(f'tools/train.py configs/{config}.py --work-dir {folder} --resume {options}'.strip(), quick)
+    return _step(f'tools/train.py configs/{config}.py --work-dir {folder} --resume', options, quick)
 
 
 def _test(config: str, quick: str, options: str = '') -> Step:
-    options, quick = (f'--cfg-options {options}', quick) if options else ('', f'--cfg-options {quick}')
     command = f'tools/test.py configs/{config}.py {{checkpoint}} --work-dir {{folder}}/test'
-    return Step(f'{command} --out {{folder}}/predictions.pkl {options}'.strip(), quick)
+    return _step(f'{command} --out {{folder}}/predictions.pkl', options, quick)
+
+
+def _step(command: str, options: str, quick: str) -> Step:
+    # What --quick appends goes on after the options, if there are any.
+    return Step(f'{command} --cfg-options {options}', quick) if options else Step(command, f'--cfg-options {quick}')
 
 
 _STEPS = 'train_cfg.max_iters=4 train_cfg.val_interval=4 default_hooks.logger.interval=1'

@@ -101,14 +101,12 @@ class SphinxModel(FamilyModel):
                 'frozen=False for those of backbone.encoders that shall train'
             )
         super().__init__(family, trainable, lora, gradient_checkpointing, init_cfg)
-        self._layout, self._pretrained = layout, pretrained
+        self._layout = layout
 
     def init_weights(self) -> None:
-        """Encoders of OpenMMLab get their first weights; those that `pretrained` has keep its weights."""
+        """Encoders of OpenMMLab get their first weights; those that came with theirs keep them."""
         super().init_weights()
         self.family.model.vision.backbone.init_weights()
-        if self._pretrained is not None:
-            load_vision(self.family.model, self._pretrained)
 
     def _decoder_inputs(self, inputs: dict) -> dict:
         inputs = dict(inputs)

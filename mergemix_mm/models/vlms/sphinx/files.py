@@ -69,6 +69,8 @@ def load_vision(network: SphinxNetwork, folder: str | Path) -> None:
             f'{sorted(wrong)}. Backbone (with its frozen flags) and neck must be those of its config'
         )
     network.load_state_dict(found, strict=False)
+    for branch in network.vision.backbone.branches:
+        branch.draws_weights &= branch.frozen  # The others came with their weights, here.
 
 
 def _vision_weights(network: SphinxNetwork) -> dict[str, Tensor]:
