@@ -12,11 +12,12 @@ PACKAGE = ROOT / 'mergemix_mm'
 # The parts of the package that each part may import, besides itself.
 ALLOWED = {
     'functional': set(),
-    'visualization': {'functional', 'models'},
-    'models': {'functional'},
-    'datasets': {'functional'},
-    'evaluation': {'functional', 'visualization'},
-    'engine': {'functional', 'models', 'visualization'},
+    'utils': set(),
+    'visualization': {'functional', 'models', 'utils'},
+    'models': {'functional', 'utils'},
+    'datasets': {'functional', 'utils'},
+    'evaluation': {'functional', 'visualization', 'utils'},
+    'engine': {'functional', 'models', 'visualization', 'utils'},
 }
 
 

@@ -11,6 +11,7 @@ from mmengine.dist import is_main_process
 
 from mergemix_mm import config_path
 from mergemix_mm.engine import launch
+from mergemix_mm.utils.files import write_json
 
 NOTES = """
 CONFIG gives the model and, as its variable `encode`, the transform that makes its inputs (see configs/_base_/models);
@@ -140,7 +141,7 @@ def main() -> None:
     if args.output is not None:
         for found in results.values():
             found['metrics'] = {metric: plain(value) for metric, value in found['metrics'].items()}
-        launch.write_json(args.output, dict(config=args.config, checkpoint=args.checkpoint, benchmarks=results))
+        write_json(args.output, dict(config=args.config, checkpoint=args.checkpoint, benchmarks=results))
 
 
 if __name__ == '__main__':

@@ -2,13 +2,12 @@
 
 import json
 import os
-import shutil
-import tempfile
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from ..utils.files import replaced_folder
 from .drawn_dataset import MIN_IMAGE_SIZE, SPLITS
 from .shapes_drawing import PALETTE, box_around, draw_clutter, draw_thing, to_uint8
 from .shapes_scene import SHAPES
@@ -48,19 +47,9 @@ def write_shapes_coco(
     folder = Path(folder)
     if _is_drawn(folder, settings):
         return
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    drawn = Path(tempfile.mkdtemp(prefix=f'.{folder.name}-', dir=folder.parent))
-    try:
+    with replaced_folder(folder, keep=True) as drawn:  # Another process may be faster.
         for split, length in zip(SPLITS, (num_train, num_val), strict=True):
             _write_split(drawn, split, length, settings)
-        drawn.chmod(0o755)  # A temporary folder is for its owner alone.
-        try:
-            drawn.rename(folder)
-        except OSError:
-            if not _is_drawn(folder, settings):  # Another process was faster.
-                raise
-    finally:
-        shutil.rmtree(drawn, ignore_errors=True)
 
 
 def _is_drawn(folder: Path, settings: dict) -> bool:

@@ -1,4 +1,4 @@
-"""What the tools share: common flags, the config, a CPU process group, the Runner itself, and files of results."""
+"""What the tools share: common flags, the config, a CPU process group, and the Runner itself."""
 
 import argparse
 import atexit
@@ -6,7 +6,6 @@ import datetime
 import difflib
 import gc
 import inspect
-import json
 import os
 import re
 from collections.abc import Iterator
@@ -273,14 +272,3 @@ def _stop_process_group() -> None:
         torch.distributed.destroy_process_group()
         gc.collect()
         del group
-
-
-def write_json(path: Path, content: dict) -> None:
-    """Write a file, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
-    try:
-        temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + '\n')
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

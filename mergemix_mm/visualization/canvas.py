@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..utils.files import replaced_file
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -39,12 +41,6 @@ def save_image(image: np.ndarray, path: str | os.PathLike) -> Path:
     from PIL import Image
 
     path = Path(path).expanduser()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # One name per process, so that two of them never write into one temporary file.
-    temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
-    try:
+    with replaced_file(path) as temporary:
         Image.fromarray(image).save(temporary, format='PNG')
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
     return path

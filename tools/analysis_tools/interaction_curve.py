@@ -30,6 +30,7 @@ from mergemix_mm.engine import launch
 from mergemix_mm.models.attention import InteractionRecorder, interaction_spans
 from mergemix_mm.models.losses.interaction_targets import TASKS, read_curves
 from mergemix_mm.models.vlms import TEXT, VisionLanguageModel
+from mergemix_mm.utils.files import write_json
 from mergemix_mm.visualization import draw_interaction_curves, save_image
 
 UNIFIED = dict(emu3='Emu3Model', janus='JanusModel')
@@ -307,7 +308,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if not samples:
             raise SystemExit(f'DATA: no record of {TASK_NAMES[task]} has both an image and a text to measure between')
         result[task] = describe(samples)
-    launch.write_json(args.out, result)
+    write_json(args.out, result)
     save_image(draw(args.out, args.compare), args.out.with_suffix('.png'))
     print(report(result))
     print(f'Written to {args.out} and {args.out.with_suffix(".png")}')

@@ -16,6 +16,8 @@ os.environ.setdefault('KINETO_LOG_LEVEL', '99')  # Before torch loads its profil
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from mergemix_mm.utils import files
+
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options that every benchmark has: --output, --seed, --threads, --quick."""
@@ -145,9 +147,4 @@ def write_json(path: Path, results: dict) -> None:
         path (Path): The file. Its folder is made.
         results (dict): Numbers, strings, lists and dictionaries.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(dict(machine=machine_info(), **results), indent=2, allow_nan=False, default=str)
-    with tempfile.NamedTemporaryFile('w', dir=path.parent, prefix=path.name, suffix='.part', delete=False) as part:
-        part.write(text + '\n')
-    os.chmod(part.name, 0o644)
-    os.replace(part.name, path)
+    files.write_json(path, dict(machine=machine_info(), **results), default=str)

@@ -14,6 +14,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 from mergemix_mm.datasets import ShapesTaskDataset
 from mergemix_mm.functional import resize
 from mergemix_mm.models.backbones.encoder_branch import EncoderBranch
+from mergemix_mm.utils.files import replaced_folder
 
 SIZE, PATCH = 48, 8
 WIDTH = 64
@@ -68,21 +69,21 @@ def scenes(steps: int, batch_size: int, seed: int, grids: tuple[int, ...] = GRID
 
 def pretrain_encoders(folder: Path, steps: int, num_images: int = 512) -> None:
     """Train both, write them to a folder that is there when both are, and print how well they read new images."""
-    part, lines = folder.with_name(f'{folder.name}.part'), []
+    lines = []
     sizes = dict(hidden_size=WIDTH, intermediate_size=2 * WIDTH, num_hidden_layers=3, num_attention_heads=4)
-    for name, (see, coloured) in ENCODERS.items():
-        config = CLIPVisionConfig(image_size=SIZE, patch_size=PATCH, **sizes)
-        data = scenes(steps, 64, TRAIN_SEED)
-        tower, heads = pretrain_tower(steps, config=config, data=data, coloured=coloured, see=see)
-        tower.save_pretrained(part / name)
-        for grid in GRIDS:
-            images, *labels = next(scenes(1, num_images, TEST_SEED, (grid,)))
-            with torch.no_grad():
-                logits = heads(tower(see(images)), grid)[1][int(not coloured)]
-            label = labels[int(not coloured)]
-            right = (logits.argmax(-1) == label)[label > 0].float().mean().item()
-            lines.append([name, 'colours' if coloured else 'shapes', f'{SIZE // grid} px', f'{100 * right:.1f}'])
-    part.rename(folder)
+    with replaced_folder(folder) as part:
+        for name, (see, coloured) in ENCODERS.items():
+            config = CLIPVisionConfig(image_size=SIZE, patch_size=PATCH, **sizes)
+            data = scenes(steps, 64, TRAIN_SEED)
+            tower, heads = pretrain_tower(steps, config=config, data=data, coloured=coloured, see=see)
+            tower.save_pretrained(part / name)
+            for grid in GRIDS:
+                images, *labels = next(scenes(1, num_images, TEST_SEED, (grid,)))
+                with torch.no_grad():
+                    logits = heads(tower(see(images)), grid)[1][int(not coloured)]
+                label = labels[int(not coloured)]
+                right = (logits.argmax(-1) == label)[label > 0].float().mean().item()
+                lines.append([name, 'colours' if coloured else 'shapes', f'{SIZE // grid} px', f'{100 * right:.1f}'])
     print(markdown_table(('encoder', 'reads', 'cells of', 'right %'), lines), end='\n\n', flush=True)
 
 

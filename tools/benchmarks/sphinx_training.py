@@ -24,6 +24,7 @@ from mergemix_mm.datasets import ConversationCollate, TaskMixDataset, TaskMixSam
 from mergemix_mm.datasets.shapes_facts import shapes_facts
 from mergemix_mm.datasets.shapes_scene import ANSWERS
 from mergemix_mm.models import VLMTuner
+from mergemix_mm.utils.files import replaced_file
 
 CONFIG = '_base_/models/tiny-sphinx_shapes.py'
 OPTIMIZER = dict(lr=1e-3, betas=(0.9, 0.95), weight_decay=0.05)
@@ -169,8 +170,8 @@ def pretrain_language_model(folder: Path, steps: int, seed: int) -> None:
     loss = evaluate(tuner, 'text_only', length, seed)['text_only']
     print(f'language model, seed {seed}: {loss:.3f} nats / token on {length} facts', flush=True)
     path = language_model_path(folder, seed)
-    torch.save(_language_model(tuner).state_dict(), path.with_suffix('.part'))
-    path.with_suffix('.part').rename(path)
+    with replaced_file(path) as temporary:
+        torch.save(_language_model(tuner).state_dict(), temporary)
 
 
 def load_language_model(tuner: VLMTuner, folder: Path, seed: int) -> None:

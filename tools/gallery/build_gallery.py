@@ -3,7 +3,6 @@
 import argparse
 import importlib.util
 import json
-import os
 import subprocess
 import sys
 import time
@@ -12,6 +11,8 @@ from pathlib import Path
 
 from _entries import ENTRIES, Entry
 from _page import Section, make_page
+
+from mergemix_mm.utils.files import write_json, write_text
 
 ROOT = Path(__file__).resolve().parents[2]
 STATE = 'gallery.json'
@@ -78,7 +79,7 @@ def run_entry(entry: Entry, folder: Path, quick: bool, execute: Execute) -> list
         start, places = time.time(), dict(folder=folder, checkpoint=last_checkpoint(folder))
         execute([word.format(**places) for word in words], folder / 'output.log')
         done.append(dict(command=command, seconds=time.time() - start))
-        write(state, json.dumps(done))
+        write_json(state, done)
     return done
 
 
@@ -86,16 +87,6 @@ def last_checkpoint(folder: Path) -> str:
     """The checkpoint that the last training of a folder wrote; '' before there is one."""
     marker = folder / 'last_checkpoint'
     return marker.read_text().strip() if marker.exists() else ''
-
-
-def write(path: Path, text: str) -> None:
-    """Write a file, whole or not at all."""
-    temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
-    try:
-        temporary.write_text(text)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def main(argv: Sequence[str] | None = None, execute: Execute = execute) -> Path:
@@ -123,7 +114,7 @@ def main(argv: Sequence[str] | None = None, execute: Execute = execute) -> Path:
             done = run_entry(entry, work_dir / entry.name, args.quick, execute)
             section = Section(entry, done, entry.show(work_dir / entry.name))
         sections.append(section)
-        write(page, make_page(sections, args.quick, ROOT))
+        write_text(page, make_page(sections, args.quick, ROOT))
     print(f'Gallery: {page}', flush=True)
     return page
 

@@ -1,9 +1,7 @@
 """Writes the backbone of a trained classifier for a detector's `init_cfg`: every weight, fitted to its image size."""
 
 import argparse
-import os
 import re
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +12,7 @@ from torch import Tensor
 
 from mergemix_mm.engine import launch
 from mergemix_mm.engine.weights import load_checkpoint
+from mergemix_mm.utils.files import replaced_file
 
 PREFIX = 'backbone.'
 
@@ -95,15 +94,8 @@ def convert(cfg: Config, checkpoint: Path, out: Path, key: str = 'model.backbone
     for name, weight in weights.items():
         if weight.shape != fitted[name].shape:
             print(f'{name}: resized from {list(weight.shape)} to {list(fitted[name].shape)}')
-    _write(dict(meta=dict(checkpoint=str(checkpoint)), state_dict=fitted), out)
-
-
-def _write(content: dict, out: Path) -> None:
-    """Write the file whole or not at all."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f'.{out.name}.', dir=out.parent) as folder:
-        torch.save(content, Path(folder, out.name))
-        os.replace(Path(folder, out.name), out)
+    with replaced_file(out) as temporary:
+        torch.save(dict(meta=dict(checkpoint=str(checkpoint)), state_dict=fitted), temporary)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -1,7 +1,6 @@
 """Mixes the weights of two models from disk to disk, a piece of a tensor at a time."""
 
 import hashlib
-import json
 import os
 import shutil
 import tempfile
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from ...functional.weight_mix import check_beta, describe, is_mixed, mix_problems, mix_tensors, name_filter
 from ...models.vlms.saving import check_replaceable, replaced_folder
+from ...utils.files import explained, sync, write_json
 from ...version import __version__
 from .stored_tensor import StoredTensor
 from .stored_weights import FILE_KINDS, StoredWeights
@@ -87,7 +87,7 @@ def mix_files(
             for name, place in file.reserve(target / file.path.name, record).items():
                 place.write(pieces(name), progress)
         record['sha256'] = sums()
-        (target / RECORD).write_text(json.dumps(record, indent=2) + '\n')
+        write_json(target / RECORD, record)
     return record
 
 
@@ -130,8 +130,9 @@ def _replaced(out: Path, real: StoredWeights) -> Iterator[Path]:
 def _replaced_file(out: Path, name: str) -> Iterator[Path]:
     out.parent.mkdir(parents=True, exist_ok=True)
     record = out.with_name(f'{out.name}.json')
-    with tempfile.TemporaryDirectory(prefix=f'.{out.name}.', dir=out.parent) as folder:
+    with explained(out), tempfile.TemporaryDirectory(prefix=f'.{out.name}.', dir=out.parent) as folder:
         yield Path(folder)
+        sync(Path(folder, name))
         record.unlink(missing_ok=True)  # At no time a record stands beside weights that it is not of.
         os.replace(Path(folder, name), out)
         os.replace(Path(folder, RECORD), record)

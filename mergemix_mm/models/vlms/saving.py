@@ -1,12 +1,12 @@
-"""Folders that appear whole or not at all, and the checks that there is a whole model to write and room for it."""
+"""Folders of models: written whole or not at all, and in the place of a model only."""
 
-import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from torch import nn
+
+from ...utils import files
 
 # One of them is in every folder of a model, or of adapters.
 MODEL_FILES = {'config.json', 'adapter_config.json'}
@@ -39,23 +39,8 @@ def replaced_folder(folder: str | Path) -> Iterator[Path]:
         FileExistsError: if it holds files, and no model.
     """
     check_replaceable(folder)
-    folder = Path(folder).absolute()
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f'.{folder.name}.', dir=folder.parent))
-    try:
-        new, old = work / 'new', work / 'old'
-        new.mkdir()
+    with files.replaced_folder(folder) as new:
         yield new
-        if folder.exists():
-            folder.rename(old)
-        try:
-            new.rename(folder)
-        except OSError:
-            if old.exists():
-                old.rename(folder)
-            raise
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
 
 
 def check_whole(model: nn.Module) -> None:
