@@ -1,0 +1,434 @@
+"""Feeds mutated files to every reader, and counts what they do: read, refuse in one line that names the file, or break.
+
+    python tests/fuzz/readers.py --count 3000 --seed 0
+
+A reader breaks if it raises anything but ValueError or OSError, if its message has several lines, control characters or
+over 600 characters or does not name the file, if it takes over 10 s, or if a text of a record becomes a control token.
+Each mutation is a function of (seed, reader, number): ``--reader NAME --number N`` repeats one of them.
+"""
+
+import argparse
+import io
+import json
+import pickle
+import random
+import resource
+import signal
+import sys
+import tempfile
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass, field
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+sys.path[:0] = [str(ROOT / 'tests'), str(ROOT / 'tests' / 'fuzz')]
+
+import numpy as np  # noqa: E402
+import small_data  # noqa: E402
+import tiny_vlms  # noqa: E402
+import torch  # noqa: E402
+from mutations import mutate_bytes, mutate_json  # noqa: E402
+from PIL import Image  # noqa: E402
+from safetensors.torch import save as save_tensors  # noqa: E402
+
+import mergemix_mm.datasets as data  # noqa: E402
+from mergemix_mm.datasets.plain_pickle import load_plain_pickle  # noqa: E402
+from mergemix_mm.engine.weights import StoredWeights, load_checkpoint  # noqa: E402
+from mergemix_mm.models.losses.interaction_targets import read_curves  # noqa: E402
+
+SECONDS, LONGEST = 10, 600
+MEMORY = 8 << 30  # Above what the program has at its start.
+
+
+class TooSlowError(BaseException):
+    """A reader took longer than it may."""
+
+
+@dataclass
+class Reader:
+    """What is fuzzed: files, and what reads them.
+
+    Attributes:
+        files (dict[str, bytes | object]): Contents to mutate by the names of their files: bytes, or what becomes JSON.
+        read (Callable[[Path], object]): Reads a file, and whatever a user does next with it.
+    """
+
+    files: dict[str, bytes | object]
+    read: Callable[[Path], object]
+    names_file: bool = True
+
+
+@dataclass
+class Outcome:
+    """What happened to the mutations of a reader."""
+
+    read: int = 0
+    refused: int = 0
+    slowest: float = 0.0
+    broken: list[tuple[int, str]] = field(default_factory=list)
+
+
+def _all_of(dataset: Sequence) -> None:
+    for index in range(len(dataset)):
+        dataset[index]
+
+
+def _conversations() -> Reader:
+    turns = [dict(role='user', content='<image>\nWhat is it?'), dict(role='assistant', content='  A cat.')]
+    parts = [dict(type='image', image='0.png'), dict(type='text', text='Which?')]
+    said = [{'from': 'human', 'value': '<image>\nWhat?'}, {'from': 'gpt', 'value': 'A dog', 'loss': True}]
+    records = [
+        dict(id='1', image='0.png', conversations=said),
+        dict(id='2', conversations=[{'from': 'system', 'value': 'Be brief.'}, *said[1:], *said[1:]]),
+        dict(messages=turns, images=['0.png'], system='Be brief.', rejected_response='A dog.'),
+        dict(messages=[dict(role='user', content=parts), dict(role='assistant', content='This.', weight=1)]),
+        dict(image='0.png', prompt='<image>Q', chosen='good', rejected='bad', source='web'),
+    ]
+
+    def read(path: Path) -> None:
+        _all_of(data.ConversationDataset(path.name, data_root=str(path.parent)))
+
+    lines = '\n'.join(map(json.dumps, records)).encode()
+    text = [dict(record) for record in records]
+    return Reader(
+        {'records.json': text, 'records.jsonl': lines, 'pretty.json': json.dumps(text, indent=1).encode()}, read
+    )
+
+
+def _images() -> Reader:
+    picture = tiny_vlms.random_image(9, 13, 0)
+    deep = Image.fromarray(np.arange(117, dtype=np.uint16).reshape(9, 13) * 500)
+    files = {}
+
+    def add(name: str, image: Image.Image, **kwargs: object) -> None:
+        buffer = io.BytesIO()
+        image.save(buffer, **kwargs)
+        files[name] = buffer.getvalue()
+
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for kind in ('JPEG', 'PNG', 'GIF', 'BMP', 'TIFF', 'WEBP', 'PPM', 'JPEG2000', 'AVIF'):
+        if kind in Image.registered_extensions().values() and kind in Image.SAVE:
+            add(f'{kind.lower()}.png', picture, format=kind)
+    add('turned.jpg', picture, format='JPEG', exif=exif)
+    add('deep.png', deep, format='PNG')
+    add('deep.tiff', deep, format='TIFF')
+    add('float.tiff', Image.fromarray(np.linspace(0, 1, 117, dtype=np.float32).reshape(9, 13)), format='TIFF')
+    add('clear.png', picture.convert('RGBA'), format='PNG')
+    add('palette.png', picture.convert('P'), format='PNG', transparency=0)
+    add('lzw.tiff', picture, format='TIFF', compression='tiff_lzw')
+
+    def read(path: Path) -> None:
+        ann_file = path.parent / 'image.json'
+        ann_file.write_text(json.dumps([dict(image=path.name, text='x')]))
+        _all_of(data.TaskRecordDataset(ann_file.name, data_root=str(path.parent)))
+
+    return Reader(files, read)
+
+
+def _coco() -> Reader:
+    boxes = [small_data._annotation(i, i // 2, [2 + i, 2.5, 20, 15], category=1 + i % 2) for i in range(4)]
+    boxes[3] |= dict(iscrowd=1, segmentation=dict(counts=[1, 2], size=[30, 40]))
+    content = small_data._coco(['0.png', '1.png'], boxes)
+
+    def read(path: Path) -> None:
+        _all_of(data.COCOTaskDataset(ann_file=path.name, kind='detection', data_root=str(path.parent)))
+
+    return Reader({'instances.json': content, 'indented.json': json.dumps(content, indent=1).encode()}, read)
+
+
+def _captions() -> Reader:
+    content = [dict(image='0.png', caption='a red ring'), dict(image='1.png', text='two rings')]
+
+    def read(path: Path) -> None:
+        _all_of(data.TextToImageDataset(ann_file=path.name, data_root=str(path.parent)))
+
+    return Reader({'captions.json': content, 'captions.jsonl': '\n'.join(map(json.dumps, content)).encode()}, read)
+
+
+def _pope() -> Reader:
+    lines = [dict(question_id=i, image=f'{i}.png', text='Is there a dog?', label=('yes', 'no')[i]) for i in range(2)]
+
+    def read(path: Path) -> None:
+        _all_of(data.POPEDataset(path.name, data_root=str(path.parent)))
+
+    return Reader({'pope.json': '\n'.join(map(json.dumps, lines)).encode()}, read)
+
+
+def _vqav2(folder: Path) -> Reader:
+    small_data.write_vqav2(folder, 'val')
+    questions, answers = (
+        folder / f'v2_{name}.json' for name in ('OpenEnded_mscoco_val2014_questions', 'mscoco_val2014_annotations')
+    )
+
+    def read(path: Path) -> None:
+        (path.parent / questions.name).write_bytes(questions.read_bytes())
+        arguments = dict(data_root=str(path.parent), data_prefix=dict(img_path=str(folder / 'val2014')), test_mode=True)
+        _all_of(data.VQAv2Dataset(questions.name, path.name, **arguments))
+
+    return Reader({'annotations.json': json.loads(answers.read_text())}, read)
+
+
+def _scienceqa(folder: Path) -> Reader:
+    small_data.write_scienceqa(folder)
+
+    def read(path: Path) -> None:
+        (path.parent / 'pid_splits.json').write_bytes((folder / 'pid_splits.json').read_bytes())
+        prefix = dict(img_path=str(folder / 'images'))
+        _all_of(data.ScienceQADataset(split='test', ann_file=path.name, data_root=str(path.parent), data_prefix=prefix))
+
+    return Reader({'problems.json': json.loads((folder / 'problems.json').read_text())}, read)
+
+
+def _refcoco(folder: Path) -> Reader:
+    small_data.write_refcoco(folder)
+    refs = folder / 'refcoco/refs(unc).p'
+
+    def read(path: Path) -> None:
+        (path.parent / 'instances.json').write_bytes((refs.parent / 'instances.json').read_bytes())
+        prefix = dict(img_path=str(folder / 'train2014'))
+        _all_of(data.RefCOCODataset(path.name, data_root=str(path.parent), data_prefix=prefix))
+
+    content = pickle.loads(refs.read_bytes())
+    return Reader({'refs.p': refs.read_bytes(), 'refs0.p': pickle.dumps(content, 0), 'refs.json': content}, read)
+
+
+def _pickles() -> Reader:
+    content = [dict(a=1, b=[1.5, 'x', b'y', (None, True)], c={3, 4}), np.float64(2.5), np.int32(7), 10**30, 'long' * 99]
+    return Reader({f'{protocol}.p': pickle.dumps(content, protocol) for protocol in range(6)}, load_plain_pickle)
+
+
+def _checkpoints() -> Reader:
+    buffer = io.BytesIO()
+    weights = {'a.weight': torch.arange(6.0).reshape(2, 3), 'a.bias': torch.ones(2, dtype=torch.bfloat16)}
+    torch.save(dict(meta=dict(epoch=1, score=np.float32(0.5)), state_dict=weights), buffer)
+    return Reader({'epoch_1.pth': buffer.getvalue()}, load_checkpoint)
+
+
+def _weights() -> Reader:
+    tensors = {'a': torch.arange(6.0).reshape(2, 3), 'b': torch.ones(3, dtype=torch.int64), 'c': torch.zeros(0, 4)}
+
+    def read(path: Path) -> None:
+        for tensor in StoredWeights(path).tensors.values():
+            tensor.read()
+
+    return Reader({'model.safetensors': save_tensors(tensors, dict(format='pt'))}, read)
+
+
+def _index() -> Reader:
+    shards = {f'model-{i + 1:05}-of-00002.safetensors': {name: torch.ones(2)} for i, name in enumerate('ab')}
+    index = dict(metadata=dict(total_size=16), weight_map={next(iter(t)): name for name, t in shards.items()})
+
+    def read(path: Path) -> None:
+        for name, tensors in shards.items():
+            (path.parent / name).write_bytes(save_tensors(tensors))
+        weights = StoredWeights(path.parent)
+        listed = json.loads(path.read_bytes())['weight_map']
+        assert weights.tensors.keys() == listed.keys(), 'a tensor of the index is lost'
+
+    return Reader({'model.safetensors.index.json': index}, read)
+
+
+def _curves() -> Reader:
+    content = {task: dict(mean=[0.1, 0.2, 0.3], std=[0.1, 0.1, 0.1]) for task in ('gen', 'und')}
+    return Reader({'curve.json': content}, read_curves)
+
+
+def _answers() -> Reader:
+    from mergemix_mm.evaluation import MultipleChoiceMetric, POPEMetric, ReferringBoxMetric, TextDetectionMetric
+
+    answers = [
+        'The answer is B.',
+        '(A) blue',
+        '[0.1, 0.2, 0.5, 0.75]',
+        'Yes, there is.',
+        'B. Options A and C',
+        '答案是B。',
+    ]
+
+    def read(path: Path) -> None:
+        answer = path.read_bytes().decode('utf-8', 'replace')
+        sample = dict(pred_answer=answer, image_size=(30, 40), choices=['red', 'blue', 'green'])
+        for metric, truth in ((MultipleChoiceMetric(), 'B'), (POPEMetric(), 'yes')):
+            metric.process({}, [dict(sample, gt_answer=truth)])
+        ReferringBoxMetric().process({}, [dict(sample, gt_boxes=[[1.0, 2, 3, 4]])])
+        TextDetectionMetric().process({}, [dict(sample, gt_boxes=[[1.0, 2, 3, 4]], label='dog', image_id=1)])
+
+    return Reader({f'{i}.txt': answer.encode() for i, answer in enumerate(answers)}, read, names_file=False)
+
+
+def _encoding(family: str) -> Reader:
+    encode = data.EncodeConversation(tiny_vlms.tiny_processor(family))
+    added = encode.tokenizer.get_added_vocab()
+    image = tiny_vlms.random_image(28, 28, 0)
+
+    def counts(question: str, answer: str) -> list[int]:
+        content = [dict(type='image'), dict(type='text', text=question)]
+        reply = dict(role='assistant', content=[dict(type='text', text=answer)])
+        record = dict(messages=[dict(role='user', content=content), reply], images=[image], source='text.txt')
+        ids = encode(record)['inputs']['input_ids'].tolist()
+        return [ids.count(number) for number in added.values()]
+
+    plain = counts('x', 'x')
+
+    def read(path: Path) -> None:
+        question, _, answer = path.read_bytes().decode('utf-8', 'replace').partition('|')
+        found = counts(question or 'x', answer or 'x')
+        assert found == plain, 'a text became control tokens'
+
+    control = list(added)
+    texts = ['What is it?|A cat.', ' '.join(control[:3]) + '|' + ''.join(control[-3:]), '<s>old</s>|<image>', 'a\n|  b']
+    return Reader({f'{i}.txt': text.encode() for i, text in enumerate(texts)}, read, names_file=False)
+
+
+def readers(folder: Path) -> dict[str, Callable[[], Reader]]:
+    """All readers by name, built when they are called."""
+    found = dict(
+        conversations=_conversations,
+        images=_images,
+        coco=_coco,
+        captions=_captions,
+        pope=_pope,
+        vqav2=lambda: _vqav2(folder / 'vqav2'),
+        scienceqa=lambda: _scienceqa(folder / 'scienceqa'),
+        refcoco=lambda: _refcoco(folder / 'refcoco'),
+        plain_pickle=_pickles,
+        checkpoint=_checkpoints,
+        safetensors=_weights,
+        shard_index=_index,
+        curves=_curves,
+        answers=_answers,
+    )
+    return found | {f'encode_{family}': lambda family=family: _encoding(family) for family in tiny_vlms.ALL_FAMILIES}
+
+
+@contextmanager
+def _limited_time() -> Iterator[None]:
+    def stop(*_: object) -> None:
+        raise TooSlowError
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, SECONDS)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def mutate(reader: Reader, seed: int, name: str, number: int) -> tuple[str, bytes]:
+    """The name and the content of a mutated file."""
+    rng = random.Random(f'{seed} {name} {number}')
+    file = rng.choice(sorted(reader.files))
+    content = reader.files[file]
+    as_bytes = {
+        key: value if isinstance(value, bytes) else json.dumps(value).encode() for key, value in reader.files.items()
+    }
+    if not isinstance(content, bytes) and rng.random() < 0.5:
+        return file, mutate_json(rng, content)
+    return file, mutate_bytes(rng, as_bytes[file], list(as_bytes.values()))
+
+
+def try_one(reader: Reader, folder: Path, file: str, content: bytes) -> str | None:
+    """Read a mutated file: 'read', 'refused', or what is wrong with the way in which it was refused."""
+    path = folder / file
+    path.write_bytes(content)
+    try:
+        with _limited_time(), warnings.catch_warnings(), redirect_stdout(io.StringIO()):
+            warnings.simplefilter('ignore')
+            reader.read(path)
+    except (ValueError, OSError) as error:
+        text = str(error)
+        # What the message of the reader's own may hold is decided here, not how it is written.
+        if isinstance(error, UnicodeError) or type(error).__name__ == 'JSONDecodeError':
+            return f'a bare {type(error).__name__}: {text[:100]!r}'
+        if not text.isprintable():
+            return f'several lines or control characters: {text[:200]!r}'
+        if len(text) > LONGEST:
+            return f'{len(text)} characters: {text[:100]!r}'
+        if reader.names_file and str(folder) not in text:
+            return f'the file is not named: {text[:200]!r}'
+        return 'refused'
+    except TooSlowError:
+        return f'over {SECONDS} s'
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt):
+            raise
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        return f'{type(error).__name__}: {str(error)[:150]!r} at {Path(place.filename).name}:{place.lineno}'
+    return 'read'
+
+
+def fuzz(name: str, build: Callable[[], Reader], count: int, seed: int, folder: Path) -> Outcome:
+    """Try the mutations of one reader; `folder` holds the images that its files name."""
+    reader, outcome = build(), Outcome()
+    for i in range(2):
+        small_data.draw(folder / f'{i}.png', i)
+    for file, content in reader.files.items():  # What was not mutated is read.
+        whole = content if isinstance(content, bytes) else json.dumps(content).encode()
+        found = try_one(reader, folder, file, whole)
+        if found != 'read':
+            outcome.broken.append((-1, f'{file}, not mutated: {found}'))
+    for number in range(count):
+        start = time.perf_counter()
+        file, content = mutate(reader, seed, name, number)
+        found = try_one(reader, folder, file, content)
+        outcome.slowest = max(outcome.slowest, time.perf_counter() - start)
+        if found in ('read', 'refused'):
+            setattr(outcome, found, getattr(outcome, found) + 1)
+        else:
+            outcome.broken.append((number, f'{file}: {found}'))
+    return outcome
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Fuzz, and print a table and what broke."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--count', type=int, default=3000, help='mutations of each reader (default: %(default)s)')
+    parser.add_argument('--seed', type=int, default=0)
+    parser.add_argument('--reader', nargs='+', help='only these (default: all)')
+    parser.add_argument('--number', type=int, help='only this mutation, with its traceback')
+    args = parser.parse_args(argv)
+    resource.setrlimit(resource.RLIMIT_AS, (_memory() + MEMORY,) * 2)
+    with tempfile.TemporaryDirectory() as place:
+        known = readers(Path(place))
+        chosen = {name: known[name] for name in args.reader or known}
+        if args.number is not None:
+            (name, build), folder = next(iter(chosen.items())), Path(place, 'one')
+            reader = build()
+            for i in range(2):
+                small_data.draw(folder / f'{i}.png', i)
+            file, content = mutate(reader, args.seed, name, args.number)
+            print(file, content[:2000], try_one(reader, folder, file, content), sep='\n')
+            reader.read(folder / file)
+            return 0
+        print('| reader | read | refused | broken | slowest, s |\n| :-- | --: | --: | --: | --: |')
+        broken = 0
+        for name, build in chosen.items():
+            folder = Path(place, f'files of {name}')
+            folder.mkdir()
+            outcome = fuzz(name, build, args.count, args.seed, folder)
+            broken += len(outcome.broken)
+            print(
+                f'| {name} | {outcome.read} | {outcome.refused} | {len(outcome.broken)} | {outcome.slowest:.2f} |',
+                flush=True,
+            )
+            seen = set()
+            for number, text in outcome.broken:
+                if (key := text.partition(': ')[2][:60]) not in seen and len(seen) < 12:
+                    seen.add(key)
+                    print(f'    {number}: {text}', file=sys.stderr)
+    return int(broken > 0)
+
+
+def _memory() -> int:
+    """Bytes of address space that the program has now."""
+    return int(Path('/proc/self/statm').read_text().split()[0]) * resource.getpagesize()
+
+
+if __name__ == '__main__':
+    sys.exit(main())
