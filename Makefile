@@ -4,7 +4,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help demo gallery test lint bench docs clean
+.PHONY: help demo gallery test test-fast lint bench docs clean
 
 VENV ?= .venv
 TORCH := torch==2.12.1 torchvision==0.27.1
@@ -27,7 +27,7 @@ OPS_WHEEL := $(firstword $(wildcard ../shared/wheels/onedl_mmcv-*-cp311-*.whl))
 OPS_DONE := $(if $(OPS_WHEEL),$(STAMPS)/$(notdir $(OPS_WHEEL)))
 
 help: ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
 	@echo 'PYTHON=/path/to/python chooses the interpreter, VENV=folder the virtual environment.'
 
 demo: $(RUNTIME_DONE) ## train a small ViT with MergeMix on handwritten digits (CPU, < 5 minutes after the install)
@@ -37,10 +37,13 @@ demo: $(RUNTIME_DONE) ## train a small ViT with MergeMix on handwritten digits (
 gallery: $(TESTS_DONE) $(OPS_DONE) ## train the tiny config of every method and show them on one page (CPU, about 25 minutes)
 	$(PY) tools/gallery/build_gallery.py
 
-test: $(TESTS_DONE) $(OPS_DONE) ## lint, then all tests
+test: $(TESTS_DONE) $(OPS_DONE) ## lint, then all tests (under 15 minutes on an idle machine)
 	$(PY) -m ruff format --check .
 	$(PY) -m ruff check .
 	$(PY) -m pytest -q
+
+test-fast: $(TESTS_DONE) $(OPS_DONE) ## the tests that train nothing and start no programs (under 4 minutes)
+	$(PY) -m pytest -q -m 'not slow'
 
 lint: $(TESTS_DONE) ## formatting and ruff's rules
 	$(PY) -m ruff format --check .

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from limits import HANGS
 
 import mergemix_mm
 from mergemix_mm import paths
@@ -13,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def run_python(code: str) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    return subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True, timeout=HANGS)
 
 
 def test_functional_works_with_torch_alone():

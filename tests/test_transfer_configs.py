@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from limits import HANGS
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.registry import MODELS, init_default_scope
@@ -334,7 +335,7 @@ def test_detrs_need_no_compiled_ops_and_the_others_are_skipped_with_the_command(
     # As with a plain `pip install onedl-mmcv`: the same tests in a process that cannot import the ops.
     code = "import pytest, sys; sys.modules['mmcv._ext'] = None; sys.exit(pytest.main(sys.argv[1:]))"
     tests = [__file__, '-q', '-rs', '-k', 'takes_a_training', '-p', 'no:cacheprovider']
-    done = subprocess.run([sys.executable, '-c', code, *tests], capture_output=True, text=True, cwd=ROOT, timeout=280)
+    done = subprocess.run([sys.executable, '-c', code, *tests], capture_output=True, text=True, cwd=ROOT, timeout=HANGS)
     assert '3 passed, 5 skipped' in done.stdout, done.stdout + done.stderr
     assert 'MaskRCNN needs the compiled ops of onedl-mmcv: lay a wheel' in done.stdout and INSTALL in done.stdout
 
@@ -344,7 +345,7 @@ def test_an_op_that_is_missing_names_itself_and_the_command_when_it_is_called():
         "import sys; sys.modules['mmcv._ext'] = None; import mergemix_mm.missing_ops, torch; from mmcv.ops import nms; "
         'nms(torch.tensor([[0.0, 0.0, 1.0, 1.0]]), torch.ones(1), 0.5)'
     )
-    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=ROOT, timeout=280)
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=ROOT, timeout=HANGS)
     assert 'ImportError: nms is a compiled op' in done.stderr and INSTALL in done.stderr
 
 

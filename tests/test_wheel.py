@@ -8,6 +8,7 @@ from pathlib import Path
 from zipfile import ZipFile
 
 import pytest
+from limits import HANGS
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGED = ('configs', 'tools')
@@ -36,7 +37,7 @@ runpy.run_path(str(tool), run_name='__main__')
 
 
 def run(*command, **kwargs):
-    done = subprocess.run([sys.executable, *map(str, command)], capture_output=True, text=True, timeout=240, **kwargs)
+    done = subprocess.run([sys.executable, *map(str, command)], capture_output=True, text=True, timeout=HANGS, **kwargs)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
     return done.stdout
 

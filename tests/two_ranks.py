@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import torch
+from limits import HANGS
 
 WORLD = 2
 
@@ -25,7 +26,7 @@ def results_of(file, folder):
     ]
     try:
         for process in processes:
-            output, _ = process.communicate(timeout=240)
+            output, _ = process.communicate(timeout=HANGS)
             assert process.returncode == 0, output[-3000:]
     finally:
         for process in processes:

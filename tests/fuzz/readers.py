@@ -83,7 +83,7 @@ def _conversations() -> Reader:
     said = [{'from': 'human', 'value': '<image>\nWhat?'}, {'from': 'gpt', 'value': 'A dog', 'loss': True}]
     records = [
         dict(id='1', image='0.png', conversations=said),
-        dict(id='2', conversations=[{'from': 'system', 'value': 'Be brief.'}, *said[1:], *said[1:]]),
+        dict(id='2', conversations=[{'from': 'system', 'value': 'Be brief.'}, dict(said[0], value='Hi'), said[1]]),
         dict(messages=turns, images=['0.png'], system='Be brief.', rejected_response='A dog.'),
         dict(messages=[dict(role='user', content=parts), dict(role='assistant', content='This.', weight=1)]),
         dict(image='0.png', prompt='<image>Q', chosen='good', rejected='bad', source='web'),

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from limits import HANGS
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS, MODELS
@@ -193,7 +194,7 @@ def test_two_processes_give_the_numbers_of_one(files, run_command, run_tool):
     torchrun = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2']
     tool = [str(ROOT / 'tools' / 'evaluate.py'), *paths, '--work-dir', str(folder / 'two'), '--output', str(outputs[1])]
     environment = dict(os.environ, CUDA_VISIBLE_DEVICES='', OMP_NUM_THREADS='1', PYTHONPATH=str(ROOT))
-    done = run_command([*torchrun, *tool, '--launcher', 'pytorch'], timeout=240, env=environment)
+    done = run_command([*torchrun, *tool, '--launcher', 'pytorch'], timeout=HANGS, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
     one, two = (json.loads(path.read_text())['benchmarks']['losses'] for path in outputs)
     assert one['samples'] == two['samples'] == 6

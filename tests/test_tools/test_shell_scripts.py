@@ -5,6 +5,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from limits import HANGS
 
 TOOLS = Path(__file__).parents[2] / 'tools'
 
@@ -20,7 +21,7 @@ def run_script(tmp_path):
     def run(script, *arguments, **environment):
         clean = dict(PATH=f'{tmp_path}{os.pathsep}{os.environ["PATH"]}', **environment)
         command = ['bash', TOOLS / script, *arguments]
-        return subprocess.run(command, env=clean, capture_output=True, text=True, timeout=20)
+        return subprocess.run(command, env=clean, capture_output=True, text=True, timeout=HANGS)
 
     return run
 

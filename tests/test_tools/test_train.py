@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from limits import HANGS
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
@@ -82,7 +83,7 @@ def test_two_processes_train_over_gloo_without_a_gpu(config, tmp_path, run_comma
         port = str(free.getsockname()[1])
     environment = dict(os.environ, PYTHON=sys.executable, PORT=port, CUDA_VISIBLE_DEVICES='', OMP_NUM_THREADS='1')
     command = ['bash', ROOT / 'tools' / 'dist_train.sh', config, '2', '--work-dir', tmp_path / 'work']
-    done = run_command(command, env=environment, timeout=180)
+    done = run_command(command, env=environment, timeout=HANGS)
     assert done.returncode == 0, done.stderr[-3000:]
     # Twenty images in batches of five, shared by two processes: two steps in each of two epochs.
     assert load(tmp_path / 'work' / 'epoch_2.pth')['meta']['iter'] == 4

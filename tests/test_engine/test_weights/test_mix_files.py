@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from limits import HANGS
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -245,7 +246,7 @@ def test_a_killed_run_leaves_no_half_written_output(llamas, tmp_path):
         [sys.executable, '-c', KILLED, *paths],
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=HANGS,
         cwd=Path(__file__).parents[3],
     )
     assert done.stdout.split()[-2:] == [str(int(signal.SIGKILL))] * 2, done.stderr
