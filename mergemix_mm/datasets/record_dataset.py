@@ -12,6 +12,7 @@ from mmengine.logging import print_log
 from PIL import Image
 from torch.utils.data import Dataset
 
+from ..utils.images import MAX_PIXELS, MissingImageError, check_image_options, image_name, read_image
 from .record_error import RecordError
 
 NUM_SHOWN = 5
@@ -35,10 +36,12 @@ class RecordDataset(Dataset, ABC):
             of the file, beginning again at its end: always the same one. Defaults to ``'raise'``.
         test_mode (bool): Whether the data is for evaluation: then nothing is replaced. Defaults to False.
         metainfo (dict, optional): Handed to evaluators. Defaults to None.
+        background (str | Sequence[int]): The colour that transparent pixels of an image show. Defaults to ``'white'``.
+        max_pixels (float, optional): Larger images are unusable; see :func:`read_image`. Defaults to 100 million.
 
     Raises:
-        ValueError: If ``on_error`` or ``data_prefix`` is unknown, skipping is asked for in evaluation, or there is no
-            record.
+        ValueError: If ``on_error`` or ``data_prefix`` is unknown, ``background`` or ``max_pixels`` is out of its range,
+            skipping is asked for in evaluation, or there is no record.
         RecordError: If a record is unusable and ``on_error='raise'``, or if none of its modality is usable.
     """
 
@@ -50,8 +53,15 @@ class RecordDataset(Dataset, ABC):
         on_error: str = 'raise',
         test_mode: bool = False,
         metainfo: dict | None = None,
+        background: str | Sequence[int] = 'white',
+        max_pixels: float | None = MAX_PIXELS,
     ) -> None:
         name = type(self).__name__
+        try:
+            check_image_options(background, max_pixels)
+        except ValueError as error:
+            raise ValueError(f'{name}: {error}.') from error
+        self.background, self.max_pixels = background, max_pixels
         if on_error not in ('raise', 'skip'):
             raise ValueError(f"{name}: on_error={on_error!r} is unknown; use 'raise' or 'skip'.")
         if on_error == 'skip' and test_mode:
@@ -105,13 +115,14 @@ class RecordDataset(Dataset, ABC):
             record = self.load_record(index)
             paths = record['images']
             images = [self._load_image(path) for path in paths]
+            names = [image_name(path) for path in paths]
         except RecordError:  # which names the file already
             raise
         except ValueError as error:
             raise RecordError(f'{self.source(index)}: {error}') from error
         except (AttributeError, KeyError, TypeError) as error:  # JSON of another shape: a list, a number, null.
             raise RecordError(f'{self.source(index)}: not in the layout of {type(self).__name__}: {error!r}') from error
-        return {**record, 'images': images, 'img_path': paths, 'source': self.source(index)}
+        return {**record, 'images': images, 'img_path': names, 'source': self.source(index)}
 
     def __len__(self) -> int:
         return len(self.records)
@@ -154,16 +165,10 @@ class RecordDataset(Dataset, ABC):
             return
         print_log(f'{type(self).__name__}: {text}', logger='current', level=30)
 
-    def _load_image(self, path: str) -> Image.Image:
-        if not isinstance(path, str):
-            raise ValueError(f'an image must be given by the path of its file, found {path!r}')
-        if path.startswith(('http://', 'https://')):
-            raise ValueError(f'image {path} is a web address; download it and give the path of the file')
-        path = os.path.join(self.image_prefix, path.removeprefix('file://'))
-        if not os.path.isfile(path):
-            raise ValueError(f'image {path} does not exist; look at data_root and data_prefix=dict(img_path=...)')
+    def _load_image(self, source) -> Image.Image:
+        """Read an image, relative to ``image_prefix``; see :func:`read_image` for what may be given."""
+        options = dict(background=self.background, max_pixels=self.max_pixels)
         try:
-            with Image.open(path) as image:
-                return image.convert('RGB')
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise ValueError(f'image {path} cannot be read: {error}') from error
+            return read_image(source, root=self.image_prefix, **options)
+        except MissingImageError as error:
+            raise ValueError(f'{error}; look at data_root and data_prefix=dict(img_path=...)') from error

@@ -1,0 +1,362 @@
+"""The one reader of images of our own datasets, tools and projects: what a viewer shows, in RGB, or an error."""
+
+import base64
+import binascii
+import io
+import math
+import os
+import re
+import reprlib
+import warnings
+from collections.abc import Mapping, Sequence
+from urllib.parse import unquote, unquote_to_bytes
+
+import numpy as np
+from PIL import ExifTags, Image, ImageColor
+
+# What Pillow may open. Its other plugins start programs (EPS: Ghostscript), need Windows (WMF), or are stubs.
+FORMATS = ('JPEG', 'MPO', 'PNG', 'WEBP', 'GIF', 'BMP', 'TIFF', 'PPM', 'JPEG2000', 'AVIF')
+# 300 MB in RGB. Photographs of phones and cameras have 12 to 60 million.
+MAX_PIXELS = 100_000_000
+SHOWN_LENGTH = 200
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+# What a file that is not an image holds instead, by its first bytes.
+_OTHERS = {
+    rb'%!PS|\xc5\xd0\xd3\xc6': 'PostScript',
+    rb'%PDF': 'a PDF',
+    rb'(?i)\s*(<\?xml[^>]*>\s*)?(<!--.*?-->\s*)?(<!doctype svg[^>]*>\s*)?<svg': 'SVG, which is not a raster image',
+    rb'(?i)\s*<(!doctype html|html|head|body)': 'a web page, such as a failed download leaves',
+    rb'version https://git-lfs': 'a pointer of Git LFS instead of the file (git lfs pull fetches it)',
+    rb'....ftyp(heic|heix|heim|heis|mif1|msf1)': 'HEIC, which Pillow does not read; convert it to JPEG',
+    rb'....ftyp|\x1a\x45\xdf\xa3': 'a video',
+    rb'\x89HDF': 'HDF5',
+    rb'\x93NUMPY': 'a NumPy array',
+    rb'PK\x03\x04': 'a zip archive',
+    rb'\x1f\x8b': 'gzip',
+    rb'SIMPLE  =': 'FITS',
+}
+
+
+class _ImageError(ValueError):
+    """The message names the image already."""
+
+
+class MissingImageError(_ImageError):
+    """There is no file of this name."""
+
+
+def read_image(
+    source,
+    *,
+    root: str | os.PathLike = '',
+    background: str | Sequence[int] = 'white',
+    max_pixels: float | None = MAX_PIXELS,
+) -> Image.Image:
+    """Read an image as a viewer shows it.
+
+    Its EXIF orientation is applied. Numbers of more than 8 bits are scaled by their depth, so that 65535 of a 16-bit
+    PNG is white. Floating point numbers, and integers of a TIFF with sign or 32 bits, are in [0, 1] (not for
+    integers), [0, 255] or [0, 65535]: the smallest of these ranges that holds them all. What is transparent shows the
+    background. Of an animation or a file of several pages, the first one is read. Colour profiles are not applied.
+
+    Only :data:`FORMATS` are opened, whatever the name of the file is, and the number of pixels is looked at before any
+    of them is decoded.
+
+    Args:
+        source (str | os.PathLike | bytes | Mapping | PIL.Image.Image): The path of a file or a ``file://`` URL, a
+            ``data:`` URL, the content of a file, a mapping with ``bytes`` or else ``path`` as Hugging Face's datasets
+            write it, or an image that Pillow has opened already.
+        root (str | os.PathLike): Where relative paths begin. Defaults to ''.
+        background (str | Sequence[int]): What transparent pixels show: a colour that Pillow knows ('white', '#ff8000')
+            or red, green and blue in [0, 255]. Defaults to ``'white'``.
+        max_pixels (float, optional): Larger images are refused. Defaults to 100 million; None means no limit but
+            Pillow's own, ``PIL.Image.MAX_IMAGE_PIXELS``, which always holds.
+
+    Returns:
+        PIL.Image.Image: In mode RGB.
+
+    Raises:
+        MissingImageError: If there is no such file; it is a ValueError too.
+        ValueError: If the image cannot be decoded or is too large, or an option is out of its range. The message has
+            one line, names the file, and never holds its content.
+    """
+    colour, limit = check_image_options(background, max_pixels)
+    name = image_name(source)
+    try:
+        if isinstance(source, Image.Image):
+            return _to_rgb(source.copy(), colour)
+        content = _find(source, root)
+        if isinstance(content, str):
+            name = image_name(content)
+        with open(content, 'rb') if isinstance(content, str) else io.BytesIO(content) as file:
+            return _decode(file, colour, limit)
+    except _ImageError:
+        raise
+    # On damaged data Pillow raises struct.error, zlib.error, SyntaxError, MemoryError and others.
+    except Exception as error:
+        raise ValueError(f'image {name} cannot be read: {_one_line(error)}') from error
+
+
+def check_image_options(
+    background: str | Sequence[int] = 'white', max_pixels: float | None = MAX_PIXELS
+) -> tuple[tuple[int, int, int], float]:
+    """The background as red, green and blue, and the limit as a number.
+
+    Raises:
+        ValueError: If one is out of its range; names it.
+    """
+    try:
+        colour = ImageColor.getrgb(background) if isinstance(background, str) else tuple(background)
+        known = len(colour) == 3 and all(isinstance(value, int) and 0 <= value <= 255 for value in colour)
+    except (TypeError, ValueError):
+        known = False
+    if not known:
+        raise ValueError(
+            f"background={background!r} must be a colour without transparency, such as 'white' or '#ff8000', or red, "
+            'green and blue as whole numbers from 0 to 255'
+        )
+    number = isinstance(max_pixels, (int, float)) and not isinstance(max_pixels, bool)
+    if max_pixels is not None and not (number and max_pixels >= 1):
+        raise ValueError(f'max_pixels={max_pixels!r} must be a number of at least 1, or None for no limit')
+    return colour, math.inf if max_pixels is None else max_pixels
+
+
+def image_name(source) -> str:
+    """What a message, or a record's metadata, calls an image: its path, and of its content only the length."""
+    if isinstance(source, Mapping):
+        path, content = source.get('path'), source.get('bytes')
+        return image_name(path) if isinstance(path, (str, os.PathLike)) and path else image_name(content)
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return f'<{len(source)} bytes>'
+    if isinstance(source, Image.Image):
+        return f'<{type(source).__name__} of {source.width} x {source.height}>'
+    if not isinstance(source, (str, os.PathLike)):
+        return f'<{type(source).__name__}>'
+    text = os.fspath(source)
+    text = text if isinstance(text, str) else os.fsdecode(text)
+    if _is_data_url(text):
+        return f'{_printable(text[:64].partition(",")[0])},... ({len(text)} characters)'
+    if len(text) > SHOWN_LENGTH:
+        return f'{_printable(text[:32])}... ({len(text)} characters)'
+    return _printable(text)
+
+
+def _find(source, root: str | os.PathLike) -> str | bytes:
+    """The path of an image's file, or the content of it."""
+    if isinstance(source, Mapping):
+        content, path = source.get('bytes'), source.get('path')
+        if content is not None and not isinstance(content, (bytes, bytearray, memoryview)):
+            raise ValueError(f"its 'bytes' must hold the content of a file, found {type(content).__name__}")
+        source = path if content is None else content
+        if source is None:
+            raise _ImageError("an image given by a mapping must have 'bytes' or 'path'")
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return source
+    if not isinstance(source, (str, os.PathLike)):
+        raise _ImageError(
+            f'an image must be given by the path of its file, found {_one_line(reprlib.repr(source))}; a data: URL or '
+            '{"bytes": ..., "path": ...} will do as well'
+        )
+    text = os.fsdecode(source)
+    return _read_data_url(text) if _is_data_url(text) else _find_file(text, os.fspath(root))
+
+
+def _find_file(text: str, root: str) -> str:
+    """The file that a path or a ``file://`` URL names."""
+    scheme = re.match(r'([a-z][a-z0-9+.-]+)://', text, re.IGNORECASE)
+    if scheme is not None and scheme[1].lower() != 'file':
+        raise _ImageError(f'image {image_name(text)} is a web address; download it and give the path of the file')
+    names = [text]
+    if scheme is not None:
+        text = re.sub('^localhost/', '/', text[scheme.end() :])
+        names = [text, unquote(text)]
+    paths = [os.path.join(root, name) for name in names]
+    found = next((path for path in paths if os.path.isfile(path)), None)
+    if found is not None:
+        return found
+    shown = image_name(paths[0])
+    if text and not os.path.exists(paths[0]):
+        hint = (
+            ' (base64 needs "data:image/png;base64," before it)' if re.fullmatch(r'[\w+/\s-]{100,}=*\s*', text) else ''
+        )
+        raise MissingImageError(f'image {shown} does not exist{hint}')
+    raise _ImageError(f'image {shown} is a {"folder" if os.path.isdir(paths[0]) else "device"}, not a file')
+
+
+def _is_data_url(text: str) -> bool:
+    return text[:5].lower() == 'data:'
+
+
+def _read_data_url(text: str) -> bytes:
+    """The content of ``data:[type][;base64],...`` (RFC 2397)."""
+    head, comma, payload = text[5:].partition(',')
+    if not comma:
+        raise ValueError("a data: URL must hold a comma: 'data:image/png;base64,...'")
+    content = unquote_to_bytes(payload)
+    if not head.lower().replace(' ', '').endswith(';base64'):
+        return content
+    content = b''.join(content.split())
+    content += b'=' * (-len(content) % 4)
+    try:
+        return base64.b64decode(content, validate=True)
+    except binascii.Error as error:
+        raise ValueError(f'the base64 of its data: URL is damaged ({error})') from error
+
+
+def _decode(file: io.BufferedIOBase, background: tuple[int, int, int], max_pixels: float) -> Image.Image:
+    start = file.read(1024)
+    if not start:
+        raise ValueError('it is empty (0 bytes)')
+    file.seek(0)
+    Image.init()
+    # Pillow warns of large images, which are measured here, and of metadata, which is not used.
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        try:
+            image = Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN])
+        except Image.UnidentifiedImageError as error:
+            raise ValueError(f'it is {_kind(start)}; known formats are {", ".join(FORMATS)}') from error
+        except Image.DecompressionBombError as error:
+            raise ValueError(f'it is too large for Pillow (PIL.Image.MAX_IMAGE_PIXELS): {error}') from error
+        with image:
+            if image.width * image.height > max_pixels:
+                raise ValueError(f'it has {image.width} x {image.height} pixels, more than max_pixels={max_pixels:.0f}')
+            return _to_rgb(image, background)
+
+
+def _kind(start: bytes) -> str:
+    """What a file holds that is not an image, by its first bytes."""
+    for pattern, kind in _OTHERS.items():
+        if re.match(pattern, start, re.DOTALL):
+            return kind
+    if not start.strip(b'\0'):
+        return 'not an image, its first bytes are all 0'
+    try:
+        text = start[:-4].decode() if len(start) == 1024 else start.decode()
+    except UnicodeDecodeError:
+        return 'not an image that can be decoded'
+    return 'text, not an image' if text.isprintable() or text.split() else 'not an image that can be decoded'
+
+
+def _to_rgb(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
+    """RGB, turned upright."""
+    rawmode = _rawmode(image)
+    image.load()
+    # Pillow turns a TIFF itself, and then takes the tag away.
+    turn = _TURNS.get(_orientation(image))
+    shown = _opaque(image, rawmode, background)
+    if shown is image:
+        shown = image.copy()
+    if turn is not None:
+        shown = shown.transpose(turn)
+    shown.info = {}
+    return shown
+
+
+def _orientation(image: Image.Image) -> int | None:
+    try:
+        found = image.getexif().get(ExifTags.Base.Orientation)
+        return found if isinstance(found, int) else None
+    except Exception:  # Damaged metadata says nothing; the pixels are there.
+        return None
+
+
+def _rawmode(image: Image.Image) -> str:
+    """How the pixels are stored, which Pillow knows before it decodes them only; '' where it does not tell."""
+    for tile in getattr(image, 'tile', None) or ():
+        arguments = tile[3]
+        arguments = arguments[0] if isinstance(arguments, tuple) and arguments else arguments
+        if isinstance(arguments, str):
+            return arguments
+    return ''
+
+
+def _opaque(image: Image.Image, rawmode: str, background: tuple[int, int, int]) -> Image.Image:
+    key = image.info.get('transparency')
+    if image.mode in ('I', 'F') or image.mode.startswith('I;16'):
+        values = np.asarray(image)
+        pixels = _to_8_bits(image, values)
+        pixels = np.stack([pixels] * 3, axis=-1)
+        if isinstance(key, int):
+            pixels[values == key] = background
+        return Image.fromarray(pixels)
+    if image.mode in ('1', 'L', 'RGB') and isinstance(key, (int, tuple)):
+        return _without_key(image, key, rawmode, background)
+    if image.has_transparency_data:
+        image = image.convert('RGBA')
+        under = Image.new('RGBA', image.size, (*background, 255))
+        return Image.alpha_composite(under, image).convert('RGB')
+    if image.mode == 'LAB':
+        from PIL import ImageCms
+
+        return ImageCms.profileToProfile(
+            image, ImageCms.createProfile('LAB'), ImageCms.createProfile('sRGB'), outputMode='RGB'
+        )
+    return image if image.mode == 'RGB' else image.convert('RGB')
+
+
+def _without_key(
+    image: Image.Image, key: int | tuple[int, ...], rawmode: str, background: tuple[int, int, int]
+) -> Image.Image:
+    """Put the background in the place of one colour. A PNG names it at its own depth, where Pillow has 8 bits."""
+    factor = {'1': 255, 'L;2': 85, 'L;4': 17}.get(rawmode, 1)
+    keys = np.atleast_1d(key).astype(np.int64)
+    keys = keys >> 8 if '16' in rawmode else keys * factor
+    del image.info['transparency']
+    pixels = np.array(image.convert('RGB'))
+    pixels[(pixels == keys).all(-1)] = background
+    return Image.fromarray(pixels)
+
+
+def _to_8_bits(image: Image.Image, values: np.ndarray) -> np.ndarray:
+    """Scale numbers of more than 8 bits.
+
+    Args:
+        image (PIL.Image.Image): Of mode I, F or I;16...
+        values (np.ndarray): [H, W], its pixels.
+
+    Returns:
+        np.ndarray: [H, W] uint8.
+    """
+    tags = getattr(image, 'tag_v2', {})
+    bits, signed = tags.get(258, (16,))[0], tags.get(339, (1,))[0] == 2
+    inverted = tags.get(262) == 0
+    if image.mode == 'F':
+        if not np.isfinite(values).all():
+            raise ValueError('its floating point numbers hold NaN or infinity')
+        limits = (1, 255, 65535)
+    elif image.format != 'TIFF' and image.mode == 'I' and image.format is not None:
+        limits = (65535,)
+    elif image.mode != 'I':
+        limits = (2**bits - 1,)
+    else:
+        if bits == 32 and not signed:
+            values = values.view(np.uint32)
+        limits = (255, 65535, 2 ** (bits - signed) - 1) if bits > 16 else (255, 2 ** (bits - signed) - 1)
+    low, high = (values.min().item(), values.max().item()) if values.size else (0, 0)
+    limit = next((limit for limit in limits if high <= limit), None)
+    if low < 0 or limit is None or (high > 65535 and high * 255 < limit):
+        raise ValueError(
+            f'its numbers go from {low:g} to {high:g}, in which nothing says what is white; save it with 8 or 16 bits'
+        )
+    pixels = np.rint(values.astype(np.float32) * (255 / limit)).astype(np.uint8)
+    return 255 - pixels if inverted else pixels
+
+
+def _one_line(error: Exception | str) -> str:
+    text = ' '.join(str(error).split()) or type(error).__name__
+    return _printable(text if len(text) <= 2 * SHOWN_LENGTH else text[: 2 * SHOWN_LENGTH] + '...')
+
+
+def _printable(text: str) -> str:
+    """Control characters and what cannot be encoded are shown, not sent."""
+    return ''.join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
