@@ -16,7 +16,7 @@ from .record_dataset import RecordDataset
 class VQAv2Dataset(RecordDataset):
     """Questions and answers from VQAv2's own files, read lazily, as conversations.
 
-    ``gt_answer`` of a record is the list of its ten answers, what MMPretrain's ``VQAAcc`` expects. The assistant turn
+    ``gt_answer`` of a record is the list of its ten answers, what ``VQAv2Accuracy`` expects. The assistant turn
     is ``multiple_choice_answer``, or the most frequent answer. Files of OK-VQA have the same layout.
 
     Args:

@@ -19,7 +19,7 @@ class BenchmarkLoop(BaseLoop):
 
     Examples:
         >>> test_dataloader = dict(pope=dict(...), vqav2=dict(...))
-        >>> test_evaluator = dict(pope=dict(type='POPEMetric'), vqav2=dict(type='mmpretrain.VQAAcc'))
+        >>> test_evaluator = dict(pope=dict(type='POPEMetric'), vqav2=dict(type='VQAv2Accuracy'))
         >>> test_cfg = dict(type='BenchmarkLoop')
     """
 

@@ -13,6 +13,7 @@ from .metrics import (
     RelaxedAccuracy,
     ShapesGenerationMetric,
     TextDetectionMetric,
+    VQAv2Accuracy,
 )
 
 __all__ = [
@@ -28,4 +29,5 @@ __all__ = [
     'RelaxedAccuracy',
     'ShapesGenerationMetric',
     'TextDetectionMetric',
+    'VQAv2Accuracy',
 ]

@@ -145,7 +145,7 @@ def test_names_are_those_of_the_repository_and_options_reach_into_each(files, lo
     cfg = merged(load_tool, folder / 'model.py', 'weights.pth', 'pope', 'vqav2', '--amp', *options)
     assert list(cfg.test_dataloader) == ['pope', 'vqav2'] and cfg.load_from == 'weights.pth'
     assert cfg.test_dataloader.pope.dataset.data_root == 'there' and cfg.model.generation.max_new_tokens == 5
-    assert cfg.test_evaluator.vqav2.type == 'mmpretrain.VQAAcc' and cfg.test_cfg.fp16
+    assert cfg.test_evaluator.vqav2.type == 'VQAv2Accuracy' and cfg.test_cfg.fp16
     for loader in cfg.test_dataloader.values():
         assert loader.dataset.pipeline == [dict(cfg.encode, max_length=None, generate=True)]
         assert loader.pin_memory and not loader.persistent_workers

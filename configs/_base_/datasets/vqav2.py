@@ -14,5 +14,5 @@ test_dataloader = dict(
     ),
     sampler=dict(type='DefaultSampler', shuffle=False),
 )
-test_evaluator = dict(type='mmpretrain.VQAAcc')
+test_evaluator = dict(type='VQAv2Accuracy')
 test_cfg = dict()

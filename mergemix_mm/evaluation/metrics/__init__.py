@@ -11,6 +11,7 @@ from .referring_box import ReferringBoxMetric
 from .shapes_generation import ShapesGenerationMetric
 from .text_detection import TextDetectionMetric
 from .text_match import ANLSMetric, RelaxedAccuracy
+from .vqav2_accuracy import VQAv2Accuracy
 
 __all__ = [
     'ANLSMetric',
@@ -25,4 +26,5 @@ __all__ = [
     'RelaxedAccuracy',
     'ShapesGenerationMetric',
     'TextDetectionMetric',
+    'VQAv2Accuracy',
 ]

@@ -16,7 +16,7 @@ class AnswerAccuracy(BaseMetric):
     - ``answer/<question_type>/accuracy``: over the questions of each type, where samples have a ``question_type``.
 
     Any of several accepted answers is as good as another. For VQAv2, where ten people answered and an answer counts
-    in full if three of them gave it, use MMPretrain's ``VQAAcc`` with all ten in ``gt_answer``.
+    in full if four of them gave it, use ``VQAv2Accuracy`` with all ten in ``gt_answer``.
 
     Args:
         collect_device (str): ``'cpu'`` or ``'gpu'``, how several processes gather. Defaults to ``'cpu'``.

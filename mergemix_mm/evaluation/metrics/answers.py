@@ -29,7 +29,7 @@ def normalise_answer(text: str) -> str:
 
     Lower case, without punctuation, articles and surplus space, after SQuAD (Rajpurkar et al. 2016,
     https://arxiv.org/abs/1606.05250). Unlike there, numbers keep their sign and their decimals: -3.5 is not 35. Number
-    words stay words; where *two* should equal *2*, MMPretrain's ``VQAAcc`` serves.
+    words stay words; where *two* should equal *2*, ``VQAv2Accuracy`` serves.
 
     Args:
         text (str): An answer. One of nothing but punctuation or articles keeps them.
