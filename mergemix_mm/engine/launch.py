@@ -12,13 +12,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from logging import WARNING
 from pathlib import Path
+from typing import Any
 
 import torch.distributed
 from mmengine.config import Config, DictAction
 from mmengine.device import get_device
 from mmengine.logging import print_log
 from mmengine.optim import AmpOptimWrapper, OptimWrapper
-from mmengine.registry import DATASETS, OPTIM_WRAPPERS, RUNNERS
+from mmengine.registry import DATASETS, MODELS, OPTIM_WRAPPERS, RUNNERS, Registry
 from mmengine.runner import FlexibleRunner, Runner
 
 # DDP on a CPU takes no device; a wrapper config of one's own replaces MMEngine's other defaults, hence all of them.
@@ -123,7 +124,10 @@ def use_amp(cfg: Config) -> None:
 
 
 def set_loader_defaults(cfg: Config, *splits: str, pin_memory: bool = True, persistent_workers: bool = True) -> None:
-    """Fill in MMPretrain's defaults of ``cfg.<split>_dataloader`` for the splits that the config has.
+    """Fill in the defaults of ``cfg.<split>_dataloader`` for the splits that the config has.
+
+    Batches are stacked by MMPretrain's ``default_collate`` where its models or datasets are at work. Whatever belongs
+    to another library keeps MMEngine's ``pseudo_collate``, a list of images: those of detectors differ in size.
 
     Args:
         cfg (Config): The config, changed in place.
@@ -131,12 +135,44 @@ def set_loader_defaults(cfg: Config, *splits: str, pin_memory: bool = True, pers
         pin_memory (bool): False switches it off whatever the config says. Defaults to True.
         persistent_workers (bool): The same. Defaults to True.
     """
-    defaults = dict(pin_memory=True, persistent_workers=True, collate_fn=dict(type='default_collate'))
     for loader in _loaders(cfg, *splits).values():
+        defaults = dict(pin_memory=True, persistent_workers=True)
+        if 'collate_fn' not in loader and _is_of_mmpretrain(cfg, loader):
+            defaults['collate_fn'] = dict(type='default_collate')
         for key, value in defaults.items():
             loader.setdefault(key, value)
         loader.pin_memory &= pin_memory
         loader.persistent_workers &= persistent_workers
+
+
+def _is_of_mmpretrain(cfg: Config, loader: dict) -> bool:
+    """Whether a loader's batches are for MMPretrain: what they go into, else what they hold, else the scope says so."""
+    scope = cfg.get('default_scope') or 'mmpretrain'
+    model = _library((cfg.get('model') or {}).get('type'), MODELS, scope)
+    datasets = {_library(kind, DATASETS, scope) for kind in _types(loader.get('dataset'))} - {None}
+    return ({model} if model else datasets or {scope}) == {'mmpretrain'}
+
+
+def _types(dataset: Any) -> list[str | type]:
+    """The types of the datasets that hold samples, at the bottom of ``dataset``, ``datasets``, ``tasks`` and so on."""
+    if isinstance(dataset, (list, tuple)):
+        return [kind for part in dataset for kind in _types(part)]
+    if not isinstance(dataset, dict):
+        return []
+    inner = [kind for key, part in dataset.items() if key != 'pipeline' for kind in _types(part)]
+    return inner or ([dataset['type']] if dataset.get('type') is not None else [])
+
+
+def _library(kind: str | type | None, registry: Registry, scope: str) -> str | None:
+    """The library of OpenMMLab that a type is of or inherits from, by its scope; None if it is of none of them."""
+    found = kind
+    if isinstance(kind, str):
+        with registry.switch_scope_and_registry(scope) as scoped:
+            found = scoped.get(kind)
+        if found is None:  # Not installed, or unknown: its prefix is all there is.
+            return kind.split('.')[0] if '.' in kind else None
+    roots = (base.__module__.split('.')[0] for base in getattr(found, '__mro__', ()))
+    return next((root for root in roots if root in registry.children), None)
 
 
 def _loaders(cfg: Config, *splits: str) -> dict[str, dict]:
@@ -146,7 +182,8 @@ def _loaders(cfg: Config, *splits: str) -> dict[str, dict]:
         found = cfg.get(key)
         if found is None:
             continue
-        several = found and all(isinstance(value, dict) and 'dataset' in value for value in found.values())
+        inner = [] if 'dataset' in found else list(found.values())  # A loader, or loaders by their names.
+        several = inner and all(isinstance(value, dict) and 'dataset' in value for value in inner)
         loaders |= {f'{key}.{name}': loader for name, loader in found.items()} if several else {key: found}
     return loaders
 

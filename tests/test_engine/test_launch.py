@@ -22,6 +22,61 @@ def test_loaders_get_the_defaults_they_lack_and_flags_switch_off():
     assert not cfg.test_dataloader.pin_memory and not cfg.test_dataloader.persistent_workers
 
 
+def wrapped(kind):
+    return dict(type='RepeatDataset', times=2, dataset=dict(type='ConcatDataset', datasets=[dict(type=kind)]))
+
+
+@pytest.mark.parametrize(
+    ('scope', 'model', 'dataset', 'collate'),
+    [
+        ('mmpretrain', 'ImageClassifier', 'CIFAR10', 'default_collate'),
+        ('mmpretrain', 'MixupClassifier', 'DigitsDataset', 'default_collate'),
+        ('mmpretrain', 'VLMTuner', 'ConversationDataset', 'default_collate'),
+        ('mmdet', 'mmpretrain.ImageClassifier', 'mmpretrain.CIFAR10', 'default_collate'),
+        ('mmdet', 'mmpretrain.ImageClassifier', 'CocoDataset', 'default_collate'),
+        ('mmdet', None, 'mmpretrain.CIFAR10', 'default_collate'),
+        ('mmdet', 'MaskRCNN', 'CocoDataset', None),
+        ('mmdet', 'MaskRCNN', 'ShapesCocoDataset', None),
+        ('mmpretrain', 'mmdet.MaskRCNN', 'mmdet.CocoDataset', None),
+        ('mmpretrain', 'mmdet.DETR', 'ShapesCocoDataset', None),
+        ('mmpretrain', None, 'mmdet.CocoDataset', None),
+        ('mmpretrain', 'mmseg.EncoderDecoder', 'mmseg.ADE20KDataset', None),  # Not installed here.
+        ('mmseg', 'EncoderDecoder', 'ADE20KDataset', None),
+        ('mmdet', 'ModelOfSomebody', 'DatasetOfSomebody', None),
+    ],
+)
+@pytest.mark.parametrize('nested', [False, True])
+def test_each_library_keeps_its_own_way_to_make_a_batch(scope, model, dataset, collate, nested):
+    pytest.importorskip('mmdet')
+    loader = dict(dataset=wrapped(dataset) if nested else dict(type=dataset, pipeline=[dict(type='mmdet.Resize')]))
+    cfg = Config(dict(default_scope=scope, model=dict(type=model), train_dataloader=loader, test_dataloader=loader))
+    set_loader_defaults(cfg, 'train', 'val', 'test')
+    for key in ('train_dataloader', 'test_dataloader'):
+        assert cfg[key].get('collate_fn') == (collate and dict(type=collate))
+        assert cfg[key].pin_memory and cfg[key].persistent_workers
+
+
+def test_a_class_in_the_place_of_a_name_is_understood():
+    from mmdet.models import DETR
+
+    class Detector(DETR):
+        """Somebody's own."""
+
+    cfg = Config(dict(default_scope='mmpretrain', train_dataloader=dict(dataset=dict(type='ShapesCocoDataset'))))
+    cfg.model = dict(type=Detector)
+    set_loader_defaults(cfg, 'train')
+    assert 'collate_fn' not in cfg.train_dataloader
+
+
+def test_what_a_loader_says_stays_and_the_loaders_of_several_benchmarks_are_told_apart():
+    own = dict(collate_fn=dict(type='ConversationCollate'), dataset=dict(type='ConversationDataset'))
+    boxes, images = dict(dataset=dict(type='mmdet.CocoDataset')), dict(dataset=dict(type='CIFAR10'))
+    cfg = Config(dict(default_scope='mmpretrain', test_dataloader=dict(own=own, boxes=boxes, images=images)))
+    set_loader_defaults(cfg, 'test')
+    found = {name: loader.get('collate_fn', {}).get('type') for name, loader in cfg.test_dataloader.items()}
+    assert found == dict(own='ConversationCollate', boxes=None, images='default_collate')
+
+
 @pytest.mark.parametrize(('device', 'workers'), [('cpu', 2), ('cuda', 0)])
 def test_a_runner_gets_loaders_that_torch_takes(monkeypatch, device, workers):
     monkeypatch.setattr('mergemix_mm.engine.launch.get_device', lambda: device)
