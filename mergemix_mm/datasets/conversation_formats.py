@@ -1,77 +1,160 @@
-"""The layouts of conversation files, turned into one: LLaVA's turns, ``messages``, and preference pairs."""
+"""The layouts of conversation files, turned into one: turns, questions with answers, preference pairs."""
 
 import re
+from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from typing import Any
 
+from .image_sources import IMAGE_KEYS, check_image, images_of, is_given, refuse_foreign_image
+from .record_error import short
+
+# Compared in lower case.
 ROLES = dict(
     system='system',
+    developer='system',
     human='user',
     user='user',
+    prompter='user',
     gpt='assistant',
     assistant='assistant',
     chatgpt='assistant',
     bot='assistant',
+    chatbot='assistant',
+    model='assistant',
 )
+TOOL_ROLES = {
+    *('tool', 'tools', 'function', 'functions', 'tool_call', 'tool_calls', 'function_call', 'tool_response'),
+    *('function_response', 'tool_result', 'observation', 'ipython', 'environment'),
+}
 IMAGE_PLACEHOLDER = '<image>'
+# A backslash in front of a placeholder makes it text.
+ESCAPED = re.compile(r'\\(<(?:image|video|audio)>)')
 # The line break between a placeholder and the text is the chat template's business, other spaces are the text's.
-PLACEHOLDER_PATTERN = re.compile(r'\n?<image>\n?')
-IMAGE_KEYS = ('image', 'images')
-TURN_KEYS = ('conversations', 'messages', 'prompt')
-ANSWER_KEYS = ('chosen', 'rejected')
+PLACEHOLDER_PATTERN = re.compile(r'(?:[ \t]*\r?\n)?(?<!\\)<image>(?:[ \t]*\r?\n)?')
+MEDIA_PATTERN = re.compile(r'(?<!\\)<(?:video|audio)>')
+# Where other tools write that an image stands.
+FOREIGN_PLACEHOLDER = re.compile(
+    r'<\|?(?:image|img)[ _-]?\d+\|?>|<\|?(?:image|img|image_pad|image_placeholder|image-placeholder|imagehere)\|?>'
+    r'|<img>[^<]{0,500}</img>|\{image\d*\}',
+    re.IGNORECASE,
+)
+
+TURN_KEYS = ('conversations', 'conversation', 'messages')
+# One question and its answer, each as a text (or, in trl's `prompt` and `completion`, as messages).
+QUESTION_KEYS = ('prompt', 'query', 'question', 'instruction')
+ANSWER_KEYS = ('completion', 'response', 'output', 'answer')
+PAIR_KEYS = ('chosen', 'rejected')
+REJECTED_KEYS = ('rejected_response', 'rejected_messages')
+SYSTEM_KEYS = ('system', 'system_prompt')
+# What belongs to the layouts of one question only.
+QUESTION_PARTS = ('input', 'history')
+REFUSED_KEYS = {
+    **dict.fromkeys(('video', 'videos', 'video_path', 'video_paths', 'video_url'), 'videos'),
+    **dict.fromkeys(('audio', 'audios', 'audio_path', 'audio_paths', 'audio_url', 'speech'), 'sound'),
+    **dict.fromkeys(('tools', 'tool_calls', 'functions', 'function_call', 'function_calls'), 'tools'),
+}
+REFUSED_MEDIA = {key: what for key, what in REFUSED_KEYS.items() if what != 'tools'}
+ROLE_NAMES, CONTENT_NAMES = ('role', 'from'), ('content', 'value')
+# Whether an answer is labelled.
+TRAIN_NAMES = ('train', 'training', 'loss', 'weight', 'loss_weight', 'loss_scale')
+# They would change what is labelled, but their sense differs from tool to tool, or is finer than a turn.
+REFUSED_IN_TURNS = {
+    **dict.fromkeys(('mask', 'masked', 'loss_mask', 'label_mask', 'ignore_loss'), 'a mask of the loss'),
+    **dict.fromkeys(('train_detail', 'training_detail'), 'a mask of the loss'),
+    **dict.fromkeys(('reasoning', 'reasoning_content', 'thinking'), 'reasoning'),
+    **dict.fromkeys(('tool_call_id',), 'tools'),
+    **REFUSED_KEYS,
+}
+PART_IMAGE_NAMES = ('image', 'path', 'url', 'image_url', 'base64', 'source')
 
 
 def has_images(raw: dict) -> bool:
     """Whether a raw record names any image, beside its turns or inside their parts."""
-    if any(raw.get(key) for key in IMAGE_KEYS):
+    if any(is_given(raw.get(key)) for key in IMAGE_KEYS):
         return True
-    turns = [turn for key in (*TURN_KEYS, *ANSWER_KEYS) if isinstance(raw.get(key), list) for turn in raw[key]]
-    contents = [turn.get('content') for turn in turns if isinstance(turn, dict)]
-    parts = [part for content in contents if isinstance(content, list) for part in content if isinstance(part, dict)]
-    return any(part.get('type') in ('image', 'image_url') for part in parts)
+    keys = (*TURN_KEYS, 'prompt', *PAIR_KEYS)
+    contents = [
+        turn[name]
+        for key in keys
+        for turn in (raw.get(key) if isinstance(raw.get(key), list) else ())
+        if isinstance(turn, dict)
+        for name in CONTENT_NAMES
+        if isinstance(turn.get(name), (list, dict))
+    ]
+    parts = [part for content in contents for part in (content if isinstance(content, list) else [content])]
+    return any(_is_image_part(part) for part in parts if isinstance(part, dict))
+
+
+def other_keys(raw: Mapping[str, Any]) -> Iterator[str]:
+    """The keys of a raw record that are not trained on: its metadata, and ``turns[].name`` of its turns."""
+    yield from metadata_keys(raw)
+    known = {*ROLE_NAMES, *CONTENT_NAMES, *TRAIN_NAMES, *REFUSED_IN_TURNS}
+    for key in (*TURN_KEYS, *PAIR_KEYS):
+        if isinstance(raw.get(key), list):
+            found = {name for turn in raw[key] if isinstance(turn, dict) for name in turn if is_given(turn[name])}
+            yield from (f'{key}[].{name}' for name in sorted(found - known))
+
+
+def metadata_keys(raw: Mapping[str, Any]) -> list[str]:
+    """The keys of a raw record that its conversation is not made of, in their order."""
+    used = {*TURN_KEYS, *PAIR_KEYS, *REJECTED_KEYS, *SYSTEM_KEYS, *IMAGE_KEYS, 'rejected_images', *REFUSED_KEYS}
+    if not any(is_given(raw.get(key)) for key in TURN_KEYS):
+        used |= {*QUESTION_KEYS, *ANSWER_KEYS, *QUESTION_PARTS}
+    return [key for key in raw if key not in used | {'prompt'}]
 
 
 def parse_conversation(raw: dict, answered: bool = True) -> dict[str, Any]:
-    """Bring one record of a file into transformers' message format.
+    r"""Bring one record of a file into transformers' message format.
 
-    Read are LLaVA's ``conversations`` (``from`` human / gpt / system, ``value`` with ``<image>`` placeholders,
-    ``image`` or ``images`` beside), ``messages`` as transformers and trl write them (``content`` a string or a list of
-    typed parts, with images in ``images`` or as ``path`` / ``url`` / ``image`` of the parts), and trl's preference
-    pairs: ``chosen`` and ``rejected`` as strings, messages or lists of messages, after a ``prompt`` (or
-    ``conversations`` or ``messages``) or with their prompt inside. Images that no placeholder stands for go before the
-    first user turn.
+    Read are LLaVA's and ShareGPT's ``conversations`` (``from`` human / gpt / system, ``value`` with ``<image>``
+    placeholders, ``image`` or ``images`` beside), ``messages`` as transformers, trl, ms-swift and LLaMA-Factory write
+    them (``content`` a string or a list of parts, with images in ``images`` or inside the parts), one question and its
+    answer (``prompt`` and ``completion``, ``query`` and ``response``, ``instruction``, ``input`` and ``output``), and
+    preference pairs: ``chosen`` and ``rejected`` as strings, messages or lists of messages, after a prompt or with
+    their prompt inside; or a conversation with ``rejected_response``, ``rejected_messages`` or ``rejected_images``. A
+    system prompt stands in ``system`` or ``system_prompt``, or is the first turn. ``train``, ``loss`` or ``weight`` of
+    a turn, false or 0, leave its answer without labels.
+
+    Images that no placeholder stands for go before the first user turn. ``<image>`` in a text is such a placeholder,
+    and ``\<image>`` is the text itself. All other text stays as it is, but for the line break between it and a
+    placeholder.
 
     Args:
         raw (dict): The record.
         answered (bool): Whether the conversation must end with an answer. Defaults to True.
 
     Returns:
-        dict: ``messages`` (list of dicts with ``role`` and a list of typed parts as ``content``), ``images`` (their
-        paths in order), ``rejected`` (messages too) if there is one, and all other keys of the record.
+        dict: ``messages`` (list of dicts with ``role`` and a list of typed parts as ``content``; an answer that is not
+        to be labelled has ``train=False``), ``images`` (paths, URLs or bytes in order), ``rejected`` (messages too) if
+        there is one, ``rejected_images`` if it has images of its own, and all other keys of the record.
 
     Raises:
-        ValueError: If a role is unknown, turns do not alternate or are empty, the answer is missing, or placeholders
-            and images differ in number.
+        ValueError: If the record has video, sound or tools, a role is unknown, turns do not alternate or are empty, the
+            answer is missing, a weight is neither 0 nor 1, or placeholders and images differ in number.
     """
-    messages, rejected = _read_turns(raw)
-    paths = [path for key in IMAGE_KEYS if raw.get(key) for path in _as_list(raw[key])]
-    if any(not isinstance(path, str) for path in paths):
-        raise ValueError(f"'image' and 'images' must hold paths, found {paths}")
-    parsed = dict(messages=messages, images=_assign_images(messages, paths))
+    refuse_keys(raw, REFUSED_KEYS)
+    images = images_of(raw)
+    messages, rejected = _read_turns(raw, answered)
+    own_images = images_of(raw, ('rejected_images',)) if is_given(raw.get('rejected_images')) else None
+    if own_images is not None and rejected is None:
+        rejected = deepcopy(messages)
+    if not images and not any('path' in part for message in messages for part in message['content']):
+        refuse_foreign_image(raw)
+    parsed = dict(messages=messages, images=_assign_images(messages, images))
     _check_turns(messages, answered)
     if rejected is not None:
-        _assign_images(rejected, paths)
+        rejected_images = _assign_images(rejected, images if own_images is None else own_images)
         _check_turns(rejected, answered=True)
-        if messages[:-1] != rejected[:-1]:
-            raise ValueError("'chosen' and 'rejected' must share all turns but their last answers")
+        _check_pair(messages, rejected, own_images is not None)
         parsed['rejected'] = rejected
+        if own_images is not None:
+            parsed['rejected_images'] = rejected_images
     for message in [*messages, *(rejected or [])]:
         for part in message['content']:
             part.pop('path', None)
         if message['role'] != 'user':
             message['content'] = [dict(type='text', text=text_of(message))]
-    used = {*TURN_KEYS, *ANSWER_KEYS, *IMAGE_KEYS}
-    parsed.update({key: value for key, value in raw.items() if key not in used | set(parsed)})
+    parsed.update({key: raw[key] for key in metadata_keys(raw) if key not in parsed})
     return parsed
 
 
@@ -80,90 +163,283 @@ def text_of(message: dict) -> str:
     return ''.join(part['text'] for part in message['content'] if part['type'] == 'text')
 
 
-def _as_list(value) -> list:
-    return value if isinstance(value, list) else [value]
+def refuse_keys(raw: Mapping[str, Any], refused: Mapping[str, str], where: str = '') -> None:
+    """Refuse a record, or a turn of it, with a key that would have to change what is trained.
+
+    Args:
+        raw (Mapping): The record or turn. Empty values are fine.
+        refused (Mapping[str, str]): What each key is about.
+        where (str): Put in front of the message. Defaults to ''.
+
+    Raises:
+        ValueError: Names the key.
+    """
+    for key, what in refused.items():
+        if key in raw and is_given(raw[key]):
+            raise ValueError(
+                f'{where}has {key!r}; {what} cannot be trained on, and without it the record means something else: '
+                'take the record or the key out'
+            )
 
 
-def _read_turns(raw: dict) -> tuple[list[dict], list[dict] | None]:
+def _one_of(raw: Mapping[str, Any], keys: tuple[str, ...], what: str) -> str | None:
+    """The only one of these keys that has a value."""
+    found = [key for key in keys if is_given(raw.get(key))]
+    if len(found) > 1 and any(raw[key] != raw[found[0]] for key in found):
+        raise ValueError(f'has {what} under {" and ".join(map(repr, found))}; keep one of the keys')
+    return found[0] if found else None
+
+
+def _read_turns(raw: dict, answered: bool) -> tuple[list[dict], list[dict] | None]:
     """The messages (of the chosen answer) and those of the rejected one."""
-    key = next((key for key in TURN_KEYS if raw.get(key)), None)
-    given = [name for name in ANSWER_KEYS if name in raw]
+    given = [name for name in PAIR_KEYS if name in raw and raw[name] is not None]
     if len(given) == 1:
         raise ValueError(f"has {given[0]!r} alone; a preference pair needs 'chosen' and 'rejected'")
-    prompt = [] if key is None else _to_messages(raw[key], 'user')
+    key = _one_of(raw, TURN_KEYS, 'different turns')
+    prompt = _to_messages(raw[key], 'user') if key else _read_question(raw, bool(given), answered)
+    if key and is_given(raw.get('prompt')):
+        # UltraChat and others repeat the first question there.
+        _check_repeated(_to_messages(raw['prompt'], 'user'), prompt, f"'prompt' and {key!r}")
     if not given:
-        if key is None or key == 'prompt':
-            raise ValueError(
-                f"has none of 'conversations', 'messages', 'chosen' and 'rejected'; its keys are {sorted(raw)}"
-            )
-        return prompt, None
-    if key is None and any(isinstance(raw[name], str) for name in ANSWER_KEYS):
+        return _with_rejected(raw, _with_system(raw, prompt))
+    if any(is_given(raw.get(name)) for name in REJECTED_KEYS):
+        raise ValueError(f"has 'rejected' and {[name for name in REJECTED_KEYS if is_given(raw.get(name))]}; keep one")
+    if not prompt and any(isinstance(raw[name], str) for name in PAIR_KEYS):
         raise ValueError("has 'chosen' and 'rejected' as plain strings, which need a 'prompt'")
-    chosen, rejected = (deepcopy(prompt) + _to_messages(raw[name], 'assistant') for name in ANSWER_KEYS)
-    if chosen == rejected:
-        raise ValueError("'chosen' and 'rejected' are the same")
-    return chosen, rejected
+    chosen, rejected = (_after(prompt, _to_messages(raw[name], 'assistant'), name) for name in PAIR_KEYS)
+    return _with_system(raw, chosen), _with_system(raw, rejected)
 
 
-def _to_messages(turns, role: str) -> list[dict]:
+def _read_question(raw: dict, in_pair: bool, answered: bool) -> list[dict]:
+    """The messages of a record without turns: its question, and its answer unless that is `chosen` and `rejected`."""
+    question, answer = _one_of(raw, QUESTION_KEYS, 'questions'), None
+    if not in_pair:
+        answer = _one_of(raw, ANSWER_KEYS, 'answers')
+        if question is None or (answer is None and answered):
+            raise ValueError(
+                "has none of 'conversations', 'messages', 'chosen' and 'rejected'; nor a question with its answer, "
+                f"such as 'prompt' and 'completion'; its keys are {short(sorted(raw), 200)}"
+            )
+    if question is None:
+        return []
+    messages = _to_messages(raw[question], 'user')
+    if is_given(raw.get('input')):
+        if not isinstance(raw['input'], str) or not isinstance(raw[question], str):
+            raise ValueError(f"'input'={short(raw['input'])} must be a text that goes after {question!r}")
+        messages = _to_messages(f'{raw[question]}\n{raw["input"]}', 'user')
+    if is_given(raw.get('history')):
+        messages = [*_read_history(raw['history']), *messages]
+    return messages if answer is None else messages + _to_messages(raw[answer], 'assistant')
+
+
+def _read_history(history: Any) -> list[dict]:
+    """Earlier turns, as pairs of a question and its answer."""
+    if not isinstance(history, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in history):
+        raise ValueError(f"'history'={short(history)} must hold pairs of a question and its answer")
+    return [
+        message for pair in history for role, text in zip(('user', 'assistant'), pair)
+        for message in _to_messages(text, role)
+    ]  # fmt: skip
+
+
+def _after(prompt: list[dict], turns: list[dict], name: str) -> list[dict]:
+    """The prompt and the turns after it, which may repeat it."""
+    if turns and turns[0]['role'] != 'assistant' and prompt:
+        _check_repeated(prompt, turns, f'the prompt and {name!r}')
+        return turns
+    if prompt and prompt[-1]['role'] == 'assistant':
+        # Some write the whole conversation beside the pair; its answer must then be the chosen one.
+        if name == 'chosen' and prompt[-1]['content'] != turns[-1]['content']:
+            raise ValueError("'chosen' is not the last answer of the conversation that is beside it")
+        prompt = prompt[:-1]
+    return deepcopy(prompt) + turns
+
+
+def _check_repeated(prompt: list[dict], turns: list[dict], names: str) -> None:
+    """Refuse a prompt that is not what the turns begin with, but for their system prompt."""
+    starts = (0, 1) if turns and turns[0]['role'] == 'system' else (0,)
+    if not any(turns[start : start + len(prompt)] == prompt for start in starts) and prompt != turns:
+        raise ValueError(f'has {names}, which differ; keep one of them, or let one begin as the other')
+
+
+def _with_rejected(raw: dict, messages: list[dict]) -> tuple[list[dict], list[dict] | None]:
+    """The messages, and those with the other answer of `rejected_response` or `rejected_messages`."""
+    key = _one_of(raw, REJECTED_KEYS, 'rejected answers')
+    if key is None:
+        return messages, None
+    if not messages or messages[-1]['role'] != 'assistant':
+        raise ValueError(f'has {key!r}, but does not end with the answer that is preferred to it')
+    value = raw[key]
+    if isinstance(value, list) and all(isinstance(one, str) for one in value):
+        if len(value) > 1:
+            raise ValueError(f'{key!r} holds {len(value)} answers; write one record for each of them')
+        value = value[0]
+    turns = _to_messages(value, 'assistant')
+    if turns[0]['role'] == 'assistant':
+        return messages, deepcopy(messages[:-1]) + turns
+    return messages, turns if turns[0]['role'] == 'system' else _with_system(raw, turns, messages)
+
+
+def _with_system(raw: dict, messages: list[dict], like: list[dict] = ()) -> list[dict]:
+    """The messages after the system prompt of the record, or after that of other messages."""
+    if messages and messages[0]['role'] == 'system' and not text_of(messages[0]).strip():
+        if any(part['type'] == 'image' for part in messages[0]['content']):
+            raise ValueError('the system prompt holds an image; only user turns may')
+        messages = messages[1:]
+    key = _one_of(raw, SYSTEM_KEYS, 'different system prompts')
+    system = [deepcopy(like[0])] if like and like[0]['role'] == 'system' else []
+    if key is not None:
+        if not isinstance(raw[key], str):
+            raise ValueError(f'{key!r} must be a text, found {short(raw[key])}')
+        system = _to_messages(raw[key], 'system') if raw[key].strip() else system
+    if not messages or messages[0]['role'] != 'system':
+        return system + messages
+    if system and system[0]['content'] != messages[0]['content']:
+        raise ValueError(f'has a system prompt under {key!r} and another one as its first turn; keep one')
+    return messages
+
+
+def _to_messages(turns: Any, role: str) -> list[dict]:
     """Messages of a list of turns, of one turn, or of a plain text of ``role``."""
     if isinstance(turns, str):
         turns = dict(role=role, content=turns)
-    return [_to_message(turn) for turn in _as_list(turns)]
+    if not isinstance(turns, (list, dict)):
+        raise ValueError(f'turns must be a text, an object or a list of objects, found {short(turns)}')
+    return [_to_message(turn) for turn in (turns if isinstance(turns, list) else [turns])]
 
 
-def _to_message(turn) -> dict:
+def _to_message(turn: Any) -> dict:
     if not isinstance(turn, dict):
-        raise ValueError(f'a turn must be an object, found {turn!r}')
-    role, content = turn.get('role', turn.get('from')), turn.get('content', turn.get('value'))
-    if not isinstance(role, str) or role not in ROLES:
-        raise ValueError(f'unknown role {role!r}; allowed are {sorted(ROLES)}')
+        raise ValueError(f'a turn must be an object, found {short(turn)}')
+    role_name = _one_of(turn, ROLE_NAMES, 'roles')
+    role = None if role_name is None else turn[role_name]
+    name = role.strip().lower() if isinstance(role, str) else None
+    if name in TOOL_ROLES:
+        raise ValueError(f'has a turn of role {role!r}; tools cannot be trained on: take the record out')
+    if name not in ROLES:
+        raise ValueError(f'unknown role {short(role)}; allowed are {sorted(ROLES)}')
+    refuse_keys(turn, REFUSED_IN_TURNS, f'a turn of role {role!r} ')
+    content_name = _one_of(turn, CONTENT_NAMES, 'contents')
+    content = None if content_name is None else turn[content_name]
+    if isinstance(content, dict):
+        content = [content]
     if content is not None and not isinstance(content, (str, list)):
-        raise ValueError(f'the content of a turn must be a string or a list of parts, found {content!r}')
-    parts = _split_placeholders(content) if isinstance(content, str) else [_to_part(part) for part in content or []]
-    return dict(role=ROLES[role], content=_tidy(parts))
+        raise ValueError(f'the content of a turn must be a string or a list of parts, found {short(content)}')
+    pieces = [content] if isinstance(content, str) else content or []
+    parts = [part for piece in pieces for part in _to_parts(piece, ROLES[name])]
+    message = dict(
+        role=ROLES[name], content=[part for part in _joined(parts) if part['type'] == 'image' or part['text']]
+    )
+    if _is_trained(turn, message['role']) is False:
+        message['train'] = False
+    return message
 
 
-def _split_placeholders(text: str) -> list[dict]:
+def _is_trained(turn: dict, role: str) -> bool | None:
+    """Whether the turn is to be labelled; None where it does not say."""
+    values = {}
+    for name in TRAIN_NAMES:
+        value = turn.get(name)
+        if value is None:
+            continue
+        if isinstance(value, str) or not isinstance(value, (bool, int, float)) or value not in (0, 1):
+            raise ValueError(f'{name}={short(value)} of a turn must be true or false, or 1 or 0 (no other weights)')
+        values[name] = bool(value)
+    if len(set(values.values())) > 1:
+        raise ValueError(f'a turn has {values}, which contradict each other')
+    trained = next(iter(values.values()), None)
+    if trained and role != 'assistant':
+        raise ValueError(f'a {role} turn has {next(iter(values))}={trained}; only answers can be trained on')
+    return trained
+
+
+def _to_parts(piece: Any, role: str) -> list[dict]:
+    """The parts of a text, split at its placeholders, or of one part as it is in the file."""
+    if isinstance(piece, str):
+        return _split_placeholders(piece, role)
+    if not isinstance(piece, dict):
+        raise ValueError(f"a part of a message must have type 'text' or 'image', found {short(piece)}")
+    kind = piece.get('type')
+    if kind is None:
+        kind = 'image' if _is_image_part(piece) else 'text'
+    image_name = next((name for name in PART_IMAGE_NAMES if is_given(piece.get(name))), None)
+    text = piece.get('text')
+    others = [name for name in REFUSED_IN_TURNS if is_given(piece.get(name))]
+    if kind not in ('text', 'image', 'image_url') or others:
+        raise ValueError(
+            f"a part of a message must have type 'text' or 'image', found {short(dict(type=kind))} with the keys "
+            f'{short(sorted(piece))}; video, sound and tools cannot be trained on'
+        )
+    if kind == 'text':
+        if not isinstance(text, str) or image_name is not None:
+            raise ValueError(f"a part of a message must have type 'text' or 'image', found {short(piece)}")
+        return _split_placeholders(text, role)
+    if text:
+        raise ValueError(f'a part of a message holds an image and a text, found {short(piece)}; make two parts of it')
+    return [dict(type='image') if image_name is None else dict(type='image', path=_part_image(piece, image_name))]
+
+
+def _is_image_part(part: dict) -> bool:
+    """Whether a part is an image, with or without saying so."""
+    kind = part.get('type')
+    return kind in ('image', 'image_url') or (kind is None and any(is_given(part.get(n)) for n in PART_IMAGE_NAMES))
+
+
+def _part_image(part: dict, name: str):
+    """The image of a part."""
+    value = part[name]
+    if name == 'source' and isinstance(value, dict) and isinstance(value.get('data'), str):
+        return f'data:{value.get("media_type") or ""};base64,{value["data"]}'
+    if name == 'base64' and isinstance(value, str):
+        return value if value.startswith('data:') else f'data:;base64,{value}'
+    if isinstance(value, dict) and is_given(value.get('url')):
+        value = value['url']
+    return check_image(value, name)
+
+
+def _split_placeholders(text: str, role: str) -> list[dict]:
+    found = MEDIA_PATTERN.search(text)
+    if found and role == 'user':
+        raise ValueError(
+            f'a text holds the placeholder {found[0]}; video and sound cannot be trained on (write \\{found[0]} where '
+            'the text means the word itself)'
+        )
     parts = []
     for number, piece in enumerate(PLACEHOLDER_PATTERN.split(text)):
-        parts += [dict(type='image')] * (number > 0) + [dict(type='text', text=piece)]
+        parts += [dict(type='image')] * (number > 0) + [dict(type='text', text=ESCAPED.sub(r'\1', piece))]
     return parts
 
 
-def _to_part(part) -> dict:
-    kind = part.get('type') if isinstance(part, dict) else None
-    if kind == 'text' and isinstance(part.get('text'), str):
-        return dict(type='text', text=part['text'])
-    if kind not in ('image', 'image_url'):
-        raise ValueError(f"a part of a message must have type 'text' or 'image', found {part!r}")
-    path = next((part[key] for key in ('path', 'url', 'image', 'image_url') if part.get(key)), None)
-    path = path.get('url') if isinstance(path, dict) else path
-    return dict(type='image') if path is None else dict(type='image', path=path)
+def _joined(parts: list[dict]) -> list[dict]:
+    """Without empty texts at the ends of a message, where nothing but white space surrounds images."""
+    if any(part['type'] == 'image' for part in parts):
+        for end in (0, -1):
+            while parts and parts[end]['type'] == 'text' and not parts[end]['text'].strip():
+                parts.pop(end)
+    return parts
 
 
-def _tidy(parts: list[dict]) -> list[dict]:
-    """Without white space at either end of the message, and without empty texts."""
-    parts = [dict(part) for part in parts]
-    if parts and parts[0]['type'] == 'text':
-        parts[0]['text'] = parts[0]['text'].lstrip()
-    if parts and parts[-1]['type'] == 'text':
-        parts[-1]['text'] = parts[-1]['text'].rstrip()
-    return [part for part in parts if part['type'] == 'image' or part['text']]
-
-
-def _assign_images(messages: list[dict], paths: list[str]) -> list[str]:
-    """The path of every placeholder, in order; adds placeholders where there are none."""
+def _assign_images(messages: list[dict], images: list) -> list:
+    """The image of every placeholder, in order; adds placeholders where there are none."""
     parts = [part for message in messages for part in message['content'] if part['type'] == 'image']
     first = next((message for message in messages if message['role'] == 'user'), None)
-    if paths and not parts and first is not None:
-        parts = [dict(type='image') for _ in paths]
+    if images and not parts and first is not None:
+        for message in messages:
+            foreign = FOREIGN_PLACEHOLDER.search(text_of(message)) if message['role'] == 'user' else None
+            if foreign:
+                raise ValueError(
+                    f'a text holds {short(foreign[0])} where an image may be meant; write {IMAGE_PLACEHOLDER}'
+                )
+        parts = [dict(type='image') for _ in images]
         first['content'][:0] = parts
     open_parts = [part for part in parts if 'path' not in part]
-    if len(open_parts) != len(paths):
-        raise ValueError(f'has {len(open_parts)} image placeholders, but {len(paths)} images')
-    for part, path in zip(open_parts, paths):
-        part['path'] = path
+    if len(open_parts) != len(images):
+        raise ValueError(
+            f'has {len(open_parts)} image placeholders, but {len(images)} images (a text that means the word itself '
+            f'writes \\{IMAGE_PLACEHOLDER})'
+        )
+    for part, image in zip(open_parts, images):
+        part['path'] = image
     return [part['path'] for part in parts]
 
 
@@ -171,28 +447,50 @@ def _check_turns(messages: list[dict], answered: bool) -> None:
     turns = messages[1:] if messages and messages[0]['role'] == 'system' else messages
     roles = [message['role'] for message in turns]
     if roles != ['user', 'assistant'] * (len(roles) // 2) + ['user'] * (len(roles) % 2):
-        raise ValueError(f'turns must alternate, user first (after one system turn at most), found {roles}')
+        raise ValueError(f'turns must alternate, user first (after one system turn at most), found {short(roles)}')
     if not roles:
         raise ValueError('has no turns')
     if answered and roles[-1] != 'assistant':
         raise ValueError('does not end with an assistant answer')
     for number, message in enumerate(turns):
-        if not message['content']:
+        if not any(part['type'] == 'image' or part['text'].strip() for part in message['content']):
             name = 'answer' if message['role'] == 'assistant' else 'question'
             raise ValueError(f'turn {number + 1} is an empty {name}')
+    for number, message in enumerate(messages):
         if message['role'] != 'user' and any(part['type'] == 'image' for part in message['content']):
-            raise ValueError(f'turn {number + 1} is an answer that holds an image; only user turns may')
+            name = 'an answer' if message['role'] == 'assistant' else 'a system prompt'
+            place = number + 1 - (len(messages) - len(turns))
+            raise ValueError(
+                f'turn {place} is {name} that holds an image; only user turns may (a text that means the word itself '
+                f'writes \\{IMAGE_PLACEHOLDER})'
+            )
+    if answered and all(message.get('train') is False for message in turns if message['role'] == 'assistant'):
+        raise ValueError('has no answer to learn from: all its answers are marked as not to be trained')
+
+
+def _check_pair(messages: list[dict], rejected: list[dict], own_images: bool) -> None:
+    def bare(turns: list[dict]) -> list[dict]:
+        # Other images are the point of `rejected_images`.
+        contents = [[{**part, 'path': None} if own_images else part for part in turn['content']] for turn in turns]
+        return [{**turn, 'content': content} for turn, content in zip(turns, contents)]
+
+    if messages == rejected:
+        raise ValueError("'chosen' and 'rejected' are the same")
+    if bare(messages[:-1]) != bare(rejected[:-1]):
+        raise ValueError("'chosen' and 'rejected' must share all turns but their last answers")
+    if any(turns[-1].get('train') is False for turns in (messages, rejected)):
+        raise ValueError('has a preference pair whose last answer is marked as not to be trained')
 
 
 def check_keys(raw: dict, keys: set[str]) -> None:
     """Refuse a record that lacks any of the keys."""
     missing = keys - set(raw)
     if missing:
-        raise ValueError(f'lacks {sorted(missing)}; its keys are {sorted(raw)}')
+        raise ValueError(f'lacks {sorted(missing)}; its keys are {short(sorted(raw), 200)}')
 
 
 def question_messages(question: str, num_images: int = 0, answer: str | None = None) -> list[dict]:
-    """One question behind its images, and its answer if there is one.
+    """One question after its images, and its answer if there is one.
 
     Args:
         question (str): The text of the user turn; '' where the images say it all.

@@ -13,17 +13,20 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from ..utils.images import MAX_PIXELS, MissingImageError, check_image_options, image_name, read_image
-from .record_error import RecordError
+from .record_error import RecordError, short
 
 NUM_SHOWN = 5
+# What a record holds images in: of its conversation, and of the rejected one of a preference pair.
+IMAGE_LISTS = ('images', 'rejected_images')
 
 
 class RecordDataset(Dataset, ABC):
     """Base of the datasets that yield records of a conversation.
 
     A record is a dict of ``messages`` (transformers' format), ``images`` (PIL images in RGB, in the order of the image
-    parts), ``source`` (``'file.json:12'``), for preference pairs ``rejected`` (messages), and whatever else a pipeline
-    shall keep, such as ``gt_answer``. A subclass implements :meth:`open_records`, :meth:`load_record` and
+    parts), ``img_path`` (their names, without data), ``source`` (``'file.json:12'``), for preference pairs ``rejected``
+    (messages) and, where the rejected answer has images of its own, ``rejected_images``, and whatever else a pipeline
+    should keep, such as ``gt_answer``. A subclass implements :meth:`open_records`, :meth:`load_record` and
     :meth:`source`, and :attr:`modalities` if some records have no image.
 
     Args:
@@ -92,7 +95,7 @@ class RecordDataset(Dataset, ABC):
 
     @abstractmethod
     def load_record(self, index: int) -> dict[str, Any]:
-        """A record whose ``images`` are paths still; raises ValueError (without the source) if it is unusable."""
+        """A record whose images are not read yet; raises ValueError (without the source) if it is unusable."""
 
     @abstractmethod
     def source(self, index: int) -> str:
@@ -113,16 +116,19 @@ class RecordDataset(Dataset, ABC):
         index = range(len(self))[index]
         try:
             record = self.load_record(index)
-            paths = record['images']
-            images = [self._load_image(path) for path in paths]
-            names = [image_name(path) for path in paths]
+            keys = [key for key in IMAGE_LISTS if key in record]
+            loaded = {key: [self._load_image(source) for source in record[key]] for key in keys}
+            names = [image_name(source) for source in record['images']]
         except RecordError:  # which names the file already
             raise
         except ValueError as error:
             raise RecordError(f'{self.source(index)}: {error}') from error
-        except (AttributeError, KeyError, TypeError) as error:  # JSON of another shape: a list, a number, null.
-            raise RecordError(f'{self.source(index)}: not in the layout of {type(self).__name__}: {error!r}') from error
-        return {**record, 'images': images, 'img_path': names, 'source': self.source(index)}
+        except (AttributeError, IndexError, KeyError, RecursionError, TypeError) as error:
+            # JSON of another shape: a list, a number, null.
+            raise RecordError(
+                f'{self.source(index)}: not in the layout of {type(self).__name__}: {short(error, 200)}'
+            ) from error
+        return {**record, **loaded, 'img_path': names, 'source': self.source(index)}
 
     def __len__(self) -> int:
         return len(self.records)

@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 from mmengine.registry import DATASETS
 
-from .conversation_formats import IMAGE_KEYS, has_images
+from .conversation_formats import has_images
+from .image_sources import IMAGE_KEYS
 from .json_records import JsonRecords
 from .record_dataset import RecordDataset
 

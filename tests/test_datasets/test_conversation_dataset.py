@@ -64,6 +64,14 @@ def test_images_are_in_the_order_of_their_placeholders(root):
     assert [image.size for image in data[0]['images']] == [(5, 6), (4, 6)]
 
 
+def test_rejected_images_are_loaded_like_images(root):
+    record = dict(image_record('good1.png'), rejected_images=['good0.png'])
+    found = dataset(root, [record])[0]
+    assert [image.size for image in found['images']] == [(5, 6)]
+    assert [image.size for image in found['rejected_images']] == [(4, 6)]
+    assert found['rejected'] == found['messages']
+
+
 def test_absolute_paths_need_no_prefix(root):
     data = dataset(root, [image_record(f'file://{root}/images/good0.png')], data_prefix=None)
     assert data[0]['images'][0].size == (4, 6)

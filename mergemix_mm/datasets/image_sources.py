@@ -1,0 +1,77 @@
+"""What stands for an image in a record: a path, a URL with its data, or bytes as Parquet files hold them."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from .record_error import short
+
+IMAGE_KEYS = ('image', 'images')
+# Keys under which other tools write images; passing over them would train on text only.
+FOREIGN_IMAGE_KEYS = (
+    *('image_path', 'image_paths', 'image_file', 'image_files', 'image_url', 'image_urls', 'image_bytes'),
+    *('image_base64', 'img', 'imgs', 'img_path', 'img_paths', 'img_url', 'picture', 'pictures', 'photo', 'jpg', 'png'),
+)
+Source = str | bytes | Mapping[str, Any]
+
+
+def is_given(value: Any) -> bool:
+    """Whether a field says anything: not None, not empty, not a mapping or a list of only such values."""
+    if isinstance(value, Mapping):
+        return any(is_given(one) for one in value.values())
+    if isinstance(value, (list, tuple)):
+        return any(is_given(one) for one in value)
+    return value is not None and value is not False and value != '' and value != b''
+
+
+def images_of(raw: Mapping[str, Any], keys: tuple[str, ...] = IMAGE_KEYS) -> list[Source]:
+    """The images of a record, in order.
+
+    Args:
+        raw (Mapping): A record.
+        keys (tuple[str, ...]): Where they may stand, one or several under each. Defaults to ``image`` and ``images``.
+
+    Raises:
+        ValueError: If two keys hold different images, or an image is anything but a path, a URL, bytes, or a mapping
+            with ``bytes`` or ``path``.
+    """
+    found = {}
+    for key in keys:
+        if is_given(raw.get(key)):
+            value = raw[key]
+            values = list(value) if isinstance(value, (list, tuple)) else [value]
+            found[key] = [check_image(one, key) for one in values]
+    sources = list(found.values())
+    if len(sources) > 1 and sources[0] != sources[1]:
+        raise ValueError(f'has different images under {" and ".join(map(repr, found))}; keep one of the keys')
+    return sources[0] if sources else []
+
+
+def check_image(value: Any, key: str) -> Source:
+    """One image in a form that can be read; base64 in ``bytes`` becomes a URL with the data.
+
+    Raises:
+        ValueError: If the value is no image; names the key.
+    """
+    if isinstance(value, Mapping) and set(value) <= {'bytes', 'path'} and is_given(value):
+        data, path = value.get('bytes'), value.get('path')
+        if isinstance(data, str) and data:  # JSON has no bytes
+            return f'data:;base64,{data}'
+        if (not data or isinstance(data, bytes)) and (not path or isinstance(path, str)):
+            return value
+    elif isinstance(value, (str, bytes)) and value:
+        return value
+    raise ValueError(
+        f'{key!r}: an image must be given by the path of its file, found {short(value)} (a data: URL, bytes, and an '
+        "object with 'bytes' or 'path' will do as well)"
+    )
+
+
+def refuse_foreign_image(raw: Mapping[str, Any]) -> None:
+    """Refuse a record that has no image but a key under which other tools keep one.
+
+    Raises:
+        ValueError: Names the key.
+    """
+    found = next((key for key in FOREIGN_IMAGE_KEYS if is_given(raw.get(key))), None)
+    if found is not None and not any(is_given(raw.get(key)) for key in IMAGE_KEYS):
+        raise ValueError(f"has no 'image', but {found!r}, which is not read; rename the key to 'image' or 'images'")
