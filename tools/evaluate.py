@@ -132,8 +132,8 @@ def main() -> None:
     args = parse_args()
     cfg = merge_args(launch.load_config(args.config), args)
     launch.check_data_roots(cfg, 'test')
-    runner = launch.build_runner(cfg)
-    with launch.explain_corrupt_images('test'):
+    with launch.safe_checkpoints(args.trust_checkpoint), launch.explain_corrupt_images('test'):
+        runner = launch.build_runner(cfg)
         results = runner.test()
     if not is_main_process():
         return

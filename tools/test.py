@@ -78,10 +78,10 @@ def main() -> None:
     args = parse_args()
     cfg = merge_args(launch.load_config(args.config), args)
     launch.check_data_roots(cfg, 'test')
-    runner = launch.build_runner(cfg)
-    if args.out and args.out_item != 'metrics':
-        runner.test_evaluator.metrics.append(DumpResults(out_file_path=args.out))
-    with launch.explain_corrupt_images('test'):
+    with launch.safe_checkpoints(args.trust_checkpoint), launch.explain_corrupt_images('test'):
+        runner = launch.build_runner(cfg)
+        if args.out and args.out_item != 'metrics':
+            runner.test_evaluator.metrics.append(DumpResults(out_file_path=args.out))
         metrics = runner.test()
     if args.out and args.out_item == 'metrics':
         mmengine.dump(metrics, args.out)

@@ -54,7 +54,7 @@ def main() -> None:
     args = parse_args()
     cfg = merge_args(launch.load_config(args.config), args)
     launch.check_data_roots(cfg, 'train', 'val')
-    with launch.explain_corrupt_images('train', 'val'):
+    with launch.safe_checkpoints(args.trust_checkpoint), launch.explain_corrupt_images('train', 'val'):
         launch.build_runner(cfg).train()
 
 

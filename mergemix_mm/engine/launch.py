@@ -22,6 +22,9 @@ from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from mmengine.registry import DATASETS, MODELS, OPTIM_WRAPPERS, RUNNERS, Registry
 from mmengine.runner import FlexibleRunner, Runner
 
+from .hooks.plain_checkpoint_hook import PlainCheckpointHook
+from .weights.safe_load import CheckpointError, guarded_mmengine
+
 # DDP on a CPU takes no device; a wrapper config of one's own replaces MMEngine's other defaults, hence all of them.
 _CPU_WRAPPER = dict(type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False)
 
@@ -41,8 +44,35 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
         action=DictAction,
         help='override config entries: key=value, with dots for nested keys, key="[a,b]" for lists',
     )
+    add_trust_argument(parser)
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none', help='job launcher')
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help='set by the launcher')
+
+
+def add_trust_argument(parser: argparse.ArgumentParser) -> None:
+    """Add ``--trust-checkpoint``, the way to files that hold more than weights."""
+    parser.add_argument(
+        '--trust-checkpoint',
+        action='store_true',
+        help='also read checkpoints that hold more than weights and logs; such a file can run any code',
+    )
+
+
+@contextmanager
+def safe_checkpoints(trust: bool = False) -> Iterator[None]:
+    """Read all checkpoints (``load_from``, ``--resume``, ``init_cfg``) without running code of theirs.
+
+    Args:
+        trust (bool): Whether ``--trust-checkpoint`` was given. Defaults to False.
+
+    Raises:
+        LaunchError: If a file holds more than weights and logs, or is damaged.
+    """
+    with guarded_mmengine(trust):
+        try:
+            yield
+        except CheckpointError as error:
+            raise LaunchError(str(error)) from None
 
 
 def load_config(path: str | os.PathLike, argument: str = 'CONFIG') -> Config:
@@ -264,8 +294,11 @@ def build_runner(cfg: Config) -> Runner | FlexibleRunner:
     # FlexibleRunner.from_cfg hands a missing entry on as None, where its constructor would have a default.
     cfg.setdefault('env_cfg', dict(dist_cfg=dict(backend='nccl')))
     if cfg.get('runner_type') is not None:
-        return RUNNERS.build(cfg)
-    return (Runner if cfg.get('strategy') is None else FlexibleRunner).from_cfg(cfg)
+        runner = RUNNERS.build(cfg)
+    else:
+        runner = (Runner if cfg.get('strategy') is None else FlexibleRunner).from_cfg(cfg)
+    runner.register_hook(PlainCheckpointHook())
+    return runner
 
 
 def _start_cpu_process_group(cfg: Config) -> None:

@@ -36,11 +36,12 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         '--drop', metavar='REGEX', help="weights that the backbone does without, for instance '^ln2' of a pooled output"
     )
+    launch.add_trust_argument(parser)
     return parser.parse_args(argv)
 
 
-def read_backbone(path: Path, drop: str | None = None) -> dict[str, Tensor]:
-    """Read the weights of a classifier's backbone by their names in it; no code of the file runs.
+def read_backbone(path: Path, drop: str | None = None, trust: bool = False) -> dict[str, Tensor]:
+    """Read the weights of a classifier's backbone by their names in it; no code of the file runs without ``trust``.
 
     Raises:
         SystemExit: If this is no checkpoint with a backbone.
@@ -48,7 +49,7 @@ def read_backbone(path: Path, drop: str | None = None) -> dict[str, Tensor]:
     if not path.is_file():
         raise SystemExit(f'CHECKPOINT: {path} is not a file')
     try:
-        checkpoint = load_checkpoint(path)
+        checkpoint = load_checkpoint(path, trust)
     except ValueError as error:
         raise SystemExit(f'CHECKPOINT: {error}') from None
     weights = checkpoint.get('state_dict', checkpoint)
@@ -78,9 +79,16 @@ def find_backbone(cfg: Config, key: str) -> dict:
     return part
 
 
-def convert(cfg: Config, checkpoint: Path, out: Path, key: str = 'model.backbone', drop: str | None = None) -> None:
+def convert(
+    cfg: Config,
+    checkpoint: Path,
+    out: Path,
+    key: str = 'model.backbone',
+    drop: str | None = None,
+    trust: bool = False,
+) -> None:
     """Load the classifier's backbone into the one of the config, every weight of both, and write it."""
-    weights = read_backbone(checkpoint, drop)
+    weights = read_backbone(checkpoint, drop, trust)
     backbone = MODELS.build({**find_backbone(cfg, key), 'init_cfg': None})
     try:
         # MMPretrain's backbones resize the position embedding when they load it.
@@ -103,7 +111,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     cfg = launch.load_config(args.config)
     init_default_scope(cfg.default_scope)
-    convert(cfg, args.checkpoint, args.out, args.backbone, args.drop)
+    convert(cfg, args.checkpoint, args.out, args.backbone, args.drop, args.trust_checkpoint)
     print(f'Backbone written to {args.out}')
 
 

@@ -23,12 +23,13 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         '--merge-lora', action='store_true', help='add the adapters to the weights and write the whole model'
     )
+    launch.add_trust_argument(parser)
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='config keys to override, key=value')
     return parser.parse_args(argv)
 
 
-def load_weights(path: Path) -> dict[str, torch.Tensor]:
-    """Read the weights of the checkpoint's ``vlm``; no code of the file runs.
+def load_weights(path: Path, trust: bool = False) -> dict[str, torch.Tensor]:
+    """Read the weights of the checkpoint's ``vlm``; no code of the file runs without ``trust``.
 
     Raises:
         SystemExit: If this is no checkpoint of a tuned vision-language model.
@@ -39,7 +40,7 @@ def load_weights(path: Path) -> dict[str, torch.Tensor]:
             'by the zero_to_fp32.py inside it, those of FSDP by state_dict_cfg="full" in the config'
         )
     try:
-        checkpoint = load_checkpoint(path)
+        checkpoint = load_checkpoint(path, trust)
     except ValueError as error:
         raise SystemExit(f'CHECKPOINT: {error}') from None
     weights = checkpoint.get('state_dict', checkpoint)
@@ -52,13 +53,13 @@ def load_weights(path: Path) -> dict[str, torch.Tensor]:
     return found
 
 
-def convert(cfg: Config, checkpoint: Path, out: Path, merge_lora: bool = False) -> None:
+def convert(cfg: Config, checkpoint: Path, out: Path, merge_lora: bool = False, trust: bool = False) -> None:
     """Build the config's model, load the checkpoint and write the folder."""
     try:
         check_replaceable(out)
     except OSError as error:
         raise SystemExit(f'OUT: {error}') from None
-    weights = load_weights(checkpoint)
+    weights = load_weights(checkpoint, trust)
     if cfg.get('model') is None or cfg.model.get('vlm') is None:
         raise SystemExit('CONFIG: there is no model.vlm; name the config of a VLMTuner')
     vlm = MODELS.build(cfg.model.vlm)
@@ -83,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     cfg = launch.load_config(args.config)
     launch.merge_options(cfg, args.cfg_options)
     init_default_scope(cfg.default_scope)
-    convert(cfg, args.checkpoint, args.out, args.merge_lora)
+    convert(cfg, args.checkpoint, args.out, args.merge_lora, args.trust_checkpoint)
     print(f'Model written to {args.out}')
 
 

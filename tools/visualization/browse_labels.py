@@ -45,6 +45,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help='mark what is trained with « » instead of green, as outside of a terminal',
     )
     parser.add_argument('--seed', type=int, default=0, help='of the mixing (default: %(default)s)')
+    launch.add_trust_argument(parser)
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='config keys to override, key=value')
     args = parser.parse_args(argv)
     if args.number < 1:
@@ -264,7 +265,8 @@ def main(argv: Sequence[str] | None = None) -> Path | None:
 
     samples, batch, processor = load_samples(cfg, args.number)
     inputs, model = batch['inputs'], cfg.get('model') or {}
-    tuner = None if args.no_images else build_tuner(model, cfg.get('load_from'))
+    with launch.safe_checkpoints(args.trust_checkpoint):
+        tuner = None if args.no_images else build_tuner(model, cfg.get('load_from'))
     vlm = build_vlm(model) if tuner is None else tuner.vlm
     set_random_seed(args.seed)
     result = None if tuner is None else mix(tuner, inputs)

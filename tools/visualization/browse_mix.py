@@ -29,6 +29,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument('--num-images', type=int, default=8, help='rows of the page (default: %(default)s)')
     parser.add_argument('--checkpoint', help='weights of the encoder that scores; without them it is as initialized')
+    launch.add_trust_argument(parser)
     parser.add_argument('--channel-order', choices=('rgb', 'bgr'), default='rgb', help='of the images in the model')
     parser.add_argument('--seed', type=int, default=0, help='of the images and of the mixing (default: %(default)s)')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='config keys to override, key=value')
@@ -119,7 +120,8 @@ def main(argv: Sequence[str] | None = None) -> Path:
     # MMEngine logs how every single weight was initialized, unless there is a logger that leaves it out.
     MMLogger.get_instance('browse_mix').setLevel('WARNING')
     set_random_seed(args.seed)
-    model = build_model(cfg, args.checkpoint)
+    with launch.safe_checkpoints(args.trust_checkpoint):
+        model = build_model(cfg, args.checkpoint)
 
     # Several small batches show several mixing ratios, and no more images are loaded than drawn.
     loader_cfg = cfg.train_dataloader

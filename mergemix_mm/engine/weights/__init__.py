@@ -1,7 +1,26 @@
-"""Weights on disk: read without loading them whole, and mixed."""
+"""Weights on disk: read without running code of theirs and without loading them whole, and mixed."""
 
 from .mix_files import check_out, mix_files
+from .safe_load import (
+    CheckpointError,
+    UntrustedCheckpointError,
+    guarded_mmengine,
+    load_checkpoint,
+    plain,
+    restored,
+    safe_load,
+)
 from .stored_weights import StoredWeights
-from .torch_file import load_checkpoint
 
-__all__ = ['StoredWeights', 'check_out', 'load_checkpoint', 'mix_files']
+__all__ = [
+    'CheckpointError',
+    'StoredWeights',
+    'UntrustedCheckpointError',
+    'check_out',
+    'guarded_mmengine',
+    'load_checkpoint',
+    'mix_files',
+    'plain',
+    'restored',
+    'safe_load',
+]

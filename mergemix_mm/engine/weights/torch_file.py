@@ -1,55 +1,16 @@
-"""Checkpoints that torch.save wrote: read without running code of theirs, and their layout without reading tensors."""
+"""The layout of checkpoints that torch.save wrote, without reading their tensors."""
 
 import copy
 import zipfile
 from pathlib import Path
-from pickle import UnpicklingError
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.serialization import skip_data
 
+from .safe_load import load_checkpoint
 from .stored_tensor import StoredTensor
-
-
-class _LoggedValues:
-    """Stands for MMEngine's HistoryBuffer, whose own unpickling writes to the class that every logger shares."""
-
-    def __setstate__(self, state: dict) -> None:
-        """Forget them."""
-
-
-# What MMEngine keeps in a checkpoint beside tensors: logged values in arrays of numpy, with the methods that average
-# them, which are not looked up but left out.
-LOG_PARTS = [
-    (_LoggedValues, 'mmengine.logging.history_buffer.HistoryBuffer'),
-    (lambda *_: None, 'builtins.getattr'),
-    np.ndarray,
-    np.dtype,
-    np._core.multiarray._reconstruct,
-    np._core.multiarray.scalar,
-    *(type(np.dtype(name)) for name in ('float64', 'float32', 'int64', 'int32', 'bool')),
-]
-
-
-def load_checkpoint(path: Path) -> dict:
-    """Read a checkpoint of MMEngine, or a state dict, to the CPU.
-
-    Args:
-        path (Path): What torch.save wrote.
-
-    Raises:
-        ValueError: If it holds more than tensors, plain values and logs, or is damaged.
-    """
-    try:
-        with torch.serialization.safe_globals(LOG_PARTS):
-            return torch.load(path, map_location='cpu', weights_only=True)
-    except (UnpicklingError, EOFError, RuntimeError) as error:
-        raise ValueError(
-            f'{path} holds more than weights and logs, or is damaged, and is not loaded: {error}'
-        ) from None
 
 
 class TorchFile:

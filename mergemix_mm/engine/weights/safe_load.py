@@ -1,0 +1,373 @@
+"""Reads what torch.save wrote without running code of theirs: tensors, plain values, and MMEngine's logs."""
+
+import io
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from pickle import UnpicklingError
+from types import FunctionType
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.logging import HistoryBuffer
+from torch import Tensor, serialization
+
+# The methods that a pickled HistoryBuffer refers to; a new buffer has them anyway.
+LOG_METHODS = ('min', 'max', 'current', 'mean')
+NUMERIC = 'biufcSU'  # The kinds of dtypes whose elements are plain: numbers, truth values and texts.
+HISTORY, ARRAY = '__history__', '__ndarray__'
+REFERS = 'it refers to '
+FORCE, FORCE_NOT = 'TORCH_FORCE_WEIGHTS_ONLY_LOAD', 'TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD'
+
+
+class CheckpointError(ValueError):
+    """A file cannot be read as a checkpoint."""
+
+
+class UntrustedCheckpointError(CheckpointError):
+    """A file holds more than weights, plain values and logs; nothing in it was executed."""
+
+
+class RefusedObjectError(UnpicklingError):
+    """What a stand-in says of the object that it was to make; torch hands on the text only."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(REFERS + what)
+
+
+class _Dtype:
+    """Stands for ``numpy.dtype``: its own unpickling can change the type that all arrays share."""
+
+    def __init__(self, name: str, *_: Any) -> None:
+        self.found = np.dtype(name if type(name) is str else '')
+        if self.found.kind not in NUMERIC:
+            raise RefusedObjectError(f'an array of dtype {name!r}, whose elements are not numbers')
+
+    def __setstate__(self, state: tuple) -> None:
+        if state[1] in ('<', '>'):
+            self.found = self.found.newbyteorder(state[1])
+
+
+class _Array(np.ndarray):
+    """Stands for ``numpy.ndarray``: it is made empty, and takes its elements from bytes of the right number."""
+
+    def __new__(cls, *_: Any) -> '_Array':
+        return super().__new__(cls, 0, 'b')
+
+    def __setstate__(self, state: tuple) -> None:
+        version, shape, dtype, order, data = state
+        if not isinstance(dtype, _Dtype) or not isinstance(data, bytes):
+            raise RefusedObjectError('an array whose elements are not numbers')
+        super().__setstate__((version, shape, dtype.found, order, data))
+
+
+class _Logs:
+    """Stands for HistoryBuffer, whose own unpickling writes to the class that every logger shares."""
+
+    def __setstate__(self, state: dict) -> None:
+        self.state = state
+
+
+def _attribute(owner: type, name: str) -> str:
+    """Stands for ``getattr``, which old checkpoints need for the four methods of HistoryBuffer only."""
+    if owner is not _Logs or name not in LOG_METHODS:
+        raise RefusedObjectError(f'the attribute {name!r} of something')
+    return name
+
+
+def _reconstruct(*_: Any) -> _Array:
+    return _Array()
+
+
+def _scalar(dtype: _Dtype, data: bytes) -> np.generic:
+    if not isinstance(dtype, _Dtype) or not isinstance(data, bytes):
+        raise RefusedObjectError('a numpy scalar that is not a number')
+    return np.frombuffer(data, dtype.found, 1)[0]
+
+
+def _config_dict(content: dict | None = None, *_: Any) -> dict:
+    return dict(content or {})
+
+
+STAND_INS = [
+    (_Logs, 'mmengine.logging.history_buffer.HistoryBuffer'),
+    (_attribute, 'builtins.getattr'),
+    (_config_dict, 'mmengine.config.config.ConfigDict'),
+    (_Array, 'numpy.ndarray'),
+    (_Dtype, 'numpy.dtype'),
+    *((_reconstruct, f'numpy.{core}.multiarray._reconstruct') for core in ('core', '_core')),
+    *((_scalar, f'numpy.{core}.multiarray.scalar') for core in ('core', '_core')),
+]
+
+
+@contextmanager
+def _stand_ins() -> Iterator[None]:
+    """Let torch's restricted unpickler know the stand-ins, whatever another part of the program allows it."""
+    before = serialization.get_safe_globals()
+    names = {name for _, name in STAND_INS}
+    kept = [one for one in before if _global_name(one) not in names]
+    serialization.clear_safe_globals()
+    serialization.add_safe_globals([*kept, *STAND_INS])
+    try:
+        yield
+    finally:
+        serialization.clear_safe_globals()
+        serialization.add_safe_globals(before)
+
+
+def _global_name(one: Any) -> str:
+    return one[1] if isinstance(one, tuple) else f'{one.__module__}.{one.__qualname__}'
+
+
+def safe_load(file: str | os.PathLike | io.IOBase, map_location: Any = None, trust: bool = False) -> Any:
+    """Read what torch.save wrote: tensors, plain values, numbers and arrays of numpy, and MMEngine's logs.
+
+    Args:
+        file (str | PathLike | IOBase): Path, or what torch.load reads otherwise.
+        map_location (Any): As torch.load has it. Defaults to None.
+        trust (bool): Whether a file with other objects is read too, which can run any code. Defaults to False.
+
+    Returns:
+        Any: What was saved, with a `HistoryBuffer` for every log.
+
+    Raises:
+        UntrustedCheckpointError: If the file refers to anything else.
+        CheckpointError: If the file is damaged.
+    """
+    name = os.fspath(file) if isinstance(file, str | os.PathLike) else getattr(file, 'name', 'the checkpoint')
+    try:
+        with _stand_ins():
+            content = torch.load(file, map_location=map_location, weights_only=True)
+        return restored(content)
+    except OSError:
+        raise
+    except Exception as error:  # Hostile content can raise whatever Python has.
+        if not trust:
+            raise _refusal(name, error) from None
+    if hasattr(file, 'seek'):
+        file.seek(0)
+    try:
+        with _environment({FORCE: None}):
+            return restored(torch.load(file, map_location=map_location, weights_only=False))
+    except (UnpicklingError, EOFError, RuntimeError) as error:
+        raise _refusal(name, error) from None
+
+
+@contextmanager
+def guarded_mmengine(trust: bool = False) -> Iterator[None]:
+    """Let MMEngine, and whatever else calls torch.load in this process and its workers, read with :func:`safe_load`.
+
+    MMEngine on its own allows the raw ``getattr``, and reads what it cannot read safely with ``weights_only=False``.
+    For programs, not for libraries: the functions of MMEngine are replaced for the whole process until the block ends.
+
+    Args:
+        trust (bool): Whether checkpoints with other objects are read too, which can run any code. Defaults to False.
+    """
+    from mmengine.runner import checkpoint
+
+    def load(file, map_location=None, weights_only=None):
+        return safe_load(file, map_location, trust)
+
+    def load_url(*args, **kwargs):  # It calls torch.load itself.
+        with _stand_ins():
+            return restored(download(*args, **kwargs))
+
+    before, download = checkpoint._safe_torch_load, checkpoint.load_url
+    checkpoint._safe_torch_load, checkpoint.load_url = load, load_url
+    try:
+        with _environment({FORCE: None if trust else '1', FORCE_NOT: '1' if trust else None}):
+            yield
+    finally:
+        checkpoint._safe_torch_load, checkpoint.load_url = before, download
+
+
+@contextmanager
+def _environment(values: dict[str, str | None]) -> Iterator[None]:
+    """Set variables of the environment, or remove those that are None, until the block ends."""
+
+    def put(values: dict[str, str | None]) -> None:
+        for name, value in values.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+
+    before = {name: os.environ.get(name) for name in values}
+    put(values)
+    try:
+        yield
+    finally:
+        put(before)
+
+
+def _refusal(name: str, error: Exception) -> CheckpointError:
+    """The error of one line for what torch's unpickler, or a stand-in, raised."""
+    text = str(error).split('WeightsUnpickler error:')[-1].split('Please file an issue')[0].strip()
+    line = ' '.join(text.splitlines()[:1])[:200]
+    found = re.search(r'GLOBAL ([^\s]+)', text)
+    if found or line.startswith((REFERS, 'Can only', 'Trying to call')):
+        what = found[1] if found else line.removeprefix(REFERS)
+        return UntrustedCheckpointError(
+            f'{name} holds more than weights and logs, and is not loaded: {REFERS}{what}. '
+            'Nothing in it was executed. If you trust where it comes from, --trust-checkpoint reads it'
+        )
+    return CheckpointError(
+        f'{name} cannot be loaded: it is damaged, or not a checkpoint of torch.save ({type(error).__name__}: {line})'
+    )
+
+
+def load_checkpoint(path: Path, trust: bool = False) -> Any:
+    """Read a checkpoint of MMEngine, or a state dict, to the CPU; see :func:`safe_load`."""
+    return safe_load(path, 'cpu', trust)
+
+
+def plain(value: Any, unknown: list[str], key: str = '') -> Any:
+    """Make tensors and plain values of what MMEngine puts into a checkpoint; :func:`restored` is the way back.
+
+    Logs (`HistoryBuffer`) and arrays become tensors in a dict; numbers of numpy, numbers; mappings, dicts; and paths,
+    texts. What needs no change is returned as it is.
+
+    Args:
+        value (Any): A checkpoint, or a part of it.
+        unknown (list[str]): Gets the key and the type of whatever can't be made plain, which stays as it is.
+        key (str): Where the value stands. Defaults to ``''``: the whole.
+    """
+    if isinstance(value, np.generic):
+        return plain_scalar(value, unknown, key)
+    if value is None or isinstance(value, bool | int | float | complex | str | bytes | Tensor | torch.dtype):
+        return _base(value)
+    if isinstance(value, HistoryBuffer):
+        logs, counts = (_tensor(array, unknown, key) for array in value.data)
+        return {HISTORY: dict(log_history=logs, count_history=counts, max_length=value.max_length)}
+    if isinstance(value, np.ndarray):
+        return {ARRAY: _tensor(value, unknown, key)}
+    if isinstance(value, dict):
+        return _plain_dict(value, unknown, key)
+    if isinstance(value, torch.Size | torch.device):
+        return value
+    if isinstance(value, list | tuple | set):
+        items = [plain(item, unknown, f'{key}[{i}]') for i, item in enumerate(value)]
+        base = next(kind for kind in (list, tuple, set) if isinstance(value, kind))
+        same = type(value) is base and all(new is old for new, old in zip(items, value))
+        return value if same else base(items)
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    unknown.append(f'{key} ({type(value).__module__}.{type(value).__qualname__})')
+    return value
+
+
+def plain_scalar(value: np.generic, unknown: list[str], key: str) -> Any:
+    """A number of Python for one of numpy."""
+    if value.dtype.kind in NUMERIC:
+        found = value.item()
+        return float(found) if isinstance(found, np.floating) else found
+    unknown.append(f'{key} (numpy.{type(value).__name__})')
+    return value
+
+
+def _base(value: Any) -> Any:
+    """The plain number or text of a subclass, such as a member of an IntEnum."""
+    for kind in (int, float, str, bytes):
+        if isinstance(value, kind) and type(value) not in (kind, bool):
+            return kind(value) if kind is not str else str.__str__(value)
+    return value
+
+
+def _plain_dict(value: dict, unknown: list[str], key: str) -> dict:
+    # A ConfigDict hands out what it holds by `items`; keys of numpy are as plain as their numbers.
+    items = {
+        _base(plain_scalar(name, unknown, key) if isinstance(name, np.generic) else name): plain(
+            item, unknown, f'{key}.{name}' if key else str(name)
+        )
+        for name, item in value.items()
+    }
+    if type(value).__module__ not in ('builtins', 'collections') or type(value).__name__ not in ('dict', 'OrderedDict'):
+        return items
+    if list(items) == list(value) and all(items[name] is value[name] for name in items):
+        return value
+    if type(value) is dict:
+        return items
+    result = value.copy()
+    result.__dict__.update(vars(value))  # The versions of modules, `_metadata`.
+    result.update(items)
+    return result
+
+
+def _tensor(array: np.ndarray, unknown: list[str], key: str) -> Tensor | np.ndarray:
+    try:
+        return torch.from_numpy(np.array(array, array.dtype.newbyteorder('=')))
+    except TypeError:
+        unknown.append(f'{key} (an array of {array.dtype})')
+        return array
+
+
+def restored(value: Any) -> Any:
+    """Logs and arrays, also those of old checkpoints, of what :func:`plain` or the restricted unpickler made.
+
+    Containers are changed in place.
+
+    Raises:
+        UnpicklingError: If a log holds anything but two rows of numbers.
+    """
+    return _restored(value, {})
+
+
+def _restored(value: Any, seen: dict[int, Any]) -> Any:
+    if isinstance(value, _Logs | _Array | _Dtype):
+        return _from_stand_in(value)
+    if isinstance(value, type | FunctionType):
+        raise RefusedObjectError('a function or a class')
+    if not isinstance(value, dict | list | tuple):
+        return value
+    if id(value) in seen:
+        return seen[id(value)][1]
+    seen[id(value)] = value, value  # A reference, as ids of what is gone are given again.
+    if isinstance(value, dict):
+        for name, item in list(value.items()):
+            new = _restored(item, seen)
+            if new is not item:
+                value[name] = new
+        if len(value) == 1:
+            result = _from_marker(value)
+            seen[id(value)] = value, result
+            return result
+    elif isinstance(value, list):
+        value[:] = [_restored(item, seen) for item in value]
+    elif type(value) is tuple:
+        items = tuple(_restored(item, seen) for item in value)
+        if any(new is not old for new, old in zip(items, value)):
+            seen[id(value)] = value, items
+            return items
+    return value
+
+
+def _from_stand_in(value: Any) -> Any:
+    if isinstance(value, _Array):
+        return value.view(np.ndarray)
+    if isinstance(value, _Dtype):
+        return value.found
+    state = getattr(value, 'state', None)
+    state = state if isinstance(state, dict) else {}
+    return _buffer(*(state.get(name) for name in ('_log_history', '_count_history', 'max_length')))
+
+
+def _from_marker(value: dict) -> Any:
+    if isinstance(found := value.get(HISTORY), dict):
+        return _buffer(*(found.get(name) for name in ('log_history', 'count_history', 'max_length')))
+    if ARRAY in value:
+        found = value[ARRAY]
+        return found.cpu().numpy() if isinstance(found, Tensor) else found
+    return value
+
+
+def _buffer(logs: Any, counts: Any, max_length: Any) -> HistoryBuffer:
+    # Weights may have been moved to an accelerator together with all other tensors.
+    rows = [row.cpu().numpy() if isinstance(row, Tensor) else row for row in (logs, counts)]
+    numbers = all(isinstance(row, np.ndarray) and row.ndim == 1 and row.dtype.kind in 'biuf' for row in rows)
+    if not numbers or len(rows[0]) != len(rows[1]) or type(max_length) is not int or max_length < 1:
+        raise RefusedObjectError('a log that is not two rows of numbers')
+    buffer = HistoryBuffer(max_length=max_length)
+    buffer._log_history, buffer._count_history = (row.view(np.ndarray) for row in rows)
+    return buffer

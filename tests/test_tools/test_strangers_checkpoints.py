@@ -1,0 +1,83 @@
+"""The tools and checkpoints of strangers: nothing in them is executed, and old and new ones of MMEngine resume."""
+
+import os
+
+import pytest
+import torch
+from mmengine.hooks import Hook
+from mmengine.logging import HistoryBuffer
+from mmengine.registry import HOOKS
+
+from mergemix_mm.engine.hooks import PlainCheckpointHook
+
+
+class Dangerous:
+    def __reduce__(self):
+        return os.mkdir, ('ran',)
+
+
+@HOOKS.register_module()
+class WatchLogs(Hook):
+    """Keeps what the message hub holds when training begins."""
+
+    seen = None
+
+    def before_train(self, runner):
+        buffer = runner.message_hub.log_scalars.get('train/loss')
+        WatchLogs.seen = None if buffer is None else buffer.data[0].tolist()
+
+
+@pytest.fixture
+def evil(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save(dict(meta=dict(epoch=1, iter=4), state_dict={}, extra=Dangerous()), 'evil.pth')
+    yield tmp_path / 'evil.pth'
+    assert not (tmp_path / 'ran').exists()
+
+
+@pytest.mark.parametrize('scope', ['load_from', 'resume', 'init_cfg'])
+def test_training_runs_nothing_of_a_checkpoint(config, evil, run_tool, scope):
+    flags = ['--resume', evil] if scope == 'resume' else []
+    if scope == 'load_from':
+        config.write_text(config.read_text() + f'load_from = {str(evil)!r}\n')
+    if scope == 'init_cfg':
+        init = f"model['backbone']['init_cfg'] = dict(type='Pretrained', checkpoint={str(evil)!r})\n"
+        config.write_text(config.read_text() + init)
+    with pytest.raises(SystemExit, match=r'evil\.pth .*refers to .*mkdir.*--trust-checkpoint'):
+        run_tool('train', config, '--work-dir', evil.parent / 'work', *flags)
+
+
+def test_testing_runs_nothing_of_a_checkpoint(config, evil, run_tool):
+    with pytest.raises(SystemExit, match=r'evil\.pth .*refers to .*mkdir.*--trust-checkpoint'):
+        run_tool('test', config, evil, '--work-dir', evil.parent / 'work')
+
+
+def test_browsing_runs_nothing_of_a_checkpoint(config, evil, load_tool):
+    with pytest.raises(SystemExit, match=r'evil\.pth .*refers to .*mkdir.*--trust-checkpoint'):
+        load_tool('visualization/browse_mix').main([str(config), '--checkpoint', str(evil), '--num-images', '2'])
+
+
+def test_the_flag_trusts(config, tmp_path, run_tool, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save(dict(meta={}, state_dict={}, extra=Dangerous()), 'evil.pth')
+    run_tool('test', config, tmp_path / 'evil.pth', '--work-dir', tmp_path / 'work', '--trust-checkpoint')
+    assert (tmp_path / 'ran').is_dir()
+
+
+@pytest.mark.parametrize('flexible', [False, True])
+def test_checkpoints_are_plain_and_resume_with_their_logs(config, tmp_path, run_tool, monkeypatch, flexible):
+    text = config.read_text() + "custom_hooks.append(dict(type='WatchLogs'))\n"
+    config.write_text(text + ("strategy = dict(type='SingleDeviceStrategy')\n" if flexible else ''))
+    run_tool('train', config, '--work-dir', tmp_path / 'new')
+    saved = torch.load(tmp_path / 'new' / 'epoch_1.pth', weights_only=True)  # No class has to be allowed.
+    assert len(saved['message_hub']['log_scalars']) >= 3
+    # The same run by plain MMEngine: pickled buffers.
+    with monkeypatch.context() as patch:
+        patch.setattr(PlainCheckpointHook, 'before_save_checkpoint', lambda *_, **__: None)
+        run_tool('train', config, '--work-dir', tmp_path / 'old')
+    old = torch.load(tmp_path / 'old' / 'epoch_1.pth', weights_only=False)
+    buffer = old['message_hub']['log_scalars']['train/loss']
+    assert isinstance(buffer, HistoryBuffer) and len(buffer.data[0]) == 4
+    for name in ('new', 'old'):
+        run_tool('train', config, '--work-dir', tmp_path / f'from-{name}', '--resume', tmp_path / name / 'epoch_1.pth')
+        assert WatchLogs.seen == buffer.data[0].tolist(), name
