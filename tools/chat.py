@@ -16,6 +16,7 @@ from mergemix_mm.datasets.transforms import EncodeConversation
 from mergemix_mm.models.vlms import HFVisionLanguageModel, SphinxModel
 from mergemix_mm.models.vlms.family_model import FamilyModel
 from mergemix_mm.models.vlms.sphinx.files import LANGUAGE_MODEL, is_sphinx
+from mergemix_mm.utils.images import image_name, read_image
 
 ADAPTER_FILE = 'adapter_config.json'
 
@@ -47,21 +48,18 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def open_images(paths: Sequence[Path]) -> list[Image.Image]:
-    """Read the images, in RGB.
+    """Read the images as a viewer shows them, in RGB.
 
     Raises:
         SystemExit: If one is missing or cannot be decoded.
     """
-    images = []
     for path in paths:
-        if not path.is_file():
-            raise SystemExit(f'IMAGE: there is no file {path} (from {Path.cwd()})')
-        try:
-            with Image.open(path) as image:
-                images.append(image.convert('RGB'))
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise SystemExit(f'IMAGE: {path} cannot be read as an image: {error}') from error
-    return images
+        if not path.exists():
+            raise SystemExit(f'IMAGE: there is no file {image_name(path)} (from {Path.cwd()})')
+    try:
+        return [read_image(path) for path in paths]
+    except ValueError as error:
+        raise SystemExit(f'IMAGE: {error}') from error
 
 
 def resolve(model: str, lora: str | None) -> tuple[str, str | None]:

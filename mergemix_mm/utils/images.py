@@ -43,6 +43,7 @@ _OTHERS = {
     rb'PK\x03\x04': 'a zip archive',
     rb'\x1f\x8b': 'gzip',
     rb'SIMPLE  =': 'FITS',
+    rb'\xff\xd8|\x89PNG|II[*+]\0|MM\0[*+]|GIF8|RIFF|BM|P[0-7fFy]\s': 'damaged, or of a kind unknown to Pillow',
 }
 
 
@@ -145,6 +146,8 @@ def image_name(source) -> str:
     text = text if isinstance(text, str) else os.fsdecode(text)
     if _is_data_url(text):
         return f'{_printable(text[:64].partition(",")[0])},... ({len(text)} characters)'
+    if _is_base64(text):
+        return f'<{len(text)} characters>'
     if len(text) > SHOWN_LENGTH:
         return f'{_printable(text[:32])}... ({len(text)} characters)'
     return _printable(text)
@@ -183,13 +186,17 @@ def _find_file(text: str, root: str) -> str:
     found = next((path for path in paths if os.path.isfile(path)), None)
     if found is not None:
         return found
-    shown = image_name(paths[0])
+    shown = image_name(text if _is_base64(text) else paths[0])
     if text and not os.path.exists(paths[0]):
-        hint = (
-            ' (base64 needs "data:image/png;base64," before it)' if re.fullmatch(r'[\w+/\s-]{100,}=*\s*', text) else ''
-        )
+        hint = '; base64 needs "data:image/png;base64," before it' if _is_base64(text) else ''
         raise MissingImageError(f'image {shown} does not exist{hint}')
     raise _ImageError(f'image {shown} is a {"folder" if os.path.isdir(paths[0]) else "device"}, not a file')
+
+
+def _is_base64(text: str) -> bool:
+    """Whether a text is the content of a file rather than its name; only the latter has a dot."""
+    known = text.startswith(('/9j/', 'iVBORw0KGgo', 'R0lGOD', 'UklGR', 'Qk'))
+    return len(text) >= (32 if known else 100) and re.fullmatch(r'[\w+/\s-]+=*\s*', text, re.ASCII) is not None
 
 
 def _is_data_url(text: str) -> bool:
@@ -292,7 +299,8 @@ def _opaque(image: Image.Image, rawmode: str, background: tuple[int, int, int]) 
     if image.mode in ('1', 'L', 'RGB') and isinstance(key, (int, tuple)):
         return _without_key(image, key, rawmode, background)
     if image.has_transparency_data:
-        image = image.convert('RGBA')
+        # Pillow converts La, grey that is multiplied with its alpha already, to LA only.
+        image = (image.convert('LA') if image.mode == 'La' else image).convert('RGBA')
         under = Image.new('RGBA', image.size, (*background, 255))
         return Image.alpha_composite(under, image).convert('RGB')
     if image.mode == 'LAB':
@@ -308,9 +316,13 @@ def _without_key(
     image: Image.Image, key: int | tuple[int, ...], rawmode: str, background: tuple[int, int, int]
 ) -> Image.Image:
     """Put the background in the place of one colour. A PNG names it at its own depth, where Pillow has 8 bits."""
-    factor = {'1': 255, 'L;2': 85, 'L;4': 17}.get(rawmode, 1)
     keys = np.atleast_1d(key).astype(np.int64)
-    keys = keys >> 8 if '16' in rawmode else keys * factor
+    if rawmode == '1':
+        keys = 255 * (keys > 0)
+    elif '16' in rawmode:
+        keys = keys >> 8
+    else:
+        keys = keys * {'L;2': 85, 'L;4': 17}.get(rawmode, 1)
     del image.info['transparency']
     pixels = np.array(image.convert('RGB'))
     pixels[(pixels == keys).all(-1)] = background

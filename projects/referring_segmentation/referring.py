@@ -8,6 +8,8 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from mergemix_mm.utils.images import MissingImageError, image_name, read_image
+
 from .grounder import Grounder
 from .segmenters import GrabCutSegmenter, SamSegmenter
 
@@ -49,7 +51,12 @@ def segment(args: argparse.Namespace) -> Segmented:
     Raises:
         SystemExit: If a file or a model cannot be read, or the answer names no box.
     """
-    image = _open_image(args.image)
+    try:
+        image = read_image(args.image)
+    except MissingImageError as error:
+        raise SystemExit(f'IMAGE: {image_name(args.image)} cannot be read: there is no such file') from error
+    except ValueError as error:
+        raise SystemExit(f'IMAGE: {error}') from error
     try:
         grounder = Grounder(args.model, args.device)
     except (OSError, ValueError) as error:
@@ -65,11 +72,3 @@ def segment(args: argparse.Namespace) -> Segmented:
     corners = ', '.join(f'{value:.1f}' for value in box.tolist())
     print(f'{args.expression}: {answer} -> box ({corners}) -> mask of {int(mask.sum())} pixels')
     return Segmented(image, box, mask)
-
-
-def _open_image(path: Path) -> Image.Image:
-    try:
-        with Image.open(path) as image:
-            return image.convert('RGB')
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise SystemExit(f'IMAGE: {path} cannot be read: {error}') from error

@@ -12,6 +12,7 @@ from mmengine.registry import DATASETS
 from PIL import Image
 
 from mergemix_mm.evaluation.metrics.answer_boxes import read_boxes
+from mergemix_mm.utils.images import read_image
 from mergemix_mm.visualization import draw_beta_sweep, draw_image_grid, draw_reward_curves
 
 NUM_IMAGES = 8
@@ -138,7 +139,7 @@ def show_detection(folder: Path) -> Shown:
     ]
     instances = [sample['pred_instances'] for sample in found]
     grid = draw_image_grid(
-        [np.asarray(Image.open(sample['img_path']).convert('RGB')) for sample in found],
+        [np.asarray(read_image(sample['img_path'])) for sample in found],
         predicted=[one['bboxes'][one['scores'] >= MIN_SCORE].tolist() for one in instances],
         true=true,
     )
