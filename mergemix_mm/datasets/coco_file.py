@@ -9,6 +9,10 @@ import numpy as np
 from .boxes import clip_to_image
 from .conversation_formats import check_keys
 from .json_records import JsonRecords
+from .record_error import short
+
+# Pixels; numbers beyond it are no coordinates, and beyond 2**1023 no floating point numbers.
+MAX_COORDINATE = 1e9
 
 
 class CocoFile:
@@ -27,8 +31,8 @@ class CocoFile:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If the file is not valid JSON, lacks images or annotations, has an entry without its ids, an
-            image id twice, or an annotation of an image that is not listed.
+        ValueError: If the file is not valid JSON, lacks images or annotations, has an entry without its ids or with one
+            beyond 64 bits, an image id twice, or an annotation of an image that is not listed.
     """
 
     def __init__(self, path: str, keep: Callable[[dict], bool]) -> None:
@@ -43,39 +47,66 @@ class CocoFile:
     def categories(self) -> dict[int, dict]:
         """The categories by their ids."""
         records = JsonRecords(self.path, key='categories')
-        found = [records[place] for place in range(len(records))]
-        for category in found:
-            check_keys(category, {'id', 'name'})
-        return {category['id']: category for category in found}
+        found = {}
+        for place in range(len(records)):
+            category = records[place]
+            where = f'{records.source(place)}: a category'
+            try:
+                check_keys(category, {'id', 'name'})
+            except ValueError as error:
+                raise ValueError(f'{where} {error}.') from error
+            if not _is_id(category['id']) or not isinstance(category['name'], str):
+                raise ValueError(
+                    f'{where} needs an id (a whole number) and a name; it has {_shown(category, ("id", "name"))}.'
+                )
+            if category['id'] in found:
+                raise ValueError(f'{where} has the id {category["id"]}, which is that of another one.')
+            found[category['id']] = category
+        return found
 
     def category(self, annotation: dict) -> dict:
         """The category of an annotation."""
         check_keys(annotation, {'category_id'})
-        if annotation['category_id'] not in self.categories:
-            raise ValueError(f'annotation {annotation["id"]}: there is no category {annotation["category_id"]}')
-        return self.categories[annotation['category_id']]
+        category = annotation['category_id']
+        if not _is_id(category) or category not in self.categories:
+            raise ValueError(f'annotation {annotation["id"]}: there is no category {short(category)}')
+        return self.categories[category]
 
     def image_fields(self, place: int) -> dict:
         """What a record holds of the image of an annotation: ``images`` (its file), ``image_id``, ``size``."""
         image = self.images[int(self.image_places[place])]
         check_keys(image, {'file_name'})
+        if not isinstance(image['file_name'], str):
+            raise ValueError(f'image {image["id"]}: file_name={short(image["file_name"])} must be a text')
         fields = dict(images=[image['file_name']], image_id=image['id'])
-        return fields | (dict(size=(image['height'], image['width'])) if {'height', 'width'} <= set(image) else {})
+        if not {'height', 'width'} <= set(image):
+            return fields
+        size = (image['height'], image['width'])
+        if not all(_is_id(side) and side > 0 for side in size):
+            raise ValueError(
+                f'image {image["id"]}: height and width must be whole numbers of pixels, found {short(size)}'
+            )
+        return fields | dict(size=size)
 
     @staticmethod
     def boxes(annotations: Sequence[dict], size: tuple[int, int] | None) -> list[list[float]]:
         """The boxes of some annotations of an image, xyxy in pixels, clipped to it where its size is known.
 
         Raises:
-            ValueError: If a box overhangs the image by a pixel or more, or is none; names the annotation.
+            ValueError: If a box overhangs the image by a pixel or more, has no width or height (there, or inside the
+                image), or is none; names the annotation.
         """
         found = []
         for annotation in annotations:
             box = annotation.get('bbox')
-            if not isinstance(box, list) or len(box) != 4:
-                raise ValueError(f'annotation {annotation["id"]}: bbox={box!r} must be [x, y, width, height]')
+            name = f'annotation {annotation["id"]}: bbox={short(box)}'
+            if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)):
+                raise ValueError(f'{name} must be [x, y, width, height]')
             x, y, width, height = box
-            found += CocoFile.inside([[x, y, x + width, y + height]], size, annotation)
+            (row,) = CocoFile.inside([[x, y, x + width, y + height]], size, annotation)
+            if row[2] == row[0] or row[3] == row[1]:
+                raise ValueError(f'{name} has width or height 0 in its image, which is not a target; take it out')
+            found.append(row)
         return found
 
     @staticmethod
@@ -117,7 +148,7 @@ def _with_numbers(
 
     def note(raw: dict) -> bool:
         values = [raw.get(name) for name in (*names, *optional)]
-        columns.extend(value if isinstance(value, int) and value >= 0 else -1 for value in values)
+        columns.extend(value if _is_id(value) else -1 for value in values)
         return flag is not None and flag(raw)
 
     records = JsonRecords(path, flag=note, key=key)
@@ -127,7 +158,20 @@ def _with_numbers(
     unknown = np.flatnonzero((numbers[:, : len(names)] < 0).any(1))
     if len(unknown):
         raise ValueError(
-            f'{records.source(unknown[0])}: an entry of {key} needs {" and ".join(names)}, whole numbers from 0; it '
-            f'has {sorted(records[unknown[0]])}.'
+            f'{records.source(unknown[0])}: an entry of {key} needs {" and ".join(names)}, whole numbers from 0 that '
+            f'fit into 64 bits; it has {_shown(records[unknown[0]], (*names, *optional))}.'
         )
     return records, numbers
+
+
+def _is_number(value) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < MAX_COORDINATE
+
+
+def _is_id(value) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 63
+
+
+def _shown(raw: dict, names: Sequence[str]) -> str:
+    found = {name: raw[name] for name in names if name in raw}
+    return f'{short(sorted(raw), 200)}, with {short(found, 200)}'

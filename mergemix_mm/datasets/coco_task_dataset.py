@@ -9,6 +9,7 @@ from mmengine.registry import DATASETS
 from .coco_file import CocoFile
 from .conversation_formats import check_keys
 from .record_dataset import RecordDataset
+from .record_error import short
 
 KINDS = ('detection', 'layout', 'keypoints', 'captions')
 
@@ -109,7 +110,10 @@ class COCOTaskDataset(RecordDataset):
 
     def _captions(self, annotations: list[dict], size: tuple[int, int] | None) -> dict:
         check_keys(annotations[0], {'caption'})
-        return dict(caption=annotations[0]['caption'].strip())
+        caption = annotations[0]['caption']
+        if not isinstance(caption, str) or not caption.strip():
+            raise ValueError(f'caption={short(caption)} must be a text')
+        return dict(caption=caption.strip())
 
 
 def _is_no_crowd(annotation: dict) -> bool:
@@ -117,4 +121,5 @@ def _is_no_crowd(annotation: dict) -> bool:
 
 
 def _has_keypoints(annotation: dict) -> bool:
-    return _is_no_crowd(annotation) and any((annotation.get('keypoints') or ())[2::3])
+    points = annotation.get('keypoints')
+    return _is_no_crowd(annotation) and isinstance(points, list) and any(points[2::3])

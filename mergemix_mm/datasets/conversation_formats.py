@@ -489,6 +489,13 @@ def check_keys(raw: dict, keys: set[str]) -> None:
         raise ValueError(f'lacks {sorted(missing)}; its keys are {short(sorted(raw), 200)}')
 
 
+def check_texts(raw: Mapping[str, Any], *keys: str) -> None:
+    """Refuse a record in which one of the keys holds anything but a text."""
+    for key in keys:
+        if not isinstance(raw[key], str):
+            raise ValueError(f'{key}={short(raw[key])} must be a text')
+
+
 def question_messages(question: str, num_images: int = 0, answer: str | None = None) -> list[dict]:
     """One question after its images, and its answer if there is one.
 

@@ -8,10 +8,11 @@ from typing import Any
 from mmengine.registry import DATASETS
 from torch.utils.data import ConcatDataset
 
-from .conversation_formats import check_keys, question_messages
+from .conversation_formats import check_keys, check_texts, question_messages
 from .json_records import JsonRecords
 from .prompts import SHORT_ANSWER
 from .record_dataset import RecordDataset
+from .record_error import short
 
 
 @DATASETS.register_module()
@@ -68,9 +69,10 @@ class POPEDataset(RecordDataset):
     def load_record(self, index: int) -> dict[str, Any]:
         raw = self.records[index]
         check_keys(raw, {'image', 'text', 'label'})
+        check_texts(raw, 'image', 'text')
         answer = str(raw['label']).strip().lower()
         if answer not in ('yes', 'no'):
-            raise ValueError(f"label {raw['label']!r} must be 'yes' or 'no'")
+            raise ValueError(f"label {short(raw['label'])} must be 'yes' or 'no'")
         messages = question_messages(raw['text'] + self.suffix, 1, answer)
         record = dict(
             messages=messages, images=[raw['image']], gt_answer=answer, question_id=raw.get('question_id', index)

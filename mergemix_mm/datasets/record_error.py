@@ -31,7 +31,7 @@ def one_line(message: object) -> str:
     if 'in DataLoader worker process' in (text := str(message)):
         text = text.rpartition(f'{RecordError.__name__}: ')[2]
     text = re.sub(rf'\S{{{LONGEST_WORD + 1},}}', lambda word: f'{word[0][:80]}...{word[0][-20:]}', text)
-    text = ' '.join(text.split())
+    text = re.sub(r'\s*[\r\n\v\f\x85\u2028\u2029]\s*', ' ', text)
     # Lone surrogates and control characters cannot be printed everywhere.
     text = ''.join(character if character.isprintable() else ascii(character)[1:-1] for character in text)
     return text if len(text) <= LONGEST_MESSAGE else text[: LONGEST_MESSAGE - 3] + '...'

@@ -1,6 +1,5 @@
 """ScienceQA: multiple-choice questions of school science, half of them with an image (https://arxiv.org/abs/2209.09513)."""
 
-import json
 import os
 from string import ascii_uppercase
 from typing import Any
@@ -8,9 +7,11 @@ from typing import Any
 import numpy as np
 from mmengine.registry import DATASETS
 
-from .conversation_formats import check_keys, question_messages
+from .conversation_formats import check_keys, check_texts, question_messages
+from .json_records import read_json
 from .prompts import OPTION_LETTER, option_lines
 from .record_dataset import RecordDataset
+from .record_error import short
 
 
 @DATASETS.register_module()
@@ -63,13 +64,22 @@ class ScienceQADataset(RecordDataset):
     def open_records(self) -> list[tuple[str, dict]]:
         problems, splits = self._read(self.ann_file), self._read(self.split_file)
         if self.split not in splits:
+            found = short(sorted(splits), 200)
+            raise ValueError(f'ScienceQADataset: split={self.split!r} is unknown; {self.split_file} has {found}.')
+        names = splits[self.split]
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise ValueError(
-                f'ScienceQADataset: split={self.split!r} is unknown; {self.split_file} has {sorted(splits)}.'
+                f'ScienceQADataset: {self.split!r} of {self.split_file} must be a list of names of problems.'
             )
-        lost = [name for name in splits[self.split] if name not in problems]
+        lost = [name for name in names if name not in problems]
         if lost:
             raise ValueError(f'ScienceQADataset: {self.ann_file} lacks the problems {lost[:5]} of {self.split_file}.')
-        chosen = [(name, problems[name]) for name in splits[self.split]]
+        wrong = [name for name in names if not isinstance(problems[name], dict)]
+        if wrong:
+            raise ValueError(
+                f'ScienceQADataset: the problem {wrong[0]!r} of {self.ann_file} must be an object {{...}}.'
+            )
+        chosen = [(name, problems[name]) for name in names]
         return [(name, raw) for name, raw in chosen if raw.get('image') or not self.image_only]
 
     def source(self, index: int) -> str:
@@ -83,9 +93,14 @@ class ScienceQADataset(RecordDataset):
         name, raw = self.records[index]
         check_keys(raw, {'question', 'choices', 'answer', 'split'})
         choices, answer = raw['choices'], raw['answer']
-        if not isinstance(answer, int) or not 0 <= answer < len(choices):
-            raise ValueError(f'answer {answer!r} must be the index of one of its {len(choices)} choices, from 0')
+        if not isinstance(choices, list) or not all(isinstance(one, str) for one in choices):
+            raise ValueError(f'choices={short(choices)} must be a list of texts')
+        if len(choices) > len(ascii_uppercase):
+            raise ValueError(f'has {len(choices)} choices, more than there are letters')
+        if not isinstance(answer, int) or isinstance(answer, bool) or not 0 <= answer < len(choices):
+            raise ValueError(f'answer {short(answer)} must be the index of one of its {len(choices)} choices, from 0')
         hint = raw.get('hint') or ''
+        check_texts(dict(raw, hint=hint), 'question', 'hint', 'split')
         images = [os.path.join(raw['split'], name, raw['image'])] if raw.get('image') else []
         lines = [f'Context: {hint}'] if hint else []
         lines += [raw['question'], option_lines(choices)]
@@ -103,10 +118,7 @@ class ScienceQADataset(RecordDataset):
 
     def _read(self, name: str) -> dict:
         path = os.path.join(self.data_root, name)
-        with open(path, encoding='utf-8') as file:
-            try:
-                return json.load(file)
-            except json.JSONDecodeError as error:
-                raise ValueError(
-                    f'{path}:{error.lineno}: malformed JSON at column {error.colno}: {error.msg}.'
-                ) from None
+        found = read_json(path)
+        if not isinstance(found, dict):
+            raise ValueError(f'{path}: must hold an object {{...}}, found {short(found)}.')
+        return found

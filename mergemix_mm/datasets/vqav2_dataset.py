@@ -6,10 +6,11 @@ from typing import Any
 
 from mmengine.registry import DATASETS
 
-from .conversation_formats import check_keys, question_messages
+from .conversation_formats import check_keys, check_texts, question_messages
 from .json_records import JsonRecords
 from .prompts import SHORT_ANSWER
 from .record_dataset import RecordDataset
+from .record_error import short
 
 
 @DATASETS.register_module()
@@ -72,23 +73,35 @@ class VQAv2Dataset(RecordDataset):
     def load_record(self, index: int) -> dict[str, Any]:
         raw = self.records[index]
         check_keys(raw, {'image_id', 'question', 'question_id'})
+        check_texts(raw, 'question')
         record = dict(question_id=raw['question_id'], image_id=raw['image_id'])
         answer = None
         if self.annotations is not None:
             annotation = self.annotations[index]
-            if annotation.get('question_id') != raw['question_id']:
+            other = annotation.get('question_id')
+            if other != raw['question_id']:
                 raise ValueError(
-                    f'question {raw["question_id"]} has the annotation of {annotation.get("question_id")} '
+                    f'question {short(raw["question_id"])} has the annotation of {short(other)} '
                     f'({self.annotations.source(index)}); the two files must have the same order'
                 )
             if not annotation.get('answers'):
                 raise ValueError(f'the annotation ({self.annotations.source(index)}) has no answers')
             answers = [one['answer'] for one in annotation['answers']]
             answer = annotation.get('multiple_choice_answer') or Counter(answers).most_common(1)[0][0]
+            if not all(isinstance(one, str) for one in [*answers, answer]):
+                raise ValueError(f'the annotation ({self.annotations.source(index)}) has answers that are not texts')
             record.update(gt_answer=answers)
             record.update({key: annotation[key] for key in ('question_type', 'answer_type') if key in annotation})
         return dict(
             messages=question_messages(raw['question'] + self.suffix, 1, answer),
-            images=[self.image_name.format(image_id=raw['image_id'])],
+            images=[self._image_file(raw['image_id'])],
             **record,
         )
+
+    def _image_file(self, image_id: int) -> str:
+        try:
+            return self.image_name.format(image_id=image_id)
+        except (ValueError, TypeError) as error:
+            raise ValueError(
+                f'image_id={short(image_id)} does not fit image_name={self.image_name!r}: {error}'
+            ) from error

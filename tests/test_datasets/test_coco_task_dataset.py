@@ -134,6 +134,11 @@ def test_images_without_a_size_are_measured_by_the_task(tmp_path):
         ([5, 5, -2, 2], r'annotation 103: .* is not a box: x2 < x1'),
         ([5, 5, 2], r'annotation 103: bbox=\[5, 5, 2\] must be \[x, y, width, height\]'),
         (None, 'annotation 103: bbox=None must be'),
+        ([5, 5, 0, 2], r'annotation 103: bbox=\[5, 5, 0, 2\] has width or height 0'),
+        ([5, 5, 2, 0.0], 'annotation 103: .* has width or height 0'),
+        ([20, 5, 0.5, 2], 'annotation 103: .* has width or height 0 in its image'),
+        (['5', '5', '2', '2'], 'annotation 103: bbox=.* must be'),
+        ([5, 5, 10**400, 2], 'annotation 103: bbox=.* must be'),
     ],
 )
 def test_a_box_that_cannot_be_names_file_and_annotation(tmp_path, box, found):
@@ -169,3 +174,40 @@ def test_files_in_another_layout_are_refused(tmp_path):
         dataset(tmp_path, dict(INSTANCES, annotations=INSTANCES['annotations'][4:]))
     with pytest.raises(RecordError, match=r'image 4, category 77: annotation 101: there is no category 77'):
         dataset(tmp_path, changed(INSTANCES, 0, category_id=77))[2]
+
+
+@pytest.mark.parametrize('value', [2**63, 10**400, -1, True, 1.0, '1'])
+def test_ids_beyond_64_bits_name_file_and_line(tmp_path, value):
+    for key in ('id', 'image_id'):
+        with pytest.raises(ValueError, match=r'coco\.json:1.*: an entry of annotations needs id and image_id') as error:
+            dataset(tmp_path, changed(INSTANCES, 0, **{key: value}))
+        assert len(str(error.value)) < 400
+    data = dataset(tmp_path, changed(INSTANCES, 0, category_id=value))
+    with pytest.raises(RecordError, match='annotation 101: there is no category'):
+        [data[i] for i in range(len(data))]
+
+
+@pytest.mark.parametrize(
+    ('category', 'message'),
+    [
+        (dict(id=[1], name='x'), r'a category needs an id .*\[1\]'),
+        (dict(id=2**64, name='x'), 'a category needs an id'),
+        (dict(id=3, name=None), '.*and a name'),
+        (dict(id=3), r"a category lacks \['name'\]"),
+    ],
+)
+def test_categories_in_another_layout_are_refused(tmp_path, category, message):
+    content = dict(INSTANCES, categories=[*INSTANCES['categories'], category])
+    with pytest.raises(ValueError, match=rf'coco\.json:1 \(record \d+\): {message}'):
+        dataset(tmp_path, content)
+    with pytest.raises(ValueError, match='which is that of another one'):
+        dataset(tmp_path, dict(INSTANCES, categories=INSTANCES['categories'] * 2))
+
+
+def test_sizes_and_file_names_of_another_type_are_record_errors(tmp_path):
+    for more in (dict(height='10'), dict(width=0), dict(height=2.5), dict(file_name=['x'])):
+        content = deepcopy(INSTANCES)
+        for image in content['images']:
+            image.update(more)
+        with pytest.raises(RecordError, match=f'image .*: ({next(iter(more))}|height and width)'):
+            dataset(tmp_path, content)[0]

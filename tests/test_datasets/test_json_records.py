@@ -1,5 +1,6 @@
 """Tests of JsonRecords."""
 
+import gzip
 import json
 import pickle
 import tracemalloc
@@ -8,7 +9,8 @@ import numpy as np
 import pytest
 
 from mergemix_mm.datasets import json_records
-from mergemix_mm.datasets.json_records import JsonRecords
+from mergemix_mm.datasets.json_records import JsonRecords, read_json
+from mergemix_mm.datasets.record_error import RecordError
 
 RECORDS = [
     dict(id=0, text='plain', nested=dict(a=[1, 2, {}])),
@@ -63,7 +65,7 @@ def test_records_on_one_line_are_told_apart_by_number(tmp_path):
         ('{"a": 1}\n{"b": "open\n', r'data\.json:2: malformed JSON at column 12: Invalid control character'),
         ('{"a": 1}\n\n7\n', r'data\.json:3: .*a record must be an object \{\.\.\.\}, found '),
         ('[{"a": 1},]', r'data\.json:1: malformed JSON at column 11: a record must be an object'),
-        ('[{"a": 1}]\n{"b": 2}', r'data\.json:2: malformed JSON at column 1: .*behind the array'),
+        ('[{"a": 1}]\n{"b": 2}', r'data\.json:2: malformed JSON at column 1: .*after the array'),
         ('  \n', r'data\.json: the file is empty'),
     ],
 )
@@ -119,12 +121,118 @@ def test_forked_workers_do_not_disturb_each_other(tmp_path):
     assert [record['id'] for record in loader] == list(range(300))
 
 
-def test_bytes_that_are_not_utf8_name_the_line_when_read(tmp_path):
+GOOD = b'{"a": "fine"}'
+DEEP = b'{"a": ' + b'[' * 10_000 + b']' * 10_000 + b', "}]": "\\"]}"}'
+BAD_RECORDS = {
+    'not_utf8': (b'{"a": "\xff\xfe"}', 'the record is not UTF-8'),
+    'deep': (DEEP, 'nested more than 100 deep'),
+    'deep_objects': (b'{"a": ' * 10_000 + b'1' + b'}' * 10_000, 'nested more than 100 deep'),
+    'rather_deep': (b'{"a": ' + b'[' * 101 + b']' * 101 + b'}', 'nested more than 100 deep'),
+    'digits': (b'{"a": ' + b'7' * 5_000 + b'}', 'too many digits'),
+    'nan': (b'{"a": [NaN]}', 'NaN is not a number that JSON knows'),
+    'infinity': (b'{"a": -Infinity}', '-Infinity is not a number'),
+    'overflow': (b'{"a": 1e999}', 'the number .1e999. is too large'),
+    'surrogate': (b'{"a": "x\\ud83d"}', r'lone surrogate \\ud83d'),
+    'surrogate_key': (b'{"\\uDC00": 1}', r'lone surrogate \\udc00'),
+    'twice': (b'{"a": 1, "b": {"c": 2, "c": 3}}', "the key 'c' comes twice"),
+}
+
+
+@pytest.mark.parametrize('chunk', [1 << 20, 64])
+@pytest.mark.parametrize('layout', ['lines', 'array', 'windows'])
+@pytest.mark.parametrize('name', BAD_RECORDS)
+def test_one_bad_record_leaves_the_others_readable(tmp_path, monkeypatch, name, layout, chunk):
+    bad, message = BAD_RECORDS[name]
+    monkeypatch.setattr(json_records, 'CHUNK', chunk)
     path = tmp_path / 'data.jsonl'
-    path.write_bytes(b'{"a": "fine"}\n{"a": "\xff\xfe"}\n')
+    records = [GOOD, bad, GOOD]
+    path.write_bytes(
+        dict(lines=b'\n'.join(records), array=b'[' + b',\n'.join(records) + b']', windows=b'\r\n'.join(records))[layout]
+    )
+    records = JsonRecords(path, flag=bool)
+    assert len(records) == 3 and records[0] == records[2] == dict(a='fine')
+    assert records.source(2) == f'{path}:3'
+    with pytest.raises(RecordError, match=message) as error:
+        records[1]
+    assert str(error.value).startswith(f'{path}:2: ') and len(str(error.value)) < 300
+    assert records.flags[0] and records.flags[2]
+
+
+def test_pairs_of_surrogates_and_many_brackets_are_fine(tmp_path):
+    content = dict(emoji='\U0001f600', backslash='\\ud83d', polygons=[[1.5, 2.0]] * 300, text='[[[[{{{{' * 50)
+    records = JsonRecords(write(tmp_path, json.dumps(content)))
+    assert records[0] == content
+
+
+def test_a_deep_record_that_is_cut_off_is_malformed(tmp_path):
+    for content, message in ((b'[' * 10_000, '10001 brackets are not closed'), (b'[' * 10_000 + b'"x', 'Unterminated')):
+        path = tmp_path / 'data.jsonl'
+        path.write_bytes(GOOD + b'\n{"a": ' + content)
+        with pytest.raises(ValueError, match=rf'data\.jsonl:2: malformed JSON at column \d+: {message}'):
+            JsonRecords(path)
+
+
+def test_deep_values_before_the_key_are_passed_over(tmp_path):
+    path = tmp_path / 'coco.json'
+    path.write_bytes(b'{"deep": ' + DEEP + b', "many": [' + DEEP + b', 1], "last": [{"id": 7}]}')
+    assert JsonRecords(path, key='last')[0] == dict(id=7)
+
+
+@pytest.mark.parametrize(
+    ('content', 'kind'),
+    [
+        (b'PAR1\x15\x04', 'a Parquet file'),
+        (gzip.compress(b'[{}]'), 'compressed with gzip'),
+        (b'PK\x03\x04\x14\0', 'a zip archive'),
+        (b'BZh91AY', 'compressed with bzip2'),
+        (b'\x28\xb5\x2f\xfd\0', 'compressed with zstd'),
+        (b'ARROW1\0\0', 'an Arrow file'),
+        (b'version https://git-lfs.github.com/spec/v1\noid sha256:0', 'a Git LFS pointer'),
+        (b'<!DOCTYPE html><html>', 'HTML or XML'),
+        (b'\n <?xml version="1.0"?>', 'HTML or XML'),
+        ('[{"a": 1}]'.encode('utf-16'), 'in UTF-16'),
+        ('[{"a": 1}]'.encode('utf-16-le'), 'in UTF-16'),
+        ('{"a": 1}'.encode('utf-16-be'), 'in UTF-16'),
+        ('[{"a": 1}]'.encode('utf-32'), 'in UTF-32'),
+        (b'\x89PNG\r\n', 'an image'),
+        (pickle.dumps([dict(a=1)]), 'a Python pickle'),
+        (b'\0' * 100, 'first bytes are all 0'),
+        (b'', 'the file is empty'),
+        (b'\xef\xbb\xbf\n', 'the file is empty'),
+    ],
+)
+def test_files_of_another_kind_are_named(tmp_path, content, kind):
+    path = tmp_path / 'data.json'
+    path.write_bytes(content)
+    for read in (JsonRecords, read_json):
+        with pytest.raises(ValueError, match=f'^{path}: .*{kind}') as error:
+            read(path)
+        assert '\n' not in str(error.value)
+
+
+def test_small_files_are_read_whole_with_the_same_care(tmp_path):
+    path = write(tmp_path, '\ufeff{"a":\n [1]}')
+    assert read_json(path) == dict(a=[1])
+    for content, message in BAD_RECORDS.values():
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=rf'^{path}: .*{message}'):
+            read_json(path)
+    path.write_bytes(b'{\n"a" 1}')
+    with pytest.raises(ValueError, match=rf'^{path}:2: malformed JSON at column 5'):
+        read_json(path)
+
+
+def test_thousands_of_records_on_one_line(tmp_path):
+    records = JsonRecords(write(tmp_path, json.dumps([dict(id=index) for index in range(5000)])))
+    assert [record['id'] for record in records] == list(range(5000))
+    assert records.source(4321).endswith('data.json:1 (record 4321)')
+
+
+def test_a_file_that_changed_since_it_was_opened_is_a_record_error(tmp_path):
+    path = write(tmp_path, '{"a": "one"}\n{"a": "two"}')
     records = JsonRecords(path)
-    assert records[0] == dict(a='fine')
-    with pytest.raises(ValueError, match=r'data\.jsonl:2: the record is not UTF-8'):
+    path.write_text('{"a": "longer than before"}')
+    with pytest.raises(RecordError, match=r'data\.json:2: .* may have changed since it was opened'):
         records[1]
 
 
