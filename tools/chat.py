@@ -13,10 +13,12 @@ from mergemix_mm.datasets import SphinxProcessor
 from mergemix_mm.datasets.collate import ConversationCollate
 from mergemix_mm.datasets.record_error import RecordError
 from mergemix_mm.datasets.transforms import EncodeConversation
+from mergemix_mm.engine.launch import LaunchError
 from mergemix_mm.models.vlms import HFVisionLanguageModel, SphinxModel
 from mergemix_mm.models.vlms.family_model import FamilyModel
 from mergemix_mm.models.vlms.sphinx.files import LANGUAGE_MODEL, is_sphinx
 from mergemix_mm.utils.images import image_name, read_image
+from mergemix_mm.utils.text import printable
 
 ADAPTER_FILE = 'adapter_config.json'
 
@@ -55,11 +57,11 @@ def open_images(paths: Sequence[Path]) -> list[Image.Image]:
     """
     for path in paths:
         if not path.exists():
-            raise SystemExit(f'IMAGE: there is no file {image_name(path)} (from {Path.cwd()})')
+            raise LaunchError(f'IMAGE: there is no file {image_name(path)} (from {Path.cwd()})')
     try:
         return [read_image(path) for path in paths]
     except ValueError as error:
-        raise SystemExit(f'IMAGE: {error}') from error
+        raise LaunchError(f'IMAGE: {error}') from error
 
 
 def resolve(model: str, lora: str | None) -> tuple[str, str | None]:
@@ -70,7 +72,7 @@ def resolve(model: str, lora: str | None) -> tuple[str, str | None]:
     """
     if lora is not None:
         if not Path(lora, ADAPTER_FILE).is_file():
-            raise SystemExit(f'--lora: {lora} is not a folder with adapters, it has no {ADAPTER_FILE}')
+            raise LaunchError(f'--lora: {lora} is not a folder with adapters, it has no {ADAPTER_FILE}')
         return model, lora
     if not Path(model, ADAPTER_FILE).is_file() or Path(model, 'config.json').is_file():
         return model, None
@@ -78,7 +80,7 @@ def resolve(model: str, lora: str | None) -> tuple[str, str | None]:
 
     base = PeftConfig.from_pretrained(model).base_model_name_or_path
     if not base:
-        raise SystemExit(
+        raise LaunchError(
             f'MODEL: the adapters in {model} do not say which model they belong to; name both: BASE --lora {model}'
         )
     return base, model
@@ -96,7 +98,7 @@ def load_processor(folders: Sequence[str], trust_remote_code: bool):
         try:
             return SphinxProcessor.from_pretrained(folders[0])
         except OSError as error:
-            raise SystemExit(f'MODEL: {error}') from error
+            raise LaunchError(f'MODEL: {error}') from error
     reasons = []
     for folder in folders:
         try:
@@ -108,7 +110,7 @@ def load_processor(folders: Sequence[str], trust_remote_code: bool):
         if hasattr(processor, 'tokenizer'):
             return processor
         reasons.append(f'{folder} has a {type(processor).__name__} alone')
-    raise SystemExit(
+    raise LaunchError(
         f'MODEL: no processor comes from {" or ".join(folders)}. SavePretrainedHook and save_pretrained.py write it '
         'beside the model if the config has model.processor; or take that of the model trained from: '
         f'AutoProcessor.from_pretrained(...).save_pretrained({folders[0]!r})\n' + '\n'.join(reasons)
@@ -128,13 +130,24 @@ def load_model(base: str, adapters: str | None, dtype: str | None, device: str, 
         else:
             vlm = HFVisionLanguageModel(base, dtype=dtype, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
-        raise SystemExit(f'MODEL: {error}') from error
+        raise LaunchError(f'MODEL: {error}') from error
     if adapters is not None:
         from peft import PeftModel
 
         # The layers are replaced inside the model, which then is what it was before, with other weights.
         vlm.model = PeftModel.from_pretrained(vlm.model, adapters).merge_and_unload()
     return vlm.to(device).eval()
+
+
+def printable_streamer(tokenizer):
+    """A streamer of transformers that shows the control characters of an answer instead of sending them."""
+    from transformers import TextStreamer
+
+    class PrintableStreamer(TextStreamer):
+        def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+            super().on_finalized_text(printable(text), stream_end)
+
+    return PrintableStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
 
 
 class Chat:
@@ -164,15 +177,13 @@ class Chat:
         Raises:
             RecordError: If the question cannot be written, e.g. holds an image token.
         """
-        from transformers import TextStreamer
-
         images = [] if self.messages else [dict(type='image') for _ in self.images]
         messages = [*self.messages, dict(role='user', content=[*images, dict(type='text', text=question)])]
         sample = self.encode(dict(messages=messages, images=self.images, source='question'))
         device = next(self.vlm.parameters()).device
         batch = {key: value.to(device) for key, value in ConversationCollate()([sample])['inputs'].items()}
         tokenizer = self.encode.tokenizer
-        streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        streamer = printable_streamer(tokenizer)
         found = self.vlm.generate(batch, max_new_tokens=self.max_new_tokens, streamer=streamer)
         answer = tokenizer.decode(found.sequences[0], skip_special_tokens=True).strip()
         self.messages = [*messages, dict(role='assistant', content=[dict(type='text', text=answer)])]
@@ -204,7 +215,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         encode = EncodeConversation(processor, args.chat_template, generate=True)
     except ValueError as error:
-        raise SystemExit(f'--chat-template: {error}') from error
+        raise LaunchError(f'--chat-template: {error}') from error
     vlm = load_model(base, adapters, args.dtype, args.device or get_device(), args.trust_remote_code)
     chat = Chat(vlm, encode, images, args.max_new_tokens)
     try:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from mergemix_mm.engine.launch import LaunchError
 from mergemix_mm.engine.weights import StoredWeights, check_out, mix_files
 from mergemix_mm.functional.weight_mix import check_beta, name_filter
 
@@ -46,11 +47,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         try:
             record = mix_files(real, synthetic, args.out, args.beta, args.include, args.exclude, bar.update)
         except ValueError as error:
-            raise SystemExit(
+            raise LaunchError(
                 f'REAL, SYN: {error}\nWhat --include or --exclude leaves out is taken from REAL, and not compared.'
             ) from None
         except OSError as error:
-            raise SystemExit(f'OUT: {error}') from None
+            raise LaunchError(f'OUT: {error}') from None
     print(f'{record["mixed"]} tensors mixed and {record["copied"]} taken from {args.real}, written to {args.out}')
 
 
@@ -59,7 +60,7 @@ def _named(argument: str, function: Callable, *values: object):
     try:
         return function(*values)
     except (OSError, ValueError) as error:
-        raise SystemExit(f'{argument}: {error}') from None
+        raise LaunchError(f'{argument}: {error}') from None
 
 
 if __name__ == '__main__':

@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from logging import WARNING
+from logging import WARNING, LogRecord
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from mmengine.registry import DATASETS, MODELS, OPTIM_WRAPPERS, RUNNERS, Registry
 from mmengine.runner import FlexibleRunner, Runner
 
+from ..utils.text import printable
 from .hooks.plain_checkpoint_hook import PlainCheckpointHook
 from .weights.safe_load import CheckpointError, guarded_mmengine
 
@@ -30,7 +31,13 @@ _CPU_WRAPPER = dict(type='MMDistributedDataParallel', device_ids=None, broadcast
 
 
 class LaunchError(SystemExit):
-    """A mistake in the command or the config: ends the program with a message instead of a traceback."""
+    """A mistake in the command or the config: ends the program with a message instead of a traceback.
+
+    Control characters of what it quotes (file names, texts of files) are shown, not sent to the terminal.
+    """
+
+    def __init__(self, message: str = '') -> None:
+        super().__init__(printable(message))
 
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
@@ -298,7 +305,14 @@ def build_runner(cfg: Config) -> Runner | FlexibleRunner:
     else:
         runner = (Runner if cfg.get('strategy') is None else FlexibleRunner).from_cfg(cfg)
     runner.register_hook(PlainCheckpointHook())
+    runner.logger.addFilter(_show_control_characters)
     return runner
+
+
+def _show_control_characters(record: LogRecord) -> bool:
+    """Log file names and texts of others without steering the terminal; MMEngine adds its own colours later."""
+    record.msg, record.args = printable(record.getMessage()), ()
+    return True
 
 
 def _start_cpu_process_group(cfg: Config) -> None:

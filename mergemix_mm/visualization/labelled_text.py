@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from itertools import groupby
 
 from ..models.vlms.base import IMAGE, MARKER, PAD, TEXT
+from ..utils.text import printable
 
 _NAMES = {PAD: 'pad', IMAGE: 'image', MARKER: 'marker'}
 # A run of image tokens includes its markers.
@@ -50,7 +51,7 @@ def format_labels(
     for (kind, trained), run in groupby(range(len(tokens)), key=keys.__getitem__):
         run = list(run)
         if kind == 'text':
-            text = ''.join(_printable(tokens[index]) for index in run)
+            text = ''.join(printable(tokens[index]) for index in run)
         else:
             text = _counted([_NAMES[modality[index]] for index in run])
         parts.append(_paint(text, kind, trained, colour))
@@ -59,13 +60,6 @@ def format_labels(
 
 def _counted(names: list[str]) -> str:
     return f'[{", ".join(f"{name} x {count}" for name, count in sorted(Counter(names).items()))}]'
-
-
-def _printable(text: str) -> str:
-    # A token may hold what a terminal would obey.
-    return ''.join(
-        char if char.isprintable() or char in '\n\t' else char.encode('unicode_escape').decode() for char in text
-    )
 
 
 def _paint(text: str, kind: str, trained: bool, colour: bool) -> str:

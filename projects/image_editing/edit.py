@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from mmengine.device import get_device
 
+from mergemix_mm.engine.launch import LaunchError
 from mergemix_mm.visualization import save_image
 from projects.image_editing.editing import dilate, erase, load_pipeline, replace
 from projects.referring_segmentation.figure import Panel, draw_panels
@@ -61,7 +62,7 @@ def _load_pipeline(args: argparse.Namespace):
     try:
         return load_pipeline(args.inpainting, args.device or get_device())
     except (ImportError, OSError, ValueError) as error:
-        raise SystemExit(f'--replace: {error}') from error
+        raise LaunchError(f'--replace: {error}') from error
 
 
 def _draw(found: Segmented, mask: np.ndarray, after, args: argparse.Namespace) -> np.ndarray:

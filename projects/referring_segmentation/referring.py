@@ -8,7 +8,9 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from mergemix_mm.engine.launch import LaunchError
 from mergemix_mm.utils.images import MissingImageError, image_name, read_image
+from mergemix_mm.utils.text import printable
 
 from .grounder import Grounder
 from .segmenters import GrabCutSegmenter, SamSegmenter
@@ -54,21 +56,21 @@ def segment(args: argparse.Namespace) -> Segmented:
     try:
         image = read_image(args.image)
     except MissingImageError as error:
-        raise SystemExit(f'IMAGE: {image_name(args.image)} cannot be read: there is no such file') from error
+        raise LaunchError(f'IMAGE: {image_name(args.image)} cannot be read: there is no such file') from error
     except ValueError as error:
-        raise SystemExit(f'IMAGE: {error}') from error
+        raise LaunchError(f'IMAGE: {error}') from error
     try:
         grounder = Grounder(args.model, args.device)
     except (OSError, ValueError) as error:
-        raise SystemExit(f'MODEL: {error}') from error
+        raise LaunchError(f'MODEL: {error}') from error
     answer, box = grounder(image, args.expression)
     if box is None:
-        raise SystemExit(f'{args.expression!r}: the answer {answer!r} does not name one box, so there is no mask')
+        raise LaunchError(f'{args.expression!r}: the answer {answer!r} does not name one box, so there is no mask')
     try:
         segmenter = GrabCutSegmenter() if args.grabcut else SamSegmenter(args.sam, args.device)
     except (OSError, ValueError) as error:
-        raise SystemExit(f'--sam: {error}') from error
+        raise LaunchError(f'--sam: {error}') from error
     mask = segmenter(image, box)
     corners = ', '.join(f'{value:.1f}' for value in box.tolist())
-    print(f'{args.expression}: {answer} -> box ({corners}) -> mask of {int(mask.sum())} pixels')
+    print(f'{args.expression}: {printable(answer)} -> box ({corners}) -> mask of {int(mask.sum())} pixels')
     return Segmented(image, box, mask)

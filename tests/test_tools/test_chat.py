@@ -159,3 +159,17 @@ def test_a_folder_of_sphinx_answers_too(chat, image, answers, tmp_path):
     )
     found = vlm.generate(batch['inputs'], max_new_tokens=6)
     assert answer == processor.decode(found.sequences[0], skip_special_tokens=True).strip() != ''
+
+
+def test_an_answer_that_would_steer_the_terminal_is_shown(chat, capsys):
+    streamer = chat.printable_streamer(tiny_vlms.tiny_processor('llava').tokenizer)
+    streamer.on_finalized_text('\x1b]0;owned\x07 a\rb\n\tc', stream_end=True)
+    assert capsys.readouterr().out == '\\x1b]0;owned\\x07 a\\rb\n\tc\n'
+
+
+def test_a_file_name_that_would_steer_the_terminal_is_shown(chat, tmp_path):
+    path = tmp_path / 'a\x1b[2J\u202egnp.txt'
+    path.write_text('no image')
+    with pytest.raises(SystemExit) as caught:
+        run(chat, tmp_path, path, '--question', 'What?')
+    assert 'a\\x1b[2J\\u202egnp.txt' in str(caught.value) and '\x1b' not in str(caught.value)

@@ -81,3 +81,11 @@ def test_checkpoints_are_plain_and_resume_with_their_logs(config, tmp_path, run_
     for name in ('new', 'old'):
         run_tool('train', config, '--work-dir', tmp_path / f'from-{name}', '--resume', tmp_path / name / 'epoch_1.pth')
         assert WatchLogs.seen == buffer.data[0].tolist(), name
+
+
+def test_log_lines_show_control_characters(config, tmp_path, run_tool, capsys):
+    path = tmp_path / 'a\x1b[2J.pth'
+    torch.save(dict(meta={}, state_dict={}), path)
+    run_tool('test', config, path, '--work-dir', tmp_path / 'work')
+    log = next((tmp_path / 'work').glob('*/*.log')).read_text()
+    assert 'a\\x1b[2J.pth' in log and 'a\x1b[2J.pth' not in log

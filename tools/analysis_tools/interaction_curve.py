@@ -109,7 +109,7 @@ def load_model(name: str, dtype: str | None, device: str, trust_remote_code: boo
         model_type = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code).model_type
         vlm = MODELS.build(dict(type=UNIFIED.get(model_type, 'HFVisionLanguageModel'), **options))
     except (OSError, ValueError) as error:
-        raise SystemExit(f'MODEL: {error}') from error
+        raise launch.LaunchError(f'MODEL: {error}') from error
     return vlm.to(device).eval()
 
 
@@ -124,7 +124,7 @@ def load_processor(vlm: VisionLanguageModel, name: str, trust_remote_code: bool)
     try:
         processor = AutoProcessor.from_pretrained(name, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
-        raise SystemExit(f'MODEL: {name} has no processor: {error}') from error
+        raise launch.LaunchError(f'MODEL: {name} has no processor: {error}') from error
     if type(processor).__name__ == 'JanusProcessor':
         # The class knows the number of the released models alone.
         processor.num_image_tokens = vlm.family.model.config.vision_config.num_image_tokens
@@ -138,11 +138,11 @@ def load_datasets(path: Path, vlm: VisionLanguageModel, args: argparse.Namespace
         SystemExit: If there is no such file, or no usable data in it.
     """
     if not path.is_file():
-        raise SystemExit(f'DATA: there is no file {path}')
+        raise launch.LaunchError(f'DATA: there is no file {path}')
     try:
         return _of_config(path) if path.suffix == '.py' else _of_records(path, vlm, args)
     except (OSError, ValueError, launch.LaunchError) as error:
-        raise SystemExit(f'DATA: {path}: {error}') from error
+        raise launch.LaunchError(f'DATA: {path}: {error}') from error
 
 
 def _of_config(path: Path) -> dict[str, Dataset]:
@@ -179,7 +179,7 @@ def kind_of(task: str, record: dict, type_key: str | None = None) -> str:
         SystemExit: If the record lacks `type_key`.
     """
     if type_key is not None and type_key not in record:
-        raise SystemExit(f'--type-key: {record["source"]} has no {type_key!r}, only {sorted(record)}')
+        raise launch.LaunchError(f'--type-key: {record["source"]} has no {type_key!r}, only {sorted(record)}')
     for key in TYPE_KEYS if type_key is None else (type_key,):
         if key in record:
             return str(record[key])
@@ -289,24 +289,28 @@ def main(argv: Sequence[str] | None = None) -> None:
         for file in args.compare:
             read_curves(file)
     except ValueError as error:
-        raise SystemExit(f'--compare: {error}') from error
+        raise launch.LaunchError(f'--compare: {error}') from error
     vlm = load_model(args.model, args.dtype, args.device or get_device(), args.trust_remote_code)
     datasets = {}
     for path in args.data:
         found = load_datasets(path, vlm, args)
         if set(found) & set(datasets):
-            raise SystemExit(f'DATA: {path} is for {list(found)} as the one before it; name one per task')
+            raise launch.LaunchError(f'DATA: {path} is for {list(found)} as the one before it; name one per task')
         datasets |= found
     if 'gen' in datasets and not hasattr(vlm, 'generate_image'):
-        raise SystemExit(f'DATA: {args.model} generates no images; only {sorted(UNIFIED)} do. Name conversations')
+        raise launch.LaunchError(
+            f'DATA: {args.model} generates no images; only {sorted(UNIFIED)} do. Name conversations'
+        )
     result = dict(model=args.model, data=[str(path) for path in args.data])
     for task, dataset in sorted(datasets.items()):
         try:
             samples = measure(vlm, task, dataset, args.num_samples, args.seed, args.type_key)
         except (RecordError, ValueError) as error:
-            raise SystemExit(f'{TASK_NAMES[task]}: {error}') from error
+            raise launch.LaunchError(f'{TASK_NAMES[task]}: {error}') from error
         if not samples:
-            raise SystemExit(f'DATA: no record of {TASK_NAMES[task]} has both an image and a text to measure between')
+            raise launch.LaunchError(
+                f'DATA: no record of {TASK_NAMES[task]} has both an image and a text to measure between'
+            )
         result[task] = describe(samples)
     write_json(args.out, result)
     save_image(draw(args.out, args.compare), args.out.with_suffix('.png'))

@@ -12,6 +12,7 @@ from pathlib import Path
 from _entries import ENTRIES, Entry
 from _page import Section, make_page
 
+from mergemix_mm.engine.launch import LaunchError
 from mergemix_mm.utils.files import write_json, write_text
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -44,7 +45,7 @@ def execute(command: list[str], log: Path) -> None:
     with log.open('a') as output:
         done = subprocess.run([sys.executable, *command], cwd=ROOT, stdout=output, stderr=subprocess.STDOUT)
     if done.returncode:
-        raise SystemExit(f'python {" ".join(command)}: failed, see the end of {log}')
+        raise LaunchError(f'python {" ".join(command)}: failed, see the end of {log}')
 
 
 def run_entry(entry: Entry, folder: Path, quick: bool, execute: Execute) -> list[dict]:
@@ -70,7 +71,7 @@ def run_entry(entry: Entry, folder: Path, quick: bool, execute: Execute) -> list
         command = ' '.join(words).format(folder=folder, checkpoint='CHECKPOINT')
         if number < len(done):
             if done[number]['command'] != command:
-                raise SystemExit(
+                raise LaunchError(
                     f'{folder} holds the results of other commands, such as python {done[number]["command"]}: remove '
                     'it, or name another --work-dir'
                 )

@@ -13,6 +13,7 @@ from torch import Tensor
 from mergemix_mm.engine import launch
 from mergemix_mm.engine.weights import load_checkpoint
 from mergemix_mm.utils.files import replaced_file
+from mergemix_mm.utils.text import shown
 
 PREFIX = 'backbone.'
 
@@ -47,15 +48,15 @@ def read_backbone(path: Path, drop: str | None = None, trust: bool = False) -> d
         SystemExit: If this is no checkpoint with a backbone.
     """
     if not path.is_file():
-        raise SystemExit(f'CHECKPOINT: {path} is not a file')
+        raise launch.LaunchError(f'CHECKPOINT: {path} is not a file')
     try:
         checkpoint = load_checkpoint(path, trust)
     except ValueError as error:
-        raise SystemExit(f'CHECKPOINT: {error}') from None
+        raise launch.LaunchError(f'CHECKPOINT: {error}') from None
     weights = checkpoint.get('state_dict', checkpoint)
     found = {name.removeprefix(PREFIX): weight for name, weight in weights.items() if name.startswith(PREFIX)}
     if not found:
-        raise SystemExit(
+        raise launch.LaunchError(
             f'CHECKPOINT: {path} has no weights of a backbone (its first: {list(weights)[:3]}). Name a checkpoint of '
             'an ImageClassifier or MixupClassifier'
         )
@@ -73,9 +74,9 @@ def find_backbone(cfg: Config, key: str) -> dict:
         try:
             part = part[int(name)] if isinstance(part, list | tuple) else part[name]
         except (KeyError, IndexError, ValueError, TypeError):
-            raise SystemExit(f'--backbone {key}: the config has no {name!r} there') from None
+            raise launch.LaunchError(f'--backbone {key}: the config has no {name!r} there') from None
     if not isinstance(part, dict) or 'type' not in part:
-        raise SystemExit(f'--backbone {key}: the config has {part!r} there, which is no dict(type=...)')
+        raise launch.LaunchError(f'--backbone {key}: the config has {part!r} there, which is no dict(type=...)')
     return part
 
 
@@ -94,14 +95,14 @@ def convert(
         # MMPretrain's backbones resize the position embedding when they load it.
         backbone.load_state_dict(weights)
     except (RuntimeError, AssertionError) as error:
-        raise SystemExit(
+        raise launch.LaunchError(
             f'{checkpoint} and the {type(backbone).__name__} at {key} differ: {error}\n'
             'Give it the arch, patch_size and layers of the classifier; --drop leaves out weights that it does without'
         ) from None
     fitted = backbone.state_dict()
     for name, weight in weights.items():
         if weight.shape != fitted[name].shape:
-            print(f'{name}: resized from {list(weight.shape)} to {list(fitted[name].shape)}')
+            print(f'{shown(name)}: resized from {list(weight.shape)} to {list(fitted[name].shape)}')
     with replaced_file(out) as temporary:
         torch.save(dict(meta=dict(checkpoint=str(checkpoint)), state_dict=fitted), temporary)
 

@@ -12,6 +12,7 @@ from torch import nn
 
 from mergemix_mm.datasets.llava_padding import pad_to_square
 from mergemix_mm.datasets.transforms.chat_template import find_chat_template
+from mergemix_mm.engine.launch import LaunchError
 from mergemix_mm.models.vlms.saving import check_replaceable, replaced_folder
 
 # model_type of a config -> transformers' class of the tower alone, and whether a class token stands before the patches.
@@ -52,13 +53,13 @@ def load_vision(name: str) -> tuple[nn.Module, object, bool]:
 
     config = _load('VISION', transformers.AutoConfig, name)
     if config.model_type not in TOWERS:
-        raise SystemExit(f'VISION: {name} is of model_type={config.model_type!r}; LLaVA takes one of {sorted(TOWERS)}')
+        raise LaunchError(f'VISION: {name} is of model_type={config.model_type!r}; LLaVA takes one of {sorted(TOWERS)}')
     class_name, has_class_token = TOWERS[config.model_type]
     tower = _load('VISION', getattr(transformers, class_name), name, dtype='auto')
     images = _load('VISION', transformers.AutoImageProcessor, name, use_fast=False)
     size = getattr(images, 'crop_size', None) if getattr(images, 'do_center_crop', False) else images.size
     if {size.get('height'), size.get('width')} != {tower.config.image_size}:
-        raise SystemExit(
+        raise LaunchError(
             f'VISION: the processor of {name} makes images of {dict(size)}, the tower takes '
             f'{tower.config.image_size} x {tower.config.image_size}; repair its preprocessor_config.json'
         )
@@ -78,7 +79,7 @@ def load_language(name: str) -> tuple[nn.Module, object]:
     # Named, so that the templates of plain transformers know it.
     tokenizer = _load('LANGUAGE', AutoTokenizer, name, extra_special_tokens=dict(image_token='<image>'))
     if not tokenizer.is_fast:
-        raise SystemExit(f'LANGUAGE: {name} has no fast tokenizer, which labels are found with')
+        raise LaunchError(f'LANGUAGE: {name} has no fast tokenizer, which labels are found with')
     # A token that means something else as well would be masked out or never be learnt.
     used = {tokenizer.unk_token, tokenizer.bos_token, tokenizer.eos_token, None}
     if tokenizer.pad_token in used:
@@ -135,7 +136,7 @@ def _check_same(model: nn.Module, language: nn.Module) -> None:
     """Refuse language models that compute what LLaVA's code leaves out."""
     ids = torch.arange(4)[None]
     if not torch.equal(model(input_ids=ids).logits, language(input_ids=ids).logits):
-        raise SystemExit(
+        raise LaunchError(
             f'LANGUAGE: inside of LLaVA, {type(language).__name__} gives other logits than alone (a bias, scale or cap '
             'of its head is left out there); take Llama, Vicuna, Mistral or Qwen2'
         )
@@ -145,7 +146,7 @@ def _load(argument: str, loader: type, name: str, **options):
     try:
         return loader.from_pretrained(name, **options)
     except (OSError, ValueError, ImportError) as error:
-        raise SystemExit(f'{argument}: {loader.__name__} cannot load {name}: {error}') from error
+        raise LaunchError(f'{argument}: {loader.__name__} cannot load {name}: {error}') from error
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -160,7 +161,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         check_replaceable(args.out)
     except OSError as error:
-        raise SystemExit(f'OUT: {error}') from None
+        raise LaunchError(f'OUT: {error}') from None
     vision, images, has_class_token = load_vision(args.vision)
     language, tokenizer = load_language(args.language)
     processor = LlavaProcessor(
@@ -173,7 +174,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         processor.chat_template = find_chat_template(processor, args.chat_template).text
     except ValueError as error:
-        raise SystemExit(f'--chat-template: {error}') from error
+        raise LaunchError(f'--chat-template: {error}') from error
     model = compose(vision, language, tokenizer, has_class_token, args.seed)
     with replaced_folder(args.out) as folder:
         model.save_pretrained(folder)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from mergemix_mm.datasets.transforms.chat_template import find_chat_template
+from mergemix_mm.engine.launch import LaunchError
 from mergemix_mm.models.vlms.saving import replaced_folder
 
 # What a checkpoint may hold that transformers' model has no place for: statistics of the codebook, the pooling of the
@@ -166,7 +167,9 @@ def plan(shapes: dict[str, Sequence[int]], wanted: dict[str, Sequence[int]]) -> 
     }
     if any(problems.values()):
         text = '\n'.join(f'{len(v)} {k}:\n  ' + '\n  '.join(v) for k, v in problems.items() if v)
-        raise SystemExit(f'IN: the checkpoint is not one of this Janus (or name the right config with --like):\n{text}')
+        raise LaunchError(
+            f'IN: the checkpoint is not one of this Janus (or name the right config with --like):\n{text}'
+        )
     return [found[target] for target in wanted]
 
 
@@ -179,18 +182,18 @@ def find_files(source: Path) -> list[Path]:
     if source.is_file():
         return [source]
     if not source.is_dir():
-        raise SystemExit(f'IN: there is no file or folder {source}')
+        raise LaunchError(f'IN: there is no file or folder {source}')
     for index in sorted(source.glob('*.index.json')):  # model.safetensors.* before pytorch_model.bin.*
         files = sorted({source / name for name in json.loads(index.read_text())['weight_map'].values()})
         missing = [path.name for path in files if not path.is_file()]
         if missing:
-            raise SystemExit(f'IN: {index} names shards that are not there: {", ".join(missing)}')
+            raise LaunchError(f'IN: {index} names shards that are not there: {", ".join(missing)}')
         return files
     for patterns in (('*.safetensors',), ('*.bin', '*.pt', '*.pth')):
         files = sorted(path for pattern in patterns for path in source.glob(pattern))
         if files:
             return files
-    raise SystemExit(f'IN: {source} holds no weights (*.safetensors, *.bin, *.pt or *.pth)')
+    raise LaunchError(f'IN: {source} holds no weights (*.safetensors, *.bin, *.pt or *.pth)')
 
 
 class Weights:
@@ -210,7 +213,7 @@ class Weights:
         for path in files:
             for name, shape, read in self._entries(path):
                 if name in self.shapes:
-                    raise SystemExit(f'IN: {name} stands in two files, one of them {path}; name one of them alone')
+                    raise LaunchError(f'IN: {name} stands in two files, one of them {path}; name one of them alone')
                 self.shapes[name], self._read[name] = tuple(shape), read
 
     def __enter__(self) -> 'Weights':
@@ -229,7 +232,7 @@ class Weights:
             try:
                 file = self._open.enter_context(safe_open(path, framework='pt'))
             except SafetensorError as error:
-                raise SystemExit(f'IN: {path} is no safetensors file: {error}') from None
+                raise LaunchError(f'IN: {path} is no safetensors file: {error}') from None
             for name in file.keys():  # noqa: SIM118 - it is no dict
                 yield name, file.get_slice(name).get_shape(), lambda name=name, file=file: file.get_tensor(name)
             return
@@ -237,12 +240,14 @@ class Weights:
             # Mapped, not read; the format of old files cannot be.
             weights = torch.load(path, map_location='cpu', weights_only=True, mmap=zipfile.is_zipfile(path))
         except (UnpicklingError, EOFError, RuntimeError) as error:
-            raise SystemExit(f'IN: {path} holds more than weights, or is damaged, and is not loaded: {error}') from None
+            raise LaunchError(
+                f'IN: {path} holds more than weights, or is damaged, and is not loaded: {error}'
+            ) from None
         while len(nests := [key for key in NESTS if isinstance(weights.get(key), dict)]) == 1:
             weights = weights[nests[0]]
         others = [name for name, value in weights.items() if not isinstance(value, Tensor)]
         if others:
-            raise SystemExit(f'IN: {path} holds entries that are no tensors: {", ".join(map(str, others[:5]))}')
+            raise LaunchError(f'IN: {path} holds entries that are no tensors: {", ".join(map(str, others[:5]))}')
         for name, tensor in weights.items():
             yield name, tensor.shape, lambda tensor=tensor: tensor
 
@@ -256,7 +261,7 @@ def translate_config(release: dict):
     from transformers import JanusConfig, JanusVisionConfig, JanusVQVAEConfig, LlamaConfig
 
     if release.get('model_type') != 'multi_modality':
-        raise SystemExit(
+        raise LaunchError(
             f"IN: config.json has model_type={release.get('model_type')!r}, not 'multi_modality' as DeepSeek's Janus; "
             "name a Janus in transformers' format with --like"
         )
@@ -274,7 +279,7 @@ def translate_config(release: dict):
         )
         text = {key: value for key, value in release['language_config'].items() if not key.startswith('_')}
     except KeyError as error:
-        raise SystemExit(
+        raise LaunchError(
             f'IN: config.json is not that of Janus or Janus-Pro ({error} is missing, or no known tower); name a Janus '
             "in transformers' format with --like"
         ) from None
@@ -295,7 +300,7 @@ def translate_processor(folder: Path):
         images = json.loads((folder / 'preprocessor_config.json').read_text())
         tokenizer = AutoTokenizer.from_pretrained(folder, extra_special_tokens=SPECIAL_TOKENS)
     except (OSError, ValueError) as error:
-        raise SystemExit(f'IN: {folder} has no usable processor ({error}); name a Janus with --like') from error
+        raise LaunchError(f'IN: {folder} has no usable processor ({error}); name a Janus with --like') from error
     if PAD_TOKEN in tokenizer.get_vocab():
         tokenizer.pad_token = PAD_TOKEN
     options = {key: images[key] for key in ('image_mean', 'image_std', 'min_size', 'rescale_factor') if key in images}
@@ -319,13 +324,13 @@ def find_config(source: Path, like: str | None):
         try:
             config, processor = AutoConfig.from_pretrained(like), AutoProcessor.from_pretrained(like)
         except (OSError, ValueError) as error:
-            raise SystemExit(f'--like: {like} cannot be loaded: {error}') from error
+            raise LaunchError(f'--like: {like} cannot be loaded: {error}') from error
         if config.model_type != 'janus':
-            raise SystemExit(f"--like: {like} is of model_type={config.model_type!r}; name one of 'janus'")
+            raise LaunchError(f"--like: {like} is of model_type={config.model_type!r}; name one of 'janus'")
     else:
         path = source / 'config.json'
         if not path.is_file():
-            raise SystemExit(
+            raise LaunchError(
                 f'IN: {source} has no config.json; name the model that it was made from, e.g. '
                 '--like deepseek-community/Janus-Pro-7B'
             )

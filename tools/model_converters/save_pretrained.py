@@ -35,18 +35,18 @@ def load_weights(path: Path, trust: bool = False) -> dict[str, torch.Tensor]:
         SystemExit: If this is no checkpoint of a tuned vision-language model.
     """
     if not path.is_file():
-        raise SystemExit(
+        raise launch.LaunchError(
             f'CHECKPOINT: {path} is not a file. Name a .pth file; weights that DeepSpeed saved in a folder become one '
             'by the zero_to_fp32.py inside it, those of FSDP by state_dict_cfg="full" in the config'
         )
     try:
         checkpoint = load_checkpoint(path, trust)
     except ValueError as error:
-        raise SystemExit(f'CHECKPOINT: {error}') from None
+        raise launch.LaunchError(f'CHECKPOINT: {error}') from None
     weights = checkpoint.get('state_dict', checkpoint)
     found = {name.removeprefix('vlm.'): weight for name, weight in weights.items() if name.startswith('vlm.')}
     if not found:
-        raise SystemExit(
+        raise launch.LaunchError(
             f'CHECKPOINT: {path} has no weights of a vlm (its first: {list(weights)[:3]}). Name a checkpoint of a '
             'VLMTuner'
         )
@@ -58,19 +58,19 @@ def convert(cfg: Config, checkpoint: Path, out: Path, merge_lora: bool = False, 
     try:
         check_replaceable(out)
     except OSError as error:
-        raise SystemExit(f'OUT: {error}') from None
+        raise launch.LaunchError(f'OUT: {error}') from None
     weights = load_weights(checkpoint, trust)
     if cfg.get('model') is None or cfg.model.get('vlm') is None:
-        raise SystemExit('CONFIG: there is no model.vlm; name the config of a VLMTuner')
+        raise launch.LaunchError('CONFIG: there is no model.vlm; name the config of a VLMTuner')
     vlm = MODELS.build(cfg.model.vlm)
     widen_trained(vlm.parameters())  # As the tuner did: what was trained is not rounded to the dtype of the rest.
     try:
         vlm.load_state_dict(weights)
     except (RuntimeError, ValueError) as error:
-        raise SystemExit(f'CHECKPOINT: {checkpoint} is not of the model of this config: {error}') from None
+        raise launch.LaunchError(f'CHECKPOINT: {checkpoint} is not of the model of this config: {error}') from None
     if merge_lora:
         if not hasattr(vlm.model, 'merge_and_unload'):
-            raise SystemExit('--merge-lora: the config has no model.vlm.lora; leave the flag out')
+            raise launch.LaunchError('--merge-lora: the config has no model.vlm.lora; leave the flag out')
         vlm.model = vlm.model.merge_and_unload()
     with replaced_folder(out) as folder:
         vlm.save_pretrained(folder)

@@ -24,6 +24,7 @@ from mergemix_mm.engine import launch
 from mergemix_mm.models.batch_augments import MergeMix
 from mergemix_mm.models.tuners import CanvasMix, VLMTuner
 from mergemix_mm.models.vlms import IMAGE, PAD, TEXT
+from mergemix_mm.utils.text import printable
 from mergemix_mm.visualization import draw_mixed_samples, format_labels, pixel_scale, save_image
 
 
@@ -236,7 +237,7 @@ def print_samples(
         passes = {'chosen: ': inputs, 'rejected: ': {**inputs, **inputs['rejected']}}
     kinds = {name: kinds_of(each, vlm, image_token_id) for name, each in passes.items()}
     for row, sample in enumerate(samples):
-        print(f'#{row + 1} {sample["data_samples"].get("source", "")}')
+        print(printable(f'#{row + 1} {sample["data_samples"].get("source", "")}'))
         if mixing is not None:
             print(mixing[row])
         for name, each in passes.items():

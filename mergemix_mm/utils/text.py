@@ -1,0 +1,27 @@
+"""Texts of others (answers, records, file names) as a terminal can show them: what would steer it is written out."""
+
+import re
+
+# Control characters but for the line break and the tab, marks that turn the direction of reading, and halves of pairs.
+_STEERING = re.compile(r'[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]')
+_BREAKS = re.compile(r'[\t\n\u2028\u2029]')
+
+
+def printable(text: object) -> str:
+    r"""A text whose control characters are shown, not sent: an escape becomes the four characters ``\x1b``.
+
+    Line breaks, tabs and everything that is written in any script stay as they are; ``\r\n`` becomes ``\n``.
+    """
+    return _STEERING.sub(_written, str(text).replace('\r\n', '\n'))
+
+
+def shown(text: object, limit: int = 80) -> str:
+    """A text of others for a message of one line: printable, and cut in its middle to ``limit`` characters."""
+    line = str(text)
+    if len(line) > limit:
+        line = f'{line[: limit * 2 // 3]}...{line[len(line) - (limit - limit * 2 // 3 - 3) :]}'
+    return _BREAKS.sub(_written, _STEERING.sub(_written, line))
+
+
+def _written(found: re.Match) -> str:
+    return ascii(found[0])[1:-1]
