@@ -208,7 +208,7 @@ def test_other_colour_spaces():
     assert np.abs(np.array(pixels(stored(red.convert('YCbCr'), 'TIFF'))) - near).max() <= 2
     spaces = ImageCms.createProfile('sRGB'), ImageCms.createProfile('LAB')
     lab = ImageCms.profileToProfile(red, *spaces, outputMode='LAB')
-    assert np.abs(np.array(pixels(stored(lab, 'TIFF'))) - near).max() <= 3
+    assert np.abs(np.array(pixels(stored(lab, 'TIFF'))) - near).max() <= 6  # 8 bits of L, a and b.
     assert pixels(Image.new('HSV', (1, 1), (0, 255, 255))) == [RED]
     assert pixels(stored(Image.new('1', (1, 1), 1))) == [WHITE]
 
