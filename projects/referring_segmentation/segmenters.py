@@ -7,6 +7,8 @@ from mmengine.registry import MODELS
 from PIL import Image
 from torch import Tensor
 
+from mergemix_mm.datasets.transforms.image_tokens import axes_of_pil
+
 
 @MODELS.register_module()
 class SamSegmenter:
@@ -37,7 +39,8 @@ class SamSegmenter:
         Returns:
             np.ndarray: [H, W] bool.
         """
-        inputs = self.processor(image.convert('RGB'), input_boxes=[[box.tolist()]], return_tensors='pt')
+        options = dict(input_boxes=[[box.tolist()]], return_tensors='pt', **axes_of_pil(self.processor))
+        inputs = self.processor(image.convert('RGB'), **options)
         prompt = {key: inputs[key].to(self.model.device, torch.float32) for key in ('pixel_values', 'input_boxes')}
         logits = self.model(**prompt, multimask_output=False).pred_masks.cpu()
         sizes = inputs['original_sizes'], inputs['reshaped_input_sizes']

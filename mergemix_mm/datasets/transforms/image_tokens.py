@@ -39,6 +39,7 @@ class ImageTokens:
         vocabulary = processor.tokenizer.get_vocab()
         self.start_id, self.end_id = vocabulary.get(START_MARK), vocabulary.get(END_MARK)
         self.is_prefix_family = type(processor).__name__ == 'PaliGemmaProcessor'
+        self.axes = axes_of_pil(processor)
         self._by_size: dict[tuple[int, int], list[int]] = {}
 
     def process(
@@ -85,7 +86,9 @@ class ImageTokens:
     ) -> tuple[list[int], dict[str, torch.Tensor]]:
         images = [[image] for image in images] if self.apart else list(images)
         try:
-            output = self.processor(text=[text], images=images, return_tensors='pt', add_special_tokens=special_tokens)
+            output = self.processor(
+                text=[text], images=images, return_tensors='pt', add_special_tokens=special_tokens, **self.axes
+            )
         except ValueError as error:  # such as an aspect ratio out of its range
             raise RecordError(f'{type(self.processor).__name__} refuses the images: {error}') from error
         tensors = {key: value for key, value in output.items() if key not in TEXT_KEYS}
@@ -96,6 +99,24 @@ class ImageTokens:
         if image.size not in self._by_size:
             self._by_size[image.size] = self._call(self.token, [image], False)[0]
         return self._by_size[image.size]
+
+
+def axes_of_pil(processor) -> dict[str, str]:
+    """What tells a processor of transformers the order of a PIL image's axes.
+
+    It guesses the order from the sizes otherwise, and takes a height of 1 or 3 pixels for the channels. Processors that
+    end in ``Fast`` look at the order after they have put the channels first.
+
+    Returns:
+        dict[str, str]: ``input_data_format``, for the processor's call; nothing for a processor of another kind, such
+        as :class:`SphinxProcessor`.
+    """
+    from transformers import BaseImageProcessor, BaseImageProcessorFast
+
+    images = getattr(processor, 'image_processor', processor)
+    if isinstance(images, BaseImageProcessorFast):
+        return dict(input_data_format='channels_first')
+    return dict(input_data_format='channels_last') if isinstance(images, BaseImageProcessor) else {}
 
 
 def expand(ids: Sequence[int], token_id: int, expansions: Iterable[Sequence[int]]) -> list[int]:
