@@ -4,6 +4,7 @@ import argparse
 import atexit
 import datetime
 import difflib
+import functools
 import gc
 import inspect
 import os
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed
+from mmcv.transforms import LoadImageFromFile
 from mmengine.config import Config, DictAction
 from mmengine.device import get_device
 from mmengine.logging import print_log
@@ -22,7 +24,8 @@ from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from mmengine.registry import DATASETS, MODELS, OPTIM_WRAPPERS, RUNNERS, Registry
 from mmengine.runner import FlexibleRunner, Runner
 
-from ..utils.text import printable
+from ..utils.images import image_name, read_image
+from ..utils.text import printable, shown
 from .hooks.plain_checkpoint_hook import PlainCheckpointHook
 from .weights.safe_load import CheckpointError, guarded_mmengine
 
@@ -261,28 +264,72 @@ def _check_data_root(dataset: dict, key: str, scope: str) -> None:
     )
 
 
+class UnreadableImageError(ValueError):
+    """An image of an inherited pipeline cannot be read; the message names its file."""
+
+
 @contextmanager
 def explain_corrupt_images(*splits: str) -> Iterator[None]:
-    """Turn mmcv's bare assertion on an image that cannot be decoded into a message that says what to do.
+    """Turn what MMCV, OpenCV and Pillow raise for a file that is not an image into a message that says what to do.
+
+    Covered are files that are empty, cut off, of another content, folders, missing or not permitted, read by
+    ``LoadImageFromFile`` in this process or in workers of a data loader that it forks (MMEngine's default).
 
     Args:
         *splits (str): The splits that are read, to name their keys.
 
     Raises:
-        LaunchError: Instead of that assertion, also where it was raised in a data loader's worker.
+        LaunchError: Instead of the error of ``LoadImageFromFile``.
     """
     try:
-        yield
-    except AssertionError as error:
+        with _named_images():
+            yield
+    except (AssertionError, UnreadableImageError) as error:
         # The error of a worker holds its whole traceback; the message comes last.
         found = re.findall('failed to load image: (.+)', str(error))
         if not found:
             raise
-        pipelines = ' or '.join(f'{split}_dataloader.dataset.pipeline' for split in splits)
-        raise LaunchError(
-            f'{found[-1]}: this file is no image that can be decoded. Restore it, take it out of the annotations, or '
-            f"skip such files with dict(type='LoadImageFromFile', ignore_empty=True) in {pipelines}"
-        ) from error
+        advice = 'Restore it, or take it out of the annotations'
+        if 'train' in splits:
+            advice += (
+                ". Or skip such files in training with dict(type='LoadImageFromFile', imdecode_backend='pillow', "
+                'ignore_empty=True) in train_dataloader.dataset.pipeline; ignore_empty does not skip all of them with '
+                'the default backend'
+            )
+        raise LaunchError(f'{found[-1]}. {advice}') from error
+
+
+@contextmanager
+def _named_images() -> Iterator[None]:
+    """Let ``LoadImageFromFile`` name the file that it cannot read, since OpenCV and Pillow get its content only."""
+    transform = LoadImageFromFile.transform
+
+    @functools.wraps(transform)
+    def named(self: LoadImageFromFile, results: dict) -> dict | None:
+        try:
+            return transform(self, results)
+        except Exception as error:
+            path = results.get('img_path')
+            if not isinstance(path, (str, os.PathLike)):  # A mistake of the pipeline, not of a file.
+                raise
+            raise UnreadableImageError(f'failed to load image: {image_name(path)}: {_why(path, error)}') from error
+
+    LoadImageFromFile.transform = named
+    try:
+        yield
+    finally:
+        LoadImageFromFile.transform = transform
+
+
+def _why(path: str | os.PathLike, error: Exception) -> str:
+    """What is wrong with an image that MMCV cannot read."""
+    if '://' not in os.fspath(path):
+        try:
+            read_image(path, max_pixels=None)
+        except ValueError as found:
+            return re.sub('^image .*? (cannot be read: |(?=does not|is a ))', '', str(found))
+    reason = shown(' '.join(str(error).split()), 200)
+    return f"{type(error).__name__}: {reason}; dict(type='LoadImageFromFile', imdecode_backend='pillow') may read it"
 
 
 def build_runner(cfg: Config) -> Runner | FlexibleRunner:

@@ -14,6 +14,8 @@ from urllib.parse import unquote, unquote_to_bytes
 import numpy as np
 from PIL import ExifTags, Image, ImageColor
 
+from .text import shown
+
 # What Pillow may open. Its other plugins start programs (EPS: Ghostscript), need Windows (WMF), or are stubs.
 FORMATS = ('JPEG', 'MPO', 'PNG', 'WEBP', 'GIF', 'BMP', 'TIFF', 'PPM', 'JPEG2000', 'AVIF')
 # 300 MB in RGB. Photographs of phones and cameras have 12 to 60 million.
@@ -145,12 +147,10 @@ def image_name(source) -> str:
     text = os.fspath(source)
     text = text if isinstance(text, str) else os.fsdecode(text)
     if _is_data_url(text):
-        return f'{_printable(text[:64].partition(",")[0])},... ({len(text)} characters)'
+        return f'{shown(text[:64].partition(",")[0])},... ({len(text)} characters)'
     if _is_base64(text):
         return f'<{len(text)} characters>'
-    if len(text) > SHOWN_LENGTH:
-        return f'{_printable(text[:32])}... ({len(text)} characters)'
-    return _printable(text)
+    return shown(text, SHOWN_LENGTH)
 
 
 def _find(source, root: str | os.PathLike) -> str | bytes:
@@ -186,11 +186,11 @@ def _find_file(text: str, root: str) -> str:
     found = next((path for path in paths if os.path.isfile(path)), None)
     if found is not None:
         return found
-    shown = image_name(text if _is_base64(text) else paths[0])
+    name = image_name(text if _is_base64(text) else paths[0])
     if text and not os.path.exists(paths[0]):
         hint = '; base64 needs "data:image/png;base64," before it' if _is_base64(text) else ''
-        raise MissingImageError(f'image {shown} does not exist{hint}')
-    raise _ImageError(f'image {shown} is a {"folder" if os.path.isdir(paths[0]) else "device"}, not a file')
+        raise MissingImageError(f'image {name} does not exist{hint}')
+    raise _ImageError(f'image {name} is a {"folder" if os.path.isdir(paths[0]) else "device"}, not a file')
 
 
 def _is_base64(text: str) -> bool:
@@ -260,13 +260,13 @@ def _to_rgb(image: Image.Image, background: tuple[int, int, int]) -> Image.Image
     image.load()
     # Pillow turns a TIFF itself, and then takes the tag away.
     turn = _TURNS.get(_orientation(image))
-    shown = _opaque(image, rawmode, background)
-    if shown is image:
-        shown = image.copy()
+    opaque = _opaque(image, rawmode, background)
     if turn is not None:
-        shown = shown.transpose(turn)
-    shown.info = {}
-    return shown
+        opaque = opaque.transpose(turn)
+    elif opaque is image:
+        opaque = image.copy()
+    opaque.info = {}
+    return opaque
 
 
 def _orientation(image: Image.Image) -> int | None:
@@ -365,10 +365,4 @@ def _to_8_bits(image: Image.Image, values: np.ndarray) -> np.ndarray:
 
 
 def _one_line(error: Exception | str) -> str:
-    text = ' '.join(str(error).split()) or type(error).__name__
-    return _printable(text if len(text) <= 2 * SHOWN_LENGTH else text[: 2 * SHOWN_LENGTH] + '...')
-
-
-def _printable(text: str) -> str:
-    """Control characters and what cannot be encoded are shown, not sent."""
-    return ''.join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
+    return shown(' '.join(str(error).split()) or type(error).__name__, 2 * SHOWN_LENGTH)

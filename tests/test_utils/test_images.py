@@ -374,7 +374,7 @@ def test_the_forms_in_which_images_are_given(tmp_path):
         ('a\0b', r'^image /data/a\\x00b does not exist'),
         ('a\udc80.png', r'^image /data/a\\udc80\.png does not exist'),
         ('\x1b[31mred.png', r'^image /data/\\x1b\[31mred\.png does not exist'),
-        ('x' * 5000 + '.png', r'^image /data/x+\.\.\. \(5010 characters\) does not exist'),
+        ('x' * 5000 + '.png', r'^image /data/x+\.\.\.x+\.png does not exist'),
         ('https://x.org/a.png', '^image https://x.org/a.png is a web address; download it'),
         ('s3://bucket/a.png', '^image s3://bucket/a.png is a web address'),
         (5, '^an image must be given by the path of its file, found 5'),
