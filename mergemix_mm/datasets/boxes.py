@@ -1,31 +1,56 @@
 """Boxes and key points in pixels, as annotation files give them."""
 
 from collections.abc import Sequence
+from numbers import Real
+from typing import Any
 
 import numpy as np
 
+from .record_error import short
 
-def clip_to_image(rows: Sequence[Sequence[float]], size: tuple[int, int]) -> list[list[float]]:
+
+def clip_to_image(rows: Sequence[Sequence[float]], size: tuple[int, int] | None) -> list[list[float]]:
     """Put inside the image what overhangs by rounding.
 
     Args:
         rows (Sequence): Boxes xyxy, [n, 4], or key points xy, [n, 2], in pixels.
-        size (tuple[int, int]): Height and width of the image.
+        size (tuple[int, int], optional): Height and width of the image; None if they are not known, and nothing is
+            clipped.
 
     Raises:
-        ValueError: If a row overhangs by a pixel or more, is no box (x2 < x1 or y2 < y1), or the shape is another.
+        ValueError: If a row overhangs by a pixel or more, is no box (x2 < x1 or y2 < y1), is a box that has no width
+            or height inside the image, or holds anything but finite numbers, or if the shape is another.
     """
-    try:
-        points = np.asarray(rows, dtype=np.float64)
-    except (TypeError, ValueError):
-        points = np.empty(0)
+    points = _numbers(rows)
     if points.ndim != 2 or points.shape[1] not in (2, 4):
-        raise ValueError(f'{rows} must be a list of boxes (x1, y1, x2, y2) or of key points (x, y), in pixels')
-    limits = np.resize(size[::-1], points.shape[1])
-    outside = ~((points > -1) & (points < limits + 1)).all(1)
+        raise ValueError(f'{short(rows)} must be a list of boxes (x1, y1, x2, y2) or of key points (x, y), in pixels')
+    limits = np.inf if size is None else np.resize(size[::-1], points.shape[1])
+    lowest = -np.inf if size is None else 0
+    outside = ~((points > lowest - 1) & (points < limits + 1)).all(1)
     if outside.any():
-        raise ValueError(f'{points[outside][0].tolist()} lies outside its image, which is {size[1]} x {size[0]} pixels')
-    if points.shape[1] == 4 and (points[:, 2:] < points[:, :2]).any():
-        wrong = (points[:, 2:] < points[:, :2]).any(1)
-        raise ValueError(f'{points[wrong][0].tolist()} is not a box: x2 < x1 or y2 < y1')
-    return points.clip(0, limits).tolist()
+        where = 'is not finite' if size is None else f'lies outside its image, which is {size[1]} x {size[0]} pixels'
+        raise ValueError(f'{_first(points, outside)} {where}')
+    clipped = points.clip(lowest, limits)
+    if points.shape[1] == 4:
+        turned = (points[:, 2:] < points[:, :2]).any(1)
+        if turned.any():
+            raise ValueError(f'{_first(points, turned)} is not a box: x2 < x1 or y2 < y1')
+        flat = (clipped[:, 2:] <= clipped[:, :2]).any(1)
+        if flat.any():
+            raise ValueError(f'{_first(points, flat)} has width or height 0 in its image, which is not a target')
+    return clipped.tolist()
+
+
+def _numbers(rows: Any) -> np.ndarray:
+    """The rows as float64; an array of no dimension unless all are numbers. NumPy would read '3' and True as such."""
+    try:
+        rows = [list(row) for row in rows]
+        if all(isinstance(value, Real) and not isinstance(value, (bool, np.bool_)) for row in rows for value in row):
+            return np.asarray(rows, dtype=np.float64)
+    except (OverflowError, TypeError, ValueError):
+        pass
+    return np.empty(())
+
+
+def _first(points: np.ndarray, wrong: np.ndarray) -> list[float]:
+    return points[wrong][0].tolist()

@@ -103,17 +103,16 @@ class CocoFile:
             if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)):
                 raise ValueError(f'{name} must be [x, y, width, height]')
             x, y, width, height = box
-            (row,) = CocoFile.inside([[x, y, x + width, y + height]], size, annotation)
-            if row[2] == row[0] or row[3] == row[1]:
-                raise ValueError(f'{name} has width or height 0 in its image, which is not a target; take it out')
-            found.append(row)
+            if not width or not height:
+                raise ValueError(f'{name} has width or height 0, which is not a target; take it out')
+            found += CocoFile.inside([[x, y, x + width, y + height]], size, annotation)
         return found
 
     @staticmethod
     def inside(rows: list[list[float]], size: tuple[int, int] | None, annotation: dict) -> list[list[float]]:
         """Coordinates of an annotation, clipped to their image; see :func:`clip_to_image`."""
         try:
-            return rows if size is None else clip_to_image(rows, size)
+            return clip_to_image(rows, size)
         except ValueError as error:
             raise ValueError(f'annotation {annotation["id"]}: {error}') from error
 

@@ -39,8 +39,8 @@ class COCOTaskDataset(RecordDataset):
     Raises:
         FileNotFoundError: If there is no such file.
         ValueError: If ``kind`` is unknown, or the file is not in COCO's layout or has no such annotation.
-        RecordError: If an annotation lacks a key, a box or a key point is outside its image by a pixel or more, or the
-            image cannot be read; names file, image and annotation.
+        RecordError: If an annotation lacks a key, a box or a key point is outside its image by a pixel or more, a box
+            has no width or height, or the image cannot be read; names file, image and annotation.
 
     Examples:
         >>> dataset = COCOTaskDataset('annotations/instances_val2017.json', data_root='data/coco',

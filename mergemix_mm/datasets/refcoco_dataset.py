@@ -34,7 +34,8 @@ class RefCOCODataset(RecordDataset):
         FileNotFoundError: If a file is missing.
         ValueError: If the pickle holds anything but plain data, a file has another layout, there is no such split, or
             a reference is to an annotation that is not there.
-        RecordError: If a box is outside its image by a pixel or more, or the image cannot be read; names file and ids.
+        RecordError: If a box is outside its image by a pixel or more or has no width or height, or the image cannot be
+            read; names file and ids.
 
     Examples:
         >>> dataset = RefCOCODataset('refcoco/refs(unc).p', 'refcoco/instances.json', split='testA', data_root='data',

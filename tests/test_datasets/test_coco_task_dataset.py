@@ -148,6 +148,22 @@ def test_a_box_that_cannot_be_names_file_and_annotation(tmp_path, box, found):
             [data[i] for i in range(len(data))]
 
 
+def test_a_box_that_cannot_be_is_found_without_the_size_of_the_image_too(tmp_path):
+    for box, found in (([5, 5, 0, 2], 'width or height 0'), ([5, 5, -2, 2], 'is not a box')):
+        content = deepcopy(changed(INSTANCES, 2, bbox=box))
+        for image in content['images']:
+            del image['height']
+        data = dataset(tmp_path, content)
+        with pytest.raises(RecordError, match=f'annotation 103: .*{found}'):
+            [data[i] for i in range(len(data))]
+
+
+def test_records_with_a_box_of_no_width_are_skipped_on_demand(tmp_path):
+    data = dataset(tmp_path, changed(INSTANCES, 2, bbox=[5, 5, 0, 2]), on_error='skip')
+    found = [data[i]['boxes'] for i in range(len(data))]
+    assert data.num_skipped == 1 and all(box[2] > box[0] and box[3] > box[1] for boxes in found for box in boxes)
+
+
 def test_bad_key_points_name_the_annotation(tmp_path):
     data = dataset(tmp_path, changed(PERSONS, 0, keypoints=[4, 1, 2, 0, 0, 0, 22, 5, 1]), kind='keypoints')
     with pytest.raises(RecordError, match=r'annotation 1: annotation 1: \[22\.0, 5\.0\] lies outside'):

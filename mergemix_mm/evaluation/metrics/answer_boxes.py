@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from ...functional import CoordinateError, boxes_from_square, parse_boxes
+from ...utils.text import shown
 from .answers import get_field
 
 
@@ -32,3 +33,31 @@ def read_boxes(sample: dict, metric: str) -> Tensor | None:
         return None
     boxes = torch.tensor(found, dtype=torch.float64)
     return boxes_from_square(boxes, tuple(size), sample.get('align', 'center'))
+
+
+def true_boxes(sample: dict, metric: str) -> Tensor:
+    """The boxes that an answer should name.
+
+    Args:
+        sample (dict): A data sample with ``gt_boxes``, [n, 4], xyxy in pixels.
+        metric (str): Who asks, for the error.
+
+    Returns:
+        Tensor: [n, 4] float64.
+
+    Raises:
+        KeyError: If the sample has no ``gt_boxes``.
+        ValueError: If they are no boxes, or one has no width or height: nothing could be found there.
+    """
+    given = get_field(sample, 'gt_boxes', metric)
+    try:
+        boxes = torch.as_tensor(given).double().reshape(-1, 4)
+    except (RuntimeError, TypeError, ValueError):
+        boxes = torch.full((1, 4), torch.nan)
+    if not (boxes.isfinite().all() and (boxes[:, 2:] > boxes[:, :2]).all()):
+        where = sample.get('source', sample.get('image_id', 'a sample'))
+        raise ValueError(
+            f'{metric}: {shown(where)}: gt_boxes={shown(given)} must be boxes [[x1, y1, x2, y2], ...] of finite '
+            'numbers, with a width and a height above 0'
+        )
+    return boxes

@@ -2,13 +2,12 @@
 
 from collections.abc import Sequence
 
-import torch
 from mmengine.evaluator import BaseMetric
 from mmengine.registry import METRICS
 from torchvision.ops import box_iou
 
-from .answer_boxes import read_boxes
-from .answers import get_field, group_of, per_group, percent
+from .answer_boxes import read_boxes, true_boxes
+from .answers import group_of, per_group, percent
 
 
 @METRICS.register_module()
@@ -50,7 +49,7 @@ class ReferringBoxMetric(BaseMetric):
                 :func:`~.answer_boxes.read_boxes`) and a group.
         """
         for sample in data_samples:
-            truth = torch.as_tensor(get_field(sample, 'gt_boxes', 'ReferringBoxMetric'), dtype=torch.float64)
+            truth = true_boxes(sample, 'ReferringBoxMetric')
             if truth.shape != (1, 4):
                 raise ValueError(
                     f'ReferringBoxMetric: gt_boxes={truth.tolist()} must be exactly one box [[x1, y1, x2, y2]]; for '

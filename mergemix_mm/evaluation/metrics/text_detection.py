@@ -10,7 +10,7 @@ import torch
 from mmengine.evaluator import BaseMetric
 from mmengine.registry import METRICS
 
-from .answer_boxes import read_boxes
+from .answer_boxes import read_boxes, true_boxes
 from .answers import get_field, percent
 
 _NAMES = ('mAP', 'mAP_50', 'mAP_75')
@@ -53,7 +53,7 @@ class TextDetectionMetric(BaseMetric):
                 :func:`~.answer_boxes.read_boxes`).
         """
         for sample in data_samples:
-            label, truth = (get_field(sample, key, 'TextDetectionMetric') for key in ('label', 'gt_boxes'))
+            label, truth = get_field(sample, 'label', 'TextDetectionMetric'), true_boxes(sample, 'TextDetectionMetric')
             image = get_field(sample, 'image_id' if 'image_id' in sample else 'source', 'TextDetectionMetric')
             boxes = read_boxes(sample, 'TextDetectionMetric')
             row = dict(image=image, label=label, malformed=boxes is None, score=sample.get('pred_confidence', 1.0))

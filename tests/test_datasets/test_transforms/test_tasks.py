@@ -224,6 +224,21 @@ def test_a_gt_answer_of_the_record_stays():
         ('LayoutTask', dict(labels=['a'], boxes=[BOX, BOX]), 'has 1 labels for 2 boxes'),
         ('TextSpottingTask', dict(texts=['<p>'], boxes=[BOX]), "the phrase '<p>' holds a mark of phrases"),
         ('DetectionTask', dict(label='x', boxes=[]), 'must be a list of boxes'),
+        ('DetectionTask', dict(label='x', boxes=[BOX, [5, 0, 5, 5]]), 'has width or height 0'),
+        ('GroundingTask', dict(expression='x', box=[2, 5, 10, 5]), 'grounding: .* has width or height 0'),
+        ('GroundingTask', dict(expression='x', box=['2', '0', '10', '5']), 'must be a list of boxes'),
+        ('GroundingTask', dict(expression='x', box=None), 'must be a list of boxes'),
+        ('RegionCaptionTask', dict(caption='x', box=[2, 0, 2, 5]), 'has width or height 0'),
+        ('LayoutTask', dict(labels=['a'], boxes=[[3, 3, 3, 3]]), 'has width or height 0'),
+        ('TextSpottingTask', dict(texts=['EXIT'], boxes=[[3, 3, 9, 3]]), 'has width or height 0'),
+        ('GroundedCaptionTask', dict(caption='a ring', phrases=[['ring', [[1, 1, 1, 5]]]]), 'has width or height 0'),
+        ('GroundedCaptionTask', dict(caption='a ring', phrases=5), 'its fields are not in the layout of Grounded'),
+        ('LayoutTask', dict(labels=3, boxes=[BOX]), 'its fields are not in the layout of LayoutTask'),
+        (
+            'PoseTask',
+            dict(box=[2, 0, 2, 5], keypoints=[[2, 1]], keypoint_names=['nose']),
+            'has width or height 0',
+        ),
     ],
 )
 def test_unusable_records_are_named(task, fields, found):

@@ -108,3 +108,11 @@ def test_a_bad_threshold_several_true_boxes_a_missing_field_and_no_sample_are_re
             ReferringBoxMetric().process(None, [fields])
     with pytest.raises(ValueError, match='ReferringBoxMetric: there is no answer'):
         ReferringBoxMetric().evaluate(0)
+
+
+@pytest.mark.parametrize(
+    'box', [[5, 0, 5, 5], [5, 5, 9, 5], [9, 0, 5, 5], [0, 0, float('nan'), 5], ['0', '0', '5', '5']]
+)
+def test_a_true_box_that_has_no_width_names_its_sample(box):
+    with pytest.raises(ValueError, match=r'ReferringBoxMetric: refs\.p: ref 3: gt_boxes=.* width and a height above 0'):
+        evaluate([sample('[0,0,1,1]', [box], source='refs.p: ref 3')])

@@ -110,3 +110,8 @@ def test_without_pycocotools_the_error_says_what_to_install(monkeypatch):
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(ImportError, match='pip install pycocotools'):
         evaluate([sample('cat', 1, DOGS, DOGS)])
+
+
+def test_a_true_box_that_has_no_width_names_its_image():
+    with pytest.raises(ValueError, match=r'TextDetectionMetric: 7: gt_boxes=.* width and a height above 0'):
+        evaluate([sample('cat', 7, [[1, 1, 1, 5]], DOGS)])

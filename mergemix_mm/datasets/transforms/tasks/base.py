@@ -12,7 +12,7 @@ from ....functional.coordinates import format_boxes, format_phrase
 from ....functional.views import ALIGNMENTS, boxes_to_square
 from ...boxes import clip_to_image
 from ...conversation_formats import check_keys, question_messages
-from ...record_error import RecordError
+from ...record_error import RecordError, short
 
 Rows = Sequence[Sequence[float]]
 
@@ -88,6 +88,11 @@ class TaskTemplate(BaseTransform):
             added = self.added(results)
         except ValueError as error:
             raise RecordError(f'{results.get("source", "record")}: {self.TASK}: {error}') from error
+        except (AttributeError, IndexError, KeyError, TypeError) as error:  # A number for a list, a text for a pair.
+            raise RecordError(
+                f'{results.get("source", "record")}: {self.TASK}: its fields are not in the layout of '
+                f'{type(self).__name__}: {short(error, 200)}'
+            ) from error
         messages = question_messages(self.template.format(**values), num_images, answer)
         return {'gt_answer': answer, **results, **added, 'messages': messages, 'task': self.TASK}
 
@@ -107,7 +112,8 @@ class CoordinateTask(TaskTemplate):
 
     Raises:
         ValueError: If an argument is out of its range.
-        RecordError: As for :class:`TaskTemplate`, or if coordinates are malformed or outside the image.
+        RecordError: As for :class:`TaskTemplate`, or if coordinates are malformed or outside the image, or a box has no
+            width or height.
     """
 
     def __init__(self, instruction: str | None = 'default', decimals: int = 3, align: str = 'center') -> None:
