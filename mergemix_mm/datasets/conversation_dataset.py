@@ -1,4 +1,4 @@
-"""Conversations about images, or of text only, from LLaVA's and transformers' JSON layouts."""
+"""Conversations about images, or of text only, from JSON, Parquet and Arrow files of many layouts."""
 
 import os
 from typing import Any
@@ -6,30 +6,36 @@ from typing import Any
 import numpy as np
 from mmengine.registry import DATASETS
 
-from .conversation_formats import has_images, parse_conversation
+from .conversation_formats import other_keys, parse_conversation
 from .json_records import JsonRecords
 from .record_dataset import RecordDataset
+from .record_files import open_records
+from .table_records import TableRecords
 
 
 @DATASETS.register_module()
 class ConversationDataset(RecordDataset):
     """Conversations to train on (and to be tested on), read lazily.
 
-    The file is a JSON array or JSON lines of any size; only its byte offsets are held in memory. Its records may be
-    LLaVA's (``conversations``; https://github.com/haotian-liu/LLaVA), ``messages`` as transformers and trl write them,
-    text only, or preference pairs (``chosen`` and ``rejected``); see :func:`parse_conversation`.
+    The file is a JSON array, JSON lines, Parquet, or a folder of Parquet files or of ``Dataset.save_to_disk``, of any
+    size: only where its records are is held in memory. They may be LLaVA's (``conversations``;
+    https://github.com/haotian-liu/LLaVA), ``messages`` as transformers and trl write them, text only, or preference
+    pairs (``chosen`` and ``rejected``); see :func:`parse_conversation`. Images are paths of files, ``data:`` URLs, or
+    bytes. Keys that mean nothing here stay in the record; they are counted and logged once.
 
     Args:
-        ann_file (str): The file, relative to ``data_root``.
+        ann_file (str): The file, the folder, or a pattern such as ``'train-*.parquet'``, relative to ``data_root``; see
+            :class:`JsonRecords` and :class:`TableRecords`.
         **kwargs: ``data_root``, ``data_prefix=dict(img_path=...)``, ``pipeline``, ``on_error='raise' | 'skip'``,
             ``test_mode`` and ``metainfo`` of :class:`RecordDataset`. With ``test_mode=True`` a conversation may end
             with a question.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If the file is not valid JSON or empty; names file, line and column.
+        ValueError: If the file is not valid or empty; names file, and of JSON line and column.
         RecordError: If a record is unusable (unknown role, no or an empty answer, turns that do not alternate, not
-            as many placeholders as images, an image that is missing or corrupt), with file and line.
+            as many placeholders as images, video, sound or tools, an image that is missing or corrupt), with file and
+            line or row.
 
     Examples:
         >>> dataset = ConversationDataset('llava_v1_5_mix665k.json', data_root='data/llava',
@@ -42,8 +48,8 @@ class ConversationDataset(RecordDataset):
         self.ann_file = ann_file
         super().__init__(**kwargs)
 
-    def open_records(self) -> JsonRecords:
-        return JsonRecords(os.path.join(self.data_root, self.ann_file), flag=has_images)
+    def open_records(self) -> JsonRecords | TableRecords:
+        return open_records(os.path.join(self.data_root, self.ann_file), other_keys)
 
     def source(self, index: int) -> str:
         return self.records.source(index)

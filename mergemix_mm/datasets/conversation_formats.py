@@ -39,13 +39,15 @@ FOREIGN_PLACEHOLDER = re.compile(
     re.IGNORECASE,
 )
 
-TURN_KEYS = ('conversations', 'conversation', 'messages')
+TURN_KEYS = ('conversations', 'conversation', 'messages', 'texts')
 # One question and its answer, each as a text (or, in trl's `prompt` and `completion`, as messages).
 QUESTION_KEYS = ('prompt', 'query', 'question', 'instruction')
 ANSWER_KEYS = ('completion', 'response', 'output', 'answer')
 PAIR_KEYS = ('chosen', 'rejected')
 REJECTED_KEYS = ('rejected_response', 'rejected_messages')
 SYSTEM_KEYS = ('system', 'system_prompt')
+# Where turns may stand, and in them images.
+TURN_COLUMNS = (*TURN_KEYS, 'prompt', *PAIR_KEYS)
 # What belongs to the layouts of one question only.
 QUESTION_PARTS = ('input', 'history')
 REFUSED_KEYS = {
@@ -72,10 +74,9 @@ def has_images(raw: dict) -> bool:
     """Whether a raw record names any image, beside its turns or inside their parts."""
     if any(is_given(raw.get(key)) for key in IMAGE_KEYS):
         return True
-    keys = (*TURN_KEYS, 'prompt', *PAIR_KEYS)
     contents = [
         turn[name]
-        for key in keys
+        for key in TURN_COLUMNS
         for turn in (raw.get(key) if isinstance(raw.get(key), list) else ())
         if isinstance(turn, dict)
         for name in CONTENT_NAMES
@@ -88,7 +89,7 @@ def has_images(raw: dict) -> bool:
 def other_keys(raw: Mapping[str, Any]) -> Iterator[str]:
     """The keys of a raw record that are not trained on: its metadata, and ``turns[].name`` of its turns."""
     yield from metadata_keys(raw)
-    known = {*ROLE_NAMES, *CONTENT_NAMES, *TRAIN_NAMES, *REFUSED_IN_TURNS}
+    known = {*ROLE_NAMES, *CONTENT_NAMES, *TRAIN_NAMES, *REFUSED_IN_TURNS, 'user', 'assistant'}
     for key in (*TURN_KEYS, *PAIR_KEYS):
         if isinstance(raw.get(key), list):
             found = {name for turn in raw[key] if isinstance(turn, dict) for name in turn if is_given(turn[name])}
@@ -108,7 +109,8 @@ def parse_conversation(raw: dict, answered: bool = True) -> dict[str, Any]:
 
     Read are LLaVA's and ShareGPT's ``conversations`` (``from`` human / gpt / system, ``value`` with ``<image>``
     placeholders, ``image`` or ``images`` beside), ``messages`` as transformers, trl, ms-swift and LLaMA-Factory write
-    them (``content`` a string or a list of parts, with images in ``images`` or inside the parts), one question and its
+    them (``content`` a string or a list of parts, with images in ``images`` or inside the parts), ``texts`` of the
+    Cauldron (``user`` and ``assistant``), one question and its
     answer (``prompt`` and ``completion``, ``query`` and ``response``, ``instruction``, ``input`` and ``output``), and
     preference pairs: ``chosen`` and ``rejected`` as strings, messages or lists of messages, after a prompt or with
     their prompt inside; or a conversation with ``rejected_response``, ``rejected_messages`` or ``rejected_images``. A
@@ -305,7 +307,25 @@ def _to_messages(turns: Any, role: str) -> list[dict]:
         turns = dict(role=role, content=turns)
     if not isinstance(turns, (list, dict)):
         raise ValueError(f'turns must be a text, an object or a list of objects, found {short(turns)}')
-    return [_to_message(turn) for turn in (turns if isinstance(turns, list) else [turns])]
+    if isinstance(turns, dict):
+        turns = _transposed(turns) if any(isinstance(turns.get(name), list) for name in ROLE_NAMES) else [turns]
+    return [_to_message(turn) for entry in turns for turn in _exchange(entry)]
+
+
+def _transposed(turns: dict) -> list[dict]:
+    """The turns of an object of lists, as `datasets` writes a sequence of objects."""
+    lists = {name: values for name, values in turns.items() if is_given(values)}
+    if any(not isinstance(values, list) for values in lists.values()) or len(set(map(len, lists.values()))) != 1:
+        raise ValueError(f'turns that are an object of lists must have lists of one length, found {short(turns)}')
+    return [dict(zip(lists, values)) for values in zip(*lists.values())]
+
+
+def _exchange(turn: Any) -> list:
+    """The turn, or the two turns of an object with ``user`` and ``assistant``, as in the Cauldron."""
+    if not isinstance(turn, dict) or not {'user', 'assistant'} <= set(turn) or any(n in turn for n in ROLE_NAMES):
+        return [turn]
+    refuse_keys(turn, REFUSED_IN_TURNS, 'a turn ')
+    return [dict(role=role, content=turn[role]) for role in ('user', 'assistant')]
 
 
 def _to_message(turn: Any) -> dict:

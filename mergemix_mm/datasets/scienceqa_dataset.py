@@ -64,26 +64,24 @@ class ScienceQADataset(RecordDataset):
     def open_records(self) -> list[tuple[str, dict]]:
         problems, splits = self._read(self.ann_file), self._read(self.split_file)
         if self.split not in splits:
-            found = short(sorted(splits), 200)
-            raise ValueError(f'ScienceQADataset: split={self.split!r} is unknown; {self.split_file} has {found}.')
+            found, path = short(sorted(splits), 200), self._path(self.split_file)
+            raise ValueError(
+                f'ScienceQADataset: split={self.split!r} is unknown; {self.split_file} has {found} ({path}).'
+            )
         names = splits[self.split]
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            raise ValueError(
-                f'ScienceQADataset: {self.split!r} of {self.split_file} must be a list of names of problems.'
-            )
+            raise ValueError(f'{self._path(self.split_file)}: {self.split!r} must be a list of names of problems.')
         lost = [name for name in names if name not in problems]
         if lost:
-            raise ValueError(f'ScienceQADataset: {self.ann_file} lacks the problems {lost[:5]} of {self.split_file}.')
+            raise ValueError(f'{self._path(self.ann_file)} lacks the problems {short(lost)} of {self.split_file}.')
         wrong = [name for name in names if not isinstance(problems[name], dict)]
         if wrong:
-            raise ValueError(
-                f'ScienceQADataset: the problem {wrong[0]!r} of {self.ann_file} must be an object {{...}}.'
-            )
+            raise ValueError(f'{self._path(self.ann_file)}: the problem {short(wrong[0])} must be an object {{...}}.')
         chosen = [(name, problems[name]) for name in names]
         return [(name, raw) for name, raw in chosen if raw.get('image') or not self.image_only]
 
     def source(self, index: int) -> str:
-        return f'{os.path.join(self.data_root, self.ann_file)}:problem {self.records[index][0]}'
+        return f'{self._path(self.ann_file)}:problem {self.records[index][0]}'
 
     @property
     def modalities(self) -> np.ndarray:
@@ -116,8 +114,11 @@ class ScienceQADataset(RecordDataset):
             has_image=bool(images),
         )
 
+    def _path(self, name: str) -> str:
+        return os.path.join(self.data_root, name)
+
     def _read(self, name: str) -> dict:
-        path = os.path.join(self.data_root, name)
+        path = self._path(name)
         found = read_json(path)
         if not isinstance(found, dict):
             raise ValueError(f'{path}: must hold an object {{...}}, found {short(found)}.')

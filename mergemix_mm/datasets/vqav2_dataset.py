@@ -60,7 +60,7 @@ class VQAv2Dataset(RecordDataset):
             self.annotations = JsonRecords(os.path.join(self.data_root, self.ann_file), key='annotations')
             if len(self.annotations) != len(questions):
                 raise ValueError(
-                    f'VQAv2Dataset: {self.ann_file} has {len(self.annotations)} annotations for {len(questions)} '
+                    f'{self.annotations.path} has {len(self.annotations)} annotations for {len(questions)} '
                     f'questions of {self.question_file}; take the files of the same split.'
                 )
         elif not self.test_mode:
