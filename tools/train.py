@@ -17,7 +17,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
         nargs='?',
         const='auto',
         metavar='CHECKPOINT',
-        help='resume from this checkpoint, or without a value from the latest one in the work directory',
+        help='resume from this checkpoint, or without a value from the newest one in the work directory that loads',
     )
     parser.add_argument('--no-validate', action='store_true', help='train without validation')
     parser.add_argument('--auto-scale-lr', action='store_true', help='scale the learning rate with the batch size')
@@ -54,7 +54,12 @@ def main() -> None:
     args = parse_args()
     cfg = merge_args(launch.load_config(args.config), args)
     launch.check_data_roots(cfg, 'train', 'val')
-    with launch.safe_checkpoints(args.trust_checkpoint), launch.explain_corrupt_images('train', 'val'):
+    launch.check_resume(cfg)
+    with (
+        launch.safe_checkpoints(args.trust_checkpoint),
+        launch.explain_corrupt_images('train', 'val'),
+        launch.explain_stops(cfg),
+    ):
         launch.build_runner(cfg).train()
 
 

@@ -25,6 +25,6 @@ param_scheduler = [
     dict(type='CosineAnnealingLR', by_epoch=True, begin=1, convert_to_iter_based=True),
 ]
 
-default_hooks = dict(logger=dict(interval=21), checkpoint=dict(max_keep_ckpts=1))
+default_hooks = dict(logger=dict(interval=21), checkpoint=dict(max_keep_ckpts=2))
 custom_hooks = [dict(type='StepSeedHook')]
 randomness = dict(seed=0)

@@ -6,7 +6,8 @@ _base_ = 'mmpretrain::_base_/default_runtime.py'
 default_hooks = dict(
     _delete_=True,
     logger=dict(type='LoggerHook', interval=10),
-    checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=500, max_keep_ckpts=1),
+    checkpoint=dict(type='AtomicCheckpointHook', by_epoch=False, interval=500, max_keep_ckpts=2),
+    finite_loss=dict(type='NonFiniteLossHook'),
 )
 log_processor = dict(by_epoch=False)
 custom_hooks = [dict(type='StepSeedHook'), dict(type='SavePretrainedHook')]

@@ -19,14 +19,17 @@ import torch.distributed
 from mmcv.transforms import LoadImageFromFile
 from mmengine.config import Config, DictAction
 from mmengine.device import get_device
+from mmengine.hooks import CheckpointHook
 from mmengine.logging import print_log
 from mmengine.optim import AmpOptimWrapper, OptimWrapper
-from mmengine.registry import DATASETS, MODELS, OPTIM_WRAPPERS, RUNNERS, Registry
+from mmengine.registry import DATASETS, HOOKS, MODELS, OPTIM_WRAPPERS, RUNNERS, Registry
 from mmengine.runner import FlexibleRunner, Runner
 
+from ..utils import files, processes
 from ..utils.images import image_name, read_image
 from ..utils.text import printable, shown
 from .hooks.plain_checkpoint_hook import PlainCheckpointHook
+from .resuming import choose_checkpoint
 from .weights.safe_load import CheckpointError, guarded_mmengine
 
 # DDP on a CPU takes no device; a wrapper config of one's own replaces MMEngine's other defaults, hence all of them.
@@ -332,12 +335,81 @@ def _why(path: str | os.PathLike, error: Exception) -> str:
     return f"{type(error).__name__}: {reason}; dict(type='LoadImageFromFile', imdecode_backend='pillow') may read it"
 
 
+@contextmanager
+def explain_stops(cfg: Config) -> Iterator[None]:
+    """One line for a run that cannot go on: a full disk, a folder that cannot be written to, a loss that became NaN.
+
+    Args:
+        cfg (Config): Names the work directory.
+
+    Raises:
+        LaunchError: Instead of those errors.
+    """
+    try:
+        yield
+    except FloatingPointError as error:
+        raise LaunchError(str(error)) from error
+    except Exception as error:
+        # "Permission denied" may be of a file that is read.
+        denied = isinstance(error, PermissionError)
+        line = None if denied else files.cannot_write(error, cfg.get('work_dir') or '.')
+        if line is None:
+            raise
+        raise LaunchError(line.strerror) from error
+
+
+def check_resume(cfg: Config) -> None:
+    """Stop early where the checkpoint that ``--resume`` names is not there; nothing else is taken in its place.
+
+    Raises:
+        LaunchError: If it does not exist.
+    """
+    named = cfg.get('load_from')
+    if cfg.get('resume') and named and '://' not in named and not Path(named).exists():
+        raise LaunchError(
+            f'--resume {named}: there is no such file (from {Path.cwd()}). Without a value, --resume takes the newest '
+            f'checkpoint of {cfg.get("work_dir")}'
+        )
+
+
+def use_own_hooks(cfg: Config) -> None:
+    """Have a config, also one of another library, save its checkpoints whole, and stop when the loss is NaN.
+
+    MMEngine's plain ``CheckpointHook`` becomes an ``AtomicCheckpointHook`` wherever it is named, and where a Runner
+    would add it by itself; subclasses stay. ``default_hooks.finite_loss=None`` leaves the other hook out.
+
+    Args:
+        cfg (Config): The config, changed in place.
+    """
+    defaults = cfg.get('default_hooks') or {}
+    if 'checkpoint' not in defaults:
+        defaults['checkpoint'] = dict(type='CheckpointHook', interval=1)
+    defaults.setdefault('finite_loss', dict(type='NonFiniteLossHook'))
+    if defaults['finite_loss'] is None:
+        defaults.pop('finite_loss')
+    cfg.default_hooks = defaults
+    with HOOKS.switch_scope_and_registry(cfg.get('default_scope')) as registry:
+        for hook in [*cfg.default_hooks.values(), *(cfg.get('custom_hooks') or ())]:
+            if isinstance(hook, dict) and hook.get('type') is not None:
+                found = registry.get(hook['type']) if isinstance(hook['type'], str) else hook['type']
+                if found is CheckpointHook:
+                    hook['type'] = 'AtomicCheckpointHook'
+
+
 def build_runner(cfg: Config) -> Runner | FlexibleRunner:
     """Build the Runner, or the FlexibleRunner if the config has a ``strategy``, or what ``runner_type`` names.
 
     Without an accelerator, ``launcher='pytorch'`` trains over gloo. What torch would refuse or warn about in a data
     loader is switched off: persistent workers where there are no workers, pinned memory where there is no accelerator.
+    The Runner saves checkpoints whole and resumes from the newest one that loads; its workers end with it.
+
+    Raises:
+        LaunchError: If the launcher cannot be used, or the work directory cannot be written to.
     """
+    use_own_hooks(cfg)
+    processes.end_children_with_parent()
+    if 'TORCHELASTIC_RUN_ID' in os.environ:
+        processes.end_with_parent()
     for loader in _loaders(cfg, 'train', 'val', 'test').values():
         if not loader.get('num_workers', 0):
             loader.pop('persistent_workers', None)
@@ -347,12 +419,16 @@ def build_runner(cfg: Config) -> Runner | FlexibleRunner:
         _start_cpu_process_group(cfg)
     # FlexibleRunner.from_cfg hands a missing entry on as None, where its constructor would have a default.
     cfg.setdefault('env_cfg', dict(dist_cfg=dict(backend='nccl')))
-    if cfg.get('runner_type') is not None:
-        runner = RUNNERS.build(cfg)
-    else:
-        runner = (Runner if cfg.get('strategy') is None else FlexibleRunner).from_cfg(cfg)
+    with explain_stops(cfg):
+        if cfg.get('work_dir') and '://' not in cfg.work_dir:
+            files.check_writable(cfg.work_dir)
+        if cfg.get('runner_type') is not None:
+            runner = RUNNERS.build(cfg)
+        else:
+            runner = (Runner if cfg.get('strategy') is None else FlexibleRunner).from_cfg(cfg)
     runner.register_hook(PlainCheckpointHook())
     runner.logger.addFilter(_show_control_characters)
+    choose_checkpoint(runner)
     return runner
 
 

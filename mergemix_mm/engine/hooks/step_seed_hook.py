@@ -58,6 +58,8 @@ class StepSeedHook(Hook):
       with and without worker processes.
     - *Iteration loops* with ``num_workers=0`` and a sampler that can be advanced (``InfiniteSampler``): the same, from
       any checkpoint.
+    - The same with ``accumulative_counts``, where the :class:`AtomicCheckpointHook` saves: MMEngine's own loses the
+      gradients that wait for the next update.
     - Validation, other hooks and logging may draw what they like without changing the training.
     - The seed and the sampler's seed travel in the checkpoint, so a run without ``randomness=dict(seed=...)`` can be
       resumed too.

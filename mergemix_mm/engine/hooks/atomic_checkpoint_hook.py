@@ -1,0 +1,405 @@
+"""A checkpoint hook whose files are whole or not there, whatever stops the run."""
+
+import hashlib
+import os
+import pickle
+import re
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from mmengine.dist import (
+    all_gather_object,
+    all_reduce,
+    broadcast_object_list,
+    get_rank,
+    get_world_size,
+    is_main_process,
+    master_only,
+)
+from mmengine.fileio import LocalBackend
+from mmengine.hooks import CheckpointHook
+from mmengine.model import is_model_wrapper
+from mmengine.optim import OptimWrapperDict
+from mmengine.registry import HOOKS
+from torch import Tensor, nn
+
+from ...utils import files
+from .non_finite_loss_hook import is_finite
+
+_GRADIENTS = 'accumulated_gradients'
+# Files that a newer one has replaced, and that are deleted once a checkpoint that says so is on the disk.
+_SUPERSEDED = 'superseded_ckpts'
+# The epoch (of an epoch loop) or the iteration of the last validation.
+_VALIDATED = 'last_validation'
+
+
+@HOOKS.register_module()
+class AtomicCheckpointHook(CheckpointHook):
+    """MMEngine's ``CheckpointHook``, with the same arguments and file names, for runs that may be killed.
+
+    - A checkpoint, and ``last_checkpoint``, take their place when they are on the disk, and not before. Older ones are
+      deleted after that. So there is a checkpoint to resume from at every moment after the first one. This is so for
+      files and for folders (one file per process), in local folders; remote ones (``backend_args``) are written as
+      MMEngine writes them.
+    - Only checkpoints of its own folder are deleted. Where a checkpoint names others as its best or its oldest ones
+      (it came from elsewhere, or its folder was moved), those of the same name in the own folder are meant.
+    - With ``accumulative_counts``, a checkpoint between two updates of the weights would lose gradients. Iteration
+      loops save at the next update, and say so; epoch loops, which can be resumed from the end of an epoch only, keep
+      the gradients in the checkpoint.
+    - Weights that became NaN or infinite are not saved: the run stops.
+    - A run that was killed between a checkpoint and the validation that was due then validates first when it resumes.
+
+    ``tools/train.py`` puts it in the place of every plain ``CheckpointHook`` of a config.
+
+    Raises:
+        FloatingPointError: When saving, if weights became NaN or infinite.
+        OSError: When saving, if the disk is full or the folder cannot be written to; one line names it and the free
+            space.
+    """
+
+    _training = False
+
+    def before_train(self, runner) -> None:
+        """Find the folder, take over what an interrupted run has left there, and do what it could not do any more."""
+        hub = runner.message_hub
+        resumed = dict(hub.runtime_info) if runner.iter > 0 else {}
+        # MMEngine's deletes what these name, wherever it lies.
+        for key in [key for key in hub.runtime_info if key == 'keep_ckpt_ids' or key.startswith('best_ckpt')]:
+            hub.pop_info(key)
+        super().before_train(runner)
+        self._training = True
+        self._local = self.file_client_args is None and isinstance(self.file_backend, LocalBackend)
+        self._meta: dict = {}
+        self._gradients: list | None = None
+        self._owed = False
+        self._keep: list[int] = []
+        self._superseded: list[str] = []
+        self._unusual = {name for name, tensor in _state(runner) if not is_finite(tensor)}
+        if self._local and is_main_process():
+            for folder in {self.out_dir, runner.work_dir}:
+                files.check_writable(folder)
+                for path in files.clear_leftovers(folder):
+                    runner.logger.info(f'Removed {path}, which a killed run has left.')
+        if resumed:
+            self._take_over(runner, resumed)
+            self._restore_gradients(runner)
+            self._validate_if_due(runner, resumed)
+        else:
+            hub.update_info(_VALIDATED, 0)
+
+    def _take_over(self, runner, resumed: dict) -> None:
+        """Go on with the checkpoints of the own folder that the resumed one names; leave all others alone."""
+        if not self._is_own(runner):
+            runner.logger.info(
+                f'Resumed from the checkpoint of another folder; what lies there stays, new ones go to {self.out_dir}.'
+            )
+            return
+        if isinstance(ids := resumed.get('keep_ckpt_ids'), list | tuple):
+            self._keep = [step for step in ids if type(step) is int and step >= 0]
+        for key in self.key_indicators if self.save_best else ():
+            prefix = 'best_' if key == 'auto' else f'best_{key}_'.replace('/', '_')
+            if (path := self._own_path(resumed.get(self._best_key('best_ckpt', key)), prefix)) is not None:
+                self._set_best(runner, key, path)
+        superseded = resumed.get(_SUPERSEDED)
+        superseded = superseded if isinstance(superseded, list | tuple) else ()
+        self._superseded = [path for path in (self._own_path(name, 'best_') for name in superseded) if path]
+        self.last_ckpt = self._own_path(resumed.get('last_ckpt'), '')
+        self._remove_outdated(runner)
+
+    def _is_own(self, runner) -> bool:
+        """Whether the run was resumed from a checkpoint of the folder that it writes to."""
+        source = runner._resume if isinstance(runner._resume, str) else runner._load_from
+        if source is None or not self._local:
+            return source is None or str(source).startswith(str(self.out_dir))
+        return Path(source).absolute().parent.resolve() == Path(self.out_dir).resolve()
+
+    def _own_path(self, named, prefix: str) -> str | None:
+        """The checkpoint of the own folder that has the name of this path, None if there is none."""
+        if not isinstance(named, str | os.PathLike):
+            return None
+        name = str(named).replace('\\', '/').rsplit('/', 1)[-1]
+        path = self.file_backend.join_path(self.out_dir, name)
+        if not name.startswith(prefix) or not self._is_checkpoint(name):
+            return None
+        if (self._local and Path(path).is_symlink()) or not self.file_backend.exists(path):
+            return None
+        return path
+
+    def _is_checkpoint(self, name: str) -> bool:
+        """Whether a name can be one of this hook's checkpoints."""
+        return re.fullmatch(f'(best_.+_)?{name_pattern(self.filename_tmpl)}', name) is not None
+
+    def _validate_if_due(self, runner, resumed: dict) -> None:
+        """MMEngine would go on with the next epoch, and the best checkpoint might be another one in the end."""
+        loop = runner.train_loop
+        place, end = _place(loop), loop.max_epochs if hasattr(loop, 'run_epoch') else loop.max_iters
+        if runner.val_loop is None or resumed.get(_VALIDATED) in (None, place) or place < loop.val_begin:
+            return
+        loop._decide_current_val_interval()
+        if place % loop.val_interval == 0 or place == end:
+            runner.logger.info('The run was stopped before a validation that was due; it comes first.')
+            runner.val_loop.run()
+
+    def after_val_epoch(self, runner, metrics: dict | None = None) -> None:
+        """Remember that it was done, and save the best checkpoint."""
+        if self._training:
+            runner.message_hub.update_info(_VALIDATED, _place(runner.train_loop))
+        super().after_val_epoch(runner, metrics)
+
+    def after_train(self, runner) -> None:
+        """Publish the checkpoints."""
+        self._training = False
+        super().after_train(runner)
+
+    def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
+        self._loaded_gradients = checkpoint.get(_GRADIENTS)
+
+    def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
+        # FlexibleRunner counts from where it is, also after a validation, when the epoch is over already.
+        checkpoint['meta'].update(self._meta)
+        if self._gradients is not None:
+            checkpoint[_GRADIENTS] = self._gradients
+
+    def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
+        """Save when it is due, or was due and the weights are up to date now."""
+        if self.by_epoch:
+            return
+        due = self.every_n_train_iters(runner, self.interval, self.save_begin) or (
+            self.save_last and self.is_last_train_iter(runner)
+        )
+        if due and not _is_updated(runner):
+            runner.logger.info(
+                f'The checkpoint of iteration {runner.iter + 1} moves to the next update of the weights '
+                '(optim_wrapper.accumulative_counts).'
+            )
+            self._owed = True
+        elif due or (self._owed and _is_updated(runner)):
+            runner.logger.info(f'Saving checkpoint at {runner.iter + 1} iterations')
+            self._save_checkpoint(runner)
+
+    def _save_checkpoint_with_step(self, runner, step: int, meta: dict) -> None:
+        self._refuse_bad_weights(runner)
+        self._owed = False
+        hub = runner.message_hub
+        if self.max_keep_ckpts > 0:
+            self._keep = [other for other in self._keep if other != step] + [step]
+            # Those that are deleted after this are in the list, so that a run that is killed before deletes them then.
+            hub.update_info('keep_ckpt_ids', list(self._keep))
+        hub.update_info(_SUPERSEDED, list(self._superseded))
+        name = self.filename_tmpl.format(step)
+        path = self.file_backend.join_path(self.out_dir, name)
+        hub.update_info('last_ckpt', path)
+        self._gradients = _gather_gradients(runner)
+        try:
+            self._write(
+                runner,
+                name,
+                dict(meta),
+                save_optimizer=self.save_optimizer,
+                save_param_scheduler=self.save_param_scheduler,
+                by_epoch=self.by_epoch,
+                **self.args,
+            )
+        finally:
+            self._gradients = None
+        self.last_ckpt = path
+        if is_main_process():
+            files.write_text(Path(runner.work_dir, 'last_checkpoint'), str(path))
+        self._remove_outdated(runner)
+
+    def _save_best_checkpoint(self, runner, metrics: dict) -> None:
+        if not self.save_best:
+            return
+        if 'auto' in self.key_indicators:
+            self._init_rule(self.rules, [next(iter(metrics))])
+        step = runner.epoch if self.by_epoch else runner.iter
+        meta = dict(epoch=runner.epoch, iter=runner.iter)
+        hub, improved = runner.message_hub, False
+        for key, rule in zip(self.key_indicators, self.rules, strict=True):
+            score, score_key = metrics[key], self._best_key('best_score', key)
+            best = hub.runtime_info.get(score_key, self.init_value_map[rule])
+            if score is None or not self.is_better_than[key](score, best):
+                continue
+            self._refuse_bad_weights(runner)
+            name = f'best_{key}_{self.filename_tmpl.format(step)}'.replace('/', '_')
+            path, previous = self.file_backend.join_path(self.out_dir, name), self._get_best(key)
+            hub.update_info(score_key, score)
+            self._set_best(runner, key, path)
+            self._write(runner, name, dict(meta), save_optimizer=False, save_param_scheduler=False, by_epoch=False)
+            runner.logger.info(
+                f'The best checkpoint with {score:0.4f} {key} at {step} {"epoch" if self.by_epoch else "iter"} is '
+                f'saved to {name}.'
+            )
+            improved = True
+            if previous and previous != path:
+                self._superseded.append(previous)
+        if not improved:
+            return
+        # The checkpoint of this step does not know yet which one is the best.
+        if self.last_ckpt is None:
+            self._remove_outdated(runner)
+        elif self.by_epoch or _is_updated(runner):
+            self._save_checkpoint_with_step(runner, step, meta)
+        else:
+            self._owed = True
+
+    def _best_key(self, name: str, key: str) -> str:
+        return name if len(self.key_indicators) == 1 else f'{name}_{key}'
+
+    def _get_best(self, key: str) -> str | None:
+        return self.best_ckpt_path if len(self.key_indicators) == 1 else self.best_ckpt_path_dict.get(key)
+
+    def _set_best(self, runner, key: str, path: str) -> None:
+        if len(self.key_indicators) == 1:
+            self.best_ckpt_path = path
+        else:
+            self.best_ckpt_path_dict[key] = path
+        runner.message_hub.update_info(self._best_key('best_ckpt', key), path)
+
+    def _write(self, runner, name: str, meta: dict, **options) -> None:
+        """Save what the Runner (or its strategy) saves under this name, which is a file or a folder."""
+        self._meta = {key: meta[key] for key in ('epoch', 'iter')}
+        options.update(meta=meta, file_client_args=self.file_client_args, backend_args=self.backend_args)
+        path, work = Path(self.out_dir, name), None
+        try:
+            if not self._local:
+                runner.save_checkpoint(self.out_dir, name, **options)
+                return
+            work = _together(lambda: files.begin_replacement(path) if is_main_process() else None)[0]
+            with files.explained(path):
+                _together(lambda: runner.save_checkpoint(str(work), files.NEW, **options))
+            _together(lambda: files.finish_replacement(work, path) if is_main_process() else None)
+        finally:
+            self._meta = {}
+            if work is not None and is_main_process():
+                files.end_replacement(work)
+
+    def _remove_outdated(self, runner) -> None:
+        """Delete what newer checkpoints have replaced, and never the last one."""
+        names = []
+        if self.max_keep_ckpts > 0:
+            names = [self.filename_tmpl.format(step) for step in self._keep[: -self.max_keep_ckpts]]
+            self._keep = self._keep[-self.max_keep_ckpts :]
+        outdated = [self.file_backend.join_path(self.out_dir, name) for name in names] + self._superseded
+        self._superseded = []
+        best = [] if self.save_best is None else [self._get_best(key) for key in self.key_indicators]
+        for path in outdated if is_main_process() else ():
+            if path in (self.last_ckpt, *best) or (self._local and Path(path).is_symlink()):
+                continue
+            if self.file_backend.isfile(path):
+                self.file_backend.remove(path)
+            elif self.file_backend.isdir(path):
+                self.file_backend.rmtree(path)
+            else:
+                continue
+            runner.logger.info(f'Removed the outdated checkpoint {path}.')
+        # What MMEngine's hook calls its own, for those who look at it.
+        self.keep_ckpt_ids = deque(self._keep)
+
+    def _refuse_bad_weights(self, runner) -> None:
+        bad = [name for name, tensor in _state(runner) if name not in self._unusual and not is_finite(tensor)]
+        count = torch.tensor(len(bad))
+        all_reduce(count)
+        if count:
+            last = f'The last good one is {self.last_ckpt}' if self.last_ckpt else 'There is no other one yet'
+            raise FloatingPointError(
+                f'AtomicCheckpointHook: at iteration {runner.iter} no checkpoint is saved, since weights are NaN or '
+                f'infinite: {bad[0] if bad else "those of another process"} and {max(len(bad) - 1, 0)} more. {last}. '
+                'Look at the losses before, the learning rate (optim_wrapper.optimizer.lr), clipping '
+                '(optim_wrapper.clip_grad) and the precision (bfloat16 in place of float16)'
+            )
+
+    def _restore_gradients(self, runner) -> None:
+        found = getattr(self, '_loaded_gradients', None)
+        self._loaded_gradients = None
+        if found is None:
+            return
+        parameters = dict(_unwrapped(runner).named_parameters())
+        if not isinstance(found, list) or len(found) != get_world_size():
+            runner.logger.warning(
+                'The gradients between two updates of the weights are lost: the checkpoint is of another number of '
+                'processes.'
+            )
+            return
+        for name, gradient in found[get_rank()].items():
+            if name not in parameters or parameters[name].shape != gradient.shape:
+                raise ValueError(f'The checkpoint has the gradient of {name}, which does not fit the model.')
+            parameters[name].grad = gradient.to(parameters[name])
+        runner.logger.info('Restored the gradients since the last update of the weights.')
+
+    @master_only
+    def _publish_model(self, runner, ckpt_path: str | None) -> None:
+        from mmengine.runner.checkpoint import _load_checkpoint
+
+        if ckpt_path is None or not self.file_backend.exists(ckpt_path):
+            return
+        if not self._local:
+            super()._publish_model(runner, ckpt_path)
+            return
+        found = _load_checkpoint(ckpt_path, map_location='cpu')
+        published = {key: value for key, value in found.items() if key in self.published_keys}
+        if left := [key for key in found if key not in published]:
+            runner.logger.info(f'Left out of the published checkpoint, as published_keys does not name them: {left}')
+        digest = hashlib.sha256(pickle.dumps(published)).hexdigest()[:8]
+        path = Path(ckpt_path).with_suffix('')
+        path = path.with_name(f'{path.name}-{digest}.pth')
+        with files.replaced_file(path) as temporary:
+            torch.save(published, temporary)
+        runner.logger.info(f'The checkpoint {ckpt_path} is published to {path}.')
+
+
+def _unwrapped(runner) -> nn.Module:
+    return runner.model.module if is_model_wrapper(runner.model) else runner.model
+
+
+def _state(runner) -> Iterator[tuple[str, Tensor]]:
+    """What a checkpoint holds of the model."""
+    for prefix, module in _unwrapped(runner).named_modules():
+        tensors = {**module._parameters, **module._buffers}
+        for name, tensor in tensors.items():
+            if tensor is not None and name not in module._non_persistent_buffers_set:
+                yield f'{prefix}.{name}' if prefix else name, tensor
+
+
+def _place(loop) -> int:
+    return loop.epoch if hasattr(loop, 'run_epoch') else loop.iter
+
+
+def name_pattern(template: str) -> str:
+    """A regular expression of the names that a ``filename_tmpl`` makes; its group is the epoch or iteration."""
+    return r'0*(\d+)'.join(re.escape(part) for part in re.split(r'\{.*?\}', template))
+
+
+def _is_updated(runner) -> bool:
+    """Whether the last iteration has updated the weights, so that no gradient waits for the next one."""
+    wrapper = runner.optim_wrapper
+    wrappers = wrapper.values() if isinstance(wrapper, OptimWrapperDict) else [wrapper]
+    return all(one.should_update() for one in wrappers if hasattr(one, 'should_update'))
+
+
+def _gather_gradients(runner) -> list[dict] | None:
+    """The gradients of each process, or None where none waits for an update."""
+    if _is_updated(runner):
+        return None
+    parameters = _unwrapped(runner).named_parameters()
+    own = {name: parameter.grad.cpu() for name, parameter in parameters if parameter.grad is not None}
+    return all_gather_object(own)
+
+
+def _together(step) -> list:
+    """Run a step on all processes, and fail on all where it failed on one. Hands out the main process's result."""
+    result = error = None
+    try:
+        result = step()
+    except Exception as raised:
+        error = raised
+    outcomes = all_gather_object(None if error is None else str(error))
+    if error is not None:
+        raise error
+    if failed := [outcome for outcome in outcomes if outcome is not None]:
+        raise RuntimeError(f'another process could not save its part: {failed[0]}')
+    results = [result]
+    broadcast_object_list(results)
+    return results

@@ -1,0 +1,88 @@
+"""A hook that stops a training whose loss has become NaN."""
+
+import torch
+from mmengine.dist import all_reduce
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.registry import HOOKS
+from torch import Tensor
+
+
+@HOOKS.register_module()
+class NonFiniteLossHook(Hook):
+    """Stop when the loss was NaN or infinite in several steps in a row, on any process.
+
+    One such step can happen: mixed precision skips it, and lowers its scale. From several the weights do not come back,
+    and each further checkpoint would take the place of a good one. The count stays on the device and is read every
+    ``patience`` iterations, so that no step waits for it; all processes stop together.
+
+    ``tools/train.py`` adds this hook to every training, as ``default_hooks.finite_loss``.
+
+    Args:
+        patience (int): Steps in a row that stop the run, >= 1. Defaults to 5.
+
+    Raises:
+        ValueError: If ``patience`` is not a positive integer.
+        FloatingPointError: When training, if the loss stays NaN or infinite.
+
+    Examples:
+        >>> default_hooks = dict(finite_loss=dict(type='NonFiniteLossHook', patience=20))
+    """
+
+    def __init__(self, patience: int = 5) -> None:
+        if isinstance(patience, bool) or not isinstance(patience, int) or patience < 1:
+            raise ValueError(f'NonFiniteLossHook: patience={patience!r} must be an integer of at least 1.')
+        self.patience = patience
+        self._count: Tensor | None = None
+
+    def before_train(self, runner) -> None:
+        self._count = None
+
+    def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
+        """Count the steps, and stop when there are too many."""
+        losses = _losses(outputs)
+        bad = torch.stack([~torch.isfinite(value).all() for value in losses.values()]).any() if losses else None
+        if bad is None:
+            bad = torch.zeros((), dtype=torch.bool)
+        count = torch.zeros((), dtype=torch.int64, device=bad.device) if self._count is None else self._count
+        self._count = torch.where(bad, count.to(bad.device) + 1, 0)
+        if (runner.iter + 1) % self.patience:
+            return
+        worst = self._count.clone()
+        all_reduce(worst, 'max')
+        if worst >= self.patience:
+            raise FloatingPointError(self._describe(runner, int(worst), losses))
+
+    def _describe(self, runner, steps: int, losses: dict[str, Tensor]) -> str:
+        last = runner.message_hub.runtime_info.get('last_ckpt')
+        names = [name for name, value in losses.items() if not torch.isfinite(value).all()] or ['of another process']
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        weights = [name for name, weight in model.named_parameters() if not is_finite(weight)]
+        return (
+            f'NonFiniteLossHook: the loss ({", ".join(names)}) is NaN or infinite since iteration '
+            f'{runner.iter + 2 - steps}, {steps} steps in a row; training stops at iteration {runner.iter + 1}. '
+            + (f'{len(weights)} weights are, too ({weights[0]} ...). ' if weights else 'All weights are finite. ')
+            + 'Look at the data of that iteration, the learning rate (optim_wrapper.optimizer.lr), clipping '
+            '(optim_wrapper.clip_grad) and the precision (bfloat16 in place of float16). '
+            + (f'The last good checkpoint is {last}' if last else 'There is no checkpoint yet')
+        )
+
+
+def _losses(outputs) -> dict[str, Tensor]:
+    """The total loss and its parts, of what a training step hands out."""
+    found = outputs if isinstance(outputs, dict) else {}
+    losses = {name: torch.as_tensor(value) for name, value in found.items() if 'loss' in name and _is_number(value)}
+    # Parts come after the total: it is what the weights follow.
+    return dict(sorted(losses.items(), key=lambda item: item[0] == 'loss'))
+
+
+def _is_number(value) -> bool:
+    return isinstance(value, int | float) or (isinstance(value, Tensor) and value.is_floating_point())
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether all elements of a tensor, or of this process's part of it, are finite; True for what has no NaN."""
+    local = getattr(tensor, '_local_tensor', tensor)
+    if not local.is_floating_point() or local.itemsize < 2 or local.is_meta:
+        return True
+    return bool(torch.isfinite(local).all())

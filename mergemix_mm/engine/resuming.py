@@ -1,0 +1,127 @@
+"""Finds the checkpoint that an interrupted run goes on from."""
+
+import re
+import zipfile
+from logging import WARNING
+from pathlib import Path
+
+from mmengine.dist import broadcast_object_list, is_main_process
+from mmengine.hooks import CheckpointHook
+from mmengine.logging import print_log
+
+from ..utils import files
+from .hooks.atomic_checkpoint_hook import name_pattern
+
+LAST = 'last_checkpoint'
+
+
+def choose_checkpoint(runner) -> None:
+    """Have a Runner that is to resume by itself resume from the newest checkpoint that loads; all processes the same.
+
+    MMEngine takes what the file ``last_checkpoint`` names, and stops where that is damaged or was moved. A checkpoint
+    that the user has named is left alone: it is resumed from, or the run stops.
+
+    Args:
+        runner (Runner | FlexibleRunner): Built, and not yet training; changed in place.
+    """
+    if getattr(runner, '_resume', None) is not True or runner._load_from is not None:
+        return
+    found = [None]
+    if is_main_process():
+        found[0] = _newest_checkpoint(runner)
+    broadcast_object_list(found)
+    if found[0] is None:
+        print_log(f'--resume: there is nothing to resume from in {runner.work_dir}, so the run starts anew.', 'current')
+        runner._resume = False
+    else:
+        print_log(f'Auto resumed from the latest checkpoint {found[0]}.', 'current')
+        runner._load_from = found[0]
+
+
+def _newest_checkpoint(runner) -> str | None:
+    work_dir = Path(runner.work_dir)
+    hooks = [hook for hook in runner.hooks if isinstance(hook, CheckpointHook)]
+    # The hook adds the name of the work directory to an `out_dir` of its own.
+    own = [Path(hook.out_dir, work_dir.name) for hook in hooks if hook.out_dir and '://' not in str(hook.out_dir)]
+    folders = list(dict.fromkeys([*own, work_dir]))
+    for folder in folders:
+        files.clear_leftovers(folder)
+    templates = dict.fromkeys(['epoch_{}.pth', 'iter_{}.pth', *(hook.filename_tmpl for hook in hooks)])
+    last = _last_named(work_dir)
+    if last is not None and '://' in last:
+        return last
+    for path in _candidates(folders, [name_pattern(template) for template in templates], last):
+        problem = _find_problem(path)
+        if problem is None:
+            return str(path)
+        print_log(f'--resume: skipped {path}: {problem}.', 'current', WARNING)
+    return None
+
+
+def _last_named(work_dir: Path) -> str | None:
+    """What the file ``last_checkpoint`` names, None if it names nothing."""
+    try:
+        named = Path(work_dir, LAST).read_text(encoding='utf-8', errors='replace').strip()
+    except OSError:
+        return None
+    return named if named and '\0' not in named and '\n' not in named and len(named) < 4096 else None
+
+
+def _candidates(folders: list[Path], patterns: list[str], last: str | None) -> list[Path]:
+    """All checkpoints, the one to try first at the front: the last one, older ones, and then those of a higher number.
+
+    A higher number than the last one's is mostly of another run, before this one in the same folder.
+    """
+    numbered = []
+    for folder in folders:
+        for path in folder.iterdir() if folder.is_dir() else ():
+            for match in (re.fullmatch(pattern, path.name) for pattern in patterns):
+                if match:
+                    numbered.append((int(match[1]), path))
+    numbered.sort(key=lambda one: one[0], reverse=True)
+    if last is None:
+        return [path for _, path in numbered]
+    name = last.replace('\\', '/').rsplit('/', 1)[-1]
+    first = [path for _, path in numbered if path.name == name]
+    if not first and Path(last).exists():
+        first = [Path(last)]
+    elif not first:
+        print_log(f'--resume: {LAST} names {last!r}, which is not there.', 'current', WARNING)
+    numbers = [int(match[1]) for match in (re.fullmatch(pattern, name) for pattern in patterns) if match]
+    limit = numbers[0] if numbers else float('inf')
+    older = [path for number, path in numbered if number < limit]
+    newer = [path for number, path in numbered if number >= limit and path.name != name]
+    return [*first, *older, *newer]
+
+
+def _find_problem(path: Path) -> str | None:
+    """Why a run cannot be resumed from a checkpoint, None if it can."""
+    if not path.is_dir():
+        return _find_problem_of_file(path)
+    parts = sorted(path.glob('*.pth'))  # One for each process.
+    if not parts:
+        return 'the folder holds no part of a checkpoint'
+    return next((f'{part.name}: {problem}' for part in parts if (problem := _find_problem_of_file(part))), None)
+
+
+def _find_problem_of_file(path: Path) -> str | None:
+    from mmengine.runner.checkpoint import _load_checkpoint
+
+    try:
+        if not path.stat().st_size:
+            return 'the file is empty'
+        if zipfile.is_zipfile(path):  # Torch does not look at the checksums.
+            with zipfile.ZipFile(path) as archive:
+                if (damaged := archive.testzip()) is not None:
+                    return f'{damaged} in it is damaged'
+        content = _load_checkpoint(str(path), map_location='cpu')
+    except Exception as error:  # A damaged file can raise whatever Python has.
+        return ' '.join(str(error).split())[:300] or type(error).__name__
+    meta = content.get('meta') if isinstance(content, dict) else None
+    if (
+        not isinstance(meta, dict)
+        or not {'epoch', 'iter'} <= set(meta)
+        or not {'state_dict', 'message_hub'} <= set(content)
+    ):
+        return 'it is not the checkpoint of a training run'
+    return None
