@@ -1,16 +1,28 @@
 """Loader defaults, the checks of data roots and the end of a CPU process group, without building a Runner."""
 
 import atexit
+import errno
 import gc
+import logging
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.hooks import CheckpointHook
+from mmengine.registry import HOOKS
 from torch.nn.parallel import DistributedDataParallel
 
-from mergemix_mm.engine.launch import LaunchError, build_runner, check_data_roots, set_loader_defaults
+from mergemix_mm.engine.launch import (
+    LaunchError,
+    build_runner,
+    check_data_roots,
+    check_resume,
+    explain_stops,
+    set_loader_defaults,
+    use_own_hooks,
+)
 
 
 def test_loaders_get_the_defaults_they_lack_and_flags_switch_off():
@@ -77,13 +89,26 @@ def test_what_a_loader_says_stays_and_the_loaders_of_several_benchmarks_are_told
     assert found == dict(own='ConversationCollate', boxes=None, images='default_collate')
 
 
+class BuiltRunner:
+    """Stands for the Runner of a config."""
+
+    _resume = False
+    logger = logging.getLogger('built')
+
+    def __init__(self, cfg):
+        self.cfg = cfg
+
+    def register_hook(self, hook):
+        pass
+
+
 @pytest.mark.parametrize(('device', 'workers'), [('cpu', 2), ('cuda', 0)])
 def test_a_runner_gets_loaders_that_torch_takes(monkeypatch, device, workers):
     monkeypatch.setattr('mergemix_mm.engine.launch.get_device', lambda: device)
-    monkeypatch.setattr('mergemix_mm.engine.launch.Runner.from_cfg', lambda cfg: cfg)
+    monkeypatch.setattr('mergemix_mm.engine.launch.Runner.from_cfg', BuiltRunner)
     loader = dict(num_workers=workers, pin_memory=True, persistent_workers=True)
     built = build_runner(Config(dict(launcher='none', train_dataloader=loader)))
-    kept = {key for key, value in built.train_dataloader.items() if value is True}
+    kept = {key for key, value in built.cfg.train_dataloader.items() if value is True}
     assert kept == {'persistent_workers' if workers else 'pin_memory'}
 
 
@@ -143,7 +168,7 @@ def gloo_threads():
 @pytest.mark.skipif(sys.platform != 'linux', reason='counts threads in /proc')
 def test_gloo_has_no_thread_left_when_a_run_ends(monkeypatch):
     monkeypatch.setattr('mergemix_mm.engine.launch.get_device', lambda: 'cpu')
-    monkeypatch.setattr('mergemix_mm.engine.launch.Runner.from_cfg', lambda cfg: cfg)
+    monkeypatch.setattr('mergemix_mm.engine.launch.Runner.from_cfg', BuiltRunner)
     for name, value in dict(RANK=0, WORLD_SIZE=1, MASTER_ADDR='127.0.0.1', MASTER_PORT=0).items():
         monkeypatch.setenv(name, str(value))
     at_exit = []
@@ -163,3 +188,60 @@ def test_gloo_has_no_thread_left_when_a_run_ends(monkeypatch):
     assert gloo_threads() == 0 and not torch.distributed.is_initialized()
     # Somebody may have ended it before.
     stop()
+
+
+def hooks_of(**cfg):
+    cfg = Config({'default_scope': 'mmpretrain', **cfg})
+    use_own_hooks(cfg)
+    return cfg
+
+
+class OwnHook(CheckpointHook):
+    """A user's."""
+
+
+@pytest.mark.parametrize(
+    'name', ['CheckpointHook', 'mmengine.CheckpointHook', 'mmengine.hooks.CheckpointHook', CheckpointHook]
+)
+@pytest.mark.parametrize('scope', ['mmpretrain', 'mmdet', None])
+def test_the_plain_checkpoint_hook_is_replaced_however_it_is_named(name, scope):
+    hook = dict(type=name, interval=3, save_best='auto')
+    custom = [dict(hook), dict(type='EMAHook')]
+    cfg = hooks_of(default_scope=scope, default_hooks=dict(checkpoint=hook), custom_hooks=custom)
+    assert cfg.default_hooks.checkpoint == dict(type='AtomicCheckpointHook', interval=3, save_best='auto')
+    assert [hook.type for hook in cfg.custom_hooks] == ['AtomicCheckpointHook', 'EMAHook']
+    built = HOOKS.build(cfg.default_hooks.checkpoint)
+    assert built.interval == 3
+
+
+def test_a_hook_that_nobody_names_is_added_and_one_that_is_left_out_stays_out():
+    assert hooks_of().default_hooks.to_dict() == dict(
+        checkpoint=dict(type='AtomicCheckpointHook', interval=1), finite_loss=dict(type='NonFiniteLossHook')
+    )
+    assert hooks_of(default_hooks=dict(checkpoint=None, finite_loss=None)).default_hooks.to_dict() == dict(
+        checkpoint=None
+    )
+    finite_loss = dict(type='NonFiniteLossHook', patience=9)
+    kept = hooks_of(default_hooks=dict(checkpoint=dict(type=OwnHook), finite_loss=finite_loss))
+    assert kept.default_hooks.checkpoint.type is OwnHook and kept.default_hooks.finite_loss.patience == 9
+
+
+def test_a_checkpoint_that_resume_names_has_to_be_there(tmp_path):
+    with pytest.raises(LaunchError, match='--resume .*none.pth: there is no such file'):
+        check_resume(Config(dict(resume=True, load_from=str(tmp_path / 'none.pth'))))
+    check_resume(Config(dict(resume=True, load_from=None)))
+    check_resume(Config(dict(resume=True, load_from='https://host/a.pth')))
+
+
+def test_a_run_that_cannot_go_on_says_so_in_one_line(tmp_path):
+    cfg = Config(dict(work_dir=str(tmp_path)))
+    with (
+        pytest.raises(LaunchError, match=f'cannot write {tmp_path}: No space left on device, .* GB free'),
+        explain_stops(cfg),
+    ):
+        raise OSError(errno.ENOSPC, 'No space left on device')
+    with pytest.raises(LaunchError, match='the loss is NaN'), explain_stops(cfg):
+        raise FloatingPointError('the loss is NaN')
+    for other in (ValueError('other'), PermissionError(errno.EACCES, 'denied', 'data/image.jpg')):
+        with pytest.raises(type(other)), explain_stops(cfg):
+            raise other
