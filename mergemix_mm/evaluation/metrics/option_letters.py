@@ -1,0 +1,261 @@
+"""Which option of a multiple-choice question an answer in free text chooses; docs/option_letters.md lists the forms."""
+
+import re
+import unicodedata
+from collections.abc import Iterator, Sequence
+from string import ascii_uppercase
+
+from .answers import normalise_answer
+
+_LONGEST = 200  # What a box, a tag or a key of JSON holds is no option if it is longer than so many characters.
+_DEPTH = 3  # An answer in a box in a tag in JSON.
+
+# What stands around an answer and is no part of it: thoughts, control tokens, Markdown, LaTeX and HTML.
+_THOUGHTS_END = re.compile(r'</think(?:ing)?>', re.IGNORECASE)
+_OPEN_THOUGHTS = re.compile(r'\s*<think(?:ing)?>', re.IGNORECASE)
+_TOKENS = re.compile(r'<\|[^|<>]{1,40}\|>|</?s>|<eos>|<end_of_turn>|<pad>')
+_STYLES = re.compile(r'\\(?:text\w{0,2}|math\w{2})\s*\{([^{}]*)\}')
+_MARKUP = re.compile(r'</?(?:b|i|u|em|strong|p|br|code|span) ?/?>|[\\$*`"\u201c\u201d#~]|(?<!\w)_{1,9}|_{1,9}(?!\w)')
+_QUOTED = re.compile(r"(?<!\w)['\u2018\u2019]([A-Za-z])['\u2018\u2019](?!\w)")
+_BRACKETED = re.compile(r'[\[({<\u3008\u300a\u300c\u300e\u3010]\s*([A-Za-z])\s*[\])}>\u3009\u300b\u300d\u300f\u3011]')
+
+# Where a model is told to put its answer.
+_BOX = re.compile(r'\\f?box(?:ed)?\s*\{')
+_TAG = re.compile(r'<(answer|final_answer|conclusion|option|choice)>(.*?)(?:</\1>|\Z)', re.IGNORECASE | re.DOTALL)
+_KEY = re.compile(r'["\'](?:\w+[_ ])?(?:answer|option|choice|letter|prediction)["\']\s*:\s*', re.IGNORECASE)
+_VALUE = re.compile(r'(?:(["\'])([^\n]{0,200}?)\1|\[\s*(["\'])([^\n]{0,200}?)\3\s*\])\s*(?:[,}\n]|\Z)')
+
+# A letter that is no part of a word. Characters of Chinese may touch it.
+_WORD = "A-Za-z0-9\u00c0-\u024f'\u2019"
+_CHINESE = '\u3000-\u303f\u4e00-\u9fff'
+_LETTER = rf'(?<![{_WORD}])(?P<open>\(?)(?P<letter>[A-Za-z])(?![{_WORD}])(?P<close>\)?)'
+_LONE = re.compile(r'[\W_]*([A-Za-z])[\W_]*')
+
+# What follows a letter that could be a word: "A", "I" and all small ones.
+_NO_WORD = re.compile(
+    rf'\s*(?:\Z|[.:;,!?\n{_CHINESE}])|\s+(?:[-\u2013\u2014(]|because\b|since\b|is\b|(?:and |but )?not\b|rather\b)'
+)
+# What takes a choice back, or leaves it open.
+_DENIED_BEFORE = re.compile(
+    r'(?:(?:\b(?:not|never|neither|nor|except|than|instead of|if|whether|unless|cannot|without|exclude|eliminate)'
+    r"|n't) +(?:[\w']+[ -]+){0,2}|不|不是|不应|不會|排除|如果|非)\(?\Z",
+    re.IGNORECASE,
+)
+_DENIED_AFTER = re.compile(
+    r'[\s)]{0,3}(?:(?:is|are|was|seems|looks|does|do|can|could|would|should|must|may) *)?(?:be +)?'
+    r"(?:(?:clearly|also|definitely|obviously|probably) +)?(?:not\b|n't|cannot\b|incorrect|wrong|false)"
+    r'|[\s)]*\?|(?:选项|選項|项)?(?:是|并)?(?:错|錯|不对|不對|不正确)',
+    re.IGNORECASE,
+)
+_AND = r'(?:and/or|or\b|and\b|nor\b|[/&,;+、]|或者?|和|与|與|及)'
+_ANOTHER = re.compile(
+    rf'\s*{_AND}\s*(?:(?:or|and)\s+)?(?:option\s+)?(?:\([A-Za-z]\)|[A-HJ-Z](?![{_WORD}])|[Ia-z](?=\s*(?:\Z|[.,;)\n])))'
+)
+_AFTER_ANOTHER = re.compile(rf'(?:\([A-Za-z]\)|(?<![{_WORD}])[A-Z])\s*{_AND}\s*(?:option\s+)?\Z')
+
+# How an answer is announced. `final` decides alone.
+_NOUN = r'(?:answers?|ans|option|choice|letter|solution|response)'
+_LINK = r'(?:(?:is|would be|should be|must be|will be|has to be)\b|[:=→]|->|=>|[-\u2013\u2014] )'
+_ADVERBS = r'(?:(?:clearly|definitely|obviously|indeed|simply|therefore|thus|most likely|likely|probably)\s+)?'
+_SAYS = (
+    rf'\b(?P<final>final\s+)?{_NOUN}\b\.?(?:\s+(?:to|for|of|from|among|that|which)\s[^.\n:?]{{0,60}}?)?\s*{_LINK}\s*:?\s*'
+    rf'{_ADVERBS}(?:(?:the\s+)?(?:correct\s+)?{_NOUN}\s*(?:is\b|:)?\s*)?'
+)
+_SAYS_CHINESE = (
+    r'(?P<final>最终|最終)?(?:正确|正確|标准)?的?(?:答案|选项|選項|选择|選擇)\s*(?:应该|应当|应|應該|就)?\s*'
+    r'(?:是|为|為|选|選|:)\s*:?\s*(?:选项|選項)?\s*'
+)
+_CHOOSES = (
+    r'\b(?:choose|choosing|pick|picking|select|selecting|go with|going with|go for|going for|opt for|say)\s+'
+    rf'(?:(?:the\s+)?{_NOUN}\s*)?:?\s*'
+)
+_CHOOSES_CHINESE = r'(?:选择|選擇|选|選)\s*:?\s*(?:选项|選項)?\s*'
+_HENCE = (
+    r"\b(?:so|therefore|thus|hence|consequently|(?:it|that) (?:is|must be|should be|would be)|it's)\b[,:]?\s+"
+    rf"(?:it (?:is|must be|should be)\s+|it's\s+)?(?:{_NOUN}\s+)?"
+)
+_CORRECT = (
+    r'\s+(?:is|must be|should be|would be)\s+' + _ADVERBS + r'(?:the\s+)?(?:only\s+|most\s+)?(?:(?:correct|right|best|'
+    r'true|accurate|appropriate)\b(?!\s+(?:of|to|next|in|on|at|above|below|side)\b)|answer\b|final answer\b)'
+    r'|(?:选项|選項|项)?\s*(?:是|为)?(?:正确|正確|对的)'
+)
+_STATEMENTS = [
+    re.compile(pattern, re.IGNORECASE)
+    for pattern in (
+        _SAYS + _LETTER,
+        _SAYS_CHINESE + _LETTER,
+        _CHOOSES + _LETTER,
+        _CHOOSES_CHINESE + _LETTER,
+        _HENCE + _LETTER + r'(?=\s*(?:[.!]\s*)?(?:\n|\Z))',
+        rf'{_LETTER}(?=(?:{_CORRECT}))',
+    )
+]
+_MENTIONS = [
+    re.compile(rf'\b(?:options?|choices?|answers?|ans\.?|letter)\s+{_LETTER}', re.IGNORECASE),
+    re.compile(rf'(?:选项|選項)\s*{_LETTER}'),
+    re.compile(rf'{_LETTER}(?=\s*(?:选项|選項|项))'),
+    re.compile(r'(?P<open>\()(?P<letter>[A-Z])(?P<close>\))'),
+]
+_SAYS_TEXT = re.compile(rf'{_SAYS}(?P<text>[^\n]{{1,{_LONGEST}}})', re.IGNORECASE)
+_FIRST = re.compile(r'[\s>(-]*(?P<letter>[A-Za-z])(?=[\W_]|\Z)(?P<close>\)?)')
+_MARK = re.compile(rf'\s*[.:;、。](?=[\s{_CHINESE}])|\s+[-\u2013\u2014=]+>?\s|\s*。')
+_MARK_OF_CAPITALS = re.compile(rf',(?=[\s{_CHINESE}])|\s(?:because|since)\b')
+_LISTED = re.compile(r'(?:\A|\s)\(?([A-Z])(?:\)|[.:)])(?=\s)')
+
+
+def read_option(text: str, choices: Sequence[str]) -> int | None:
+    """The option that a text chooses, or None: what names several options, or none, is never guessed at.
+
+    A letter comes first: one that contradicts the text of the option behind it wins. In this order, where the first
+    that is found decides:
+
+    1. what stands in ``\\boxed{}``, in ``<answer>`` tags or in JSON (``{"answer": "B"}``); thoughts do not count;
+    2. a lone letter of either case, *B* or *(b)*; the text of one option, as it is written;
+    3. a statement: *the answer is B*, *B is correct*, *I choose B*, *so B* at the end, the letter in a line of its own
+       at the start or the end, and the same in Chinese. A *final answer* overrules others; different ones cancel out;
+    4. a letter at the start with its mark (*B. a cat*, *b) a cat*), or in front of its option's text (*B a cat*);
+    5. the text of one option up to case, punctuation and articles, perhaps after *the answer is*;
+    6. *option B*, or *(B)* anywhere.
+
+    A letter without a mark that could be a word chooses nothing: *A dog is there*, *I see*. Nor does one that is taken
+    back (*not B*, *B is wrong*), asked for (*is it option B?*) or on no offer. docs/option_letters.md lists the forms.
+
+    Args:
+        text (str): The answer.
+        choices (Sequence[str]): The texts of the options A, B, ..., at most 26.
+
+    Returns:
+        int, optional: Index of the option from 0, or None.
+    """
+    text = re.sub(r'\s*\n\s*', '\n', re.sub(r'[^\S\n]+', ' ', unicodedata.normalize('NFKC', text)))
+    return _read(text, choices, _DEPTH)
+
+
+def _read(text: str, choices: Sequence[str], depth: int) -> int | None:
+    text = _TOKENS.sub('', _THOUGHTS_END.split(text)[-1])
+    if _OPEN_THOUGHTS.match(text):
+        return None  # The thoughts were cut off.
+    inside = _told_places(text)
+    if inside:
+        found = {_read(part, choices, depth - 1) for part in inside} if depth else {None}
+        return found.pop() if len(found) == 1 else None
+    raw, text = text, _MARKUP.sub('', _STYLES.sub(r'\1', text))
+    return _Reader(_QUOTED.sub(r'(\1)', _BRACKETED.sub(r'(\1)', text)).strip(), raw, choices).read()
+
+
+def _told_places(text: str) -> list[str]:
+    """The contents of the boxes of a text, or else of its tags, or of its JSON; '' for one that holds no option."""
+    parts = [_braces(text, found.end()) for found in _BOX.finditer(text)]
+    parts = parts or [found[2] for found in _TAG.finditer(text)]
+    if not parts:
+        for found in _KEY.finditer(text):
+            value = _VALUE.match(text, found.end())
+            parts.append((value[2] or value[4] or '') if value else '')
+    return [part if len(part) <= _LONGEST else '' for part in parts]
+
+
+def _braces(text: str, start: int) -> str:
+    """What stands before the brace that closes; '' if it is far away."""
+    depth = 1
+    for i, letter in enumerate(text[start : start + _LONGEST + 1], start):
+        depth += (letter == '{') - (letter == '}')
+        if not depth:
+            return text[start:i]
+    return ''
+
+
+class _Reader:
+    """The rules of :func:`read_option` on a text without markup. Each returns the indices that it finds."""
+
+    def __init__(self, text: str, raw: str, choices: Sequence[str]) -> None:
+        self.text, self.raw = text, raw
+        self.letters = ascii_uppercase[: len(choices)]
+        self.choices = [unicodedata.normalize('NFKC', choice) for choice in choices]
+        self.normal = [normalise_answer(choice) for choice in self.choices]
+
+    def read(self) -> int | None:
+        for rule in (self.lone, self.literal, self.statements, self.first, self.same_text, self.mentions):
+            found = rule()
+            if found:
+                return found.pop() if len(found) == 1 else None
+        return None
+
+    def index(self, letter: str) -> int | None:
+        return self.letters.index(letter.upper()) if letter.upper() in self.letters else None
+
+    def lone(self) -> set[int | None]:
+        found = _LONE.fullmatch(self.text)
+        return {self.index(found[1])} - {None} if found else set()
+
+    def literal(self) -> set[int | None]:
+        same = {index for index, choice in enumerate(self.choices) if choice.strip() == self.raw.strip()}
+        texts = {_plain(self.raw), _plain(self.text)} - {''}
+        similar = {index for index, choice in enumerate(self.choices) if _plain(choice) in texts}
+        return same or (similar if len(self.equal(self.text)) < 2 else set())
+
+    def statements(self) -> set[int | None]:
+        matches = [match for pattern in _STATEMENTS for match in pattern.finditer(self.text)]
+        final = [match for match in matches if match.groupdict().get('final')]
+        found = set(self.accepted(final)) if final else set()
+        if found:
+            return found
+        lines = [_LONE.fullmatch(line) for line in (self.text.split('\n', 1)[0], self.text.rsplit('\n', 1)[-1])]
+        return set(self.accepted(matches)) | {self.index(line[1]) for line in lines if line}
+
+    def mentions(self) -> set[int | None]:
+        return set(self.accepted([match for pattern in _MENTIONS for match in pattern.finditer(self.text)]))
+
+    def accepted(self, matches: Sequence[re.Match]) -> Iterator[int | None]:
+        """The options of matches that are neither words nor taken back; None for letters that stand in a list."""
+        for match in matches:
+            letter, start, end = match['letter'], match.start('letter'), match.end()
+            before, after = self.text[max(match.start() - 40, 0) : match.start()], self.text[end : end + 60]
+            bracketed = match['open'] and match['close']
+            if not bracketed and (letter in 'AI' or letter.islower()) and not _NO_WORD.match(after):
+                continue
+            if _DENIED_BEFORE.search(re.split(r'[.;\n]', before)[-1]) or _DENIED_AFTER.match(after):
+                continue
+            several = _ANOTHER.match(after) or _AFTER_ANOTHER.search(self.text[max(start - 20, 0) : start].rstrip('('))
+            yield None if several else self.index(letter)
+
+    def first(self) -> set[int | None]:
+        """A letter at the start that has a mark, or the text of an option after it."""
+        found = _FIRST.match(self.text)
+        if not found:
+            return set()
+        letter, rest = found['letter'], self.text[found.end() :]
+        index = self.index(letter)
+        may_be_word = letter in 'AI' or letter.islower()
+        if _ANOTHER.match(rest) or _DENIED_AFTER.match(rest.lstrip('.:; ')):
+            return {None}
+        behind = normalise_answer(rest.lstrip(' .:;,)-\u2013\u2014=>\u3001'))
+        others = {self.index(other) for other in _LISTED.findall(f' {rest} ')} - {None, index}
+        own = self.normal[index] if index is not None else ''
+        if own and (behind == own or behind.startswith(f'{own} ') and not others and not may_be_word):
+            return {index}
+        marked = bool(found['close']) or _MARK.match(rest)
+        marked = marked or letter.isupper() and letter != 'I' and _MARK_OF_CAPITALS.match(rest)
+        if not marked:
+            # "A blue" with blue at C is either of them.
+            same = behind in self.normal
+            return {index if not may_be_word else None} if same and letter.isupper() else set()
+        return {None} if others or _LONE.fullmatch(rest) else {index}
+
+    def same_text(self) -> set[int | None]:
+        found = self.equal(self.text)
+        if found:
+            return found
+        for match in _SAYS_TEXT.finditer(self.text):
+            said, before = match['text'], self.text[max(match.start() - 40, 0) : match.start()]
+            if not re.match(r'[A-Z]\s', said) and not _DENIED_BEFORE.search(before):
+                found |= self.equal(said) or self.equal(re.split(r'[.!;]\s', said)[0])
+        return found
+
+    def equal(self, text: str) -> set[int | None]:
+        """The options whose text this is; several for one that they share."""
+        text = normalise_answer(text)
+        return {index for index, choice in enumerate(self.normal) if choice == text}
+
+
+def _plain(text: str) -> str:
+    return ' '.join(text.casefold().split()).strip('.!')
