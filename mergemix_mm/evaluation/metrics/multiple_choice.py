@@ -25,7 +25,8 @@ class MultipleChoiceMetric(BaseMetric):
 
     Raises:
         KeyError: If a sample has no ``pred_answer``, ``gt_answer`` or ``choices``.
-        ValueError: If there are no choices, or more than letters, a ``gt_answer`` is none of them, or there is no sample.
+        ValueError: If there are no choices, or more than letters, a ``gt_answer`` is none of them, or there is no
+            sample.
     """
 
     default_prefix = 'choice'

@@ -104,12 +104,12 @@ _LISTED = re.compile(r'(?:\A|\s)\(?([A-Z])(?:\)|[.:)])(?=\s)')
 
 
 def read_option(text: str, choices: Sequence[str]) -> int | None:
-    """The option that a text chooses, or None: what names several options, or none, is never guessed at.
+    r"""The option that a text chooses, or None: what names several options, or none, is never guessed at.
 
     A letter comes first: one that contradicts the text of the option behind it wins. In this order, where the first
     that is found decides:
 
-    1. what stands in ``\\boxed{}``, in ``<answer>`` tags or in JSON (``{"answer": "B"}``); thoughts do not count;
+    1. what stands in ``\boxed{}``, in ``<answer>`` tags or in JSON (``{"answer": "B"}``); thoughts do not count;
     2. a lone letter of either case, *B* or *(b)*; the text of one option, as it is written;
     3. a statement: *the answer is B*, *B is correct*, *I choose B*, *so B* at the end, the letter in a line of its own
        at the start or the end, and the same in Chinese. A *final answer* overrules others; different ones cancel out;
@@ -231,10 +231,10 @@ class _Reader:
         behind = normalise_answer(rest.lstrip(' .:;,)-\u2013\u2014=>\u3001'))
         others = {self.index(other) for other in _LISTED.findall(f' {rest} ')} - {None, index}
         own = self.normal[index] if index is not None else ''
-        if own and (behind == own or behind.startswith(f'{own} ') and not others and not may_be_word):
+        if own and (behind == own or (behind.startswith(f'{own} ') and not others and not may_be_word)):
             return {index}
         marked = bool(found['close']) or _MARK.match(rest)
-        marked = marked or letter.isupper() and letter != 'I' and _MARK_OF_CAPITALS.match(rest)
+        marked = marked or (letter.isupper() and letter != 'I' and _MARK_OF_CAPITALS.match(rest))
         if not marked:
             # "A blue" with blue at C is either of them.
             same = behind in self.normal
