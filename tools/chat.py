@@ -14,6 +14,7 @@ from mergemix_mm.datasets.collate import ConversationCollate
 from mergemix_mm.datasets.record_error import RecordError
 from mergemix_mm.datasets.transforms import EncodeConversation
 from mergemix_mm.engine.launch import LaunchError
+from mergemix_mm.models.allowed_parts import check_adapter
 from mergemix_mm.models.vlms import HFVisionLanguageModel, SphinxModel
 from mergemix_mm.models.vlms.family_model import FamilyModel
 from mergemix_mm.models.vlms.sphinx.files import LANGUAGE_MODEL, is_sphinx
@@ -42,7 +43,11 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument('--device', help="e.g. 'cuda:1' or 'cpu' (default: the accelerator, if there is one)")
     parser.add_argument('--chat-template', help="name of a template of this repository, or a file (default: MODEL's)")
-    parser.add_argument('--trust-remote-code', action='store_true', help='run code that comes with the weights')
+    parser.add_argument(
+        '--trust-remote-code',
+        action='store_true',
+        help='run code that comes with the weights, or that their config names',
+    )
     args = parser.parse_args(argv)
     if args.max_new_tokens < 1:
         parser.error(f'--max-new-tokens {args.max_new_tokens} must be at least 1')
@@ -126,7 +131,10 @@ def load_model(base: str, adapters: str | None, dtype: str | None, device: str, 
     dtype = dtype or ('float32' if torch.device(device).type == 'cpu' else 'bfloat16')
     try:
         if is_sphinx(base):
-            vlm = SphinxModel(dict(pretrained=str(Path(base, LANGUAGE_MODEL)), dtype=dtype), pretrained=base)
+            language_model = dict(
+                pretrained=str(Path(base, LANGUAGE_MODEL)), dtype=dtype, trust_remote_code=trust_remote_code
+            )
+            vlm = SphinxModel(language_model, pretrained=base, trust_remote_code=trust_remote_code)
         else:
             vlm = HFVisionLanguageModel(base, dtype=dtype, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
@@ -134,6 +142,11 @@ def load_model(base: str, adapters: str | None, dtype: str | None, device: str, 
     if adapters is not None:
         from peft import PeftModel
 
+        if not trust_remote_code:
+            try:
+                check_adapter(adapters)
+            except ValueError as error:
+                raise LaunchError(f'MODEL: {error}') from None
         # The layers are replaced inside the model, which then is what it was before, with other weights.
         vlm.model = PeftModel.from_pretrained(vlm.model, adapters).merge_and_unload()
     return vlm.to(device).eval()

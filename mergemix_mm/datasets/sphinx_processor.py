@@ -12,6 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from ..functional import real_views, square_padding
 from ..functional.views import ALIGNMENTS
+from ..utils.text import shown
 from .transforms.chat_template import read_template, repository_templates
 from .transforms.image_tokens import expand
 
@@ -20,6 +21,7 @@ IMAGE_TOKEN = '<image>'
 MARKER_TOKENS = ('<image_start>', '<image_end>', '<image_skip>')
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 FILE = 'sphinx_processor.json'
+SAVED = ('view_tokens', 'image_size', 'grid', 'crop_tokens', 'align', 'image_mean', 'image_std', 'chat_template')
 
 
 @TRANSFORMS.register_module()
@@ -171,18 +173,8 @@ class SphinxProcessor:
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the tokenizer, and the arguments in ``sphinx_processor.json``."""
-        names = (
-            'view_tokens',
-            'image_size',
-            'grid',
-            'crop_tokens',
-            'align',
-            'image_mean',
-            'image_std',
-            'chat_template',
-        )
         self.tokenizer.save_pretrained(folder)
-        Path(folder, FILE).write_text(json.dumps({name: getattr(self, name) for name in names}, indent=2) + '\n')
+        Path(folder, FILE).write_text(json.dumps({name: getattr(self, name) for name in SAVED}, indent=2) + '\n')
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> 'SphinxProcessor':
@@ -190,11 +182,21 @@ class SphinxProcessor:
 
         Raises:
             OSError: if there is no such file.
+            ValueError: if it is damaged, or has other keys.
         """
         path = Path(folder, FILE)
         if not path.is_file():
             raise OSError(f'SphinxProcessor: there is no {path}; name a folder of save_pretrained')
-        return cls(str(folder), **json.loads(path.read_text()))
+        try:
+            content = json.loads(path.read_text(encoding='utf-8'))
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f'SphinxProcessor: {path} is no JSON file: {type(error).__name__}: {error}') from None
+        unknown = sorted(content.keys() - set(SAVED)) if isinstance(content, dict) else [content]
+        if unknown or 'view_tokens' not in content:
+            raise ValueError(
+                f'SphinxProcessor: {path} has {shown(unknown)}; it must say view_tokens and may say {SAVED}'
+            )
+        return cls(str(folder), **content)
 
 
 def _load_tokenizer(tokenizer):
@@ -203,7 +205,7 @@ def _load_tokenizer(tokenizer):
     if isinstance(tokenizer, str):
         from transformers import AutoTokenizer
 
-        return AutoTokenizer.from_pretrained(tokenizer)
+        return AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=False)
     return tokenizer
 
 

@@ -27,10 +27,10 @@ from mmengine.runner import FlexibleRunner, Runner
 
 from ..utils import files, processes
 from ..utils.images import image_name, read_image
+from ..utils.safe_load import CheckpointError, guarded_mmengine
 from ..utils.text import printable, shown
 from .hooks.plain_checkpoint_hook import PlainCheckpointHook
 from .resuming import choose_checkpoint
-from .weights.safe_load import CheckpointError, guarded_mmengine
 
 # DDP on a CPU takes no device; a wrapper config of one's own replaces MMEngine's other defaults, hence all of them.
 _CPU_WRAPPER = dict(type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False)

@@ -6,7 +6,7 @@ from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.registry import HOOKS
 
-from ..weights.safe_load import plain, restored
+from ...utils.safe_load import plain, restored
 
 
 @HOOKS.register_module()

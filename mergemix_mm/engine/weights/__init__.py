@@ -1,7 +1,6 @@
 """Weights on disk: read without running code of theirs and without loading them whole, and mixed."""
 
-from .mix_files import check_out, mix_files
-from .safe_load import (
+from ...utils.safe_load import (
     CheckpointError,
     UntrustedCheckpointError,
     guarded_mmengine,
@@ -10,6 +9,7 @@ from .safe_load import (
     restored,
     safe_load,
 )
+from .mix_files import check_out, mix_files
 from .stored_weights import StoredWeights
 
 __all__ = [

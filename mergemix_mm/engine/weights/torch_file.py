@@ -9,7 +9,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.serialization import skip_data
 
-from .safe_load import load_checkpoint
+from ...utils.safe_load import load_checkpoint
 from .stored_tensor import StoredTensor
 
 

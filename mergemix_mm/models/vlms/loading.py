@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from ..allowed_parts import check_attention
 from .families import find_family
 
 
@@ -59,6 +60,8 @@ def _load(
         return auto_class.from_config(_parse_config(config, check, trust_remote_code), **options)
     config = _find_config('pretrained', pretrained, revision=revision, trust_remote_code=trust_remote_code)
     check(config.model_type)
+    if not trust_remote_code:
+        check_attention(config, f'pretrained={pretrained!r}')
     with _explained('pretrained', pretrained):
         return auto_class.from_pretrained(pretrained, config=config, revision=revision, **options)
 
@@ -94,6 +97,8 @@ def _parse_config(config: dict | str, check: Callable[[str | None], None], trust
     if isinstance(config, str):
         config = _find_config('config', config, trust_remote_code=trust_remote_code)
         check(config.model_type)
+        if not trust_remote_code:
+            check_attention(config, f'config={config.name_or_path!r}')
         return config
     from transformers import AutoConfig
 

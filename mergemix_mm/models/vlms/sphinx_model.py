@@ -1,11 +1,14 @@
 """SPHINX (https://arxiv.org/abs/2311.07575): several vision backbones and scales of an image in one language model."""
 
 from collections.abc import Collection
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
+from ...utils.safe_load import guarded_mmengine
+from ..allowed_parts import FLAG
 from .family_model import FamilyModel
 from .loading import load_language_model
 from .saving import check_whole, replaced_folder
@@ -48,6 +51,9 @@ class SphinxModel(FamilyModel):
             are not frozen, and all that is not given otherwise. Defaults to None.
         lora (dict, optional): As for `HFVisionLanguageModel`. Defaults to None.
         gradient_checkpointing (bool): As there. Defaults to False.
+        trust_remote_code (bool): Whether the folder of ``pretrained`` may name any type for its parts, which runs any
+            function, and weights of any kind. Without it, it may build registered modules, and models of transformers
+            and timm. Defaults to False.
         init_cfg (dict, optional): MMEngine's initialisation. Defaults to None.
 
     Raises:
@@ -75,14 +81,15 @@ class SphinxModel(FamilyModel):
         pretrained: str | None = None,
         lora: dict | None = None,
         gradient_checkpointing: bool = False,
+        trust_remote_code: bool = False,
         init_cfg: dict | None = None,
     ) -> None:
         given = dict(backbone=backbone, neck=neck, image_token_id=image_token_id, grid=grid, crop_pool=crop_pool)
         complete = None not in (backbone, neck, image_token_id)
-        layout = {} if pretrained is None or complete else read_layout(pretrained)
+        layout = {} if pretrained is None or complete else read_layout(pretrained, trust_remote_code)
         layout.update({name: value for name, value in given.items() if value is not None})
         if language_model is None and pretrained is not None:
-            language_model = dict(pretrained=str(Path(pretrained, LANGUAGE_MODEL)))
+            language_model = dict(pretrained=str(Path(pretrained, LANGUAGE_MODEL)), trust_remote_code=trust_remote_code)
         needed = dict(language_model=language_model, **{name: layout.get(name) for name in NEEDED})
         missing = [name for name, value in needed.items() if value is None]
         if missing:
@@ -91,7 +98,10 @@ class SphinxModel(FamilyModel):
                 if pretrained is not None
                 else f'SphinxModel: {", ".join(missing)} must be given, or pretrained=, a folder that has them'
             )
-        network = _build_network(language_model, **layout)
+        # What a folder names beside its own weights is read without running code of theirs.
+        self._guard = nullcontext if trust_remote_code or pretrained is None else _guard
+        with self._guard():
+            network = _build_network(language_model, **layout)
         if pretrained is not None:
             load_vision(network, pretrained)
         family = SphinxFamily(network)
@@ -106,7 +116,8 @@ class SphinxModel(FamilyModel):
     def init_weights(self) -> None:
         """Encoders of OpenMMLab get their first weights; those that came with theirs keep them."""
         super().init_weights()
-        self.family.model.vision.backbone.init_weights()
+        with self._guard():
+            self.family.model.vision.backbone.init_weights()
 
     def _decoder_inputs(self, inputs: dict) -> dict:
         inputs = dict(inputs)
@@ -138,6 +149,10 @@ class SphinxModel(FamilyModel):
             self.model.language_model.save_pretrained(temporary / LANGUAGE_MODEL)
             save_vision(self.model, temporary)
             write_layout(self._layout, temporary)
+
+
+def _guard() -> AbstractContextManager:
+    return guarded_mmengine(flag=FLAG)
 
 
 def _build_network(

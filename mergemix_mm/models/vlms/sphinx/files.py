@@ -6,10 +6,14 @@ from pathlib import Path
 
 from torch import Tensor
 
+from ....utils.text import shown
+from ...allowed_parts import check_parts
 from .network import SphinxNetwork
 
 LANGUAGE_MODEL, VISION_FILE, CONFIG_FILE = 'language_model', 'vision.safetensors', 'config.json'
 MODEL_TYPE = 'sphinx'
+# The arguments of `SphinxModel` that its folder says.
+LAYOUT = ('backbone', 'neck', 'image_token_id', 'grid', 'crop_pool')
 
 
 def is_sphinx(folder: str | Path) -> bool:
@@ -35,16 +39,33 @@ def write_layout(layout: dict, folder: str | Path) -> None:
     Path(folder, CONFIG_FILE).write_text(json.dumps(content, indent=2) + '\n')
 
 
-def read_layout(folder: str | Path) -> dict:
+def read_layout(folder: str | Path, trust_remote_code: bool = False) -> dict:
     """Read what :func:`write_layout` wrote.
+
+    Args:
+        folder (str | Path): The folder.
+        trust_remote_code (bool): Whether its parts may be of any type, and so call any function. Defaults to False.
 
     Raises:
         OSError: if there is no such file, or it is of another model.
+        ValueError: if it is damaged, or names a type that a folder may not build.
     """
     path = Path(folder, CONFIG_FILE)
-    content = json.loads(path.read_text()) if path.is_file() else {}
-    if content.pop('model_type', None) != MODEL_TYPE:
+    try:
+        content = json.loads(path.read_text(encoding='utf-8')) if path.is_file() else {}
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f'SphinxModel: {path} is no JSON file: {type(error).__name__}: {error}') from None
+    if not isinstance(content, dict) or content.pop('model_type', None) != MODEL_TYPE:
         raise OSError(f'SphinxModel: pretrained={str(folder)!r} is no folder that save_pretrained wrote')
+    unknown = sorted(content.keys() - set(LAYOUT))
+    if unknown:
+        raise ValueError(f'SphinxModel: {path} has unknown keys {unknown[:5]}; allowed are {LAYOUT}')
+    numbers = {name: content[name] for name in LAYOUT[2:] if content.get(name) is not None}
+    for name, value in numbers.items():
+        if type(value) is not int:
+            raise ValueError(f'SphinxModel: {path}: {name}={shown(repr(value))} is no integer')
+    if not trust_remote_code:
+        check_parts(content, f'SphinxModel: {path}')
     return content
 
 

@@ -19,6 +19,7 @@ from torch import Tensor, serialization
 LOG_METHODS = ('min', 'max', 'current', 'mean')
 NUMERIC = 'biufcSU'  # The kinds of dtypes whose elements are plain: numbers, truth values and texts.
 HISTORY, ARRAY = '__history__', '__ndarray__'
+FLAG = '--trust-checkpoint'
 REFERS = 'it refers to '
 FORCE, FORCE_NOT = 'TORCH_FORCE_WEIGHTS_ONLY_LOAD', 'TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD'
 
@@ -122,13 +123,16 @@ def _global_name(one: Any) -> str:
     return one[1] if isinstance(one, tuple) else f'{one.__module__}.{one.__qualname__}'
 
 
-def safe_load(file: str | os.PathLike | io.IOBase, map_location: Any = None, trust: bool = False) -> Any:
+def safe_load(
+    file: str | os.PathLike | io.IOBase, map_location: Any = None, trust: bool = False, flag: str = FLAG
+) -> Any:
     """Read what torch.save wrote: tensors, plain values, numbers and arrays of numpy, and MMEngine's logs.
 
     Args:
         file (str | PathLike | IOBase): Path, or what torch.load reads otherwise.
         map_location (Any): As torch.load has it. Defaults to None.
         trust (bool): Whether a file with other objects is read too, which can run any code. Defaults to False.
+        flag (str): How a user says so, for the error. Defaults to ``'--trust-checkpoint'``.
 
     Returns:
         Any: What was saved, with a `HistoryBuffer` for every log.
@@ -146,18 +150,18 @@ def safe_load(file: str | os.PathLike | io.IOBase, map_location: Any = None, tru
         raise
     except Exception as error:  # Hostile content can raise whatever Python has.
         if not trust:
-            raise _refusal(name, error) from None
+            raise _refusal(name, error, flag) from None
     if hasattr(file, 'seek'):
         file.seek(0)
     try:
         with _environment({FORCE: None}):
             return restored(torch.load(file, map_location=map_location, weights_only=False))
     except (UnpicklingError, EOFError, RuntimeError) as error:
-        raise _refusal(name, error) from None
+        raise _refusal(name, error, flag) from None
 
 
 @contextmanager
-def guarded_mmengine(trust: bool = False) -> Iterator[None]:
+def guarded_mmengine(trust: bool = False, flag: str = FLAG) -> Iterator[None]:
     """Let MMEngine, and whatever else calls torch.load in this process and its workers, read with :func:`safe_load`.
 
     MMEngine on its own allows the raw ``getattr``, and reads what it cannot read safely with ``weights_only=False``.
@@ -165,11 +169,12 @@ def guarded_mmengine(trust: bool = False) -> Iterator[None]:
 
     Args:
         trust (bool): Whether checkpoints with other objects are read too, which can run any code. Defaults to False.
+        flag (str): How a user says so, for the error. Defaults to ``'--trust-checkpoint'``.
     """
     from mmengine.runner import checkpoint
 
     def load(file, map_location=None, weights_only=None):
-        return safe_load(file, map_location, trust)
+        return safe_load(file, map_location, trust, flag)
 
     def load_url(*args, **kwargs):  # It calls torch.load itself.
         with _stand_ins():
@@ -202,7 +207,7 @@ def _environment(values: dict[str, str | None]) -> Iterator[None]:
         put(before)
 
 
-def _refusal(name: str, error: Exception) -> CheckpointError:
+def _refusal(name: str, error: Exception, flag: str) -> CheckpointError:
     """The error of one line for what torch's unpickler, or a stand-in, raised."""
     text = str(error).split('WeightsUnpickler error:')[-1].split('Please file an issue')[0].strip()
     line = ' '.join(text.splitlines()[:1])[:200]
@@ -211,7 +216,7 @@ def _refusal(name: str, error: Exception) -> CheckpointError:
         what = found[1] if found else line.removeprefix(REFERS)
         return UntrustedCheckpointError(
             f'{name} holds more than weights and logs, and is not loaded: {REFERS}{what}. '
-            'Nothing in it was executed. If you trust where it comes from, --trust-checkpoint reads it'
+            f'Nothing in it was executed. If you trust where it comes from, {flag} reads it'
         )
     return CheckpointError(
         f'{name} cannot be loaded: it is damaged, or not a checkpoint of torch.save ({type(error).__name__}: {line})'
