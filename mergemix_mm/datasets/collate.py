@@ -11,6 +11,8 @@ from mmengine.registry import FUNCTIONS
 TOKEN_PADDING = dict(input_ids=None, labels=-100, attention_mask=0, token_type_ids=0)
 # With this key, images are [1, n, ...]: the first dimension is the row of the batch and not the image.
 ROW_KEY = 'pixel_attention_mask'
+# Says that a sample, or the rejected side of a pair, has images of its own, be it none.
+SIZES_KEY = 'original_sizes'
 
 
 class ConversationCollate:
@@ -48,7 +50,8 @@ class ConversationCollate:
 
         Returns:
             dict: ``inputs``, the batch: tokens [B, L], image tensors [N, ...] in the order of the samples, and
-            ``rejected`` (dict of tokens [B, L']) for preference pairs; ``data_samples``, a list.
+            ``rejected`` (dict of tokens [B, L']) for preference pairs, with image tensors of all its rows and
+            ``original_sizes`` as soon as one pair has rejected images of its own; ``data_samples``, a list.
         """
         inputs = [sample['inputs'] for sample in samples]
         batch = self._pad_tokens(inputs, inputs)
@@ -61,6 +64,10 @@ class ConversationCollate:
                     'and plain conversations in different datasets.'
                 )
             batch['rejected'] = self._pad_tokens(rejected, inputs)
+            if any(SIZES_KEY in one for one in rejected):
+                # Pairs without images of their own have the same ones on both sides.
+                losers = [one if SIZES_KEY in one else {**winner, **one} for winner, one in zip(inputs, rejected)]
+                batch['rejected'] |= _join_images(losers) or {SIZES_KEY: losers[0][SIZES_KEY]}
         return dict(inputs=batch, data_samples=[sample['data_samples'] for sample in samples])
 
     def _pad_tokens(self, inputs: Sequence[dict], owners: Sequence[dict]) -> dict[str, torch.Tensor]:
@@ -87,21 +94,21 @@ def conversation_collate(samples: Sequence[dict[str, Any]], padding_side: str = 
 def _join_images(inputs: Sequence[dict]) -> dict[str, torch.Tensor]:
     """All other tensors of the samples."""
     known = {*TOKEN_PADDING, 'pad_token_id', 'rejected'}
-    with_images = [one for one in inputs if len(one['original_sizes'])]
+    with_images = [one for one in inputs if len(one[SIZES_KEY])]
     keys = [key for key in with_images[0] if key not in known] if with_images else []
     by_row = ROW_KEY in keys
     joined = {}
     for key in keys:
         tensors = [one[key] for one in with_images]
         largest = torch.tensor([tensor.shape[1:] for tensor in tensors]).amax(0).tolist()
-        if by_row and key != 'original_sizes':
+        if by_row and key != SIZES_KEY:
             empty = tensors[0].new_zeros(1, *largest)
-            tensors = [one[key] if len(one['original_sizes']) else empty for one in inputs]
+            tensors = [one[key] if len(one[SIZES_KEY]) else empty for one in inputs]
         joined[key] = torch.cat([_pad_to(tensor, largest) for tensor in tensors])
     return joined
 
 
 def _pad_to(tensor: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
-    """Zeros behind every dimension but the first."""
+    """Zeros after every dimension but the first."""
     missing = [(0, size - found) for found, size in zip(tensor.shape[1:], shape)]
     return F.pad(tensor, [side for pair in reversed(missing) for side in pair])

@@ -120,6 +120,36 @@ def test_rejected_answers_are_padded_among_themselves():
         ConversationCollate()([given[0], encode('paligemma', (28, 28))])
 
 
+@pytest.mark.parametrize('side', ['left', 'right'])
+@pytest.mark.parametrize('family', FAMILIES)
+def test_pairs_with_images_of_their_own_are_batched_as_conversations_of_their_own(family, side):
+    rejected = [turn('user', IMAGE, 'Q?'), turn('assistant', 'not at all')]
+    wide, tall = tiny_vlms.random_image(28, 90, 5), tiny_vlms.random_image(90, 28, 6)
+    none = [turn('user', 'Q?'), rejected[1]]
+    given = [
+        encode(family, (40, 60), rejected=rejected, rejected_images=[wide]),
+        encode(family, (30, 30), rejected=rejected),
+        encode(
+            family, (30, 40), rejected=[turn('user', IMAGE, IMAGE, 'Q?'), rejected[1]], rejected_images=[tall, wide]
+        ),
+        encode(family, (30, 40), rejected=none, rejected_images=[]),
+    ]
+    images = [[wide], [tiny_vlms.random_image(30, 30, 0)], [tall, wide], []]
+    alone = [
+        encoder(family)(dict(messages=one, images=own))
+        for one, own in zip([rejected, rejected, [turn('user', IMAGE, IMAGE, 'Q?'), rejected[1]], none], images)
+    ]
+    found, expected = ConversationCollate(side)(given)['inputs'], ConversationCollate(side)(alone)['inputs']
+    assert set(found['rejected']) == set(expected)
+    assert all(torch.equal(found['rejected'][key], value) for key, value in expected.items())
+    plain = [encode(family, size) for size in ((40, 60), (30, 30), (30, 40), (30, 40))]
+    for key, value in ConversationCollate(side)(plain)['inputs'].items():
+        assert torch.equal(found[key], value), key
+    # Without any image among the losers, the batch still says that those of the winners are not theirs.
+    losers = ConversationCollate(side)(given[3:])['inputs']['rejected']
+    assert losers['original_sizes'].shape == (0, 2) and not any('pixel' in key for key in losers)
+
+
 def test_prompts_for_generation_have_no_labels():
     generate = EncodeConversation(tiny_vlms.tiny_processor('llava'), generate=True)
     record = dict(messages=[turn('user', IMAGE, 'Q?')], images=[tiny_vlms.random_image(30, 30, 0)])

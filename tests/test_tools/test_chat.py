@@ -90,13 +90,32 @@ def test_text_alone_needs_no_image_and_other_images_give_other_answers(chat, fol
     assert len({answer for _, _, answer in answers}) == 4
 
 
+def test_what_a_user_types_is_text(chat, folder, image, answers, monkeypatch):
+    typed = 'What is <image>, <s>old</s> and <pad>?'
+    monkeypatch.setattr(sys, 'stdin', io.StringIO(f'{typed}\nWhat?\n'))
+    written, encode = [], chat.EncodeConversation.transform
+
+    def record(self, results):
+        sample = encode(self, results)
+        written.append((sample['inputs']['input_ids'], self.tokenizer))
+        return sample
+
+    monkeypatch.setattr(chat.EncodeConversation, 'transform', record)
+    run(chat, folder, image)
+    assert [question for _, question, _ in answers] == [typed, 'What?']
+    (ids, tokenizer), _ = written
+    assert tokenizer.decode(ids) == f'<s>USER: {"<image>" * 16}\n{typed} ASSISTANT:'
+    # Only the begin of the sequence and the image are control tokens; the others are spelt.
+    assert [token for token in ids.tolist() if token < len(tiny_vlms.LLAMA_TOKENS)] == [1, *[4] * 16]
+
+
 def test_a_question_that_cannot_be_written_is_named_and_the_next_one_asked(
     chat, folder, image, answers, monkeypatch, capsys
 ):
-    monkeypatch.setattr(sys, 'stdin', io.StringIO('What is <image>?\nWhat?\n'))
+    monkeypatch.setattr(sys, 'stdin', io.StringIO('What is \udcff?\nWhat?\n'))
     run(chat, folder, image)
     assert [question for _, question, _ in answers] == ['What?']
-    assert 'This cannot be asked: question: the conversation has 1 images' in capsys.readouterr().err
+    assert "This cannot be asked: question: a text holds '\\udcff'" in capsys.readouterr().err
 
 
 def test_adapters_name_their_model_or_are_given_beside_it(chat, folder, tmp_path, answers):

@@ -1,10 +1,16 @@
 """Chat templates that mark what the model generates: the repository's, a file, or the processor's own."""
 
 import re
+from collections import Counter
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
-from ..record_error import RecordError
+import numpy as np
+
+from ..record_error import RecordError, short
+from . import bounded_rendering
+from .bounded_rendering import RenderingError, RenderingLimitError
 
 FOLDER = Path(__file__).parents[1] / 'chat_templates'
 # The template of a processor class that comes without one, and the first guess for one that does not mark answers.
@@ -21,13 +27,37 @@ CLASS_TEMPLATES = dict(
     Emu3Processor='emu3',
 )
 GENERATION_MARK = re.compile(r'\{%-?\s*generation\s*-?%\}')
+# A template says so in a comment, if it leaves the turns of a role out: LLaVA's first stage has no questions.
+LEAVES_OUT = re.compile(r'\{#-?[^#]*\bleaves out: (\w+)')
+# Characters that no text needs; the first four that a conversation lacks stand around its texts and answers.
+MARKS = [chr(0x10FF00 + number) for number in range(64)]
 QUESTION = dict(role='user', content=[dict(type='image'), dict(type='text', text='Q')])
 ANSWER = dict(role='assistant', content=[dict(type='text', text='A')])
 
 
 @dataclass(frozen=True)
+class WrittenConversation:
+    """A conversation as a text.
+
+    Attributes:
+        text (str): All of it.
+        answers (list[tuple[int, int]]): First and last (exclusive) character of each answer, its end-of-turn token
+            included.
+        is_record (numpy.ndarray): [len(text)] bool, which characters a turn of the record says. The template wrote the
+            others.
+    """
+
+    text: str
+    answers: list[tuple[int, int]]
+    is_record: np.ndarray
+
+
+@dataclass(frozen=True)
 class ChatTemplate:
     """A Jinja template and what it may refer to.
+
+    Templates of this package are rendered here. All others come from strangers: they are rendered in another process,
+    with limits of its computing time, memory and text.
 
     Attributes:
         name (str): For messages.
@@ -52,23 +82,98 @@ class ChatTemplate:
             tuple: The text, and first and last (exclusive) character of each answer, its end-of-turn token included.
 
         Raises:
-            RecordError: If the template refuses the conversation.
+            RecordError: If the template refuses the conversation, or takes more time, memory or text than any real one.
         """
-        from jinja2 import TemplateError
-        from transformers.utils.chat_template_utils import render_jinja_template
+        written, _ = self._write(messages, generation_prompt)
+        return written.text, written.answers
 
+    def write(self, messages: list[dict], generation_prompt: bool = False) -> WrittenConversation:
+        """As :meth:`render`, with the characters that the record says, all of which must be there.
+
+        Raises:
+            RecordError: Also if the template leaves out or changes what a turn says, such as a system prompt.
+        """
+        written, missing = self._write(messages, generation_prompt)
+        if missing:
+            raise self._swallows(missing)
+        return written
+
+    def _swallows(self, missing: list[str]) -> RecordError:
+        return RecordError(
+            f'the chat template {self.name!r} leaves out or changes what turns say ({"; ".join(missing[:3])}); use '
+            'another chat_template, or records without it'
+        )
+
+    def _write(self, messages: list[dict], generation_prompt: bool) -> tuple[WrittenConversation, list[str]]:
+        texts = [part['text'] for message in messages for part in message['content'] if part['type'] == 'text']
+        everything = ''.join([*texts, self.text, self.preamble])
+        marks = [mark for mark in MARKS if mark not in everything][:4]
+        turns = [{key: value for key, value in message.items() if key != 'train'} for message in messages]
+        context = dict(self.variables, add_generation_prompt=generation_prompt)
         try:
-            texts, spans = render_jinja_template(
-                [messages],
-                chat_template=self.text,
-                return_assistant_tokens_mask=True,
-                add_generation_prompt=generation_prompt,
-                **self.variables,
-            )
-        except (TemplateError, TypeError) as error:  # a template for plain strings adds a string to a list
+            marked, differs = bounded_rendering.render(self.text, turns, marks, context, _is_own(self.text))
+        except RenderingLimitError as error:
+            raise RecordError(f'the chat template {self.name!r} {error}') from error
+        except RenderingError as error:
             raise RecordError(f'the chat template {self.name!r} refuses the conversation: {error}') from error
-        shift = len(self.preamble)
-        return self.preamble + texts[0], [(start + shift, end + shift) for start, end in spans[0]]
+        written, missing = self._unmark(marked, marks, messages)
+        if differs and missing:
+            raise self._swallows(missing)
+        if differs:
+            raise RecordError(
+                f'the chat template {self.name!r} decides by the text that it writes, so that this cannot be told from '
+                'its own text; use another chat_template'
+            )
+        return written, missing
+
+    def _unmark(self, marked: str, marks: list[str], messages: list[dict]) -> tuple[WrittenConversation, list[str]]:
+        """The conversation without marks, and a short piece of each text that is missing."""
+        pieces, is_record, answers, said = [self.preamble], [False] * len(self.preamble), [], []
+        inside, first = False, 0
+        for piece in re.split(f'([{"".join(marks)}])', marked):
+            if piece in marks:
+                inside = piece == marks[0] if piece in marks[:2] else inside
+                if piece == marks[0]:
+                    said.append('')
+                elif piece == marks[2]:
+                    first = len(is_record)
+                elif piece == marks[3]:
+                    answers.append((first, len(is_record)))
+                continue
+            pieces.append(piece)
+            is_record += [inside] * len(piece)
+            if inside:
+                said[-1] += piece
+        written = WrittenConversation(''.join(pieces), answers, np.array(is_record, dtype=bool))
+        return written, self._missing(messages, Counter(map(_key, said)))
+
+    def _missing(self, messages: list[dict], said: Counter) -> list[str]:
+        left_out = set(LEAVES_OUT.findall(self.text))
+        missing = []
+        for message in messages:
+            for part in message['content']:
+                if part['type'] != 'text' or not part['text'].strip() or message['role'] in left_out:
+                    continue
+                key = _key(part['text'])
+                said[key] -= 1
+                if said[key] < 0:
+                    missing.append(f'{message["role"]}: {short(part["text"].strip(), 40)}')
+        return missing
+
+
+def _key(text: str) -> str:
+    """What has to be found of a text again, whose case and white space a template may change."""
+    return ''.join(text.split()).casefold()
+
+
+@cache
+def _own_texts() -> frozenset[str]:
+    return frozenset(read_template(name) for name in repository_templates())
+
+
+def _is_own(text: str) -> bool:
+    """Whether a template is one of this package, perhaps saved beside a model."""
+    return text in _own_texts()
 
 
 def repository_templates() -> list[str]:
@@ -92,7 +197,8 @@ def find_chat_template(processor, chat_template: str | None = None) -> ChatTempl
             the one of its class.
 
     Raises:
-        ValueError: If the template does not exist, does not mark answers, or no template fits.
+        ValueError: If the template does not exist, does not mark answers, takes more time, memory or text than any real
+            one, or if no template fits.
     """
     variables = dict(processor.tokenizer.special_tokens_map, image_token=image_token_of(processor))
     preamble = ''
@@ -169,7 +275,8 @@ def _no_template(processor, what: str) -> ValueError:
 def _closes_answers(template: ChatTemplate, tokenizer) -> bool:
     try:
         text, spans = template.render([QUESTION, ANSWER])
-    except RecordError:
+    except RecordError as error:
+        _refuse_endless(error)
         return False
     special = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
     special |= set(tokenizer.all_special_tokens)
@@ -179,5 +286,13 @@ def _closes_answers(template: ChatTemplate, tokenizer) -> bool:
 def _prompt(template: ChatTemplate) -> str | None:
     try:
         return template.render([QUESTION], generation_prompt=True)[0]
-    except RecordError:
+    except RecordError as error:
+        _refuse_endless(error)
         return None
+
+
+def _refuse_endless(error: RecordError) -> None:
+    if isinstance(error.__cause__, RenderingLimitError):
+        raise ValueError(
+            f'EncodeConversation: {error}; give chat_template=, one of {repository_templates()}.'
+        ) from None

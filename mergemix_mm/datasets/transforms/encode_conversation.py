@@ -1,6 +1,6 @@
 """From a conversation to the model's input: tokens, labels of the answers only, and image tensors."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,18 +12,25 @@ from PIL import Image
 
 from ..conversation_formats import text_of
 from ..record_error import RecordError
-from .chat_template import find_chat_template
+from .chat_template import WrittenConversation, find_chat_template
 from .image_tokens import ImageTokens, expand
+from .record_tokenizer import RecordTokenizer, Tokens
 from .sample import data_sample, pad_token_id
 
 IGNORE_INDEX = -100
+# What the conversation is made of; all other entries of a record become fields of its data sample.
+RECORD_KEYS = ('messages', 'images', 'rejected', 'rejected_images')
 
 
 @dataclass
 class _Text:
-    """A written conversation before its images are put in: one entry per token, placeholders as they are."""
+    """A written conversation before its images are put in: one entry per token, placeholders as they are.
 
-    text: str
+    ``harmless`` and ``harmless_ids`` are what the processor gets: without any token that the record only names.
+    """
+
+    harmless: str
+    harmless_ids: list[int]
     ids: list[int]
     labelled: np.ndarray
     in_suffix: np.ndarray
@@ -39,11 +46,18 @@ class EncodeConversation(BaseTransform):
     nothing else. The processor's own call puts the images in; that everything else stayed in place is checked to
     the token.
 
+    What a record says is text, whatever it spells: ``</s>``, ``<|im_end|>`` or ``<image>`` in a turn are encoded as
+    their characters and never as control tokens (:class:`RecordTokenizer`). A template must write all that the turns
+    say; one that leaves out a system prompt or any other text is an error.
+
+    An image stands where the family's template puts it; several images of a conversation stay where they are.
+
     PaliGemma has one prefix (images, ``<bos>``, prompt, line break: ``token_type_ids`` 0) and one suffix (answer,
     ``<eos>``: 1), each tokenized for itself. With several turns, all that follows the first answer is suffix, which
     the model attends to causally, and only answers are labelled.
 
-    A preference pair labels the last answers alone, which is where they differ.
+    A preference pair labels the last answers only, which is where they differ. Answers with ``train=False`` are not
+    labelled.
 
     Args:
         processor (dict | ProcessorMixin): A transformers processor, or how to build one:
@@ -51,16 +65,20 @@ class EncodeConversation(BaseTransform):
             tokenizer must be a fast one.
         chat_template (str, optional): A template of the repository (``llava``, ``llava_next``, ``paligemma``,
             ``internvl``, ``smolvlm``, ``qwen2_5_vl``, ``janus``, ``emu3``; ``plain`` for aligning a projector on
-            captions; ``question_first``, that is ``llava`` with the images behind the question), or a path. Defaults to
-            None: the processor's own, or the repository's for its family.
+            captions; ``question_first``, that is ``llava`` with the images after the question), or a path. Defaults to
+            None: the processor's own, or the repository's for its family. One that is not of the repository is rendered
+            in another process, with limits of its time, memory and text.
         max_length (int, optional): Tokens of a sample at most, those of images included. An image that does not fit
             wholly is dropped, with all that follows. Defaults to None, which means no limit.
         generate (bool): Whether to encode the prompt of the last answer only, for evaluation. The answer becomes
             ``gt_answer``, unless the record has one. Defaults to False.
+        record_tokens (Collection[str]): Added tokens that a record may write, such as ``('<box>', '</box>')`` in
+            answers of InternVL. Defaults to none, but for ``<loc0001>`` and ``<seg001>`` of PaliGemma.
 
     Raises:
-        ValueError: If no template fits, the tokenizer is not a fast one, or ``max_length`` is below 1.
-        RecordError: If the text holds a literal image token, ``max_length`` leaves no answer, or (with
+        ValueError: If no template fits, the tokenizer is not a fast one, ``max_length`` is below 1, or
+            ``record_tokens`` are unknown or control a conversation.
+        RecordError: If the template leaves out what a turn says, ``max_length`` leaves no answer, or (with
             ``generate=True``) no room for the prompt.
 
     Examples:
@@ -71,7 +89,12 @@ class EncodeConversation(BaseTransform):
     """
 
     def __init__(
-        self, processor, chat_template: str | None = None, max_length: int | None = None, generate: bool = False
+        self,
+        processor,
+        chat_template: str | None = None,
+        max_length: int | None = None,
+        generate: bool = False,
+        record_tokens: Collection[str] = (),
     ) -> None:
         self.processor = TRANSFORMS.build(processor) if isinstance(processor, dict) else processor
         self.tokenizer = self.processor.tokenizer
@@ -84,6 +107,7 @@ class EncodeConversation(BaseTransform):
             raise ValueError(f'EncodeConversation: max_length={max_length!r} must be at least 1, or None.')
         self.template = find_chat_template(self.processor, chat_template)
         self.image_tokens = ImageTokens(self.processor)
+        self.record_tokenizer = RecordTokenizer(self.tokenizer, self.image_tokens.replaced, record_tokens)
         self.max_length = max_length
         self.generate = generate
 
@@ -91,13 +115,15 @@ class EncodeConversation(BaseTransform):
         """Encode a record.
 
         Args:
-            results (dict): A record: ``messages``, ``images``, optionally ``rejected``, ``source`` and others.
+            results (dict): A record: ``messages``, ``images``, optionally ``rejected`` and ``rejected_images`` (those
+                of the rejected messages; without, they are the same), ``source`` and others.
 
         Returns:
             dict: ``inputs`` with ``input_ids``, ``attention_mask`` and, unless for generation, ``labels`` (-100 where
             nothing is learnt), each [L] int64; ``token_type_ids`` [L] (PaliGemma); the processor's image tensors;
             ``original_sizes`` [n, 2], height and width in pixels of each image; ``pad_token_id``; ``rejected``, a dict
-            with the tokens of the rejected answer. ``data_samples`` with all other entries of the record as fields
+            with the tokens of the rejected answer, and its image tensors and ``original_sizes`` if it has images of its
+            own. ``data_samples`` with all other entries of the record as fields
             (but for names that a DataSample has itself).
         """
         try:
@@ -107,60 +133,79 @@ class EncodeConversation(BaseTransform):
         return dict(inputs=inputs, data_samples=data_sample(fields))
 
     def _encode(self, record: dict) -> tuple[dict, dict]:
-        fields = {key: value for key, value in record.items() if key not in ('messages', 'images', 'rejected')}
+        fields = {key: value for key, value in record.items() if key not in RECORD_KEYS}
         messages, images = record['messages'], list(record['images'])
         rejected = None if self.generate else record.get('rejected')
         if self.generate and messages[-1]['role'] == 'assistant':
             fields.setdefault('gt_answer', text_of(messages[-1]))
             messages = messages[:-1]
+        if rejected is not None and any(turns[-1].get('train') is False for turns in (messages, rejected)):
+            raise RecordError('the last answers of a preference pair are what it trains; one of them has train=False')
 
-        text = self._write(messages, len(images), last_only=rejected is not None)
-        expansions, tensors = [], {}
-        if images:
-            expansions, tensors = self.image_tokens.process(text.text, text.ids, images, text.special_tokens)
-        inputs, num_kept = self._finish(text, expansions)
-        if rejected is not None:
+        inputs, num_kept, shared = self._encode_one(messages, images, last_only=rejected is not None)
+        inputs['pad_token_id'] = pad_token_id(self.tokenizer)
+        if rejected is not None and record.get('rejected_images') is not None:
+            inputs['rejected'], *_ = self._encode_one(rejected, list(record['rejected_images']), last_only=True)
+        elif rejected is not None:
             text = self._write(rejected, len(images), last_only=True)
-            inputs['rejected'], num_also_kept = self._finish(text, expansions)
+            inputs['rejected'], num_also_kept = self._finish(text, shared)
             if num_kept != num_also_kept:
                 raise RecordError(f'max_length={self.max_length} leaves different images to the two answers')
+        return inputs, fields
+
+    def _encode_one(
+        self, messages: Sequence[dict], images: Sequence[Image.Image], last_only: bool
+    ) -> tuple[dict, int, list[list[int]]]:
+        """Encode one conversation: its tensors, how many images are left, and the tokens of each image."""
+        text = self._write(messages, len(images), last_only)
+        expansions, tensors = [], {}
+        if images:
+            expansions, tensors = self.image_tokens.process(
+                text.harmless, text.harmless_ids, images, text.special_tokens
+            )
+        inputs, num_kept = self._finish(text, expansions)
         if num_kept < len(images):
             tensors = self.image_tokens.tensors(images[:num_kept]) if num_kept else {}
-        inputs.update(tensors, original_sizes=_sizes(images[:num_kept]), pad_token_id=pad_token_id(self.tokenizer))
-        return inputs, fields
+        inputs.update(tensors, original_sizes=_sizes(images[:num_kept]))
+        return inputs, num_kept, expansions
 
     def _write(self, messages: Sequence[dict], num_images: int, last_only: bool) -> _Text:
         """Write and tokenize a conversation, and find its answers."""
-        text, spans = self.template.render(list(messages), self.generate)
-        num_answers = sum(message['role'] == 'assistant' for message in messages)
-        if len(spans) != num_answers:
+        written = self.template.write(list(messages), self.generate)
+        trained = [message.get('train') is not False for message in messages if message['role'] == 'assistant']
+        if len(written.answers) != len(trained):
             raise ValueError(
-                f'EncodeConversation: the chat template {self.template.name!r} marks {len(spans)} of {num_answers} '
-                'answers; put {% generation %} ... {% endgeneration %} around each, behind other text.'
+                f'EncodeConversation: the chat template {self.template.name!r} marks {len(written.answers)} of '
+                f'{len(trained)} answers; put {{% generation %}} ... {{% endgeneration %}} around each.'
             )
-        bos = self.tokenizer.bos_token
-        special = not self.image_tokens.is_prefix_family and not (bos and text.startswith(bos))
-        # Prefix and suffix of PaliGemma are tokenized as a pair.
-        cut = spans[0][0] if self.image_tokens.is_prefix_family and spans else len(text)
-        ids, offsets = self._tokenize(text[:cut], 0, special)
-        num_prefix = len(ids)
-        if cut < len(text):
-            more_ids, more_offsets = self._tokenize(text[cut:], cut, False)
-            ids, offsets = ids + more_ids, offsets + more_offsets
-        found = ids.count(self.image_tokens.token_id)
+        spans = [span for span, kept in zip(written.answers, trained) if kept]
+        tokens, num_prefix, special = self._tokenize(written)
+        found = tokens.ids.count(self.image_tokens.token_id)
         if found != num_images:
             raise RecordError(
-                f'the conversation has {num_images} images, but its text holds {found} times {self.image_tokens.token}'
+                f'the conversation has {num_images} images, and the chat template {self.template.name!r} writes '
+                f'{found} times {self.image_tokens.token}'
             )
-        starts, ends = np.array(offsets).reshape(-1, 2).T
-        labelled = np.zeros(len(ids), dtype=bool)
+        starts, ends = np.array(tokens.offsets).reshape(-1, 2).T
+        labelled = np.zeros(len(tokens.ids), dtype=bool)
         for first, last in spans[-1:] if last_only else spans:
             labelled |= (starts < last) & (ends > first) & (starts < ends)
-        return _Text(text, ids, labelled, np.arange(len(ids)) >= num_prefix, special)
+        in_suffix = np.arange(len(tokens.ids)) >= num_prefix
+        return _Text(tokens.harmless, tokens.harmless_ids, tokens.ids, labelled, in_suffix, special)
 
-    def _tokenize(self, text: str, start: int, special_tokens: bool) -> tuple[list[int], list[tuple[int, int]]]:
-        encoded = self.tokenizer(text, add_special_tokens=special_tokens, return_offsets_mapping=True)
-        return encoded['input_ids'], [(start + first, start + last) for first, last in encoded['offset_mapping']]
+    def _tokenize(self, written: WrittenConversation) -> tuple[Tokens, int, bool]:
+        """The tokens of a conversation, how many are of PaliGemma's prefix, and whether the tokenizer added some."""
+        text, is_record = written.text, written.is_record
+        bos = self.tokenizer.bos_token
+        has_bos = bool(bos) and text.startswith(bos) and not is_record[: len(bos)].any()
+        special = not self.image_tokens.is_prefix_family and not has_bos
+        # Prefix and suffix of PaliGemma are tokenized as a pair.
+        cut = written.answers[0][0] if self.image_tokens.is_prefix_family and written.answers else len(text)
+        tokens = self.record_tokenizer(text[:cut], is_record[:cut], special)
+        num_prefix = len(tokens.ids)
+        if cut < len(text):
+            tokens = tokens.then(self.record_tokenizer(text[cut:], is_record[cut:], False), cut)
+        return tokens, num_prefix, special
 
     def _finish(self, text: _Text, expansions: Sequence[Sequence[int]]) -> tuple[dict, int]:
         """Put the images in and cut to length: the token tensors, and how many images are left."""

@@ -11,6 +11,7 @@ from PIL import Image, ImageOps
 
 from ..record_error import RecordError
 from .chat_template import find_chat_template, image_token_of
+from .record_tokenizer import RecordTokenizer
 from .sample import data_sample, pad_token_id
 
 # Emu3's processor knows the area of the images it is made for as a default of its call only.
@@ -23,8 +24,8 @@ class EncodeGeneration(BaseTransform):
 
     The tokens are those of the prompt up to and including the one after which image tokens begin: of Janus a turn of
     the chat template and ``<begin_of_image>``, of Emu3 ``<bos>``, the prompt, the image's start and its size in
-    tokens. The image is resized to cover a square, cropped around its middle, and scaled to [-1, 1], as the VQ models
-    of both want it.
+    tokens. A prompt is text, whatever tokens it names (:class:`RecordTokenizer`). The image is resized to cover a
+    square, cropped around its middle, and scaled to [-1, 1], as the VQ models of both want it.
 
     Args:
         processor (dict | ProcessorMixin): A transformers processor (Janus or Emu3), or how to build one:
@@ -37,7 +38,7 @@ class EncodeGeneration(BaseTransform):
 
     Raises:
         ValueError: If the processor is of another family, or Emu3's tokens do not fill the image size.
-        RecordError: If a prompt is longer than ``max_length`` or holds an image token, or there is no image.
+        RecordError: If a prompt is longer than ``max_length``, or there is no image.
 
     Examples:
         >>> encode = EncodeGeneration(processor, max_length=256)
@@ -68,6 +69,7 @@ class EncodeGeneration(BaseTransform):
                 f'EncodeGeneration: {name} belongs to no model that generates images; use the processor of Janus '
                 '(JanusProcessor) or Emu3 (Emu3Processor).'
             )
+        self.record_tokenizer = RecordTokenizer(self.processor.tokenizer, {image_token_of(self.processor)})
         self.max_length = max_length
         self.generate = generate
 
@@ -91,9 +93,6 @@ class EncodeGeneration(BaseTransform):
         return dict(inputs=inputs, data_samples=data_sample(fields))
 
     def _inputs(self, prompt: str, images: list[Image.Image]) -> dict[str, Any]:
-        token = image_token_of(self.processor)
-        if token in prompt:
-            raise RecordError(f'the prompt holds an image token, {token}')
         ids = self.encode(prompt)
         if self.max_length is not None and len(ids) > self.max_length:
             raise RecordError(f'the prompt has {len(ids)} tokens, more than max_length={self.max_length}')
@@ -106,15 +105,36 @@ class EncodeGeneration(BaseTransform):
 
     def _encode_janus(self, prompt: str) -> list[int]:
         message = dict(role='user', content=[dict(type='text', text=prompt)])
-        text, _ = self.template.render([message], generation_prompt=True)
+        written = self.template.write([message], generation_prompt=True)
         bos = self.processor.tokenizer.bos_token
-        special = not (bos and text.startswith(bos))
-        output = self.processor(text=[text], generation_mode='image', add_special_tokens=special, return_tensors='pt')
-        return output['input_ids'][0].tolist()
+        special = not (bos and written.text.startswith(bos))
+        options = dict(generation_mode='image', add_special_tokens=special)
+        pieces = '', written.text, self.processor.image_start_token
+        return self._check(pieces, written.is_record, special, options)
 
     def _encode_emu3(self, prompt: str) -> list[int]:
         options = dict(ratio='1:1', image_area=self.image_size**2)
-        return self.processor(text=[prompt], return_for_image_generation=True, **options)['input_ids'][0]
+        height, width = self.processor.calculate_generate_size(
+            spatial_factor=self.processor.downsample_ratio, **options
+        )
+        start, end = self.processor.image_start_token, self.processor.fake_token_around_image
+        pieces = self.processor.bos_token, prompt, f'{start}{height}*{width}{end}'
+        options['return_for_image_generation'] = True
+        return self._check(pieces, np.ones(len(prompt), dtype=bool), True, options)
+
+    def _check(self, pieces: tuple[str, str, str], is_record: np.ndarray, special: bool, options: dict) -> list[int]:
+        """The tokens of a text between what the processor writes around it, which is checked to the token."""
+        front, text, back = pieces
+        is_record = np.concatenate([np.zeros(len(front), bool), is_record, np.zeros(len(back), bool)])
+        tokens = self.record_tokenizer(front + text + back, is_record, special)
+        harmless = tokens.harmless[len(front) : len(front) + len(text)]
+        found = list(self.processor(text=[harmless], **options)['input_ids'][0])
+        if found != tokens.harmless_ids:
+            raise RuntimeError(
+                f'EncodeGeneration: {type(self.processor).__name__} writes around a prompt what its release does not '
+                f'({len(found)} tokens, expected {len(tokens.harmless_ids)}).'
+            )
+        return tokens.ids
 
     def _target(self, image: Image.Image) -> torch.Tensor:
         size = (self.image_size, self.image_size)

@@ -11,6 +11,8 @@ from .chat_template import image_token_of
 
 TEXT_KEYS = ('input_ids', 'attention_mask', 'token_type_ids', 'labels')
 # Written around an image by Qwen's template; other families' processors write such marks themselves.
+# What processors write into a text between two replacements of their own.
+WRITTEN_BETWEEN = ('<placeholder>', '<|placeholder|>')
 START_MARK, END_MARK = '<|vision_start|>', '<|vision_end|>'
 
 
@@ -20,7 +22,8 @@ class ImageTokens:
     Attributes:
         token (str): The placeholder in the text, one token of the tokenizer.
         token_id (int): Its id.
-        start_id (int | None): Token of the template that belongs to the image behind it.
+        replaced (set[str]): What the processor looks for in a text, to put images or videos in its place.
+        start_id (int | None): Token of the template that belongs to the image after it.
         end_id (int | None): Token of the template that belongs to the image before it.
         is_prefix_family (bool): Whether the family has a prefix without labels and a suffix (PaliGemma), whose
             processor writes more than the images into the text.
@@ -36,6 +39,8 @@ class ImageTokens:
             self.processor.bos_token = ''
         self.token = image_token_of(processor)
         self.token_id = processor.tokenizer.convert_tokens_to_ids(self.token)
+        named = (getattr(processor, name, None) for name in ('image_token', 'video_token', 'audio_token'))
+        self.replaced = {*WRITTEN_BETWEEN, *(str(token) for token in named if token)}
         vocabulary = processor.tokenizer.get_vocab()
         self.start_id, self.end_id = vocabulary.get(START_MARK), vocabulary.get(END_MARK)
         self.is_prefix_family = type(processor).__name__ == 'PaliGemmaProcessor'

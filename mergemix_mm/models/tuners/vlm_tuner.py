@@ -83,7 +83,7 @@ class VLMTuner(BaseTuner):
 
         Args:
             inputs (dict): a batch with ``labels``, and with ``rejected`` for pairs of answers (which an `SFTHead` does
-                not look at).
+                not look at): their tokens and, if they have images of their own, image tensors and ``original_sizes``.
         """
         if self.mixer is not None and 'rejected' in inputs:
             raise ValueError(
@@ -142,14 +142,18 @@ class VLMTuner(BaseTuner):
         return Losers(self.vlm.with_canvases(inputs, result.images), ratio, mixed > 0)
 
     def _rejected(self, inputs: dict, rejected: dict | None) -> Losers:
-        """The rejected answers of the records, given the same images."""
+        """The rejected answers of the records, given the same images or the rejected ones."""
         if rejected is None:
             raise ValueError(
                 'SimPOHead: nothing to lose against. Set model.mixer, e.g. dict(type="MergeMix"), or train on records '
                 'with `chosen` and `rejected` answers'
             )
         valid = torch.ones(len(inputs['labels']), dtype=torch.bool, device=inputs['labels'].device)
-        return Losers({**inputs, **rejected}, None, valid)
+        if 'original_sizes' not in rejected:
+            return Losers({**inputs, **rejected}, None, valid)
+        # Images of their own, or none at all: those of the chosen answers are not for them.
+        own = {key: value for key, value in rejected.items() if key != 'original_sizes' or len(value)}
+        return Losers(own, None, valid)
 
     def _check(self) -> None:
         preference = isinstance(self.head, SimPOHead)

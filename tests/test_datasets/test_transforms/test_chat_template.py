@@ -1,5 +1,7 @@
 """Tests of the chat templates."""
 
+import re
+
 import pytest
 import tiny_vlms
 
@@ -60,6 +62,231 @@ def test_prompt_is_what_precedes_the_answer(family):
         assert text[: spans[-1][0]] == prompt
         assert earlier == spans[:-1]
         assert ('S.' in text) == (messages[0] is SYSTEM)
+
+
+SEVERAL = turn('user', 'Image 1: ', IMAGE, ' Image 2: ', IMAGE, 'Which?')
+IN_PLACE = dict(
+    llava='USER: Image 1: <image> Image 2: <image>\nWhich? ASSISTANT:',
+    question_first='USER: Image 1: <image> Image 2: <image>\nWhich? ASSISTANT:',
+    llava_next='[INST] Image 1: <image> Image 2: <image>\nWhich? [/INST]',
+    paligemma='Image 1: <image> Image 2: <image><bos>Which?\n',
+    internvl='<|im_start|>user\nImage 1: <IMG_CONTEXT>\n Image 2: <IMG_CONTEXT>\nWhich?<|im_end|>\n'
+    '<|im_start|>assistant\n',
+    smolvlm='<|im_start|>User: Image 1: <image> Image 2: <image>Which?<end_of_utterance>\nAssistant:',
+    qwen2_5_vl=QWEN + '<|im_start|>user\nImage 1: <|vision_start|><|image_pad|><|vision_end|> Image 2: '
+    '<|vision_start|><|image_pad|><|vision_end|>Which?<|im_end|>\n<|im_start|>assistant\n',
+    janus='<|User|>: Image 1: \n<image_placeholder>\n Image 2: \n<image_placeholder>\nWhich?\n\n<|Assistant|>:',
+    emu3='<|extra_203|>USER: Image 1: <image> Image 2: <image>Which? ASSISTANT:',
+)
+
+
+@pytest.mark.parametrize('name', IN_PLACE)
+def test_several_images_stay_where_they_stand(name):
+    family = 'llava' if name == 'question_first' else name
+    template = find_chat_template(tiny_vlms.tiny_processor(family), name)
+    assert template.render([SEVERAL], generation_prompt=True) == (IN_PLACE[name], [])
+    token = tiny_vlms.image_token(family)
+    # Also in turns of their own, and at the end of a question.
+    talk = [turn('user', IMAGE, 'One'), ANSWER, turn('user', 'Two', IMAGE), ANSWER]
+    text, _ = template.render(talk)
+    places = [text.index(word) for word in ('One', 'Two')]
+    places += [place for place in range(len(text)) if text.startswith(token, place)]
+    one, two, first, second = places
+    assert (one < first < two < second) if name == 'question_first' else (first < one < two < second)
+
+
+def test_a_single_image_comes_first_as_the_family_publishes_it():
+    for family, text in dict(llava='USER: <image>\nQ ASSISTANT:', llava_next='[INST] <image>\nQ [/INST]').items():
+        template = find_chat_template(tiny_vlms.tiny_processor(family))
+        for question in (turn('user', IMAGE, 'Q'), turn('user', 'Q', IMAGE)):
+            assert template.render([question], generation_prompt=True) == (text, [])
+    # Neighbouring images, and the line breaks that LLaVA's records have around them.
+    llava = find_chat_template(tiny_vlms.tiny_processor('llava'))
+    assert llava.render([turn('user', IMAGE, IMAGE, 'Q')])[0] == 'USER: <image>\n<image>\nQ '
+    assert llava.render([turn('user', 'A', IMAGE, 'B', 'C', IMAGE)])[0] == 'USER: A\n<image>\nB C\n<image> '
+    question_first = find_chat_template(tiny_vlms.tiny_processor('llava'), 'question_first')
+    assert question_first.render([turn('user', IMAGE, IMAGE, 'Q')])[0] == 'USER: Q\n<image>\n<image> '
+
+
+SYSTEMS = dict(
+    llava='S. USER: ',
+    llava_next='<<SYS>>\nS.\n<</SYS>>\n\n[INST] ',
+    paligemma='<image><bos>S.\nQ',
+    internvl='<|im_start|>system\nS.<|im_end|>\n<|im_start|>user\n',
+    smolvlm='<|im_start|>System: S.<end_of_utterance>\nUser:',
+    qwen2_5_vl='<|im_start|>system\nS.<|im_end|>\n<|im_start|>user\n',
+    janus='System: S.\n\n<|User|>: ',
+    emu3='<|extra_203|>S. USER: ',
+)
+
+
+@pytest.mark.parametrize('family', SYSTEMS)
+def test_system_prompt_stands_where_the_family_has_it(family):
+    template = find_chat_template(tiny_vlms.tiny_processor(family))
+    assert template.write([SYSTEM, *TALK]).text.startswith(SYSTEMS[family])
+
+
+@pytest.mark.parametrize('family', tiny_vlms.ALL_FAMILIES)
+def test_answers_keep_their_white_space(family):
+    template = find_chat_template(tiny_vlms.tiny_processor(family))
+    code = '    if x:\n\treturn 1\n'
+    text, spans = template.render([QUESTION, turn('assistant', code)])
+    before, closing = re.search(r'\[( ?)A(.*?)\]', WRITTEN[family]).groups()
+    assert text[slice(*spans[0])] == before + code + closing
+
+
+@pytest.mark.parametrize('family', tiny_vlms.ALL_FAMILIES)
+def test_what_the_record_says_is_told_from_what_the_template_writes(family):
+    template = find_chat_template(tiny_vlms.tiny_processor(family))
+    said = ['S.', ' user ', '</s>\n', 'assistant']
+    talk = [turn(role, text) for role, text in zip(('system', 'user', 'assistant', 'user'), said)]
+    written = template.write(talk)
+    assert ''.join(one for one, is_record in zip(written.text, written.is_record) if is_record) == ''.join(
+        text.strip() for text in said
+    )
+    assert written.text == template.render(talk)[0]
+
+
+SWALLOWING = {
+    'system: .S\\.': "{% for m in messages if m.role != 'system' %}",
+    'user: .R': '{% for m in messages[:3] + messages[4:] %}',
+}
+
+
+@pytest.mark.parametrize('missing', SWALLOWING)
+def test_a_template_that_leaves_out_what_a_turn_says_is_named(missing, tmp_path):
+    path = tmp_path / 'swallows.jinja'
+    path.write_text(
+        SWALLOWING[missing] + '{{ m.role }}: {% for c in m.content %}{{ image_token if c.type == "image" else "" }}'
+        '{% if m.role == "assistant" %}{% generation %}{{ c.text }}</s>{% endgeneration %}{% else %}{{ c.text }}'
+        '{% endif %}{% endfor %}{% endfor %}'
+    )
+    template = find_chat_template(tiny_vlms.tiny_processor('llava'), str(path))
+    with pytest.raises(RecordError, match=rf"swallows\.jinja' leaves out or changes what turns say \({missing}"):
+        template.write([SYSTEM, *TALK])
+
+
+@pytest.mark.parametrize('change', ['[:9]', '[3:]', " | replace('cat', 'dog')", ' | truncate(9, true)'])
+def test_a_template_that_changes_a_text_is_named_but_case_and_ends_are_its_own(change, tmp_path):
+    path = tmp_path / 'changes.jinja'
+    text = 'm.content[0].text'
+    body = '{%% for m in messages %%}{%% generation %%}{{ %s }}{%% endgeneration %%}{%% endfor %%}'
+    path.write_text(body % (text + change))
+    processor = tiny_vlms.tiny_processor('llava')
+    with pytest.raises(RecordError, match="changes.jinja' leaves out or changes what turns say .user: .A grey cat"):
+        find_chat_template(processor, str(path)).write([turn('user', 'A grey cat\nsleeps')])
+    path.write_text(body % (text + ' | trim | upper'))
+    written = find_chat_template(processor, str(path)).write([turn('user', ' A grey cat\nsleeps ')])
+    assert written.text == 'A GREY CAT\nSLEEPS' and written.is_record.all()
+
+
+def test_a_template_that_decides_by_the_text_is_refused_rather_than_misled(tmp_path):
+    path = tmp_path / 'decides.jinja'
+    path.write_text(
+        MARKED.replace('<image>', "{{ 'yes' if m.content[0].text.startswith('a') else m.content[0].text }}")
+    )
+    template = find_chat_template(tiny_vlms.tiny_processor('llava'), str(path))
+    assert template.render([turn('user', 'b')])[0] == 'user=b'
+    with pytest.raises(RecordError, match=r"decides\.jinja' decides by the text that it writes"):
+        template.render([turn('user', 'a')])
+
+
+def test_plain_leaves_questions_out_by_its_own_word_but_no_system_prompt():
+    template = find_chat_template(tiny_vlms.tiny_processor('llava'), 'plain')
+    assert template.write(TALK[:2]).text == '<image>A\n'
+    with pytest.raises(RecordError, match=r"'plain' leaves out or changes what turns say \(system: 'S\.'\)"):
+        template.write([SYSTEM, *TALK[:2]])
+
+
+# Each computes, writes or nests without end in another way; `~` and `*` are the ones that no loop is needed for.
+ENDLESS = {
+    'a loop': (
+        '{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}',
+        'computes for more than 2',
+    ),
+    'a power': ("{{ (9 ** (9 ** 9)) if messages else '' }}", 'computes for more than 2 s'),
+    'text': ('{% for i in range(99999) %}{{ "x" * 9999 }}{% endfor %}', 'writes more than 16777216 characters'),
+    'one text': ('{{ "x" * (10 ** 10) }}', 'takes more than 1024 MB of memory'),
+    'a doubled text': (
+        '{% set n = namespace(t="x") %}{% for i in range(60) %}{% set n.t = n.t ~ n.t %}{% endfor %}',
+        'takes more than 1024 MB of memory',
+    ),
+    'a macro': ('{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}', 'calls itself without end'),
+    'a width': ("{{ '%999999999999d' % 1 }}", 'of memory|refuses the conversation'),
+    'nesting': ('{{ ' + '(' * 20000 + '1' + ')' * 20000 + ' }}', 'calls itself without end|ends its process'),
+}
+
+
+@pytest.mark.parametrize('kind', ENDLESS)
+def test_templates_without_end_are_stopped_and_named(kind, tmp_path):
+    path = tmp_path / 'endless.jinja'
+    path.write_text(MARKED + ENDLESS[kind][0])
+    template = find_chat_template(tiny_vlms.tiny_processor('llava'), str(path))
+    with pytest.raises(RecordError, match=f"the chat template '.*endless.jinja' .*({ENDLESS[kind][1]})") as found:
+        template.render(TALK)
+    assert '\n' not in str(found.value)
+    path.write_text(MARKED)
+    again = find_chat_template(tiny_vlms.tiny_processor('llava'), str(path))
+    assert again.render(TALK[:1])[0] == 'user=<image>'
+
+
+def test_an_endless_template_of_a_model_is_named_when_the_transform_is_built():
+    processor = tiny_vlms.tiny_processor('llava')
+    processor.chat_template = MARKED + ENDLESS['one text'][0]
+    with pytest.raises(
+        ValueError, match=r"chat template 'of the processor' takes more than 1024 MB.* give chat_template="
+    ):
+        find_chat_template(processor)
+    assert find_chat_template(processor, 'llava').name == 'llava'
+
+
+def test_templates_of_strangers_are_rendered_in_forked_workers_and_in_threads_too():
+    import threading
+
+    from torch.utils.data import DataLoader
+
+    processor = tiny_vlms.tiny_processor('llava')
+    processor.chat_template = MARKED
+    template = find_chat_template(processor)
+
+    class Texts:
+        def __len__(self):
+            return 4
+
+        def __getitem__(self, index):
+            return template.render([QUESTION, turn('assistant', str(index))])[0]
+
+    texts = [f'user=<image>assistant={index}</s>' for index in range(4)]
+    loader = DataLoader(Texts(), batch_size=None, num_workers=2, multiprocessing_context='fork')
+    assert list(loader) == texts
+    found = {}
+    threads = [threading.Thread(target=lambda i=i: found.update({i: Texts()[i]})) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [found[index] for index in range(4)] == texts
+
+
+@pytest.mark.parametrize('name', repository_templates())
+def test_templates_are_written_here_as_transformers_writes_them(name):
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    family = name if name in tiny_vlms.ALL_FAMILIES else 'llava'
+    template = find_chat_template(tiny_vlms.tiny_processor(family), name)
+    talk = [SYSTEM, SEVERAL, turn('assistant', 'A\n  b'), turn('user', 'R', IMAGE), turn('assistant', 'B')]
+    for messages, generation_prompt in ((talk, False), (talk[:-1], True), (TALK, False)):
+        texts, spans = render_jinja_template(
+            [messages],
+            chat_template=template.text,
+            return_assistant_tokens_mask=True,
+            add_generation_prompt=generation_prompt,
+            **template.variables,
+        )
+        text, answers = template.render(messages, generation_prompt)
+        shift = len(template.preamble)
+        assert text[shift:] == texts[0]
+        assert [(first - shift, last - shift) for first, last in answers] == spans[0]
 
 
 def test_plain_template_is_image_caption_and_line_break():

@@ -188,8 +188,7 @@ def test_truncation_at_every_length_never_cuts_an_image(family):
         for key, value in encode(family, fewer).items():
             if 'pixel' in key or key in ('image_sizes', 'image_grid_thw'):
                 assert torch.equal(inputs[key], value), key
-    # PaliGemma has all images in front of the first answer.
-    assert kept_counts == ({3} if family == 'paligemma' else {1, 2, 3})
+    assert kept_counts == {1, 2, 3}
 
 
 def image_spans(family, given, start, end):
@@ -283,12 +282,112 @@ def test_other_entries_become_fields_of_the_data_sample():
     assert not {'messages', 'images'} & set(sample.keys())
 
 
+@pytest.mark.parametrize('family', [family for family in FAMILIES if family != 'emu3'])
+def test_several_images_in_a_text_are_those_of_the_processor(family):
+    given = record(turn('user', 'Image 1: ', IMAGE, ' Image 2: ', IMAGE, ' Which?'), turn('assistant', 'This'))
+    encoder = EncodeConversation(processor(family), generate=True)
+    inputs = encoder(given)['inputs']
+    text = encoder.template.render(given['messages'][:1], generation_prompt=True)[0]
+    bos, token = processor(family).tokenizer.bos_token, tiny_vlms.image_token(family)
+    special = {} if family == 'paligemma' else dict(add_special_tokens=not (bos and text.startswith(bos)))
+    if family == 'paligemma':  # Its processor writes the begin of sequence and the line break.
+        text = text.replace(bos, '').removesuffix('\n')
+        assert text == 'Image 1: <image> Image 2: <image> Which?'
+    output = processor(family)(text=[text], images=given['images'], return_tensors='pt', **special)
+    assert inputs['input_ids'].tolist() == output['input_ids'][0].tolist()
+    # The images stand between the texts, in their order.
+    ids, pieces = inputs['input_ids'].tolist(), ['']
+    for number in ids:
+        pieces[-1:] = [pieces[-1], ''] if number == image_token_id(family) and pieces[-1] else pieces[-1:]
+        pieces[-1] += '' if number == image_token_id(family) else processor(family).tokenizer.decode([number])
+    text = ' '.join(pieces)
+    assert text.index('Image 1: ') < text.index(' Image 2: ') < text.index(' Which?')
+    assert token not in pieces
+
+
+def test_emu3_keeps_several_images_in_a_text_too():
+    given = record(turn('user', 'One: ', IMAGE, ' two: ', IMAGE, '?'), turn('assistant', 'x'), sizes=[(28, 28)] * 2)
+    text = processor('emu3').tokenizer.decode(encode('emu3', given)['input_ids'])
+    image = '<|image start|>4*4<|image token|>' + '<image>' * 20 + '<|extra_201|><|image end|>'
+    assert text == f'<|extra_203|>USER: One: {image} two: {image}? ASSISTANT: x<|extra_204|>'
+
+
 @pytest.mark.parametrize('family', FAMILIES)
-def test_literal_image_token_in_a_text_is_an_error_of_the_record(family):
-    token = tiny_vlms.image_token(family)
-    given = record(turn('user', IMAGE, f'What is {token}?'), turn('assistant', 'x'))
-    with pytest.raises(RecordError, match=r'talk\.json:3: the conversation has 1 images, but its text holds 2 times'):
-        encode(family, given)
+def test_leading_white_space_of_answers_is_learnt(family):
+    answer = '    if x:\n\t\treturn 1'
+    inputs = encode(family, record(turn('user', IMAGE, 'Code?'), turn('assistant', answer)))
+    (run,) = labelled_runs(family, inputs)
+    space = ' ' if family in ('llava', 'llava_next', 'smolvlm', 'janus', 'emu3') else ''
+    assert run == space + answer + CLOSING[family]
+    generated = EncodeConversation(processor(family), generate=True)(
+        record(turn('user', IMAGE, 'Code?'), turn('assistant', answer))
+    )
+    assert generated['data_samples'].gt_answer == answer
+
+
+@pytest.mark.parametrize('family', FAMILIES)
+def test_answers_that_are_not_trained_have_no_labels(family):
+    given = multi()
+    whole = encode(family, given)
+    for number, answers in ((1, ['Two dogs\nin a row']), (3, ['A cät, 猫.'])):
+        messages = [dict(message) for message in given['messages']]
+        messages[number]['train'] = False
+        messages[4 - number]['train'] = True
+        inputs = encode(family, dict(given, messages=messages))
+        assert torch.equal(inputs['input_ids'], whole['input_ids'])
+        assert [run.strip() for run in labelled_runs(family, inputs)] == [one + CLOSING[family] for one in answers]
+    messages[1]['train'] = False
+    with pytest.raises(RecordError, match=r'talk\.json:3: the conversation has no answer to learn from'):
+        encode(family, dict(given, messages=messages))
+    pair = dict(given, messages=messages, rejected=[*given['messages'][:-1], turn('assistant', 'Nothing')])
+    with pytest.raises(RecordError, match='last answers of a preference pair .*train=False'):
+        encode(family, pair)
+    rejected = [dict(message, train=False) for message in pair['rejected']]
+    with pytest.raises(RecordError, match='last answers of a preference pair .*train=False'):
+        encode(family, dict(given, rejected=rejected))
+
+
+def test_rejected_answers_that_do_not_train_earlier_turns_are_labelled_last():
+    given = multi()
+    messages = [dict(message) for message in given['messages']]
+    messages[1]['train'] = False
+    pair = dict(given, messages=messages, rejected=[*messages[:-1], turn('assistant', 'Nothing')])
+    inputs = encode('llava', pair)
+    assert labelled_runs('llava', inputs) == [' Two dogs\nin a row</s>']
+    assert labelled_runs('llava', inputs['rejected']) == [' Nothing</s>']
+
+
+@pytest.mark.parametrize('family', FAMILIES)
+def test_a_rejected_answer_may_have_images_of_its_own(family):
+    given = single()
+    images = [tiny_vlms.random_image(70, 30, 8)]
+    rejected = [given['messages'][0], turn('assistant', 'No')]
+    inputs = encode(family, dict(given, rejected=rejected, rejected_images=images))
+    alone = encode(family, dict(messages=rejected, images=images))
+    alone.pop('pad_token_id')
+    assert set(inputs['rejected']) == set(alone)
+    assert all(torch.equal(value, inputs['rejected'][key]) for key, value in alone.items())
+    first = encode(family, given)
+    assert all(torch.equal(value, inputs[key]) for key, value in first.items() if key != 'pad_token_id')
+    sample = EncodeConversation(processor(family))(dict(given, rejected=rejected, rejected_images=images))
+    assert 'rejected_images' not in sample['data_samples']
+    # Another number of images, or none at all.
+    more = dict(rejected=[turn('user', IMAGE, IMAGE, 'What is it?'), rejected[1]], rejected_images=images * 2)
+    none = dict(rejected=[turn('user', 'What is it?'), rejected[1]], rejected_images=[])
+    for extra, sizes in ((more, [[70, 30]] * 2), (none, [])):
+        found = encode(family, dict(given, **extra))
+        assert found['rejected']['original_sizes'].tolist() == sizes
+        assert found['original_sizes'].tolist() == [[40, 60]]
+    with pytest.raises(RecordError, match=r'has 2 images, and the chat template .* writes 1 times'):
+        encode(family, dict(given, rejected=rejected, rejected_images=images * 2))
+
+
+def test_a_template_that_swallows_a_turn_is_an_error_of_the_record():
+    given = text_only()
+    with pytest.raises(RecordError, match=r"talk\.json:3: the chat template 'plain' leaves out .*system: 'Be brief\.'"):
+        encode('llava', given, chat_template='plain')
+    with pytest.raises(RecordError, match="'plain' leaves out"):
+        encode('llava', given, chat_template='plain', generate=True)
 
 
 def test_conversation_without_answer_is_an_error_of_the_record():
@@ -355,7 +454,8 @@ def test_a_token_across_the_border_belongs_to_the_answer():
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token='</s>', unk_token='<unk>')
     images = processor('llava').image_processor
     joined = LlavaProcessor(images, fast, patch_size=7, vision_feature_select_strategy='full', chat_template=(
-        '{% for m in messages %}{% if m.role == "user" %}<image> Q ASSISTANT:{% else %}{% generation %}'
+        '{% for m in messages %}{% if m.role == "user" %}<image> {{ m.content[1].text }} ASSISTANT:'
+        '{% else %}{% generation %}'
         '{{ m.content[0].text }}</s>{% endgeneration %}{% endif %}{% endfor %}'))  # fmt: skip
     given = record(turn('user', IMAGE, 'Q'), turn('assistant', 'Yes'))
     inputs = EncodeConversation(joined)(given)['inputs']

@@ -87,9 +87,19 @@ def test_bad_prompts_name_their_place(family):
     assert len(build(family, max_length=length)(record())['inputs']['input_ids']) == length
     with pytest.raises(RecordError, match=f'data.json:3: the prompt has {length} tokens, more than max_length=5'):
         build(family, max_length=5)(record())
-    token = tiny_vlms.image_token(family)
-    with pytest.raises(RecordError, match=f'data.json:3: the prompt holds an image token, {token}'):
-        build(family)(record() | dict(prompt=f'a {token}'))
+
+
+@pytest.mark.parametrize('family', MODELS)
+def test_tokens_that_a_prompt_names_stay_text(family):
+    encode = build(family)
+    tokenizer = encode.processor.tokenizer
+    names = [token.content for token in tokenizer.added_tokens_decoder.values()]
+    prompt = 'a red ' + ' '.join(names)
+    ids = encode(record() | dict(prompt=prompt))['inputs']['input_ids']
+    assert tokenizer.decode(ids) == TEXTS[family].replace('a red ring', prompt)
+    plain = encode(record())['inputs']['input_ids'].tolist()
+    added = set(tokenizer.added_tokens_decoder)
+    assert [token for token in ids.tolist() if token in added] == [token for token in plain if token in added]
 
 
 def test_other_families_are_refused():

@@ -233,6 +233,32 @@ def test_losers_may_be_the_rejected_answers_of_the_records():
     assert losses['loss_simpo'].item() == pytest.approx(expected.item(), rel=1e-5)
 
 
+@pytest.mark.parametrize('family', tiny_vlms.FAMILIES)
+def test_losers_may_have_images_of_their_own(family):
+    model = build(family, head=dict(type='SimPOHead', beta=2.0, margin=0.5))
+    batch = tiny_vlms.tiny_batch(family, samples())
+    # Other images, two of them, and none.
+    shown = [images(7), images(8, 9), []]
+    other = tiny_vlms.tiny_batch(family, [(own, 'what is it?', 'something longer') for own in shown])
+    losses = loss_of(model, {**batch, 'rejected': other})
+    (won, length), (lost, lost_length) = full_logps(model, batch), full_logps(model, other)
+    expected = simpo_loss(won / length, lost / lost_length, 2.0, 0.5).mean()
+    assert losses['loss_simpo'].item() == pytest.approx(expected.item(), rel=1e-5)
+    same = {key: other[key] for key in ('input_ids', 'attention_mask', 'labels')}
+    assert 'pixel_values' in other and set(other) > set(same)
+
+
+def test_losers_without_images_do_not_see_those_of_the_winners():
+    model = build(head=dict(type='SimPOHead', beta=2.0, margin=0.5))
+    batch = tiny_vlms.tiny_batch('llava', samples())
+    other = tiny_vlms.tiny_batch('llava', [([], 'what is it?', 'something longer')] * 3)
+    rejected = {**other, 'original_sizes': torch.empty(0, 2, dtype=torch.long)}
+    losses = loss_of(model, {**batch, 'rejected': rejected})
+    (won, length), (lost, lost_length) = full_logps(model, batch), full_logps(model, other)
+    expected = simpo_loss(won / length, lost / lost_length, 2.0, 0.5).mean()
+    assert losses['loss_simpo'].item() == pytest.approx(expected.item(), rel=1e-5)
+
+
 def test_head_of_bias_or_hooks_is_called():
     model = build()
     batch = tiny_vlms.tiny_batch('llava', samples())

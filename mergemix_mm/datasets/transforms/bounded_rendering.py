@@ -1,0 +1,139 @@
+"""Renders chat templates that come from strangers in another process, which the system holds to limits."""
+
+import atexit
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from . import jinja_worker
+
+# By the clock, where the limit of computing time does not end it: an order of magnitude above, for busy machines.
+MAX_SECONDS = 60
+
+
+class RenderingLimitError(Exception):
+    """A template took more time, memory or text than any real one; the message says which."""
+
+
+class RenderingError(Exception):
+    """A template refused a conversation; the message is the template's."""
+
+
+class _Worker:
+    """The other process, started when it is first needed, and again after a limit ended it."""
+
+    def __init__(self) -> None:
+        self.process = self.channel = None
+
+    def ask(self, request: dict) -> dict:
+        if self.process is None:
+            self._start()
+        try:
+            self.channel.sendall(json.dumps(request).encode('ascii') + b'\n')
+            line = self._line()
+        except TimeoutError:
+            self.stop()
+            raise RenderingLimitError(f'takes more than {MAX_SECONDS} s') from None
+        except OSError:
+            line = b''
+        if line:
+            return json.loads(line)
+        code = self.stop(kill=False)
+        seconds = jinja_worker.MAX_CPU_SECONDS
+        stopped = code in (-24, -9)  # SIGXCPU, and what follows where the limit is hard
+        raise RenderingLimitError(f'computes for more than {seconds} s' if stopped else f'ends its process ({code})')
+
+    def _start(self) -> None:
+        import jinja2
+
+        self.channel, other = socket.socketpair()
+        self.channel.settimeout(MAX_SECONDS)
+        with other:
+            self.process = subprocess.Popen(
+                [sys.executable, '-I', jinja_worker.__file__, str(Path(jinja2.__file__).parents[1])],
+                stdin=other,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )
+
+    def _line(self) -> bytes:
+        found = bytearray()
+        while not found.endswith(b'\n'):
+            piece = self.channel.recv(1 << 16)
+            if not piece:
+                return b''
+            found += piece
+        return bytes(found)
+
+    def stop(self, kill: bool = True) -> int | None:
+        """Close the socket, which ends the process, and return its exit status."""
+        process, channel, self.process, self.channel = self.process, self.channel, None, None
+        if process is None:
+            return None
+        channel.close()
+        if kill:
+            process.kill()
+        return process.wait()
+
+    def forget(self) -> None:
+        """In a forked process: the worker is the parent's."""
+        if self.channel is not None:
+            self.channel.close()
+            self.process.returncode = 0  # Not a child of this process: there is nothing to wait for.
+        self.process = self.channel = None
+
+
+_worker, _lock = _Worker(), threading.Lock()
+atexit.register(lambda: _worker.stop())
+
+
+def _after_fork() -> None:
+    global _lock
+    _lock = threading.Lock()
+    _worker.forget()
+
+
+if hasattr(os, 'register_at_fork'):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+def render(
+    template: str, messages: Sequence[dict], marks: str, context: Mapping[str, Any], trusted: bool
+) -> tuple[str, bool]:
+    """Write a conversation down, with marks; see :func:`jinja_worker.render`.
+
+    Args:
+        template (str): The template.
+        messages (Sequence[dict]): In transformers' format.
+        marks (str): Four characters that occur nowhere else.
+        context (Mapping): Further variables.
+        trusted (bool): Whether the template is one of this package, which needs no other process.
+
+    Returns:
+        tuple: The text, and whether it would be another one without marks around what turns say.
+
+    Raises:
+        RenderingLimitError: If the template takes too much.
+        RenderingError: If it refuses the conversation.
+    """
+    request = dict(template=template, messages=list(messages), marks=marks, context=dict(context))
+    if trusted:
+        try:
+            return jinja_worker.render(template, messages, marks, context), False
+        except jinja_worker.TooLongError:
+            raise RenderingLimitError(f'writes more than {jinja_worker.MAX_CHARACTERS} characters') from None
+        except Exception as error:  # of any kind: a template meets what a record holds
+            raise RenderingError(f'{error}') from error
+    with _lock:
+        found = _worker.ask(request)
+    if 'limit' in found:
+        raise RenderingLimitError(found['limit'])
+    if 'error' in found:
+        raise RenderingError(found['error'])
+    return found['text'], found['differs']

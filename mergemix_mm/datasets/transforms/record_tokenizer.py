@@ -1,0 +1,244 @@
+"""Tokenizes written conversations so that what a record says stays text, whatever tokens it names."""
+
+import json
+import re
+import secrets
+import unicodedata
+from collections.abc import Collection
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from ..record_error import RecordError
+
+# PaliGemma writes places and masks with added tokens: they are its answers, and control nothing.
+ANSWER_TOKEN = re.compile(r'<(loc\d{4}|seg\d{3})>')
+# What SentencePiece models write for a byte without a piece of its own.
+BYTE_TOKEN = re.compile(r'<0x[0-9A-F]{2}>')
+
+
+@dataclass
+class Tokens:
+    """A tokenized text.
+
+    Attributes:
+        ids (list[int]): Its tokens.
+        offsets (list[tuple[int, int]]): First and last (exclusive) character of each.
+        harmless (str): The text with other characters in the place of what the record says if that names tokens:
+            what a processor may be given.
+        harmless_ids (list[int]): The tokens of it.
+    """
+
+    ids: list[int]
+    offsets: list[tuple[int, int]]
+    harmless: str
+    harmless_ids: list[int]
+
+    def then(self, other: 'Tokens', start: int) -> 'Tokens':
+        """These, and those of the text that begins at a character."""
+        offsets = [(start + first, start + last) for first, last in other.offsets]
+        ids, harmless_ids = self.ids + other.ids, self.harmless_ids + other.harmless_ids
+        return Tokens(ids, self.offsets + offsets, self.harmless + other.harmless, harmless_ids)
+
+
+class RecordTokenizer:
+    """A fast tokenizer that takes added tokens from a chat template, and from a record text only.
+
+    A tokenizer finds its added tokens (``</s>``, ``<|im_end|>``, ``<image>``, ``<tool_call>``) wherever a text spells
+    them. Where one lies in what a record says, the text is tokenized again by a twin that knows the tokens by other
+    names, which are written where the template meant them. All other texts keep the tokenizer's own ids.
+
+    Two kinds of added tokens may come from a record: white space, and the places and masks of PaliGemma
+    (``<loc0001>``, ``<seg001>``), with which it answers; and those that ``record_tokens`` names.
+
+    Args:
+        tokenizer (PreTrainedTokenizerFast): The tokenizer.
+        placeholders (Collection[str]): Further strings that a processor replaces. Defaults to none.
+        record_tokens (Collection[str]): Added tokens that a record may write. Defaults to none.
+
+    Raises:
+        ValueError: If one of ``record_tokens`` is not an added token, or begins, ends or pads texts.
+    """
+
+    def __init__(self, tokenizer, placeholders: Collection[str] = (), record_tokens: Collection[str] = ()) -> None:
+        self.tokenizer = tokenizer
+        self.placeholders = [text for text in placeholders if text]
+        added = {token.content: number for number, token in tokenizer.added_tokens_decoder.items()}
+        kept = _check_record_tokens(record_tokens, added, tokenizer, self.placeholders)
+        self.controls = {
+            number: content
+            for content, number in added.items()
+            if content.strip() and content not in kept and not ANSWER_TOKEN.fullmatch(content)
+        }
+        # A model writes these for characters that it lacks: only their own names are a matter of this class.
+        self.written_by_model = {
+            number
+            for number, content in self.controls.items()
+            if content == tokenizer.unk_token or BYTE_TOKEN.fullmatch(content)
+        }
+
+    def __call__(self, text: str, is_record: np.ndarray, special_tokens: bool) -> Tokens:
+        """Tokenize.
+
+        Args:
+            text (str): A written conversation, or a piece of one.
+            is_record (numpy.ndarray): [len(text)] bool, which characters the record says.
+            special_tokens (bool): Whether the tokenizer should add those that begin and end a text.
+
+        Raises:
+            RecordError: If the text holds half of a surrogate pair, which is no character.
+        """
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise RecordError(f'a text holds {text[error.start]!a}, half of a character') from error
+        encoded = self._encode(text, special_tokens)
+        ids, offsets = encoded['input_ids'], encoded['offset_mapping']
+        harmless, harmless_ids = text, ids
+        named = any(self._is_named(number, text, span, is_record) for number, span in zip(ids, offsets))
+        if named or self._holds_placeholder(text, is_record):
+            harmless = ''.join(_harmless(one) if said else one for one, said in zip(text, is_record))
+            other = self._encode(harmless, special_tokens)
+            harmless_ids = other['input_ids']
+            if named:
+                ids, offsets = self._quote(text, is_record, other)
+        return Tokens(ids, offsets, harmless, harmless_ids)
+
+    def _encode(self, text: str, special_tokens: bool):
+        return self.tokenizer(
+            text,
+            add_special_tokens=special_tokens,
+            return_offsets_mapping=True,
+            return_special_tokens_mask=True,
+            verbose=False,
+        )
+
+    def _is_named(self, number: int, text: str, span: tuple[int, int], is_record: np.ndarray) -> bool:
+        """Whether a token is one that controls, which something of the record spells."""
+        if number not in self.controls or not is_record[slice(*_inside(text, span))].any():
+            return False
+        return number not in self.written_by_model or _same(text[slice(*span)], self.controls[number])
+
+    def _holds_placeholder(self, text: str, is_record: np.ndarray) -> bool:
+        for placeholder in self.placeholders:
+            start = text.find(placeholder)
+            while start >= 0:
+                if is_record[start : start + len(placeholder)].any():
+                    return True
+                start = text.find(placeholder, start + 1)
+        return False
+
+    def _quote(self, text: str, is_record: np.ndarray, harmless) -> tuple[list[int], list[tuple[int, int]]]:
+        """Tokenize with the twin: the added tokens of the harmless text outside the record are the template's."""
+        names, twin = self._twin
+        pieces, places, position = [], [], 0
+        for number, span in zip(harmless['input_ids'], harmless['offset_mapping']):
+            first, last = _inside(text, span)
+            if number not in names or first == last or is_record[first:last].any():
+                continue
+            if number in self.written_by_model and not _same(text[first:last], self.controls[number]):
+                continue
+            pieces += [text[position:first], names[number]]
+            places += [*range(position, first), *[first] * len(names[number])]
+            position = last
+        pieces.append(text[position:])
+        places += [*range(position, len(text) + 1)]
+        encoding = twin.encode(''.join(pieces), add_special_tokens=False)
+        offsets = [(places[first], places[last]) for first, last in encoding.offsets]
+        front, back = _added_by_tokenizer(harmless)
+        ids = [*front, *encoding.ids, *back]
+        offsets = [*[(0, 0)] * len(front), *offsets, *[(0, 0)] * len(back)]
+        # What a model writes for an unknown word is no control token, be it the word's own name.
+        controls = set(self.controls) - self.written_by_model
+        if any(
+            number in controls and self._is_named(number, text, span, is_record) for number, span in zip(ids, offsets)
+        ):
+            raise RuntimeError(
+                f'EncodeConversation: {type(self.tokenizer).__name__} makes a control token of the text of a record'
+            )
+        return ids, offsets
+
+    @cached_property
+    def _twin(self):
+        """The names of the tokens that control in the twin, by their ids, and the twin."""
+        from tokenizers import Tokenizer
+
+        # Nobody can write what nobody knows.
+        key = secrets.token_hex(8)
+        content = json.loads(self.tokenizer.backend_tokenizer.to_str())
+        names, renamed = {}, {}
+        for number, token in self.controls.items():
+            if not BYTE_TOKEN.fullmatch(token):
+                names[number] = renamed[token] = f'\U00100000{key}{number}\U00100001'
+        added = [token for token in content['added_tokens'] if not BYTE_TOKEN.fullmatch(token['content'])]
+        for token in added:
+            token['content'] = renamed.get(token['content'], token['content'])
+        content['added_tokens'] = added
+        _rename_pieces(content['model'], renamed)
+        content.update(truncation=None, padding=None)
+        twin = Tokenizer.from_str(json.dumps(content))
+        wrong = [number for number, name in names.items() if twin.token_to_id(name) != number]
+        if wrong:
+            raise RuntimeError(
+                f'EncodeConversation: the added tokens of {type(self.tokenizer).__name__} cannot be told from the text '
+                f'of a record: {[self.controls[number] for number in wrong[:3]]} would change their ids'
+            )
+        return names, twin
+
+    def __getstate__(self) -> dict:
+        return {key: value for key, value in self.__dict__.items() if key != '_twin'}
+
+
+def _check_record_tokens(names: Collection[str], added: dict, tokenizer, placeholders: Collection[str]) -> set[str]:
+    unknown = sorted(set(names) - set(added))
+    if unknown:
+        raise ValueError(
+            f'EncodeConversation: record_tokens={list(names)} names {unknown}, no added tokens of the model.'
+        )
+    ends = {tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token, tokenizer.unk_token, *placeholders}
+    if ends & set(names):
+        raise ValueError(
+            f'EncodeConversation: record_tokens={list(names)} names {sorted(ends & set(names))}, which begin, end or '
+            'pad texts, or stand for images.'
+        )
+    return set(names)
+
+
+def _rename_pieces(model: dict, renamed: dict[str, str]) -> None:
+    """Let a model of the library `tokenizers`, as JSON, know some pieces by other names, and make none of them."""
+    vocabulary = model.get('vocab')
+    if isinstance(vocabulary, dict):
+        model['vocab'] = {renamed.get(piece, piece): number for piece, number in vocabulary.items()}
+    elif isinstance(vocabulary, list):
+        model['vocab'] = [[renamed.get(piece, piece), score] for piece, score in vocabulary]
+    if model.get('unk_token') in renamed:
+        model['unk_token'] = renamed[model['unk_token']]
+    if 'merges' in model:
+        pairs = [merge.split(' ') if isinstance(merge, str) else merge for merge in model['merges']]
+        model['merges'] = [pair for pair in pairs if not {*pair, ''.join(pair)} & set(renamed)]
+
+
+def _inside(text: str, span: tuple[int, int]) -> tuple[int, int]:
+    """A span without the white space at its ends, which some added tokens take along."""
+    piece = text[slice(*span)]
+    core = piece.strip()
+    first = span[0] + (piece.index(core) if core else 0)
+    return first, first + len(core)
+
+
+def _added_by_tokenizer(encoded) -> tuple[list[int], list[int]]:
+    """The tokens with which a tokenizer begins and ends a text."""
+    ids, mask = encoded['input_ids'], encoded['special_tokens_mask']
+    front = next((place for place, added in enumerate(mask) if not added), len(ids))
+    back = next((place for place, added in enumerate(reversed(mask)) if not added), 0) if front < len(ids) else 0
+    return ids[:front], ids[len(ids) - back :]
+
+
+def _harmless(character: str) -> str:
+    """A character that spells no token, of the same kind."""
+    return character if character.isspace() else 'x' if character.isalnum() or character == '_' else '.'
+
+
+def _same(text: str, content: str) -> bool:
+    return unicodedata.normalize('NFKC', text).strip().casefold() == content.strip().casefold()
