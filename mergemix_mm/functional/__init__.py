@@ -1,6 +1,6 @@
 """The mathematics of the methods: pure functions on tensors that need torch alone."""
 
-from .coordinates import CoordinateError, format_boxes, format_phrase, parse_boxes, parse_phrases
+from .coordinates import CoordinateError, format_boxes, format_phrase, parse_boxes, parse_family_boxes, parse_phrases
 from .embedding_mix import as_grid, mix_embeddings, resample_grid
 from .interaction import aia_loss, attention_with_intensity, interaction_intensity
 from .mixing import (
@@ -62,6 +62,7 @@ __all__ = [
     'mix_tensors',
     'mix_weights',
     'parse_boxes',
+    'parse_family_boxes',
     'parse_phrases',
     'real_views',
     'received_attention',

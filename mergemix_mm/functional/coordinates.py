@@ -15,6 +15,12 @@ TOLERANCE = 5e-4
 _NUMBER = re.compile(r'[+-]?(?:\d+\.?\d*|\.\d+)')
 _BRACKET = re.compile(r'\[([^\[\]]*)\]')
 _PHRASE = re.compile(r'<p>((?:(?!</?p>).)*)</p>', re.DOTALL)
+_PLAIN = r'[+-]?(?:\d+\.?\d*|\.\d+)%?'
+_FAMILY_BOX = re.compile(
+    rf'\[\s*{_PLAIN}(?:\s*,\s*{_PLAIN}){{3}}\s*\]'
+    rf'|\(\s*{_PLAIN}\s*,\s*{_PLAIN}\s*\)\s*,?\s*\(\s*{_PLAIN}\s*,\s*{_PLAIN}\s*\)'
+    rf'|\{{\s*(?:<{_PLAIN}>\s*){{4}}\}}|(?:<loc\d{{4}}>){{4}}(?!<loc)'
+)
 # The brackets right behind a phrase, those that are never closed included.
 _BEHIND = re.compile(r'\s*\[[^\]]*\]?')
 
@@ -70,6 +76,46 @@ def parse_boxes(text: str) -> list[Coordinates]:
     if stray:
         raise CoordinateError(f'a bracket without its counterpart: {stray[0]!r}')
     return [_parse_row(row) for inside in _BRACKET.findall(text) for row in inside.split(';')]
+
+
+def parse_family_boxes(text: str, largest: Sequence[float], y_first: bool = False) -> list[Coordinates]:
+    """Read boxes as other model families write them, with coordinates in a unit that the caller knows.
+
+    Four numbers each, in one of these notations: ``[x1, y1, x2, y2]``, also in further brackets, in tags (``<box>``,
+    ``<|box_start|>``) or in JSON (``"bbox_2d": [...]``); ``(x1,y1),(x2,y2)``; ``{<x1><y1><x2><y2>}``; or, for
+    ``y_first``, ``<loc0123>`` four times. Any text may stand around them.
+
+    Args:
+        text (str): Such as an answer.
+        largest (Sequence[float]): The coordinates x and y of the lower right corner, in the unit of the answer.
+        y_first (bool): Whether the order is y1, x1, y2, x2. Defaults to False.
+
+    Returns:
+        list[tuple[float, ...]]: Boxes x1, y1, x2, y2 in [0, 1]; empty where no box is named.
+
+    Raises:
+        CoordinateError: If a bracket holds another number of numbers, or is not closed, a number is outside its range,
+            or x2 < x1 or y2 < y1. A number is never taken for one in another unit.
+
+    Examples:
+        >>> parse_family_boxes('<box>(250,500),(750,1000)</box>', (1000, 1000))
+        [(0.25, 0.5, 0.75, 1.0)]
+    """
+    found = list(_FAMILY_BOX.finditer(text))
+    rest = _FAMILY_BOX.sub(' ', text)
+    stray = re.search(r'(?:\[\s*[-+.\d]|\(\s*[-+.\d]+\s*,\s*[-+.\d]|\{\s*<\d|<loc\d)[^\n]{0,30}', rest)
+    if stray or rest.count('[') != rest.count(']'):
+        raise CoordinateError(f'no box of four numbers in brackets: {(stray[0] if stray else rest)[:40]!r}')
+    boxes = []
+    for match in found:
+        row = [float(number) for number in _NUMBER.findall(match[0])]
+        if y_first:
+            row = [row[1], row[0], row[3], row[2]]
+        # Half a unit of the last place that such models write, which is the third of a share.
+        row = [_inside(value / largest[i % 2], TOLERANCE) for i, value in enumerate(row)]
+        _check(row, match[0])
+        boxes.append(tuple(row))
+    return boxes
 
 
 def format_phrase(phrase: str, boxes: Iterable[Sequence[float]], decimals: int = 3) -> str:

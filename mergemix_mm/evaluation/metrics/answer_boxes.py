@@ -1,38 +1,85 @@
 """From the coordinates in an answer to boxes in the pixels of its image."""
 
+import re
+from numbers import Real
+
 import torch
 from torch import Tensor
 
-from ...functional import CoordinateError, boxes_from_square, parse_boxes
+from ...functional import CoordinateError, boxes_from_square, parse_boxes, parse_family_boxes
 from ...utils.text import shown
 from .answers import get_field
 
+_UNITS = dict(unit=1, percent=100, permille=1000, loc=1024)
+COORDINATES = ('square', *_UNITS, 'pixels')
 
-def read_boxes(sample: dict, metric: str) -> Tensor | None:
+
+def check_coordinates(coordinates: str, metric: str) -> None:
+    """Refuse a unit that :func:`read_boxes` does not know.
+
+    Raises:
+        ValueError: If it is none of ``COORDINATES``.
+    """
+    if coordinates not in COORDINATES:
+        raise ValueError(f'{metric}: coordinates={coordinates!r} must be one of {COORDINATES}.')
+
+
+def read_boxes(sample: dict, metric: str, coordinates: str = 'square') -> Tensor | None:
     """The boxes that an answer names, in their order.
 
+    What the numbers of an answer mean is said by ``coordinates``, never guessed from them:
+
+    - ``'square'``: [0, 1] of the square-padded image in SPHINX's notation,
+      :func:`~mergemix_mm.functional.parse_boxes`;
+    - ``'unit'``, ``'percent'``, ``'permille'``: 0 to 1, 100 or 1000 of the image's own width and height, in any
+      notation of :func:`~mergemix_mm.functional.parse_family_boxes`. Per mille is how Qwen-VL, Qwen2-VL, Qwen3-VL,
+      InternVL and CogVLM answer, percent how MiniGPT-v2 does;
+    - ``'loc'``: PaliGemma's ``<loc0123>`` four times, y first, 0 to 1024;
+    - ``'pixels'``: of the image that the model saw, as Qwen2.5-VL answers: ``input_size`` of the sample, or
+      ``image_size`` where the image was not resized.
+
     Args:
-        sample (dict): A data sample with ``pred_answer`` (str: boxes xyxy of the square-padded image, in [0, 1]),
-            ``image_size`` (height and width in pixels) and perhaps ``align``, where the image lies in its square
-            (``'center'``, unless given, or ``'corner'``).
+        sample (dict): A data sample with ``pred_answer`` (str), ``image_size`` (height and width in pixels) and
+            perhaps ``align``, where the image lies in its square (``'center'``, unless given, or ``'corner'``), and
+            ``input_size`` (height and width).
         metric (str): Who asks, for the error.
+        coordinates (str): What the numbers mean. Defaults to ``'square'``.
 
     Returns:
         Tensor, optional: [n, 4] float64, n >= 1, xyxy in pixels, clipped to the image; None if the answer is malformed:
-        it names no box, or a key point, or :func:`~mergemix_mm.functional.parse_boxes` refuses it.
+        it names no box, or a key point, or the function that parses refuses it.
 
     Raises:
         KeyError: If the sample has no ``pred_answer`` or ``image_size``.
+        ValueError: If ``input_size`` is no size.
     """
     answer, size = (get_field(sample, key, metric) for key in ('pred_answer', 'image_size'))
     try:
-        found = parse_boxes(answer)
+        found = parse_boxes(answer) if coordinates == 'square' else _parse(answer, sample, size, metric, coordinates)
     except CoordinateError:
         return None
     if not found or any(len(box) != 4 for box in found):
         return None
     boxes = torch.tensor(found, dtype=torch.float64)
-    return boxes_from_square(boxes, tuple(size), sample.get('align', 'center'))
+    if coordinates == 'square':
+        return boxes_from_square(boxes, tuple(size), sample.get('align', 'center'))
+    return boxes * boxes.new_tensor([size[1], size[0], size[1], size[0]])
+
+
+def _parse(answer: str, sample: dict, size: tuple[int, int], metric: str, coordinates: str) -> list[tuple[float, ...]]:
+    """Boxes in [0, 1] of the image."""
+    # Some notations belong to one unit: in an answer in another unit they are malformed.
+    notations = dict(loc=r'<loc\d', percent=r'\d\s*%')
+    if any(unit != coordinates and re.search(notation, answer) for unit, notation in notations.items()):
+        return []
+    if coordinates == 'loc' and re.search(r'[\[({]\s*<?\d', answer):
+        return []
+    if coordinates != 'pixels':
+        return parse_family_boxes(answer, [_UNITS[coordinates]] * 2, y_first=coordinates == 'loc')
+    seen = sample.get('input_size', size)
+    if len(seen) != 2 or not all(isinstance(side, Real) and side > 0 for side in seen):
+        raise ValueError(f'{metric}: input_size={shown(seen)} must be the height and width of the image that was seen')
+    return parse_family_boxes(answer, (seen[1], seen[0]))
 
 
 def true_boxes(sample: dict, metric: str) -> Tensor:

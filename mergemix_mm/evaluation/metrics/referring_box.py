@@ -6,7 +6,7 @@ from mmengine.evaluator import BaseMetric
 from mmengine.registry import METRICS
 from torchvision.ops import box_iou
 
-from .answer_boxes import read_boxes, true_boxes
+from .answer_boxes import check_coordinates, read_boxes, true_boxes
 from .answers import group_of, per_group, percent
 
 
@@ -17,27 +17,36 @@ class ReferringBoxMetric(BaseMetric):
     - ``box/accuracy``: share of boxes with an intersection over union (IoU) of at least ``iou_threshold``;
     - ``box/mean_iou``: mean IoU, where a malformed answer has 0;
     - ``box/malformed``: share of answers that do not name exactly one box: none, several, a key point, brackets that do
-      not close, corners in the wrong order, numbers outside [0, 1]. They are wrong;
+      not close, corners in the wrong order, numbers outside the range of ``coordinates``. They are wrong;
     - ``box/<group>/...``: the same over the samples of each ``split``, ``category`` or ``question_type`` (the first of
       these that a sample has).
 
     Args:
         iou_threshold (float): The IoU from which on a box is right, in (0, 1]. Defaults to 0.5.
+        coordinates (str): What the numbers of an answer mean: ``'square'`` (SPHINX), ``'unit'``, ``'percent'``,
+            ``'permille'``, ``'loc'`` or ``'pixels'``, see :func:`~.answer_boxes.read_boxes`. Defaults to ``'square'``.
         collect_device (str): ``'cpu'`` or ``'gpu'``, how several processes gather. Defaults to ``'cpu'``.
         prefix (str, optional): Prefix of the names. Defaults to None, which means ``box``.
 
     Raises:
         KeyError: If a sample has no ``pred_answer``, ``gt_boxes`` or ``image_size``.
-        ValueError: If ``iou_threshold`` is outside its range, a sample has not exactly one box, or there is no sample.
+        ValueError: If ``iou_threshold`` or ``coordinates`` is outside its range, a sample has not exactly one box, or there is no sample.
     """
 
     default_prefix = 'box'
 
-    def __init__(self, iou_threshold: float = 0.5, collect_device: str = 'cpu', prefix: str | None = None) -> None:
+    def __init__(
+        self,
+        iou_threshold: float = 0.5,
+        collect_device: str = 'cpu',
+        prefix: str | None = None,
+        coordinates: str = 'square',
+    ) -> None:
         super().__init__(collect_device=collect_device, prefix=prefix)
         if not 0 < iou_threshold <= 1:
             raise ValueError(f'ReferringBoxMetric: iou_threshold={iou_threshold!r} must be in (0, 1]; 0.5 is usual.')
-        self.iou_threshold = iou_threshold
+        check_coordinates(coordinates, 'ReferringBoxMetric')
+        self.iou_threshold, self.coordinates = iou_threshold, coordinates
 
     def process(self, data_batch, data_samples: Sequence[dict]) -> None:
         """Compare the boxes of a batch.
@@ -55,7 +64,7 @@ class ReferringBoxMetric(BaseMetric):
                     f'ReferringBoxMetric: gt_boxes={truth.tolist()} must be exactly one box [[x1, y1, x2, y2]]; for '
                     "several objects use dict(type='TextDetectionMetric')."
                 )
-            boxes = read_boxes(sample, 'ReferringBoxMetric')
+            boxes = read_boxes(sample, 'ReferringBoxMetric', self.coordinates)
             malformed = boxes is None or len(boxes) != 1
             iou = 0.0 if malformed else float(box_iou(boxes, truth))
             self.results.append(dict(iou=iou, malformed=malformed, group=group_of(sample)))

@@ -10,7 +10,7 @@ import torch
 from mmengine.evaluator import BaseMetric
 from mmengine.registry import METRICS
 
-from .answer_boxes import read_boxes, true_boxes
+from .answer_boxes import check_coordinates, read_boxes, true_boxes
 from .answers import get_field, percent
 
 _NAMES = ('mAP', 'mAP_50', 'mAP_75')
@@ -33,14 +33,20 @@ class TextDetectionMetric(BaseMetric):
     Args:
         collect_device (str): ``'cpu'`` or ``'gpu'``, how several processes gather. Defaults to ``'cpu'``.
         prefix (str, optional): Prefix of the names. Defaults to None, which means ``detection``.
+        coordinates (str): What the numbers of an answer mean, as for ``ReferringBoxMetric``. Defaults to ``'square'``.
 
     Raises:
         ImportError: If pycocotools is not installed.
         KeyError: If a sample lacks a field of :meth:`process`.
-        ValueError: If two samples ask for the same class of the same image, or no sample has a box to be found.
+        ValueError: If ``coordinates`` is unknown, two samples ask for the same class of the same image, or no sample has a box to be found.
     """
 
     default_prefix = 'detection'
+
+    def __init__(self, collect_device: str = 'cpu', prefix: str | None = None, coordinates: str = 'square') -> None:
+        super().__init__(collect_device=collect_device, prefix=prefix)
+        check_coordinates(coordinates, 'TextDetectionMetric')
+        self.coordinates = coordinates
 
     def process(self, data_batch, data_samples: Sequence[dict]) -> None:
         """Read the boxes of a batch.
@@ -55,7 +61,7 @@ class TextDetectionMetric(BaseMetric):
         for sample in data_samples:
             label, truth = get_field(sample, 'label', 'TextDetectionMetric'), true_boxes(sample, 'TextDetectionMetric')
             image = get_field(sample, 'image_id' if 'image_id' in sample else 'source', 'TextDetectionMetric')
-            boxes = read_boxes(sample, 'TextDetectionMetric')
+            boxes = read_boxes(sample, 'TextDetectionMetric', self.coordinates)
             row = dict(image=image, label=label, malformed=boxes is None, score=sample.get('pred_confidence', 1.0))
             row['truth'] = _to_xywh(truth)
             row['found'] = [] if boxes is None else _to_xywh(boxes)

@@ -116,3 +116,69 @@ def test_a_bad_threshold_several_true_boxes_a_missing_field_and_no_sample_are_re
 def test_a_true_box_that_has_no_width_names_its_sample(box):
     with pytest.raises(ValueError, match=r'ReferringBoxMetric: refs\.p: ref 3: gt_boxes=.* width and a height above 0'):
         evaluate([sample('[0,0,1,1]', [box], source='refs.p: ref 3')])
+
+
+@pytest.mark.parametrize(
+    ('coordinates', 'answer'),
+    [
+        ('permille', '<box>(100,200),(300,800)</box>'),
+        ('permille', '<|object_ref_start|>it<|object_ref_end|><|box_start|>(100,200),(300,800)<|box_end|>'),
+        ('permille', '<ref>the dog</ref><box>[[100, 200, 300, 800]]</box>'),
+        ('permille', '[[100,200,300,800]]'),
+        ('permille', '[100, 200, 300, 800]'),
+        ('permille', '```json\n[{"bbox_2d": [100, 200, 300, 800], "label": "dog (2 years)"}]\n```'),
+        ('percent', '[10, 20, 30, 80]'),
+        ('percent', '[10%, 20%, 30.0%, 80%]'),
+        ('percent', '{<10><20><30><80>}'),
+        ('unit', 'It is at [0.1,0.2,0.3,0.8].'),
+        ('unit', '[[.1, .2, .3, .8]]'),
+        ('pixels', '{"bbox_2d": [40, 40, 120, 160]}'),
+        ('pixels', '(40.0,40.0),(120.0,160.0)'),
+        ('loc', '<loc0205><loc0102><loc0819><loc0307> dog'),
+    ],
+)
+def test_answers_of_other_families_are_read_in_the_unit_that_is_said(coordinates, answer):
+    one = sample(answer, truth=[[40, 40, 120, 160]], size=(200, 400))
+    found = evaluate([one], coordinates=coordinates)
+    assert found['box/malformed'] == 0 and found['box/mean_iou'] == pytest.approx(100, abs=0.5)
+
+
+@pytest.mark.parametrize(
+    ('coordinates', 'answer'),
+    [
+        ('unit', '[100,200,300,800]'),
+        ('percent', '[100,200,300,800]'),
+        ('permille', '[100,200,300,1200]'),
+        ('permille', '(100,200)'),
+        ('permille', '[[100,200,300,800]'),
+        ('permille', '[100,200,300]'),
+        ('permille', '[300,200,100,800]'),
+        ('permille', '[[100,200,300,800],[100,200,300,900]]'),
+        ('permille', '[10%,20%,30%,80%]'),
+        ('permille', '<loc0205><loc0102><loc0819><loc0307>'),
+        ('permille', '100 200 300 800'),
+        ('permille', ''),
+        ('permille', '[nan,200,300,800]'),
+        ('pixels', '[40,40,500,160]'),
+        ('loc', '[100,200,300,800]'),
+        ('loc', '<loc0205><loc0102><loc0819>'),
+        ('square', '<box>(100,200),(300,800)</box>'),
+        ('square', '[100,200,300,800]'),
+    ],
+)
+def test_a_unit_is_never_guessed_from_the_numbers(coordinates, answer):
+    one = sample(answer, truth=[[40, 40, 120, 160]], size=(200, 400))
+    assert evaluate([one], coordinates=coordinates) == {'box/accuracy': 0, 'box/mean_iou': 0, 'box/malformed': 100}
+
+
+def test_pixels_are_those_of_the_image_that_the_model_saw():
+    one = sample('{"bbox_2d": [20, 20, 60, 80]}', truth=[[40, 40, 120, 160]], size=(200, 400))
+    assert evaluate([one], coordinates='pixels')['box/mean_iou'] < 50
+    assert evaluate([dict(one, input_size=(100, 200))], coordinates='pixels')['box/mean_iou'] == pytest.approx(100)
+    with pytest.raises(ValueError, match='ReferringBoxMetric: input_size=.* must be the height and width'):
+        evaluate([dict(one, input_size=(0, 200))], coordinates='pixels')
+
+
+def test_unknown_coordinates_are_refused():
+    with pytest.raises(ValueError, match="ReferringBoxMetric: coordinates='qwen' must be one of"):
+        ReferringBoxMetric(coordinates='qwen')
