@@ -30,7 +30,8 @@ class ReferringBoxMetric(BaseMetric):
 
     Raises:
         KeyError: If a sample has no ``pred_answer``, ``gt_boxes`` or ``image_size``.
-        ValueError: If ``iou_threshold`` or ``coordinates`` is outside its range, a sample has not exactly one box, or there is no sample.
+        ValueError: If ``iou_threshold`` or ``coordinates`` is outside its range, a sample has not exactly one box, or
+            there is no sample.
     """
 
     default_prefix = 'box'

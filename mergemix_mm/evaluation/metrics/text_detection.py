@@ -38,7 +38,8 @@ class TextDetectionMetric(BaseMetric):
     Raises:
         ImportError: If pycocotools is not installed.
         KeyError: If a sample lacks a field of :meth:`process`.
-        ValueError: If ``coordinates`` is unknown, two samples ask for the same class of the same image, or no sample has a box to be found.
+        ValueError: If ``coordinates`` is unknown, two samples ask for the same class of the same image, or no sample
+            has a box to be found.
     """
 
     default_prefix = 'detection'
