@@ -11,6 +11,8 @@ import torch.distributed as dist
 from mmpretrain.structures import DataSample
 from two_ranks import WORLD, results_of
 
+pytestmark = pytest.mark.slow
+
 VIT = dict(
     type='VisionTransformer',
     arch=dict(embed_dims=16, num_layers=3, num_heads=2, feedforward_channels=32),

@@ -259,6 +259,7 @@ def test_the_api_reference_has_everything_that_is_registered():
 
 
 # Of Sphinx' own interfaces, which its extensions use.
+@pytest.mark.slow
 @pytest.mark.filterwarnings('ignore::PendingDeprecationWarning')
 def test_the_site_builds_without_a_warning(tmp_path, monkeypatch, capfd):
     pytest.importorskip('myst_parser', reason='make docs installs what builds the site')

@@ -44,12 +44,14 @@ import mergemix_mm.functional
     assert run_python(code).returncode == 0
 
 
+@pytest.mark.slow
 def test_an_error_within_the_package_is_not_taken_for_a_missing_library():
     code = "import sys; sys.modules['mergemix_mm.engine'] = None; import mergemix_mm"
     done = run_python(code)
     assert done.returncode != 0 and 'mergemix_mm.engine' in done.stderr
 
 
+@pytest.mark.slow
 def test_importing_loads_no_heavy_library_that_mmpretrain_does_not():
     code = """
 import sys

@@ -10,6 +10,8 @@ from zipfile import ZipFile
 import pytest
 from limits import HANGS
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGED = ('configs', 'tools')
 NOT_PACKAGED = shutil.ignore_patterns(

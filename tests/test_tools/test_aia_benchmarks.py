@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
+pytestmark = pytest.mark.slow
+
 TOOLS = Path(__file__).parents[2] / 'tools' / 'benchmarks'
 CURVES = dict(gen=dict(mean=[0.4, 0.6], std=[0.01, 0.1]), und=dict(mean=[0.1, 0.2], std=[0.2, 0.2]))
 

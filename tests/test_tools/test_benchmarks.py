@@ -201,6 +201,7 @@ def test_release_scheme_scores_as_ours_does_where_nothing_merges(load):
 # --- the scripts ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_step_cost_runs_quickly_and_writes_its_numbers(load, tmp_path, capsys):
     path = tmp_path / 'steps.json'
     results = load('step_cost').main(['--quick', '--output', str(path)])
@@ -222,6 +223,7 @@ def test_step_cost_runs_quickly_and_writes_its_numbers(load, tmp_path, capsys):
     assert '| CutMix ' in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_tome_throughput_runs_quickly(load, capsys):
     rows = load('tome_throughput').main(['--quick'])['models']
     assert [row['merged'] for row in rows] == [0, 0, 19, 32]
@@ -229,6 +231,7 @@ def test_tome_throughput_runs_quickly(load, capsys):
     assert '| 19 of 64 ' in capsys.readouterr().out.replace('|       ', '| ')
 
 
+@pytest.mark.slow
 def test_ratio_fidelity_runs_quickly(load, tmp_path, capsys):
     path = tmp_path / 'fidelity.json'
     results = load('ratio_fidelity').main(['--quick', '--threads', '1', '--output', str(path)])
@@ -252,6 +255,7 @@ def test_ratio_fidelity_runs_quickly(load, tmp_path, capsys):
 # --- digits_accuracy --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_accuracy_runs_are_paired_stored_one_by_one_and_not_repeated(load, tmp_path, monkeypatch, capsys):
     accuracy, output = load('digits_accuracy'), tmp_path / 'runs.json'
     monkeypatch.setattr(accuracy, 'ARMS', {name: accuracy.ARMS[name] for name in ('CutMix', 'MergeMix, area')})
@@ -270,6 +274,7 @@ def test_accuracy_runs_are_paired_stored_one_by_one_and_not_repeated(load, tmp_p
         accuracy.main(['--quick', '--prob', '0.9', '--output', str(output)])
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_run(load):
     accuracy = load('digits_accuracy')
     first, second = (accuracy.run('MergeMix, area', 3, steps=3, prob=1.0, num_test=64) for _ in range(2))

@@ -10,6 +10,7 @@ pytest.importorskip('mmdet', reason="MMDetection is missing: pip install -e '.[d
 
 from mergemix_mm.missing_ops import INSTALL, has_ops
 
+pytestmark = pytest.mark.slow
 TOOLS = Path(__file__).parents[2] / 'tools' / 'benchmarks'
 needs_ops = pytest.mark.skipif(not has_ops(), reason=f'Mask R-CNN needs the compiled ops of onedl-mmcv: {INSTALL}')
 

@@ -186,6 +186,7 @@ def test_what_json_cannot_hold_becomes_text(load_tool):
     assert [tool.plain(value) for value in (1, 2.5, float('inf'), 'x')] == [1.0, 2.5, 'inf', 'x']
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_numbers_of_one(files, run_command, run_tool):
     folder, _ = files
     paths = [str(folder / name) for name in ('model.py', 'weights.pth', 'losses.py')]

@@ -10,6 +10,8 @@ from transformers import CLIPVisionModel
 
 from mergemix_mm.datasets import ShapesConversationDataset, shapes_processor
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def tool(monkeypatch):

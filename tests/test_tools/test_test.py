@@ -5,6 +5,8 @@ import pickle
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def trained(config, tmp_path, run_tool):

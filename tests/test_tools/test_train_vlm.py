@@ -12,6 +12,8 @@ from mmengine.runner import IterBasedTrainLoop
 from mergemix_mm.datasets import shapes_words
 from mergemix_mm.models import VLMTuner
 
+pytestmark = pytest.mark.slow
+
 CONFIG = f"""
 default_scope = 'mmpretrain'
 custom_imports = dict(imports=['mergemix_mm'])

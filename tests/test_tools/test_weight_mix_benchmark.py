@@ -8,6 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+pytestmark = pytest.mark.slow
+
 TOOLS = Path(__file__).parents[2] / 'tools' / 'benchmarks'
 
 

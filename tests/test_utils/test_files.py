@@ -72,6 +72,7 @@ def test_a_folder_that_another_process_made_is_kept_on_demand(tmp_path):
     assert names(tmp_path) == ['set']
 
 
+@pytest.mark.slow
 def test_a_kill_between_the_two_renames_is_repaired_at_the_next_start(tmp_path):
     folder = tmp_path / 'model'
     folder.mkdir()

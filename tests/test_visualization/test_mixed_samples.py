@@ -166,6 +166,7 @@ def test_an_image_that_stayed_clean_is_shown_by_itself():
     assert _draw(_canvases([(16, 16)] * 2, [False, False]))[2] == ['image']
 
 
+@pytest.mark.slow
 def test_pyplot_stays_out():
     with mock.patch.dict(sys.modules, {'matplotlib.pyplot': None}):
         assert draw_mixed_samples(_result()[0], MEAN, STD).std() > 10

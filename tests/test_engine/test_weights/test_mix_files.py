@@ -238,6 +238,7 @@ for out in outs:
 """
 
 
+@pytest.mark.slow
 def test_a_killed_run_leaves_no_half_written_output(llamas, tmp_path):
     mix(tmp_path, 0.5, out='old')
     before = contents(tmp_path / 'old')

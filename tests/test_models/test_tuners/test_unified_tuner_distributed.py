@@ -29,6 +29,8 @@ from mergemix_mm.datasets import (
 from mergemix_mm.engine.hooks import AIAHook
 from mergemix_mm.engine.hooks.step_seed_hook import seed_generators
 
+pytestmark = pytest.mark.slow
+
 BATCH, STEPS = 3, 4
 STAGES = [dict(depth=(0.0, 1.0), target=0.5, delta=0.1)]
 FSDP_CONFIG = mergemix_mm.config_path('simpo/llava-v1.5-7b_8xb16-simpo-mergemix-coslr-1e-fsdp_llava-mix665k.py')

@@ -21,6 +21,8 @@ import mergemix_mm
 from mergemix_mm.engine.hooks.step_seed_hook import seed_generators
 from mergemix_mm.models.tuners.vlm_tuner import Losers
 
+pytestmark = pytest.mark.slow
+
 MAX_NORM = 0.1
 FSDP_CONFIG = mergemix_mm.config_path('simpo/llava-v1.5-7b_8xb16-simpo-mergemix-coslr-1e-fsdp_llava-mix665k.py')
 
