@@ -235,9 +235,29 @@ def _decode(file: io.BufferedIOBase, background: tuple[int, int, int], max_pixel
         except Image.DecompressionBombError as error:
             raise ValueError(f'it is too large for Pillow (PIL.Image.MAX_IMAGE_PIXELS): {error}') from error
         with image:
+            if not image.width or not image.height:
+                raise ValueError(f'it has {image.width} x {image.height} pixels')
             if image.width * image.height > max_pixels:
                 raise ValueError(f'it has {image.width} x {image.height} pixels, more than max_pixels={max_pixels:.0f}')
+            if image.format in ('JPEG', 'MPO') and _ends_in_zeros(file):
+                raise ValueError(
+                    'its end is missing, there are zeros instead, as a download that broke off leaves them'
+                )
             return _to_rgb(image, background)
+
+
+def _ends_in_zeros(file: io.BufferedIOBase) -> bool:
+    """Whether a JPEG has zeros where its data and their end mark should be: decoders would show grey there."""
+    place = file.tell()
+    file.seek(-min(64, file.seek(0, io.SEEK_END)), io.SEEK_END)
+    found = not file.read().strip(b'\0')
+    if found:
+        file.seek(0)
+        content = file.read().rstrip(b'\0')
+        # An end mark may belong to the preview in the metadata, which the main image's data come after.
+        found = content.rfind(b'\xff\xd9') < content.rfind(b'\xff\xda')
+    file.seek(place)
+    return found
 
 
 def _kind(start: bytes) -> str:

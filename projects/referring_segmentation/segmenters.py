@@ -7,7 +7,7 @@ from mmengine.registry import MODELS
 from PIL import Image
 from torch import Tensor
 
-from mergemix_mm.datasets.transforms.image_tokens import axes_of_pil
+from mergemix_mm.datasets.transforms.image_tokens import with_axes
 
 
 @MODELS.register_module()
@@ -39,8 +39,8 @@ class SamSegmenter:
         Returns:
             np.ndarray: [H, W] bool.
         """
-        options = dict(input_boxes=[[box.tolist()]], return_tensors='pt', **axes_of_pil(self.processor))
-        inputs = self.processor(image.convert('RGB'), **options)
+        images, axes = with_axes(self.processor, [image.convert('RGB')])
+        inputs = self.processor(images, input_boxes=[[box.tolist()]], return_tensors='pt', **axes)
         prompt = {key: inputs[key].to(self.model.device, torch.float32) for key in ('pixel_values', 'input_boxes')}
         logits = self.model(**prompt, multimask_output=False).pred_masks.cpu()
         sizes = inputs['original_sizes'], inputs['reshaped_input_sizes']

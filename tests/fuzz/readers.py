@@ -121,6 +121,11 @@ def _images() -> Reader:
     add('clear.png', picture.convert('RGBA'), format='PNG')
     add('palette.png', picture.convert('P'), format='PNG', transparency=0)
     add('lzw.tiff', picture, format='TIFF', compression='tiff_lzw')
+    add('grey.png', picture.convert('L'), format='PNG', transparency=0)
+    add('ink.jpg', picture.convert('CMYK'), format='JPEG')
+    add('whole.tiff', Image.fromarray(np.arange(117, dtype=np.int32).reshape(9, 13) * 500), format='TIFF')
+    for kind in ('GIF', 'TIFF', 'WEBP', 'PNG', 'MPO'):
+        add(f'two_{kind.lower()}.png', picture, format=kind, save_all=True, append_images=[picture.rotate(90)])
 
     def read(path: Path) -> None:
         ann_file = path.parent / 'image.json'

@@ -3,11 +3,13 @@
 import io
 import sys
 
+import numpy as np
 import pytest
 import tiny_sphinx
 import tiny_vlms
 import torch
 from mmengine.registry import MODELS
+from PIL import Image
 
 from mergemix_mm.models.vlms import HFVisionLanguageModel
 
@@ -192,3 +194,19 @@ def test_a_file_name_that_would_steer_the_terminal_is_shown(chat, tmp_path):
     with pytest.raises(SystemExit) as caught:
         run(chat, tmp_path, path, '--question', 'What?')
     assert 'a\\x1b[2J\\u202egnp.txt' in str(caught.value) and '\x1b' not in str(caught.value)
+
+
+def test_images_are_read_as_a_viewer_shows_them(chat, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new('LA', (3, 2), (0, 0)).save(tmp_path / 'clear.png', exif=exif)
+    deep = Image.fromarray(np.full((2, 2), 32768, dtype=np.uint16))
+    deep.save(tmp_path / 'deep.png')
+    clear, grey = chat.open_images([tmp_path / 'clear.png', tmp_path / 'deep.png'])
+    assert clear.size == (2, 3) and clear.getpixel((0, 0)) == (255, 255, 255)
+    assert grey.mode == 'RGB' and grey.getpixel((0, 0)) == (128, 128, 128)
+    Image.new('RGB', (4, 4)).save(tmp_path / 'page.jpg', 'EPS')
+    with pytest.raises(SystemExit, match=r'^IMAGE: image .*page\.jpg cannot be read: it is PostScript'):
+        chat.open_images([tmp_path / 'page.jpg'])
+    with pytest.raises(SystemExit, match=f'^IMAGE: image {tmp_path} is a folder, not a file'):
+        chat.open_images([tmp_path])

@@ -267,10 +267,19 @@ def test_a_file_that_was_cut_off_is_an_error_of_one_line(kind, tmp_path):
         assert '\n' not in str(caught.value)
 
 
-def bomb(side):
-    return png(1, 0, b'\0' * (side // 8), width=side).replace(
-        *(struct.pack('>II', side, height) for height in (1, side))
-    )
+@pytest.mark.parametrize('kind', ['JPEG', 'MPO'])
+def test_a_jpeg_that_ends_in_zeros_is_refused_instead_of_shown_half_grey(kind):
+    preview = Image.Exif()
+    preview[0x927C] = stored(noise(8, 8), 'JPEG')
+    content = stored(noise(64, 48), kind, exif=preview)
+    with pytest.raises(ValueError, match='its end is missing, there are zeros instead'):
+        read_image(content[: len(content) // 2].ljust(len(content), b'\0'))
+    assert np.array_equal(read_image(content + b'\0' * 100), read_image(content))
+
+
+def test_an_image_without_pixels_is_refused():
+    with pytest.raises(ValueError, match='0 x 1 pixels|damaged'):
+        read_image(tiff(np.zeros((1, 0), np.uint8)))
 
 
 def test_the_number_of_pixels_is_limited_before_they_are_decoded(tmp_path):

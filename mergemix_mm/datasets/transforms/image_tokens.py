@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Iterable, Sequence
 
+import numpy as np
 import torch
 from PIL import Image
 
@@ -44,7 +45,6 @@ class ImageTokens:
         vocabulary = processor.tokenizer.get_vocab()
         self.start_id, self.end_id = vocabulary.get(START_MARK), vocabulary.get(END_MARK)
         self.is_prefix_family = type(processor).__name__ == 'PaliGemmaProcessor'
-        self.axes = axes_of_pil(processor)
         self._by_size: dict[tuple[int, int], list[int]] = {}
 
     def process(
@@ -89,10 +89,11 @@ class ImageTokens:
     def _call(
         self, text: str, images: Sequence[Image.Image], special_tokens: bool
     ) -> tuple[list[int], dict[str, torch.Tensor]]:
-        images = [[image] for image in images] if self.apart else list(images)
+        given, axes = with_axes(self.processor, images)
+        given = [[image] for image in given] if self.apart else given
         try:
             output = self.processor(
-                text=[text], images=images, return_tensors='pt', add_special_tokens=special_tokens, **self.axes
+                text=[text], images=given, return_tensors='pt', add_special_tokens=special_tokens, **axes
             )
         except ValueError as error:  # such as an aspect ratio out of its range
             raise RecordError(f'{type(self.processor).__name__} refuses the images: {error}') from error
@@ -106,22 +107,30 @@ class ImageTokens:
         return self._by_size[image.size]
 
 
-def axes_of_pil(processor) -> dict[str, str]:
-    """What tells a processor of transformers the order of a PIL image's axes.
+def with_axes(processor, images: Sequence[Image.Image]) -> tuple[list, dict[str, str]]:
+    """Images for the call of a processor of transformers, and the option that tells it the order of their axes.
 
-    It guesses the order from the sizes otherwise, and takes a height of 1 or 3 pixels for the channels. Processors that
-    end in ``Fast`` look at the order after they have put the channels first.
+    It guesses the order from the sizes otherwise, and takes a height of 1 or 3 pixels for the channels.
+
+    Args:
+        processor: The processor, or its image processor.
+        images (Sequence[PIL.Image.Image]): In RGB.
 
     Returns:
-        dict[str, str]: ``input_data_format``, for the processor's call; nothing for a processor of another kind, such
-        as :class:`SphinxProcessor`.
+        tuple[list, dict[str, str]]: The images, and ``input_data_format``; no option for a processor of another kind,
+        such as :class:`SphinxProcessor`.
     """
-    from transformers import BaseImageProcessor, BaseImageProcessorFast
+    from transformers import BaseImageProcessor, BaseImageProcessorFast, LlavaNextImageProcessor
 
-    images = getattr(processor, 'image_processor', processor)
-    if isinstance(images, BaseImageProcessorFast):
-        return dict(input_data_format='channels_first')
-    return dict(input_data_format='channels_last') if isinstance(images, BaseImageProcessor) else {}
+    images, found = list(images), getattr(processor, 'image_processor', processor)
+    if not isinstance(found, BaseImageProcessor):
+        return images, {}
+    if isinstance(found, LlavaNextImageProcessor):
+        # It pads without the option: a wide image that it has resized to 3 rows would become an image of 3 columns.
+        images = [np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1)) for image in images]
+    # Those that end in Fast have put the channels first before they ask.
+    first = isinstance(found, (BaseImageProcessorFast, LlavaNextImageProcessor))
+    return images, dict(input_data_format='channels_first' if first else 'channels_last')
 
 
 def expand(ids: Sequence[int], token_id: int, expansions: Iterable[Sequence[int]]) -> list[int]:

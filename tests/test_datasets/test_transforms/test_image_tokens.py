@@ -7,9 +7,9 @@ from tiny_vlms import ALL_FAMILIES, image_token, tiny_processor
 from transformers import BaseImageProcessorFast
 
 from mergemix_mm.datasets.llava_padding import pad_to_square
-from mergemix_mm.datasets.transforms.image_tokens import ImageTokens, axes_of_pil
+from mergemix_mm.datasets.transforms.image_tokens import ImageTokens, with_axes
 
-THIN = [(1, 40), (3, 40), (40, 3), (3, 3), (1, 3), (5, 40)]
+THIN = [(1, 40), (2, 40), (3, 40), (40, 3), (3, 3), (1, 3), (5, 40)]
 
 
 def picture(height, width):
@@ -56,4 +56,14 @@ def test_sphinx_reads_thin_images_as_they_lie():
         rows = (found * std + mean).permute(1, 2, 0)
         top = (processor.image_size - height) // 2
         torch.testing.assert_close(rows[top : top + height] * 255, torch.from_numpy(pixels).float(), atol=1e-3, rtol=0)
-    assert axes_of_pil(processor) == {}
+    assert with_axes(processor, ['image']) == (['image'], {})
+
+
+def test_images_of_usual_sizes_are_processed_as_without_the_option():
+    for family, processor in processors():
+        image = Image.fromarray(picture(45, 60))
+        images, axes = with_axes(processor, [image])
+        nested = (lambda each: [each]) if family == 'smolvlm' else (lambda each: each)
+        found = processor.image_processor(nested(images), return_tensors='pt', **axes)
+        plain = processor.image_processor(nested([image]), return_tensors='pt')
+        assert torch.equal(found['pixel_values'], plain['pixel_values']), family

@@ -219,7 +219,7 @@ def test_a_gt_answer_of_the_record_stays():
         (
             'GroundingTask',
             dict(expression='x', box=BOX, size=[20, 10]),
-            r'annotated for an image of \(20, 10\) \(height, width\), but the image has \(10, 20\)',
+            r'for an image of \(20, 10\) \(height, width\), but the image has \(10, 20\); is it turned by its EXIF',
         ),
         ('LayoutTask', dict(labels=['a'], boxes=[BOX, BOX]), 'has 1 labels for 2 boxes'),
         ('TextSpottingTask', dict(texts=['<p>'], boxes=[BOX]), "the phrase '<p>' holds a mark of phrases"),

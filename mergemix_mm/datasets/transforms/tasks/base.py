@@ -159,7 +159,8 @@ def image_size(record: dict[str, Any]) -> tuple[int, int]:
     image = record['images'][0]
     found, said = (image.height, image.width), tuple(record.get('size', (image.height, image.width)))
     if said != found:
-        raise ValueError(f'annotated for an image of {said} (height, width), but the image has {found}')
+        turned = '; is it turned by its EXIF orientation, and annotated as it is stored?' if said == found[::-1] else ''
+        raise ValueError(f'annotated for an image of {short(said)} (height, width), but the image has {found}{turned}')
     return found
 
 
