@@ -3,7 +3,7 @@
 import re
 import reprlib
 
-from ..utils.text import printable
+from ..utils.text import shown
 
 LONGEST_WORD = 200
 LONGEST_MESSAGE = 2000
@@ -35,7 +35,7 @@ def one_line(message: object) -> str:
     text = re.sub(rf'\S{{{LONGEST_WORD + 1},}}', lambda word: f'{word[0][:80]}...{word[0][-20:]}', text)
     text = re.sub(r'\s*[\r\n\v\f\x85\u2028\u2029]\s*', ' ', text)
     # Lone surrogates and control characters cannot be printed everywhere.
-    text = printable(text)
+    text = shown(text, limit=None)
     return text if len(text) <= LONGEST_MESSAGE else text[: LONGEST_MESSAGE - 3] + '...'
 
 

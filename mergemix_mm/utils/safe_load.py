@@ -15,6 +15,8 @@ import torch
 from mmengine.logging import HistoryBuffer
 from torch import Tensor, serialization
 
+from .text import printable, shown
+
 # The methods that a pickled HistoryBuffer refers to; a new buffer has them anyway.
 LOG_METHODS = ('min', 'max', 'current', 'mean')
 NUMERIC = 'biufcSU'  # The kinds of dtypes whose elements are plain: numbers, truth values and texts.
@@ -146,7 +148,7 @@ def safe_load(
         with _stand_ins():
             content = torch.load(file, map_location=map_location, weights_only=True)
         return restored(content)
-    except OSError:
+    except (FileNotFoundError, IsADirectoryError, PermissionError):
         raise
     except Exception as error:  # Hostile content can raise whatever Python has.
         if not trust:
@@ -210,16 +212,18 @@ def _environment(values: dict[str, str | None]) -> Iterator[None]:
 def _refusal(name: str, error: Exception, flag: str) -> CheckpointError:
     """The error of one line for what torch's unpickler, or a stand-in, raised."""
     text = str(error).split('WeightsUnpickler error:')[-1].split('Please file an issue')[0].strip()
-    line = ' '.join(text.splitlines()[:1])[:200]
-    found = re.search(r'GLOBAL ([^\s]+)', text)
+    line = ' '.join(text.splitlines()[:1])
+    found = re.search(r'GLOBAL (\S+)', text)
+    name = printable(name)
     if found or line.startswith((REFERS, 'Can only', 'Trying to call')):
-        what = found[1] if found else line.removeprefix(REFERS)
+        what = shown(found[1] if found else line.removeprefix(REFERS), 100)
         return UntrustedCheckpointError(
             f'{name} holds more than weights and logs, and is not loaded: {REFERS}{what}. '
             f'Nothing in it was executed. If you trust where it comes from, {flag} reads it'
         )
     return CheckpointError(
-        f'{name} cannot be loaded: it is damaged, or not a checkpoint of torch.save ({type(error).__name__}: {line})'
+        f'{name} cannot be loaded: it is damaged, or not a checkpoint of torch.save '
+        f'({type(error).__name__}: {shown(line, 200)})'
     )
 
 

@@ -4,7 +4,6 @@ import re
 
 # Control characters but for the line break and the tab, marks that turn the direction of reading, and halves of pairs.
 _STEERING = re.compile(r'[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]')
-_BREAKS = re.compile(r'[\t\n\u2028\u2029]')
 
 
 def printable(text: object) -> str:
@@ -15,12 +14,16 @@ def printable(text: object) -> str:
     return _STEERING.sub(_written, str(text).replace('\r\n', '\n'))
 
 
-def shown(text: object, limit: int = 80) -> str:
-    """A text of others for a message of one line: printable, and cut in its middle to ``limit`` characters."""
+def shown(text: object, limit: int | None = 80) -> str:
+    """A text of others for a message of one line.
+
+    Every character that is not visible is written out, and the middle is cut out of what has more than ``limit``
+    characters (None: nothing is).
+    """
     line = str(text)
-    if len(line) > limit:
+    if limit is not None and len(line) > limit:
         line = f'{line[: limit * 2 // 3]}...{line[len(line) - (limit - limit * 2 // 3 - 3) :]}'
-    return _BREAKS.sub(_written, _STEERING.sub(_written, line))
+    return ''.join(character if character.isprintable() else ascii(character)[1:-1] for character in line)
 
 
 def _written(found: re.Match) -> str:
