@@ -268,7 +268,8 @@ def _answers() -> Reader:
 
 def _encoding(family: str) -> Reader:
     encode = data.EncodeConversation(tiny_vlms.tiny_processor(family))
-    added = encode.tokenizer.get_added_vocab()
+    # All added tokens, but for the places of PaliGemma, which are its answers.
+    added = {content: number for number, content in encode.record_tokenizer.controls.items()}
     image = tiny_vlms.random_image(28, 28, 0)
 
     def counts(question: str, answer: str) -> list[int]:

@@ -35,7 +35,7 @@ class _Worker:
         if self.process is None:
             self._start()
         try:
-            self.channel.sendall(json.dumps(request).encode('ascii') + b'\n')
+            self.channel.sendall(json.dumps(request, default=str).encode('ascii') + b'\n')
             line = self._line()
         except TimeoutError:
             self.stop()

@@ -27,8 +27,8 @@ CLASS_TEMPLATES = dict(
     Emu3Processor='emu3',
 )
 GENERATION_MARK = re.compile(r'\{%-?\s*generation\s*-?%\}')
-# A template says so in a comment, if it leaves the turns of a role out: LLaVA's first stage has no questions.
-LEAVES_OUT = re.compile(r'\{#-?[^#]*\bleaves out: (\w+)')
+# A template says so in a comment, if it leaves questions out, as LLaVA's first stage does.
+LEAVES_OUT = re.compile(r'\{#-?[^#]*\bleaves out: (user)\b')
 # Characters that no text needs; the first four that a conversation lacks stand around its texts and answers.
 MARKS = [chr(0x10FF00 + number) for number in range(64)]
 QUESTION = dict(role='user', content=[dict(type='image'), dict(type='text', text='Q')])

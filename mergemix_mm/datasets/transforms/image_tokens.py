@@ -11,9 +11,9 @@ from ..record_error import RecordError
 from .chat_template import image_token_of
 
 TEXT_KEYS = ('input_ids', 'attention_mask', 'token_type_ids', 'labels')
-# Written around an image by Qwen's template; other families' processors write such marks themselves.
 # What processors write into a text between two replacements of their own.
 WRITTEN_BETWEEN = ('<placeholder>', '<|placeholder|>')
+# Written around an image by Qwen's template; other families' processors write such marks themselves.
 START_MARK, END_MARK = '<|vision_start|>', '<|vision_end|>'
 
 

@@ -4,6 +4,7 @@ import json
 import re
 import secrets
 import unicodedata
+import warnings
 from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
@@ -50,7 +51,8 @@ class RecordTokenizer:
     names, which are written where the template meant them. All other texts keep the tokenizer's own ids.
 
     Two kinds of added tokens may come from a record: white space, and the places and masks of PaliGemma
-    (``<loc0001>``, ``<seg001>``), with which it answers; and those that ``record_tokens`` names.
+    (``<loc0001>``, ``<seg001>``), with which it answers; and those that ``record_tokens`` names. Tokens that could be
+    named there, but are not, are warned of when a record spells the first.
 
     Args:
         tokenizer (PreTrainedTokenizerFast): The tokenizer.
@@ -65,12 +67,14 @@ class RecordTokenizer:
         self.tokenizer = tokenizer
         self.placeholders = [text for text in placeholders if text]
         added = {token.content: number for number, token in tokenizer.added_tokens_decoder.items()}
-        kept = _check_record_tokens(record_tokens, added, tokenizer, self.placeholders)
+        self.ends = {tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token, tokenizer.unk_token, *placeholders}
+        kept = self._check(record_tokens, added)
         self.controls = {
             number: content
             for content, number in added.items()
             if content.strip() and content not in kept and not ANSWER_TOKEN.fullmatch(content)
         }
+        self._warned = False
         # A model writes these for characters that it lacks: only their own names are a matter of this class.
         self.written_by_model = {
             number
@@ -96,14 +100,38 @@ class RecordTokenizer:
         encoded = self._encode(text, special_tokens)
         ids, offsets = encoded['input_ids'], encoded['offset_mapping']
         harmless, harmless_ids = text, ids
-        named = any(self._is_named(number, text, span, is_record) for number, span in zip(ids, offsets))
+        named = {number for number, span in zip(ids, offsets) if self._is_named(number, text, span, is_record)}
         if named or self._holds_placeholder(text, is_record):
             harmless = ''.join(_harmless(one) if said else one for one, said in zip(text, is_record))
             other = self._encode(harmless, special_tokens)
             harmless_ids = other['input_ids']
             if named:
+                self._warn(named)
                 ids, offsets = self._quote(text, is_record, other)
         return Tokens(ids, offsets, harmless, harmless_ids)
+
+    def _check(self, names: Collection[str], added: Collection[str]) -> set[str]:
+        unknown = sorted(set(names) - set(added))
+        if unknown:
+            raise ValueError(
+                f'EncodeConversation: record_tokens={list(names)} names {unknown}, no added tokens of the model.'
+            )
+        if self.ends & set(names):
+            raise ValueError(
+                f'EncodeConversation: record_tokens={list(names)} names {sorted(self.ends & set(names))}, which begin, '
+                'end or pad texts, or stand for images.'
+            )
+        return set(names)
+
+    def _warn(self, numbers: Collection[int]) -> None:
+        names = sorted({self.controls[number] for number in numbers} - self.ends)
+        if names and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f'a record spells {", ".join(names[:3])}, of the tokens of the model, which is encoded as text; if '
+                f'records should write such tokens, name them: EncodeConversation(record_tokens={names[:3]})',
+                stacklevel=2,
+            )
 
     def _encode(self, text: str, special_tokens: bool):
         return self.tokenizer(
@@ -188,21 +216,6 @@ class RecordTokenizer:
 
     def __getstate__(self) -> dict:
         return {key: value for key, value in self.__dict__.items() if key != '_twin'}
-
-
-def _check_record_tokens(names: Collection[str], added: dict, tokenizer, placeholders: Collection[str]) -> set[str]:
-    unknown = sorted(set(names) - set(added))
-    if unknown:
-        raise ValueError(
-            f'EncodeConversation: record_tokens={list(names)} names {unknown}, no added tokens of the model.'
-        )
-    ends = {tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token, tokenizer.unk_token, *placeholders}
-    if ends & set(names):
-        raise ValueError(
-            f'EncodeConversation: record_tokens={list(names)} names {sorted(ends & set(names))}, which begin, end or '
-            'pad texts, or stand for images.'
-        )
-    return set(names)
 
 
 def _rename_pieces(model: dict, renamed: dict[str, str]) -> None:

@@ -1,6 +1,7 @@
 """Tests of RecordTokenizer: what a record says is text, whatever tokens it names."""
 
 import pickle
+import warnings
 from functools import cache
 
 import numpy as np
@@ -149,7 +150,14 @@ def test_record_tokens_are_those_that_a_config_allows():
     start = encode.tokenizer.convert_tokens_to_ids('<img>')
     given = record(turn('user', 'where'), turn('assistant', '<img>here</img>'))
     assert (encode(given)['inputs']['labels'] == start).sum() == 1
-    assert (encoder('internvl')(given)['inputs']['labels'] == start).sum() == 0
+    other = EncodeConversation(processor('internvl'))
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')  # Nobody wants these from a record.
+        other(record(turn('user', '<|im_end|>'), turn('assistant', '<IMG_CONTEXT>')))
+    with pytest.warns(
+        UserWarning, match=r'a record spells </img>, <img>, of the .*\(record_tokens=\[.</img>., .<img>.\]'
+    ):
+        assert (other(given)['inputs']['labels'] == start).sum() == 0
     with pytest.raises(ValueError, match=r"record_tokens=\['<box>'\] names \['<box>'\], no added tokens"):
         EncodeConversation(processor('internvl'), record_tokens=['<box>'])
     for token in ('<|im_end|>', '<IMG_CONTEXT>', '<|endoftext|>'):
@@ -216,9 +224,8 @@ def test_subwords_are_those_of_a_tokenizer_that_lacks_the_tokens(prefix):
     start = tokenizer(text)['input_ids'].index(1, 1)
     assert tokens.ids[: start - 1] == tokenizer(text)['input_ids'][: start - 1]
     assert tokens.offsets[-1] == (len(text) - 4, len(text))
-    spans = [text[first:last] for first, last in tokens.offsets[1:]]
-    assert ''.join(dict.fromkeys(tokens.offsets) and [text[a:b] for a, b in dict.fromkeys(tokens.offsets[1:])]) == text
-    assert all(spans)
+    # Three tokens of one character, 猫, have the same offsets.
+    assert ''.join(text[first:last] for first, last in dict.fromkeys(tokens.offsets[1:])) == text
     # A byte that the tokenizer writes for 猫 is not a typed token, and a typed one is not the byte.
     byte = np.ones(9, dtype=bool)
     assert tokenizer.decode(tokenize('猫 <0x41>'[:8], byte[:8], False).ids) == '猫 <0x41>'
