@@ -14,6 +14,7 @@ from torch import Tensor
 from ...functional.weight_mix import check_beta, describe, is_mixed, mix_problems, mix_tensors, name_filter
 from ...models.vlms.saving import check_replaceable, replaced_folder
 from ...utils.files import explained, sync, write_json
+from ...utils.text import printable, shown
 from ...version import __version__
 from .stored_tensor import StoredTensor
 from .stored_weights import FILE_KINDS, StoredWeights
@@ -84,7 +85,9 @@ def mix_files(
 
     with _hashed(real=real, synthetic=synthetic) as sums, _replaced(Path(out), real) as target:
         for file in real.files:
-            for name, place in file.reserve(target / file.path.name, record).items():
+            path = target / real.place(file)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            for name, place in file.reserve(path, record).items():
                 place.write(pieces(name), progress)
         record['sha256'] = sums()
         write_json(target / RECORD, record)
@@ -119,11 +122,20 @@ def _replaced(out: Path, real: StoredWeights) -> Iterator[Path]:
         with _replaced_file(out.absolute(), real.path.name) as folder:
             yield folder
         return
+    _check_links(real.path)
     with replaced_folder(out) as folder:
         shutil.copytree(real.path, folder, ignore=shutil.ignore_patterns(*NOT_COPIED), dirs_exist_ok=True)
         if real.index is not None:
             shutil.copy(real.index, folder)
         yield folder
+
+
+def _check_links(folder: Path) -> None:
+    """Refuse links to folders, which may lead anywhere, and in circles."""
+    for place, names, _ in os.walk(folder):
+        links = [name for name in names if os.path.islink(os.path.join(place, name))]
+        if links:
+            raise ValueError(f'{printable(place)}: {shown(links[0])} is a link to a folder; put a folder there instead')
 
 
 @contextmanager
@@ -144,7 +156,8 @@ def _hashed(**weights: StoredWeights) -> Iterator[Callable[[], dict[str, dict[st
     pool = ThreadPoolExecutor(1)
     try:
         sums = {
-            key: {file.path.name: pool.submit(_sha256, file.path) for file in weights[key].files} for key in weights
+            key: {weights[key].place(file).as_posix(): pool.submit(_sha256, file.path) for file in weights[key].files}
+            for key in weights
         }
         yield lambda: {key: {name: digest.result() for name, digest in sums[key].items()} for key in sums}
     finally:

@@ -5,9 +5,11 @@ The library's own writer takes all tensors of a file at once.
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from ...utils.text import printable, shown
 from .stored_tensor import StoredTensor
 
 DTYPES = dict(
@@ -28,6 +30,21 @@ DTYPES = dict(
     BOOL=torch.bool,
 )
 
+LONGEST_HEADER = 100_000_000  # The library's own limit, in bytes.
+
+
+def once(pairs: list[tuple[str, Any]]) -> dict:
+    """For `json.loads`: a key that is there twice is an error, as one of the two would be lost.
+
+    Raises:
+        ValueError: If one is.
+    """
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f'{shown(next(name for name in names if names.count(name) > 1))} is there twice')
+    return found
+
 
 class SafetensorsFile:
     """The tensors of a file by name, none of them read.
@@ -46,25 +63,41 @@ class SafetensorsFile:
         try:
             with path.open('rb') as file:
                 length = int.from_bytes(file.read(8), 'little')
-                self._header = json.loads(file.read(length if length <= size else 0))
+                if length > min(size - 8, LONGEST_HEADER):
+                    raise ValueError(f'a header of {length} bytes')
+                self._header = json.loads(file.read(length), object_pairs_hook=once)
             self._entries = {name: entry for name, entry in self._header.items() if name != '__metadata__'}
-            self.tensors = {name: self._tensor(entry, 8 + length) for name, entry in self._entries.items()}
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            metadata = self._header.get('__metadata__', {})
+            if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+                raise ValueError('__metadata__ that is not texts')
+            self.tensors = {name: self._tensor(name, entry, 8 + length) for name, entry in self._entries.items()}
+        except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, RecursionError) as error:
             raise ValueError(
-                f'{path} is no safetensors file, or of a dtype that is not known here: {error!r}'
+                f'{printable(path)} is no safetensors file, or of a dtype that is not known here: '
+                f'{shown(repr(error), 200)}'
             ) from None
-        self._data = 8 + length
-        end = max((tensor.start + tensor.nbytes for tensor in self.tensors.values()), default=self._data)
+        self._data = end = 8 + length
+        # In the order of their bytes, each begins where the last one ended: none overlaps, and nothing is hidden.
+        for name, tensor in sorted(self.tensors.items(), key=lambda one: (one[1].start, one[1].nbytes)):
+            if tensor.start != end:
+                raise ValueError(
+                    f'{printable(path)}: {shown(name)} begins at byte {tensor.start}, where {end} is expected: tensors '
+                    'overlap, or there is something between them'
+                )
+            end += tensor.nbytes
         if end != size:
             raise ValueError(
-                f'{path} has {size} bytes, and {end} by its header: it is damaged, or was not copied whole'
+                f'{printable(path)} has {size} bytes, and {end} by its header: it is damaged, or was not copied whole'
             )
 
-    def _tensor(self, entry: dict, data: int) -> StoredTensor:
+    def _tensor(self, name: str, entry: dict, data: int) -> StoredTensor:
         begin, end = entry['data_offsets']
+        numbers = [begin, end, *entry['shape']]
+        if not all(type(number) is int and number >= 0 for number in numbers):
+            raise ValueError(f'{shown(name)}: {numbers[:6]} must be integers of at least 0')
         like = torch.empty(entry['shape'], dtype=DTYPES[entry['dtype']], device='meta')
         if like.nbytes != end - begin:
-            raise ValueError(f'{entry} contradicts itself')
+            raise ValueError(f'{shown(name)}: {entry} contradicts itself')
         return StoredTensor(self.path, data + begin, like)
 
     def reserve(self, path: Path, record: dict) -> dict[str, StoredTensor]:

@@ -1,9 +1,11 @@
 """The weights of a model on disk, in one file or in the shards of a folder."""
 
 import json
-from pathlib import Path
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath, PureWindowsPath
 
-from .safetensors_file import SafetensorsFile
+from ...utils.text import printable, shown
+from .safetensors_file import SafetensorsFile, once
 from .stored_tensor import StoredTensor
 from .torch_file import TorchFile
 
@@ -15,6 +17,8 @@ NAMES = (
     'pytorch_model.bin',
     'pytorch_model.bin.index.json',
 )
+
+LONGEST_NAME = 255
 
 
 class StoredWeights:
@@ -40,7 +44,8 @@ class StoredWeights:
         if self.path.is_dir():
             found = self._find_weights()
             self.index = found if found.suffix == '.json' else None
-            paths = _shards(found) if self.index else [found]
+            shards = _read_index(found) if self.index else {}
+            paths = sorted(set(shards.values())) or [found]
         elif self.path.is_file():
             paths = [self.path]
         else:
@@ -50,8 +55,16 @@ class StoredWeights:
         for file in self.files:
             twice = sorted(self.tensors.keys() & file.tensors.keys())
             if twice:
-                raise ValueError(f'{file.path} holds tensors that another shard holds as well: {", ".join(twice[:5])}')
+                raise ValueError(
+                    f'{printable(file.path)} holds tensors that another shard holds as well: {_listed(twice)}'
+                )
             self.tensors.update(file.tensors)
+        if self.index is not None:
+            _check_index(self.index, shards, self.files)
+
+    def place(self, file: SafetensorsFile | TorchFile) -> Path:
+        """Where one of `files` stands in the folder; its name, if the model is one file."""
+        return file.path.relative_to(self.path) if self.path.is_dir() else Path(file.path.name)
 
     @property
     def nbytes(self) -> int:
@@ -69,20 +82,69 @@ class StoredWeights:
                 return self.path / name
         found = sorted(path.name for path in self.path.iterdir())
         raise ValueError(
-            f'{self.path} holds none of {", ".join(NAMES)} (but: {", ".join(found[:5])}). Name the folder of a whole '
-            'model, or one file; adapters of LoRA have to be merged into their model first'
+            f'{printable(self.path)} holds none of {", ".join(NAMES)} (but: {_listed(found)}). Name the folder of a '
+            'whole model, or one file; adapters of LoRA have to be merged into their model first'
         )
 
 
-def _shards(index: Path) -> list[Path]:
+def _read_index(index: Path) -> dict[str, Path]:
+    """The shard of every tensor.
+
+    Raises:
+        FileNotFoundError: If a shard is not there.
+        ValueError: If this is no index, or a shard lies outside of its folder.
+    """
     try:
-        names = sorted(set(json.loads(index.read_text())['weight_map'].values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f'{index} is no index of shards: {error!r}') from None
-    missing = [name for name in names if not (index.parent / name).is_file()]
+        shards = json.loads(index.read_text(encoding='utf-8'), object_pairs_hook=once)['weight_map']
+        if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()) or not shards:
+            raise TypeError('its weight_map does not name a file for each tensor')
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f'{printable(index)} is no index of shards: {shown(repr(error), 200)}') from None
+    paths = {name: _shard(index, name) for name in sorted(set(shards.values()))}
+    missing = [name for name, path in paths.items() if not path.is_file()]
     if missing:
-        raise FileNotFoundError(f'{index} names shards that are not there: {", ".join(missing)}')
-    return [index.parent / name for name in names]
+        raise FileNotFoundError(f'{printable(index)} names shards that are not there: {_listed(missing)}')
+    return {name: paths[shard] for name, shard in shards.items()}
+
+
+def _shard(index: Path, name: str) -> Path:
+    """The path of a shard, which has to lie in the folder of the index."""
+    folder, parts = index.parent, PurePosixPath(name).parts
+    outside = PurePosixPath(name).is_absolute() or PureWindowsPath(name).drive or '..' in parts or '\\' in name
+    if outside or not parts or '\0' in name or len(name) > LONGEST_NAME or _is_broken(name):
+        raise ValueError(f'{printable(index)} names the shard {shown(name)}, which is no place in its folder')
+    path = folder.joinpath(*parts)
+    # The cache of the hub has its files in `blobs`, and links to them in `snapshots/<revision>`.
+    roots = [folder.resolve(), *([folder.resolve().parents[1] / 'blobs'] if folder.parent.name == 'snapshots' else [])]
+    try:
+        resolved = path.resolve()
+    except (OSError, RuntimeError) as error:
+        raise ValueError(f'{printable(index)} names the shard {shown(name)}, which cannot be read: {error}') from None
+    if not any(resolved.is_relative_to(root) for root in roots):
+        raise ValueError(f'{printable(index)} names the shard {shown(name)}, a link to a place outside of its folder')
+    return path
+
+
+def _is_broken(name: str) -> bool:
+    """Whether a name holds half of a pair of surrogates, which no file has."""
+    return any('\ud800' <= character <= '\udfff' for character in name)
+
+
+def _check_index(index: Path, shards: dict[str, Path], files: list[SafetensorsFile | TorchFile]) -> None:
+    """Refuse an index that says other tensors than its shards hold, or holds in other shards."""
+    found = {name: file.path for file in files for name in file.tensors}
+    missing = [name for name, path in shards.items() if found.get(name) != path]
+    unlisted = sorted(found.keys() - shards.keys())
+    if missing or unlisted:
+        raise ValueError(
+            f'{printable(index)} and its shards differ: not in the shard that it names are {_listed(missing)}; not in '
+            f'the index are {_listed(unlisted)}'
+        )
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f' and {len(names) - 5} more' if len(names) > 5 else ''
+    return ', '.join(shown(name, 60) for name in names[:5]) + more if names else 'none'
 
 
 def _open(path: Path) -> SafetensorsFile | TorchFile:

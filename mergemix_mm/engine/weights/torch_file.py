@@ -10,7 +10,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.serialization import skip_data
 
 from ...utils.safe_load import load_checkpoint
+from ...utils.text import printable, shown
 from .stored_tensor import StoredTensor
+
+# Elements of a tensor for each that is stored: an expanded one repeats them.
+LARGEST_EXPANSION = 1 << 16
 
 
 class TorchFile:
@@ -38,7 +42,8 @@ class TorchFile:
         if others:
             raise ValueError(f'{path} holds entries that are no plain tensors: {", ".join(others[:5])}')
         self.path, self.versions = path, getattr(self._weights, '_metadata', None)
-        self.tensors = {name: _stored(path, value) for name, value in self._weights.items()}
+        records = _records(path)
+        self.tensors = {name: _stored(path, name, value, records) for name, value in self._weights.items()}
 
     def reserve(self, path: Path, record: dict) -> dict[str, StoredTensor]:
         """Write a checkpoint of the same weights without their elements; only ``meta`` is kept of what else there was.
@@ -68,7 +73,27 @@ def _is_plain(value: object) -> bool:
     return isinstance(value, Tensor) and value.layout == torch.strided and not value.is_quantized
 
 
-def _stored(path: Path, fake: Tensor) -> StoredTensor:
-    start = fake.untyped_storage()._checkpoint_offset + fake.storage_offset() * fake.itemsize
+def _records(path: Path) -> dict[int, int]:
+    """Of all records in the archive, the byte where they begin and their size.
+
+    Raises:
+        ValueError: If one is compressed: torch writes them as they are, and their elements are read so.
+    """
+    reader = torch._C.PyTorchFileReader(str(path))
+    with zipfile.ZipFile(path) as archive:
+        infos = {info.filename.partition('/')[2]: info for info in archive.infolist()}
+    if any(info.compress_type != zipfile.ZIP_STORED for info in infos.values()):
+        raise ValueError(f'{printable(path)} is compressed; if torch.load reads it, torch.save it again')
+    return {reader.get_record_offset(name): info.file_size for name, info in infos.items() if name.startswith('data/')}
+
+
+def _stored(path: Path, name: str, fake: Tensor, records: dict[int, int]) -> StoredTensor:
+    storage = fake.untyped_storage()
+    last = sum((size - 1) * stride for size, stride in zip(fake.shape, fake.stride())) if fake.numel() else -1
+    end = (fake.storage_offset() + last + 1) * fake.itemsize
+    room = records.get(storage._checkpoint_offset, 0)
+    if min(fake.storage_offset(), *fake.stride(), 0) < 0 or end > room or fake.nbytes > LARGEST_EXPANSION * (room + 1):
+        raise ValueError(f'{printable(path)}: {shown(name)} reaches beyond its place in the file: it is damaged')
+    start = storage._checkpoint_offset + fake.storage_offset() * fake.itemsize
     like = torch.empty_strided(fake.shape, fake.stride(), dtype=fake.dtype, device='meta')
     return StoredTensor(path, start, like)

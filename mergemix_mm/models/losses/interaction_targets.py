@@ -5,10 +5,11 @@ Tasks are generation (``'gen'``) and understanding (``'und'``).
 """
 
 import json
-import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+
+from ...utils.text import shown
 
 Curve = tuple[list[float], list[float]]
 TASKS = ('gen', 'und')
@@ -85,11 +86,11 @@ def read_curves(path: str | Path) -> dict[str, tuple[list[float], list[float]]]:
         ValueError: if the file does not hold such curves.
     """
     try:
-        content = json.loads(Path(path).read_text())
+        content = json.loads(Path(path).read_text(encoding='utf-8'))
     except OSError as error:
         raise ValueError(f'AIALoss: targets={str(path)!r} cannot be read: {error.strerror}') from error
-    except ValueError as error:
-        raise ValueError(f'AIALoss: targets={str(path)!r} is no JSON file: {error}') from error
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f'AIALoss: targets={str(path)!r} is no JSON file: {shown(error, 200)}') from error
     tasks = [task for task in TASKS if isinstance(content, dict) and isinstance(content.get(task), dict)]
     if not tasks:
         raise ValueError(
@@ -119,7 +120,7 @@ def _read_curve(entry: dict, name: str) -> tuple[list[float], list[float]]:
     for key in ('mean', 'std'):
         values = entry.get(key)
         if not isinstance(values, list) or not values or not all(_is_share(value) for value in values):
-            raise ValueError(f'AIALoss: {name}.{key}={values!r} must be a list of numbers in [0, 1]')
+            raise ValueError(f'AIALoss: {name}.{key}={shown(repr(values))} must be a list of numbers in [0, 1]')
     if len(entry['mean']) != len(entry['std']):
         raise ValueError(f'AIALoss: {name} has {len(entry["mean"])} means and {len(entry["std"])} standard deviations')
     return entry['mean'], entry['std']
@@ -147,7 +148,7 @@ def _stage_range(stage: dict, num_layers: int) -> tuple[float, float]:
 
 
 def _is_share(value: object) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value) and 0 <= value <= 1
+    return isinstance(value, int | float) and 0 <= value <= 1
 
 
 def _resample(values: list[float], num_layers: int) -> list[float]:
