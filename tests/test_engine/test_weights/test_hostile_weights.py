@@ -44,8 +44,8 @@ def test_shards_of_one_name_in_two_folders_are_both_mixed(tmp_path):
 
 @pytest.mark.parametrize(
     'shard',
-    ['../out.safetensors', '/etc/out.safetensors', 'a/../../out.safetensors', '..\\out.safetensors', 'C:out.safetensors',
-     'a\0b', '', '.', 'x' * 300, '..'],
+    ['../out.safetensors', '/etc/out.safetensors', 'a/../../out.safetensors', '..\\out.safetensors', 'C:out.bin',
+     'a\0b', '', '.', 'x' * 300, '..', '\ud800'],
 )  # fmt: skip
 def test_shards_that_leave_the_folder_are_refused(tmp_path, shard):
     folder = write_shards(tmp_path / 'model', {'a/m.safetensors': {'x': one(1)}}, {'x': shard})
