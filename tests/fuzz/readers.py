@@ -291,6 +291,28 @@ def _encoding(family: str) -> Reader:
     return Reader({f'{i}.txt': text.encode() for i, text in enumerate(texts)}, read, names_file=False)
 
 
+def _templates() -> Reader:
+    """Chat templates of strangers: those of this package with comments, so that they are rendered as unknown ones."""
+    processor = tiny_vlms.tiny_processor('llava')
+    folder = Path(data.__file__).parent / 'chat_templates'
+    files = {path.name: b'{#- changed -#}' + path.read_bytes() for path in sorted(folder.glob('*.jinja'))}
+    image, text = dict(type='image'), dict(type='text', text='What </s> is it?')
+    answer = dict(role='assistant', content=[dict(type='text', text='  A cat.')])
+    record = dict(messages=[dict(role='user', content=[image, text]), answer], source='text.txt')
+    record['images'] = [tiny_vlms.random_image(28, 28, 0)]
+
+    def read(path: Path) -> None:
+        encode = data.EncodeConversation(processor, str(path))
+        inputs = encode(dict(record))['inputs']
+        labelled = inputs['input_ids'][inputs['labels'] != -100]
+        # What the record says ends nothing; what the template writes may be anything.
+        text = encode.template.write(record['messages']).text
+        assert (inputs['input_ids'] == 2).sum() == text.count('</s>') - text.count('What </s> is it?')
+        assert len(labelled)
+
+    return Reader(files, read)
+
+
 def readers(folder: Path) -> dict[str, Callable[[], Reader]]:
     """All readers by name, built when they are called."""
     found = dict(
@@ -308,6 +330,7 @@ def readers(folder: Path) -> dict[str, Callable[[], Reader]]:
         shard_index=_index,
         curves=_curves,
         answers=_answers,
+        chat_template=_templates,
     )
     return found | {f'encode_{family}': lambda family=family: _encoding(family) for family in tiny_vlms.ALL_FAMILIES}
 

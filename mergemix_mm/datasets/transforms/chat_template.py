@@ -222,6 +222,8 @@ def find_chat_template(processor, chat_template: str | None = None) -> ChatTempl
         if guess is None:
             raise _no_template(processor, 'has no chat template')
         return from_repository(guess)
+    if not isinstance(own, str):
+        raise _no_template(processor, f'has {short(own)} for a chat template, which is no text')
     own = build('of the processor', own)
     if GENERATION_MARK.search(own.text) and _closes_answers(own, processor.tokenizer):
         return own
@@ -232,7 +234,7 @@ def find_chat_template(processor, chat_template: str | None = None) -> ChatTempl
             return candidate
     reason = 'ends no answer with a special token' if GENERATION_MARK.search(own.text) else 'marks no answers'
     raise _no_template(
-        processor, f'has a chat template that {reason}, and writes a prompt unlike any here ({wanted!r})'
+        processor, f'has a chat template that {reason}, and writes a prompt unlike any here ({short(wanted)})'
     )
 
 
@@ -255,7 +257,10 @@ def _named(name: str, from_repository, build) -> ChatTemplate:
         raise ValueError(
             f'EncodeConversation: chat_template={name!r} is neither a file nor one of {repository_templates()}.'
         )
-    text = path.read_text(encoding='utf-8')
+    try:
+        text = path.read_text(encoding='utf-8')
+    except (OSError, UnicodeError) as error:
+        raise ValueError(f'EncodeConversation: chat_template={name!r} cannot be read as text: {error}.') from error
     if not GENERATION_MARK.search(text):
         raise ValueError(
             f'EncodeConversation: chat_template={name!r} marks no answers; put {{% generation %}} ... '

@@ -377,6 +377,17 @@ def test_template_can_be_a_file_that_marks_answers(tmp_path):
         find_chat_template(processor, 'vicuna')
 
 
+def test_what_is_no_template_is_named(tmp_path):
+    processor = tiny_vlms.tiny_processor('llava')
+    path = tmp_path / 'bytes.jinja'
+    path.write_bytes(b'\xff\xfe{{ generation }}')
+    with pytest.raises(ValueError, match=r"chat_template='.*bytes\.jinja' cannot be read as text: "):
+        find_chat_template(processor, str(path))
+    processor.chat_template = 7
+    with pytest.raises(ValueError, match='has 7 for a chat template, which is no text'):
+        find_chat_template(processor)
+
+
 def test_a_template_that_refuses_is_an_error_of_the_record(tmp_path):
     path = tmp_path / 'strict.jinja'
     path.write_text('{{ raise_exception("no system turns") }}' + MARKED)

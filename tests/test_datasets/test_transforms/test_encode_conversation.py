@@ -8,6 +8,7 @@ import tiny_vlms
 import torch
 
 from mergemix_mm.datasets import EncodeConversation, RecordError
+from mergemix_mm.datasets.conversation_formats import parse_conversation
 
 FAMILIES = tiny_vlms.ALL_FAMILIES
 IMAGE = dict(type='image')
@@ -380,6 +381,64 @@ def test_a_rejected_answer_may_have_images_of_its_own(family):
         assert found['original_sizes'].tolist() == [[40, 60]]
     with pytest.raises(RecordError, match=r'has 2 images, and the chat template .* writes 1 times'):
         encode(family, dict(given, rejected=rejected, rejected_images=images * 2))
+
+
+def from_file(raw, answered=True):
+    """A record as a file has it, with drawn images in the place of its paths."""
+    parsed = parse_conversation(raw, answered)
+    for key in ('images', 'rejected_images'):
+        if key in parsed:
+            parsed[key] = [tiny_vlms.random_image(28, 28, seed) for seed in range(len(parsed[key]))]
+    return parsed
+
+
+@pytest.mark.parametrize('family', FAMILIES)
+def test_an_escaped_placeholder_is_the_word_in_questions_and_answers_of_files(family):
+    word = 'the tag \\<image> means'
+    raw = dict(
+        image='a.png',
+        conversations=[
+            {'from': 'human', 'value': f'<image>\nWhat does {word}?'},
+            {'from': 'gpt', 'value': f'It says: {word} an image.'},
+        ],
+        rejected_response=f'No, {word} nothing.',
+    )
+    inputs = encode(family, from_file(raw))
+    said = word.replace('\\', '')
+    given = single()
+    given['images'] = [tiny_vlms.random_image(28, 28, 0)]
+    tokens = [one['input_ids'].tolist().count(image_token_id(family)) for one in (inputs, encode(family, given))]
+    assert tokens[0] == tokens[1] > 0
+    assert labelled_runs(family, inputs)[0].strip() == f'It says: {said} an image.{CLOSING[family]}'
+    assert labelled_runs(family, inputs['rejected'])[0].strip() == f'No, {said} nothing.{CLOSING[family]}'
+    prompt = EncodeConversation(processor(family), generate=True)(from_file(raw))
+    assert f'What does {said}?' in processor(family).tokenizer.decode(prompt['inputs']['input_ids'])
+    assert prompt['data_samples'].gt_answer == f'It says: {said} an image.'
+    # The same in a list of parts.
+    parts = [dict(type='image', image='a.png'), dict(type='text', text=f'What does {word}?')]
+    listed = dict(
+        messages=[dict(role='user', content=parts), dict(role='assistant', content=f'It says: {word} an image.')]
+    )
+    assert torch.equal(encode(family, from_file(listed))['input_ids'], inputs['input_ids'])
+
+
+@pytest.mark.parametrize('family', FAMILIES)
+def test_system_weights_and_indentation_of_files_reach_the_tokens(family):
+    raw = dict(
+        system='Write <s>Python</s>.',
+        messages=[
+            dict(role='user', content='One?'),
+            dict(role='assistant', content='1', weight=0),
+            dict(role='user', content='Two?'),
+            dict(role='assistant', content='    return 2\n        # two', loss=True),
+        ],
+    )
+    inputs = encode(family, from_file(raw))
+    text = processor(family).tokenizer.decode(inputs['input_ids'])
+    assert text.index('Write <s>Python</s>.') < text.index('One?') < text.index('Two?')
+    (run,) = labelled_runs(family, inputs)
+    space = ' ' if family in ('llava', 'llava_next', 'smolvlm', 'janus', 'emu3') else ''
+    assert run == f'{space}    return 2\n        # two{CLOSING[family]}'
 
 
 def test_a_template_that_swallows_a_turn_is_an_error_of_the_record():
