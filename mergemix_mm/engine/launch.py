@@ -231,6 +231,11 @@ def _loaders(cfg: Config, *splits: str) -> dict[str, dict]:
     return loaders
 
 
+def dataset_configs(cfg: Config, *splits: str) -> dict[str, dict]:
+    """The datasets of the data loaders that the config has for these splits, by their keys in the config."""
+    return {f'{key}.dataset': loader['dataset'] for key, loader in _loaders(cfg, *splits).items()}
+
+
 def check_data_roots(cfg: Config, *splits: str) -> None:
     """Stop early, naming the config key, where the data of a split are not there.
 
