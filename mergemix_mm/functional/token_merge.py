@@ -5,6 +5,7 @@ memory, where a source matrix would cost O(B * L * K). Shapes: B batch, L origin
 current tokens, K tokens after merging, C channels.
 """
 
+import warnings
 from dataclasses import dataclass
 
 import torch
@@ -79,7 +80,7 @@ def bipartite_soft_matching(metric: Tensor, r: int, protected: int = 0) -> Match
     Raises:
         ValueError: if r is outside its range.
     """
-    batch_size, num_tokens = metric.shape[:2]
+    batch_size, num_tokens = metric.size(0), static_int(metric.size(1))
     if protected < 0:
         raise ValueError(f'protected={protected} must be >= 0, the number of prefix tokens')
     limit = max((num_tokens - protected) // 2, 0)
@@ -192,6 +193,18 @@ def _capacity(free: int, num_layers: int) -> int:
     return free - left
 
 
+def static_int(size: int | Tensor) -> int:
+    """A size that decides how tokens merge, as a number also under `torch.jit.trace`, which hands out tensors.
+
+    Trace and export then hold for this number of tokens; the batch stays open.
+    """
+    if isinstance(size, int):
+        return size
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore', torch.jit.TracerWarning)
+        return int(size)
+
+
 @torch.no_grad()
 def _nearest(tokens: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
     """Highest cosine similarity [B, N] of each token [B, N, C] to the others [B, M, C], and which of them has it."""
@@ -209,7 +222,7 @@ def _take(values: Tensor, index: Tensor) -> Tensor:
 
 def _sum_merged(values: Tensor, match: Matching) -> Tensor:
     """Sum what goes into each new token: values [B, N, ...] -> [B, N - r, ...]."""
-    batch_size = len(values)
+    batch_size = values.size(0)  # Not len(), which torch.export and torch.jit.trace take for a constant.
     total = values.new_zeros(batch_size * match.num_tokens, *values.shape[2:])
     total = total.index_add(0, _flat_rows(match.index, match.num_tokens), values.flatten(0, 1))
     return total.unflatten(0, (batch_size, match.num_tokens))
@@ -217,4 +230,4 @@ def _sum_merged(values: Tensor, match: Matching) -> Tensor:
 
 def _flat_rows(index: Tensor, num_tokens: int) -> Tensor:
     """Positions [B, M] within samples of so many tokens -> rows of the flattened batch, [B * M]."""
-    return (index + num_tokens * torch.arange(len(index), device=index.device).unsqueeze(1)).flatten()
+    return (index + num_tokens * torch.arange(index.size(0), device=index.device).unsqueeze(1)).flatten()

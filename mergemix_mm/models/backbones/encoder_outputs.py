@@ -6,6 +6,8 @@ from inspect import signature
 from mmengine.utils import to_2tuple
 from torch import Tensor, nn
 
+from ..vision_encoders.timm import check_timm_size
+
 Run = Callable[[nn.Module, Tensor], Tensor]
 
 
@@ -34,6 +36,17 @@ def is_qformer(encoder: nn.Module) -> bool:
     return all(hasattr(encoder, name) for name in ('vision_model', 'query_tokens', 'qformer'))
 
 
+def check_size(encoder: nn.Module, image_size: tuple[int, int]) -> None:
+    """Refuse images of another size than the one that an encoder of timm was built for.
+
+    Raises:
+        ValueError: Naming the options of timm that help.
+    """
+    model = getattr(encoder, 'timm_model', encoder)  # MMPretrain's TIMMBackbone.
+    if any(cls.__module__.split('.')[0] == 'timm' for cls in type(model).__mro__):
+        check_timm_size(model, image_size)
+
+
 def _run_backbone(encoder: nn.Module, images: Tensor) -> Tensor:
     """A backbone of OpenMMLab: a tuple of one output."""
     output = encoder(images)
@@ -52,23 +65,37 @@ def _run_timm(encoder: nn.Module, images: Tensor) -> Tensor:
 
 def _run_transformers(encoder: nn.Module, images: Tensor) -> Tensor:
     """The last hidden state, normalised: CLIP itself normalises the class token only."""
-    hidden = encoder(pixel_values=images, **_positions(encoder, images))[0]
+    hidden = _call_transformers(encoder, images)
     tower = getattr(encoder, 'vision_model', encoder)
     return tower.post_layernorm(hidden) if type(tower).__name__ == 'CLIPVisionTransformer' else hidden
 
 
 def _run_qformer(encoder: nn.Module, images: Tensor) -> Tensor:
     """The outputs of the query tokens, before any projection."""
-    vision = encoder.vision_model
-    hidden = vision(pixel_values=images, **_positions(vision, images))[0]
+    hidden = _call_transformers(encoder.vision_model, images)
     # transformers keeps the Q-Former in float32 beside a vision model in half precision.
     hidden = hidden.to(next(encoder.qformer.parameters()).dtype)
     queries = encoder.query_tokens.expand(len(hidden), -1, -1)
     return encoder.qformer(query_embeds=queries, encoder_hidden_states=hidden)[0]
 
 
-def _positions(model: nn.Module, images: Tensor) -> dict[str, bool]:
-    """Ask for resized position embeddings where the model does not resize them unasked, if they have to be."""
-    if 'interpolate_pos_encoding' not in signature(model.forward).parameters:
-        return {}
-    return dict(interpolate_pos_encoding=tuple(images.shape[-2:]) != to_2tuple(model.config.image_size))
+def _call_transformers(model: nn.Module, images: Tensor) -> Tensor:
+    """The last hidden state; position embeddings are resized where the model can, and does not do so unasked.
+
+    Raises:
+        ValueError: If the model takes one size only, and the images have another.
+    """
+    size = getattr(model.config, 'image_size', None)
+    if size is None or tuple(images.shape[-2:]) == to_2tuple(size):
+        return model(pixel_values=images)[0]
+    if 'interpolate_pos_encoding' in signature(model.forward).parameters:
+        return model(pixel_values=images, interpolate_pos_encoding=True)[0]
+    try:
+        return model(pixel_values=images)[0]
+    except ValueError as error:
+        height, width = images.shape[-2:]
+        side = size if isinstance(size, int) else size[0]
+        raise ValueError(
+            f'images of {height} x {width} pixels, but its config says image_size={size}, and it has no '
+            f'interpolate_pos_encoding: set input_size={side} of the encoder, or image_size in its config ({error})'
+        ) from error

@@ -7,6 +7,7 @@ from mmpretrain.models.backbones import VisionTransformer
 from torch import Tensor
 
 from ...functional import merge_schedule
+from ...functional.token_merge import static_int
 from ..vision_encoders import build_vision_encoder, run_layers
 
 
@@ -20,7 +21,8 @@ class ToMeVisionTransformer(VisionTransformer):
     patches as `num_merge`, since images differ in size there.
 
     The forward calls the parts of the layers, not the layers: hooks and activation checkpointing on whole layers have
-    no effect, and FSDP has to leave the layers in one unit.
+    no effect, and FSDP has to leave the layers in one unit. `torch.jit.trace` and `torch.export` take it: what comes
+    out holds for any batch of images of that size.
 
     Args:
         num_merge (int | float): Tokens merged over all layers; a float in [0, 1) is the share of the patches of the
@@ -64,11 +66,11 @@ class ToMeVisionTransformer(VisionTransformer):
         """Images [B, 3, H, W] -> one output per index of ``out_indices``, shaped by ``out_type``."""
         encoder = build_vision_encoder(self)
         x, grid = encoder.embed(x)
-        prefix = encoder.num_prefix_tokens
-        num_merge = self._num_merge(x.size(1) - prefix)
+        prefix, num_tokens = encoder.num_prefix_tokens, static_int(x.size(1))
+        num_merge = self._num_merge(num_tokens - prefix)
         try:
             schedule = merge_schedule(
-                self.num_layers, num_merge, self.inflection, num_tokens=x.size(1), protected=prefix
+                self.num_layers, num_merge, self.inflection, num_tokens=num_tokens, protected=prefix
             )
         except ValueError as error:
             raise ValueError(f'ToMeVisionTransformer: num_merge={num_merge}: {error}') from None

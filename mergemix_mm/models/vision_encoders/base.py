@@ -78,8 +78,19 @@ def split_heads(x: Tensor, num_heads: int) -> Tensor:
     return x.unflatten(-1, (num_heads, -1)).transpose(1, 2)
 
 
-def check_layers(model: nn.Module, layers: Sequence[nn.Module], expected: str) -> None:
-    """Refuse a model that has layers other than those an adapter was written for, subclasses included."""
+def check_layers(model: nn.Module, layers: Sequence[nn.Module], expected: str, attention: str | None = None) -> None:
+    """Refuse a model that has layers other than those an adapter was written for, subclasses included.
+
+    Args:
+        model (nn.Module): The model, for the error.
+        layers (Sequence[nn.Module]): Its layers.
+        expected (str): Name of their class.
+        attention (str, optional): Name of the class of their ``attn``, where a library lets it be chosen. Defaults to
+            None: not looked at.
+
+    Raises:
+        UnsupportedEncoderError: If one of them is of another class.
+    """
     for layer in layers:
         layer = getattr(layer, '_checkpoint_wrapped_module', layer)  # Activation checkpointing wraps layers.
         if type(layer).__name__ != expected:
@@ -87,4 +98,10 @@ def check_layers(model: nn.Module, layers: Sequence[nn.Module], expected: str) -
                 model,
                 f'its layers are `{type(layer).__name__}`, not `{expected}`: relative positions, RoPE, windows, '
                 'another order of their parts, or FSDP around each of them',
+            )
+        found = None if attention is None else type(layer.attn).__name__
+        if found != attention:
+            raise UnsupportedEncoderError(
+                model,
+                f'the attention of its layers is `{found}`, not `{attention}`, and may work in another way',
             )

@@ -25,6 +25,7 @@ ADAPTERS: dict[str, str | Callable[[nn.Module], VisionEncoder]] = {
 WRAPPERS = {
     f'{__package__.rpartition(".")[0]}.backbones.encoder_branch.EncoderBranch': 'encoder',
     'mmpretrain.models.backbones.timm_backbone.TIMMBackbone': 'timm_model',
+    'mmpretrain.models.peft.lora.LoRAModel': 'module',
     'transformers.models.clip.modeling_clip.CLIPVisionModel': 'vision_model',
     'transformers.models.clip.modeling_clip.CLIPVisionModelWithProjection': 'vision_model',
     'transformers.models.siglip.modeling_siglip.SiglipVisionModel': 'vision_model',

@@ -41,7 +41,7 @@ class MMPretrainEncoder(VisionEncoder):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
-        check_layers(model, model.layers, self.layer_name)
+        check_layers(model, model.layers, self.layer_name, attention='MultiheadAttention')
         self.layers = [self.layer_type(layer) for layer in model.layers]
         self.has_class_token = model.cls_token is not None
         self.num_prefix_tokens = model.num_extra_tokens
@@ -59,7 +59,7 @@ class MMPretrainEncoder(VisionEncoder):
     def _add_prefix(self, x: Tensor) -> Tensor:
         names = ('cls_token', 'dist_token')
         prefix = [token for name in names if (token := getattr(self.model, name, None)) is not None]
-        return torch.cat([*(token.expand(len(x), -1, -1) for token in prefix), x], dim=1)
+        return torch.cat([*(token.expand(x.size(0), -1, -1) for token in prefix), x], dim=1)
 
     def _add_position(self, x: Tensor, grid: tuple[int, int], num_prefix_tokens: int) -> Tensor:
         model = self.model

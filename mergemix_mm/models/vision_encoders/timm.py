@@ -1,8 +1,31 @@
 """Adapter for timm's VisionTransformer (ViT, DeiT, distilled DeiT, register tokens, no class token)."""
 
+from inspect import signature
+
 from torch import Tensor, nn
 
 from .base import EncoderLayer, UnsupportedEncoderError, VisionEncoder, check_layers
+
+# Options of timm's constructors that make a model take images of any size.
+ANY_SIZE = dict(dynamic_img_size=True, strict_img_size=False)
+
+
+def check_timm_size(model: nn.Module, image_size: tuple[int, int]) -> None:
+    """Refuse images of another size than the one that a model of timm was built for, with the options that help.
+
+    Raises:
+        ValueError: If the model takes one size only, and this is another one.
+    """
+    patch_embed = getattr(model, 'patch_embed', None)
+    size = getattr(patch_embed, 'img_size', None)
+    if size is None or not getattr(patch_embed, 'strict_img_size', False) or tuple(size) == tuple(image_size):
+        return
+    (height, width), known = image_size, signature(type(model).__init__).parameters
+    any_size = next((f'{option}={value}' for option, value in ANY_SIZE.items() if option in known), None)
+    raise ValueError(
+        f'images of {height} x {width} pixels, but this `{type(model).__name__}` of timm takes {size[0]} x {size[1]}: '
+        f'resize them, or build it with img_size=({height}, {width})' + (f' or {any_size}' if any_size else '')
+    )
 
 
 class TimmLayer(EncoderLayer):
@@ -32,7 +55,7 @@ class TimmEncoder(VisionEncoder):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
-        check_layers(model, model.blocks, 'Block')
+        check_layers(model, model.blocks, 'Block', attention='Attention')
         if any(getattr(block.attn, 'gate', None) is not None for block in model.blocks):
             raise UnsupportedEncoderError(model, 'its attention is gated')
         self.layers = [TimmLayer(block) for block in model.blocks]
@@ -43,6 +66,7 @@ class TimmEncoder(VisionEncoder):
 
     def embed(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
         model = self.model
+        check_timm_size(model, images.shape[-2:])
         x = model.norm_pre(model.patch_drop(model._pos_embed(model.patch_embed(images))))
         return x, model.patch_embed.dynamic_feat_size(images.shape[-2:])
 

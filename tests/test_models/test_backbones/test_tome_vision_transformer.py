@@ -129,3 +129,48 @@ def test_more_tokens_than_the_layers_can_merge_is_an_error():
     _, tome = pair()
     with pytest.raises(ValueError, match='num_merge=16: .* 15 of 16 in all. Merge fewer'):
         tome(num_merge=16)(torch.randn(1, 3, 32, 32))
+
+
+class LastOutput(torch.nn.Module):
+    """A backbone that gives its last output only."""
+
+    def __init__(self, backbone):
+        super().__init__()
+        self.backbone = backbone
+
+    def forward(self, images):
+        return self.backbone(images)[-1]
+
+
+@pytest.mark.filterwarnings('ignore::torch.jit.TracerWarning')
+@pytest.mark.parametrize(('out_type', 'num_merge'), [('cls_token', 7), ('featmap', 0.4)])
+@torch.no_grad()
+def test_it_is_traced_and_exported_for_batches_of_any_size(out_type, num_merge):
+    _, tome = pair(out_type=out_type)
+    model, images = LastOutput(tome(num_merge=num_merge)).eval(), torch.randn(5, 3, 32, 24)
+    traced = torch.jit.trace(model, images[:2])
+    batch = torch.export.Dim('batch', min=1, max=64)
+    exported = torch.export.export(model, (images[:2],), dynamic_shapes=dict(images={0: batch})).module()
+    for some in (images, images[3:4], images.flip(0)):
+        torch.testing.assert_close(traced(some), model(some), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(exported(some), model(some), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize('size', [(32, 96), (8, 64), (40, 24)])
+@torch.no_grad()
+def test_maps_of_images_that_are_not_square_keep_their_grid(size):
+    plain, tome = pair(out_type='featmap')
+    images, (rows, columns) = torch.randn(2, 3, *size), (side // 8 for side in size)
+    plain.eval()
+    torch.testing.assert_close(tome(num_merge=0.0)(images)[-1], plain(images)[-1], atol=1e-4, rtol=1e-4)
+    merged = tome(num_merge=0.4)(images)[-1]
+    assert merged.shape == (2, 16, rows, columns) and merged.isfinite().all()
+
+
+@torch.no_grad()
+def test_images_that_are_not_made_of_whole_patches_are_padded_as_by_the_plain_model():
+    plain, tome = pair(out_type='featmap')
+    images = torch.randn(1, 3, 30, 41)
+    plain.eval()
+    assert plain(images)[-1].shape == tome(num_merge=0.3)(images)[-1].shape == (1, 16, 4, 6)
+    torch.testing.assert_close(tome(num_merge=0)(images)[-1], plain(images)[-1], atol=1e-4, rtol=1e-4)

@@ -222,6 +222,15 @@ def test_head_and_preprocessor_must_agree_on_the_number_of_classes():
         model.loss(*batch())
 
 
+def test_a_lora_model_scores_with_its_adapters_and_only_they_learn():
+    lora = dict(type='LoRAModel', module=VIT, rank=2, targets=[dict(type='.*qkv')])
+    model = classifier(backbone=lora)
+    model.loss(*batch())['loss'].backward()
+    learned = {name for name, parameter in model.backbone.named_parameters() if parameter.grad is not None}
+    assert learned and all('.lora_' in name for name in learned)
+    assert model.mix_result.saliency.shape == (4, 16)
+
+
 def test_a_backbone_that_cannot_score_is_refused_by_name():
     model = classifier(**RESNET)
     with pytest.raises(TypeError, match='`ResNet` cannot score'):

@@ -5,7 +5,12 @@ import torch
 from mmpretrain.registry import MODELS
 
 import mergemix_mm  # noqa: F401
-from mergemix_mm.models.vision_encoders import UnsupportedEncoderError, build_vision_encoder, run_layers
+from mergemix_mm.models.vision_encoders import (
+    UnsupportedEncoderError,
+    build_vision_encoder,
+    run_layers,
+    score_patches,
+)
 
 ARCH = dict(embed_dims=16, num_layers=3, num_heads=2, feedforward_channels=32)
 MMPRETRAIN = {
@@ -182,6 +187,56 @@ def test_timm_distilled_and_through_mmpretrain():
     assert_same(adapter_forward(model, images), model.forward_features(images))
     wrapped = MODELS.build(dict(type='TIMMBackbone', model_name='vit_tiny_patch16_224', **small))
     assert build_vision_encoder(wrapped).model is wrapped.timm_model
+
+
+@pytest.mark.parametrize('name', ['vit_dwee_patch16_reg1_gap_256', 'vit_dlittle_patch16_reg1_gap_256'])
+def test_timm_blocks_with_attention_of_another_kind_are_refused(name):
+    timm = pytest.importorskip('timm')
+    if name not in timm.list_models():
+        pytest.skip('a later timm has it')
+    model = timm.create_model(name, img_size=32, patch_size=8, embed_dim=16, depth=2, num_heads=2)
+    with pytest.raises(UnsupportedEncoderError, match='attention of its layers is `DiffAttention`, not `Attention`'):
+        build_vision_encoder(model)
+
+
+@pytest.mark.parametrize('library', ['timm', 'mmpretrain'])
+def test_attention_of_somebody_is_refused_in_the_layers_of_a_library(library):
+    if library == 'timm':
+        timm = pytest.importorskip('timm')
+        model = timm.models.VisionTransformer(img_size=32, patch_size=8, embed_dim=16, depth=2, num_heads=2)
+        layer = model.blocks[1]
+    else:
+        model, _ = mmpretrain_vit('vit')
+        layer = model.layers[1]
+    layer.attn.__class__ = type('GatedAttention', (type(layer.attn),), {})
+    with pytest.raises(UnsupportedEncoderError, match='attention of its layers is `GatedAttention`'):
+        build_vision_encoder(model)
+
+
+def test_images_of_another_size_than_a_timm_model_takes_are_refused_with_the_options_that_help():
+    timm = pytest.importorskip('timm')
+    small = dict(patch_size=8, embed_dim=16, depth=2, num_heads=2)
+    images = torch.randn(1, 3, 48, 64)
+    fixed = timm.models.VisionTransformer(img_size=32, **small)
+    message = r'48 x 64 .*takes 32 x 32.*img_size=\(48, 64\) or dynamic_img_size=True'
+    with pytest.raises(ValueError, match=message):
+        score_patches(build_vision_encoder(fixed), images)
+    for options in (dict(img_size=(48, 64)), dict(dynamic_img_size=True, img_size=32)):
+        model = timm.models.VisionTransformer(**options, **small)
+        model.eval()
+        assert score_patches(build_vision_encoder(model), images).grid == (6, 8)
+
+
+@torch.no_grad()
+def test_a_lora_model_of_mmpretrain_is_read_with_its_adapters():
+    targets = [dict(type='.*qkv'), dict(type='proj'), dict(type='layers.0.0')]
+    vit = dict(type='VisionTransformer', arch=ARCH, img_size=64, patch_size=16, out_type='raw')
+    model = randomised(MODELS.build(dict(type='LoRAModel', module=vit, alpha=2, rank=2, targets=targets)))
+    images = torch.randn(2, 3, 64, 64)
+    assert_same(adapter_forward(model, images), model(images)[0])
+    plain = model(images)[0]
+    model.module.layers[0].attn.qkv.lora_up.weight.data.zero_()
+    assert not torch.allclose(adapter_forward(model, images), plain, atol=1e-3)
 
 
 def beit():
