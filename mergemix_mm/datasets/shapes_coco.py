@@ -14,36 +14,54 @@ from .shapes_scene import SHAPES
 
 GRIDS = (2, 3, 4)  # Cells per side, one of them per image: the things of an image are large, medium or small.
 MAX_THINGS = 6
+# What every eighth image of a varied set is, from these numbers on; COCO has all of them.
+CROWD, GRAY, EMPTY, CUT = 1, 2, 3, 4
+CROWD_GRID = 3  # Things per side of a crowd.
+OVERHANG = 0.4  # Pixels; COCO's boxes overhang by the rounding of their polygons.
 _DESCRIPTION = 'mergemix_mm: drawn shapes'
 
 
 def write_shapes_coco(
-    folder: str | os.PathLike, num_train: int = 1000, num_val: int = 200, image_size: int = 96, seed: int = 0
+    folder: str | os.PathLike,
+    num_train: int = 1000,
+    num_val: int = 200,
+    image_size: int = 96,
+    seed: int = 0,
+    varied: bool = True,
 ) -> None:
     """Draw the set into a folder that does not exist yet; one that holds this very set is left as it is.
 
-    An image shows one to six things in the cells of a 2 x 2, 3 x 3 or 4 x 4 grid, of six shapes (the categories) and
-    six colours, on clutter in the same colours; they do not overlap. An image depends on seed, split and its number
-    alone. The layout is ``train/000000.png``, ``val/...``, ``annotations/train.json``, ``annotations/val.json``; masks
-    are run-length encoded. The folder appears when everything is drawn, also where several processes draw at once.
+    An image shows one to six things in the cells of a grid with 2, 3 or 4 cells along its shorter side, of six shapes
+    (the categories) and six colours, on clutter in the same colours; they do not overlap. An image depends on seed,
+    split and its number only. The layout is ``train/000000.png``, ``val/...``, ``annotations/train.json``,
+    ``annotations/val.json``; masks are run-length encoded. The folder appears when everything is drawn, also where
+    several processes draw at once.
+
+    A varied set has what real COCO has. Heights and widths differ. Of eight images, the second shows a crowd (one
+    annotation with ``iscrowd=1`` and uncompressed run lengths), the third is a grayscale file, the fourth shows nothing
+    and has no annotation, and the fifth ends in the middle of a thing. Boxes of things at the right or the lower border
+    overhang by 0.4 pixels.
 
     Args:
         folder (str | os.PathLike): Where to write.
         num_train (int): Training images, >= 1. Defaults to 1000.
         num_val (int): Validation images, >= 1. Defaults to 200.
-        image_size (int): Height and width in pixels, >= 24. Defaults to 96.
+        image_size (int): The longest side in pixels, >= 24; the shortest is half of it, or 24. Defaults to 96.
         seed (int): Of all draws, >= 0; numpy's global state plays no part. Defaults to 0.
+        varied (bool): False draws squares of ``image_size``, with one to six whole things each. Defaults to True.
 
     Raises:
-        ValueError: If a number is outside its range.
+        ValueError: If an argument is outside its range.
         FileExistsError: If the folder holds anything else.
         ImportError: If pycocotools is missing.
     """
-    settings = dict(num_train=num_train, num_val=num_val, image_size=image_size, seed=seed)
+    settings = dict(num_train=num_train, num_val=num_val, image_size=image_size, seed=seed, varied=varied)
     for key, least in dict(num_train=1, num_val=1, image_size=MIN_IMAGE_SIZE, seed=0).items():
         value = settings[key]
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
             raise ValueError(f'drawn shapes: {key}={value!r} must be an integer of at least {least}.')
+    if not isinstance(varied, bool):
+        raise ValueError(f'drawn shapes: varied={varied!r} must be True or False.')
     folder = Path(folder)
     if _is_drawn(folder, settings):
         return
@@ -73,12 +91,14 @@ def _write_split(folder: Path, split: str, length: int, settings: dict) -> None:
     images, annotations = [], []
     for index in range(length):
         rng = np.random.default_rng((settings['seed'], SPLITS.index(split), index))
-        image, things = draw_shapes(settings['image_size'], rng)
+        image, things = _draw(index, settings, rng)
         name = f'{index:06}.png'
         Image.fromarray(image).save(folder / split / name)
         images.append(dict(id=index, file_name=name, height=image.shape[0], width=image.shape[1]))
-        for label, mask in things:
-            annotations.append(dict(id=len(annotations) + 1, image_id=index, **_annotation(label, mask)))
+        for thing in things:
+            annotations.append(
+                dict(id=len(annotations) + 1, image_id=index, **_annotation(*thing, overhang=settings['varied']))
+            )
     content = dict(
         info=dict(description=_DESCRIPTION, settings=settings),
         images=images,
@@ -90,27 +110,60 @@ def _write_split(folder: Path, split: str, length: int, settings: dict) -> None:
     target.write_text(json.dumps(content))
 
 
-def draw_shapes(size: int, rng: np.random.Generator) -> tuple[np.ndarray, list[tuple[int, np.ndarray]]]:
+def _draw(index: int, settings: dict, rng: np.random.Generator) -> tuple[np.ndarray, list[tuple]]:
+    """The image of this number, [H, W, 3] or [H, W] uint8, and the things on it: label, mask, whether it is a crowd."""
+    size = settings['image_size']
+    if not settings['varied']:
+        image, things = draw_shapes(size, rng)
+        return image, [(*thing, False) for thing in things]
+    size = tuple(int(side) for side in rng.integers(max(MIN_IMAGE_SIZE, size // 2), size + 1, 2))
+    kind = index % 8
+    if kind == EMPTY:
+        return to_uint8(draw_clutter(size, rng)), []
+    image, things = draw_shapes(size, rng, crowd=kind == CROWD)
+    things = [(*thing, kind == CROWD and i == 0) for i, thing in enumerate(things)]
+    if kind == GRAY:
+        image = np.asarray(Image.fromarray(image).convert('L'))
+    if kind == CUT:
+        left, _, right, _ = max((box_around(mask) for _, mask, _ in things), key=lambda box: box[2])
+        end = max((left + right) // 2, MIN_IMAGE_SIZE)
+        image = image[:, :end]
+        things = [(label, mask[:, :end], crowd) for label, mask, crowd in things if mask[:, :end].any()]
+    return image, things
+
+
+def draw_shapes(
+    size: int | tuple[int, int], rng: np.random.Generator, crowd: bool = False
+) -> tuple[np.ndarray, list[tuple[int, np.ndarray]]]:
     """Draw one image.
 
     Args:
-        size (int): Height and width in pixels.
+        size (int | tuple[int, int]): Height and width in pixels; a number stands for both.
         rng (np.random.Generator): Draws everything.
+        crowd (bool): Whether nine small things stand for the first one, on one mask. Defaults to False.
 
     Returns:
-        tuple: image [size, size, 3] uint8 in RGB, and per thing the index of its shape in `SHAPES` and its mask [size,
-        size] bool.
+        tuple: image [H, W, 3] uint8 in RGB, and per thing the index of its shape in `SHAPES` and its mask [H, W] bool.
     """
     canvas, things, colors = draw_clutter(size, rng), [], tuple(PALETTE)
-    grid = GRIDS[rng.integers(len(GRIDS))]
-    cells = rng.permutation(grid * grid)[: rng.integers(1, min(MAX_THINGS, grid * grid) + 1)]
+    grid = GRIDS[0] if crowd else GRIDS[rng.integers(len(GRIDS))]
+    shape = canvas.shape[:2]
+    rows, columns = (length * grid // min(shape) for length in shape)
+    cells = rng.permutation(rows * columns)[: rng.integers(1, min(MAX_THINGS, rows * columns) + 1)]
     for cell in cells:
         color, label = colors[rng.integers(len(colors))], int(rng.integers(len(SHAPES)))
-        things.append((label, draw_thing(canvas, color, SHAPES[label], divmod(int(cell), grid), grid, rng)))
+        row, column = divmod(int(cell), columns)
+        if crowd and not things:
+            corner, fine = np.array([row, column]) * CROWD_GRID, grid * CROWD_GRID
+            places = [corner + place for place in np.ndindex(CROWD_GRID, CROWD_GRID)]
+            mask = np.any([draw_thing(canvas, color, SHAPES[label], place, fine, rng) for place in places], axis=0)
+        else:
+            mask = draw_thing(canvas, color, SHAPES[label], (row, column), grid, rng)
+        things.append((label, mask))
     return to_uint8(canvas), things
 
 
-def _annotation(label: int, mask: np.ndarray) -> dict:
+def _annotation(label: int, mask: np.ndarray, crowd: bool, overhang: bool) -> dict:
     """COCO's entry for a thing, without its ids."""
     try:
         from pycocotools.mask import encode
@@ -119,11 +172,25 @@ def _annotation(label: int, mask: np.ndarray) -> dict:
             "drawn shapes: pycocotools, which encodes the masks, is missing; run 'pip install -e .[detection]'."
         ) from error
     x1, y1, x2, y2 = box_around(mask)
-    runs = encode(np.asfortranarray(mask, dtype=np.uint8))
+    height, width = mask.shape
+    if overhang:
+        x2, y2 = (end + OVERHANG if end == border else end for end, border in ((x2, width), (y2, height)))
+    if crowd:
+        runs = dict(size=list(mask.shape), counts=_run_lengths(mask))
+    else:
+        runs = encode(np.asfortranarray(mask, dtype=np.uint8))
+        runs['counts'] = runs['counts'].decode('ascii')
     return dict(
         category_id=label + 1,
-        bbox=[x1, y1, x2 - x1, y2 - y1],
+        bbox=[x1, y1, round(x2 - x1, 2), round(y2 - y1, 2)],
         area=int(mask.sum()),
-        iscrowd=0,
-        segmentation=dict(size=runs['size'], counts=runs['counts'].decode('ascii')),
+        iscrowd=int(crowd),
+        segmentation=dict(size=runs['size'], counts=runs['counts']),
     )
+
+
+def _run_lengths(mask: np.ndarray) -> list[int]:
+    """Lengths of runs of False and True in turn, column by column, False first: COCO's uncompressed form."""
+    flat = np.concatenate([[False], mask.flatten(order='F')])
+    ends = np.flatnonzero(flat[1:] != flat[:-1])
+    return np.diff(np.concatenate([[0], ends, [mask.size]])).tolist()

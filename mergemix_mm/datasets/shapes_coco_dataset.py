@@ -19,6 +19,7 @@ def shapes_coco_dataset(
     num_val: int = 200,
     image_size: int = 96,
     seed: int = 0,
+    varied: bool = True,
     **kwargs,
 ) -> Any:
     """Draw the set if it is not there, see :func:`write_shapes_coco`, and open one split of it.
@@ -30,8 +31,10 @@ def shapes_coco_dataset(
         split (str): ``'train'`` or ``'val'``. Defaults to ``'train'``.
         num_train (int): Training images. Defaults to 1000.
         num_val (int): Validation images. Defaults to 200.
-        image_size (int): Height and width in pixels, >= 24. Defaults to 96.
+        image_size (int): The longest side in pixels, >= 24. Defaults to 96.
         seed (int): Of all draws. Defaults to 0.
+        varied (bool): Whether images differ in size, and crowds, grayscale files and images that show nothing are among
+            them, as in COCO; False makes them squares with one to six things each. Defaults to True.
         **kwargs: Further arguments of MMDetection's ``CocoDataset``, such as ``pipeline``, ``indices`` or
             ``filter_cfg``. ``test_mode`` defaults to True on the val split.
 
@@ -51,7 +54,7 @@ def shapes_coco_dataset(
         raise ImportError(
             f"ShapesCocoDataset: MMDetection cannot be imported ({error}); run 'pip install -e .[detection]'."
         ) from error
-    write_shapes_coco(folder, num_train, num_val, image_size, seed)
+    write_shapes_coco(folder, num_train, num_val, image_size, seed, varied)
     palette = [tuple(int(255 * value) for value in color) for color in PALETTE.values()]
     kwargs = dict(test_mode=split == 'val', metainfo=dict(classes=SHAPES, palette=palette)) | kwargs
     return CocoDataset(

@@ -19,14 +19,21 @@ RADIUS = (0.32, 0.44)  # Of a thing, as a share of its cell's side.
 VISIBLE = 0.5
 
 
-def draw_clutter(size: int, rng: np.random.Generator) -> np.ndarray:
-    """A background that holds every colour of the palette by chance: [size, size, 3] float32 in about [0, 0.6]."""
+def draw_clutter(size: int | tuple[int, int], rng: np.random.Generator) -> np.ndarray:
+    """A background that holds every colour of the palette by chance: [H, W, 3] float32 in about [0, 0.6].
+
+    Args:
+        size (int | tuple[int, int]): Height and width in pixels; a number stands for both.
+        rng (np.random.Generator): Draws everything.
+    """
+    shape = (size, size) if isinstance(size, int) else size
+    size = min(shape)
     tones = rng.uniform(0.1, 0.4, (NUM_TONES, NUM_TONES, 3)).astype(np.float32)
-    weight = _interpolation(size)
-    canvas = np.tensordot(np.tensordot(weight, tones, (1, 0)), weight, (1, 1)).transpose(0, 2, 1)
+    rows, columns = (_interpolation(length) for length in shape)
+    canvas = np.tensordot(np.tensordot(rows, tones, (1, 0)), columns, (1, 1)).transpose(0, 2, 1)
     canvas = canvas + 0.05 * rng.standard_normal(canvas.shape, dtype=np.float32)
     unit = size / 16
-    places = rng.uniform(0, size, (NUM_BARS + NUM_SPECKS, 2)).astype(int)
+    places = rng.uniform(0, shape, (NUM_BARS + NUM_SPECKS, 2)).astype(int)
     lengths = np.maximum(rng.uniform(0.5, 2.5, (NUM_BARS, 2)) * unit, 1).astype(int)
     shades = rng.uniform(0.1, 0.6, (NUM_BARS, 3))
     for (top, left), (height, width), shade in zip(places[:NUM_BARS], lengths, shades, strict=True):
@@ -44,22 +51,22 @@ def draw_thing(
     """Draw one thing inside its cell, in place, with a random size, place and brightness.
 
     Args:
-        canvas (np.ndarray): [size, size, 3] float, written to.
+        canvas (np.ndarray): [H, W, 3] float, written to.
         color (str): A key of `PALETTE`.
         shape (str): A key of `OUTLINES`.
         cell (tuple[int, int]): Row and column of the cell.
-        grid (int): Cells per side.
+        grid (int): Cells along the shorter side; they are square.
         rng (np.random.Generator): Draws size, place and brightness.
 
     Returns:
-        np.ndarray: [size, size] bool, True where the thing covers at least half of a pixel.
+        np.ndarray: [H, W] bool, True where the thing covers at least half of a pixel.
     """
-    side = len(canvas) / grid
+    side = min(canvas.shape[:2]) / grid
     radius = rng.uniform(*RADIUS) * side
     slack = side / 2 - radius
     middle = (np.array(cell) + 0.5) * side + rng.uniform(-slack, slack, 2)
     first = np.maximum(np.floor(middle - radius).astype(int), 0)
-    last = np.minimum(np.ceil(middle + radius).astype(int), len(canvas))
+    last = np.minimum(np.ceil(middle + radius).astype(int), canvas.shape[:2])
     y, x = (np.arange(a, b) + 0.5 - m for a, b, m in zip(first, last, middle, strict=True))
     cover = np.clip(0.5 - OUTLINES[shape](x[None, :], y[:, None], radius), 0, 1)
     window = slice(first[0], last[0]), slice(first[1], last[1])

@@ -19,7 +19,14 @@ SMALL = dict(num_train=5, num_val=3, image_size=48)
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
     target = tmp_path_factory.mktemp('drawn') / 'shapes'
-    write_shapes_coco(target, num_train=60, num_val=3, image_size=64)
+    write_shapes_coco(target, num_train=60, num_val=3, image_size=64, varied=False)
+    return target
+
+
+@pytest.fixture(scope='module')
+def varied(tmp_path_factory):
+    target = tmp_path_factory.mktemp('drawn') / 'varied'
+    write_shapes_coco(target, num_train=64, num_val=8, image_size=64)
     return target
 
 
@@ -62,6 +69,48 @@ def test_masks_lie_on_the_pixels_of_one_colour(folder):
         assert found.max() >= 0.8 * len(pixels)
 
 
+def test_images_of_a_varied_set_differ_in_size_and_say_so(varied):
+    for split, number in (('train', 64), ('val', 8)):
+        coco = COCO(varied / f'annotations/{split}.json')
+        sizes = []
+        for image in coco.loadImgs(coco.getImgIds()):
+            with Image.open(varied / split / image['file_name']) as file:
+                assert file.size == (image['width'], image['height'])
+                assert file.mode == ('L' if image['id'] % 8 == 2 else 'RGB')
+            assert min(file.size) >= 24 and max(file.size) <= 64
+            sizes.append(file.size)
+        assert len(set(sizes)) > 0.7 * number
+        assert (
+            min(width / height for width, height in sizes) < 0.8
+            and max(width / height for width, height in sizes) > 1.25
+        )
+
+
+def test_a_varied_set_holds_images_with_nothing_with_crowds_and_with_things_cut_by_the_border(varied):
+    coco = COCO(varied / 'annotations/train.json')
+    shown = {index: coco.loadAnns(coco.getAnnIds(index)) for index in coco.getImgIds()}
+    assert {index for index, things in shown.items() if not things} == set(range(3, 64, 8))
+    crowds = {index: [thing['iscrowd'] for thing in things] for index, things in shown.items() if index % 8 == 1}
+    assert all(flags[0] == 1 and sum(flags) == 1 for flags in crowds.values()) and [1] in crowds.values()
+    assert not any(thing['iscrowd'] for index, things in shown.items() if index % 8 != 1 for thing in things)
+    overhanging = 0
+    for index, things in shown.items():
+        image = coco.loadImgs(index)[0]
+        for thing in things:
+            counts = thing['segmentation']['counts']
+            assert isinstance(counts, list if thing['iscrowd'] else str)
+            mask = coco.annToMask(thing)
+            assert mask.shape == (image['height'], image['width']) and mask.sum() == thing['area'] > 0
+            x, y, width, height = thing['bbox']
+            rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
+            assert (x, y) == (columns[0], rows[0])
+            for start, length, last, end in ((x, width, columns[-1], 'width'), (y, height, rows[-1], 'height')):
+                over = 0.4 if last + 1 == image[end] else 0
+                assert start + length == pytest.approx(last + 1 + over)
+                overhanging += over > 0
+    assert overhanging >= 6
+
+
 def test_all_shapes_and_three_sizes_appear(folder):
     annotations = json.loads((folder / 'annotations/train.json').read_text())['annotations']
     assert {annotation['category_id'] for annotation in annotations} == set(range(1, len(SHAPES) + 1))
@@ -92,11 +141,11 @@ def test_a_set_that_is_there_is_left_alone(tmp_path, monkeypatch):
 def test_an_interrupted_drawing_leaves_nothing(tmp_path, monkeypatch):
     draw, calls = shapes_coco.draw_shapes, []
 
-    def interrupted(size, rng):
+    def interrupted(size, rng, **kwargs):
         calls.append(size)
         if len(calls) == 7:
             raise KeyboardInterrupt
-        return draw(size, rng)
+        return draw(size, rng, **kwargs)
 
     monkeypatch.setattr(shapes_coco, 'draw_shapes', interrupted)
     with pytest.raises(KeyboardInterrupt):
@@ -117,6 +166,15 @@ def test_another_set_or_other_files_are_never_overwritten(tmp_path):
     write_shapes_coco(tmp_path / 'set', **SMALL)
     with pytest.raises(FileExistsError, match=r"'num_train': 5.*not with.*'num_train': 6.*name another folder"):
         write_shapes_coco(tmp_path / 'set', **SMALL | dict(num_train=6))
+    with pytest.raises(FileExistsError, match=r"'varied': True.*not with.*'varied': False.*name another folder"):
+        write_shapes_coco(tmp_path / 'set', **SMALL, varied=False)
+    path = tmp_path / 'set/annotations/val.json'
+    content = json.loads(path.read_text())
+    del content['info']['settings']['varied']  # As the first versions wrote it.
+    path.write_text(json.dumps(content))
+    for varied in (True, False):
+        with pytest.raises(FileExistsError, match=r"'seed': 0}, not with .*'varied'"):
+            write_shapes_coco(tmp_path / 'set', **SMALL, varied=varied)
     (tmp_path / 'mine').mkdir()
     with pytest.raises(FileExistsError, match='mine exists and is no set of drawn shapes'):
         write_shapes_coco(tmp_path / 'mine', **SMALL)
@@ -124,6 +182,8 @@ def test_another_set_or_other_files_are_never_overwritten(tmp_path):
 
 @pytest.mark.parametrize(('key', 'value'), [('num_train', 0), ('num_val', 1.5), ('image_size', 16), ('seed', -1)])
 def test_numbers_outside_their_range_are_errors(tmp_path, key, value):
+    with pytest.raises(ValueError, match='varied=1 must be True or False'):
+        write_shapes_coco(tmp_path / 'set', **SMALL, varied=1)
     with pytest.raises(ValueError, match=f'{key}={value} must be an integer of at least'):
         write_shapes_coco(tmp_path / 'set', **SMALL | {key: value})
     assert list(tmp_path.iterdir()) == []

@@ -11,7 +11,7 @@ from pycocotools.mask import encode
 import mergemix_mm  # noqa: F401
 from mergemix_mm.datasets.shapes_scene import SHAPES
 
-NUMBERS = dict(num_train=6, num_val=8, image_size=64)
+NUMBERS = dict(num_train=6, num_val=8, image_size=64, varied=False)
 
 pytest.importorskip('mmdet', reason='needs MMDetection: pip install -e .[detection]')
 
@@ -82,6 +82,33 @@ def test_a_perfect_predictor_has_a_map_of_one(folder, size):
     metric.process({}, [perfect(sample) for sample in val])
     results = metric.evaluate(size=len(val))
     assert results['coco/bbox_mAP'] == results['coco/segm_mAP'] == 1.0
+
+
+def test_a_perfect_predictor_of_a_varied_set_has_a_map_of_one_too(tmp_path):
+    # What it does not find are crowds, which count neither way, and images that show nothing.
+    from mmdet.evaluation import CocoMetric
+
+    steps = [dict(type='Resize', scale=(96, 64), keep_ratio=True)]
+    val = build(tmp_path / 'set', steps, split='val', varied=True)
+    assert len({sample['inputs'].shape for sample in val}) > 1
+    assert [len(sample['data_samples'].gt_instances) for sample in val][3] == 0
+    assert [len(sample['data_samples'].ignored_instances) for sample in val] == [0, 1, 0, 0, 0, 0, 0, 0]
+    metric = CocoMetric(ann_file=str(tmp_path / 'set/annotations/val.json'), metric='bbox')
+    metric.dataset_meta = val.metainfo
+    metric.process({}, [perfect(sample) for sample in val])
+    assert metric.evaluate(size=len(val))['coco/bbox_mAP'] == 1.0
+
+
+def test_training_leaves_out_images_that_show_nothing_where_the_config_says_so(tmp_path):
+    numbers = dict(num_train=24, varied=True)
+    assert len(build(tmp_path / 'set', **numbers)) == 24
+    kept = build(tmp_path / 'set', **numbers, filter_cfg=dict(filter_empty_gt=True, min_size=32))
+    whole = build(tmp_path / 'set', **numbers)
+    infos = {index: whole.get_data_info(index) for index in range(24)}
+    sizes = {index: min(info['height'], info['width']) for index, info in infos.items()}
+    assert {kept.get_data_info(i)['img_id'] for i in range(len(kept))} == {
+        i for i in range(24) if i % 8 != 3 and sizes[i] >= 32
+    }
 
 
 def test_a_predictor_of_other_classes_has_a_map_of_nought(folder):
