@@ -1,5 +1,6 @@
 """The one way in which images and maps are resized: bilinear, with antialias."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -13,3 +14,34 @@ def resize(x: Tensor, size: tuple[int, int]) -> Tensor:
     if tuple(x.shape[-2:]) == tuple(size):
         return x
     return F.interpolate(x.float(), size=size, mode='bilinear', antialias=True).to(x.dtype)
+
+
+def sample_cells(x: Tensor, size: tuple[int, int], cell: tuple[float, float]) -> Tensor:
+    """Maps ``[B, C, h, w]`` -> ``[B, C, *size]`` in cells of a given size, which need not end where the map ends.
+
+    Cell (i, j) has its centre at ((i + 0.5) * cell[0], (j + 0.5) * cell[1]), measured in cells of `x` from its corner;
+    :func:`resize` stretches or shrinks them instead, until they cover `x` exactly. The weights are those of
+    :func:`resize`; what lies outside `x` counts as its border where nothing of `x` is near, and not at all otherwise.
+
+    Args:
+        x (Tensor): [B, C, h, w], any floating dtype; interpolated in float32.
+        size (tuple[int, int]): Rows and columns of the result.
+        cell (tuple[float, float]): Height and width of its cells, in cells of `x`.
+
+    Returns:
+        Tensor: [B, C, *size] in the dtype of `x`.
+    """
+    if all(abs(number * length - known) < 1e-4 for number, length, known in zip(size, cell, x.shape[-2:], strict=True)):
+        return resize(x, size)
+    down, across = (_weights(known, *pair, x.device) for known, *pair in zip(x.shape[-2:], size, cell, strict=True))
+    return (down @ x.float() @ across.T).to(x.dtype)
+
+
+def _weights(length: int, size: int, cell: float, device: torch.device) -> Tensor:
+    """Of each of `length` places in each of `size` cells: a triangle of a cell's width to either side, or a place's."""
+    centre = (torch.arange(size, device=device, dtype=torch.float32) + 0.5) * cell
+    reach = max(cell, 1.0)
+    centre = centre.clamp(max=length - 0.5 + (reach - 1))  # At least the last place is within reach.
+    place = torch.arange(length, device=device, dtype=torch.float32) + 0.5
+    weights = (1 - (place[None, :] - centre[:, None]).abs() / reach).clamp(min=0)
+    return weights / weights.sum(dim=1, keepdim=True)

@@ -9,8 +9,8 @@ from mmpretrain.registry import MODELS
 from torch import Tensor, nn
 
 from ...functional import resize
-from .encoder_outputs import find_run, is_qformer
-from .token_map import TokenLayout, TokenMap
+from .encoder_outputs import check_size, find_run, is_qformer
+from .token_map import TokenLayout, TokenMap, find_cell
 
 
 class EncoderBranch(nn.Module):
@@ -60,6 +60,12 @@ class EncoderBranch(nn.Module):
         self._run = find_run(self.encoder)
         self._layout = TokenLayout.of(self.encoder)
         self._is_sequence = is_qformer(self.encoder)
+        if input_size is not None:
+            try:
+                check_size(self.encoder, (input_size, input_size))
+            except ValueError as error:
+                raise ValueError(f'{name}: input_size={input_size}: {error}') from None
+        self.divisor: int | None = None  # Of the sides of images that fit all encoders, for messages.
         scale, shift = _renormalisation(mean, std, common_mean, common_std, name)
         self.register_buffer('scale', scale, persistent=False)
         self.register_buffer('shift', shift, persistent=False)
@@ -71,6 +77,11 @@ class EncoderBranch(nn.Module):
     def renormalises(self) -> bool:
         """Whether the encoder has a normalisation of its own, other than the common one."""
         return self.scale is not None
+
+    @property
+    def patch_divisor(self) -> int:
+        """What the sides of images that come in have to be multiples of, as far as is known."""
+        return 1 if self._layout is None or self.input_size is not None else self._layout.divisor
 
     def init_weights(self) -> None:
         """MMEngine's, for an encoder of OpenMMLab that was built here; others came with their weights."""
@@ -99,11 +110,12 @@ class EncoderBranch(nn.Module):
         """
         inputs = self._prepare(images)
         try:
+            check_size(self.encoder, inputs.shape[-2:])
             if self._layout is not None:
-                self._layout.grid(inputs.shape[-2:])
+                self._layout.grid(inputs.shape[-2:], self.divisor)
             with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
                 output = self._run(self.encoder, inputs).to(images.dtype)
-            return self._read(output, inputs.shape[-2:])
+            return self._in_pixels_of(images, inputs, self._read(output, inputs.shape[-2:]))
         except ValueError as error:
             raise ValueError(f'MultiBackbone: {self.name} (`{type(self.encoder).__name__}`): {error}') from error
 
@@ -114,11 +126,19 @@ class EncoderBranch(nn.Module):
             images = images * self.scale + self.shift
         return images.to(next((p.dtype for p in self.encoder.parameters() if p.is_floating_point()), images.dtype))
 
+    @staticmethod
+    def _in_pixels_of(images: Tensor, inputs: Tensor, output: TokenMap | Tensor) -> TokenMap | Tensor:
+        """The cells of a map in pixels of the images, from which the inputs may have been resized."""
+        if not isinstance(output, TokenMap):
+            return output
+        sizes = zip(output.cell, images.shape[-2:], inputs.shape[-2:], strict=True)
+        return output.with_cell(tuple(cell * whole / resized for cell, whole, resized in sizes))
+
     def _read(self, output: Tensor, image_size: tuple[int, int]) -> TokenMap | Tensor:
         if self._is_sequence:
             return output
         if output.ndim == 4:
-            return TokenMap(output)
+            return TokenMap(output).with_cell(find_cell(image_size, output.shape[-2:]))
         if output.ndim == 3:
             layout = self._layout or TokenLayout.from_config(self.encoder)
             if layout is None:
@@ -126,7 +146,7 @@ class EncoderBranch(nn.Module):
                     f'gives tokens {list(output.shape)} whose grid is not known. Have it give a map [B, C, h, w]: '
                     "out_type='featmap' in MMPretrain, features_only=True, out_indices=(-1,) in timm"
                 )
-            return layout.read(output, image_size)
+            return layout.read(output, image_size, self.divisor)
         raise ValueError(
             f'gives {list(output.shape)}, pooled over the image. Have it give its tokens: in MMPretrain '
             "out_type='raw' (with class token) or 'featmap' for vision transformers, gap_before_final_norm=False for "

@@ -1,5 +1,6 @@
 """Several image encoders side by side, the backbone of SPHINX (https://arxiv.org/abs/2311.07575)."""
 
+import math
 from collections.abc import Sequence
 
 from mmengine.model import BaseModule, ModuleList
@@ -70,6 +71,9 @@ class MultiBackbone(BaseModule):
             EncoderBranch(**entry, common_mean=mean, common_std=std, name=f'encoders[{i}]')
             for i, entry in enumerate(encoders)
         )
+        divisor = math.lcm(*(branch.patch_divisor for branch in self.branches))
+        for branch in self.branches:
+            branch.divisor = divisor if branch.input_size is None else None
 
     def forward(self, images: Tensor) -> tuple[TokenMap | Tensor, ...]:
         """Run all encoders.

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ...functional import as_grid, mix_embeddings
 from ..backbones import TokenMap
+from ..backbones.token_map import find_cell
 
 FUSIONS = ('concat', 'mlp')
 OUTPUTS = ('tokens', 'featmap')
@@ -27,16 +28,19 @@ class EmbeddingMixNeck(BaseModule):
         out_channels (int): Channels of the output, e.g. the width of the language model.
         sequence_channels (Sequence[int]): Channels of the sequences (Q-Former), in order; each has a projection of its
             own. Only for ``output='tokens'``. Defaults to ().
-        grid (int | tuple[int, int], optional): Rows and columns that all maps are resampled to. Defaults to None: those
-            of the finest map.
+        grid (int | tuple[int, int], optional): Rows and columns that all maps are resampled to, each as a whole.
+            Defaults to None: those of the finest map, on which the others lie by the pixels of their cells.
         class_token (bool): Whether a class token, mixed and projected as the patches are, stands in front of them: the
             encoder's own, or the mean of its map where it has none. Only for ``output='tokens'``. Defaults to False.
         fuse (str): The projection: ``'concat'``, one linear layer; ``'mlp'``, three with GELU in between, the first
             four times as wide as its input (Prismatic, https://arxiv.org/abs/2402.07865). Defaults to ``'concat'``.
         norm (bool): Whether a LayerNorm follows each projection. Defaults to True.
         output (str): ``'tokens'`` for language models, ``'featmap'`` for heads of OpenMMLab. Defaults to ``'tokens'``.
-        scales (Sequence[float]): Levels of ``'featmap'``, relative to `grid`: 2.0 is twice as fine. All go through the
-            same projection. Defaults to (1,).
+        scales (Sequence[float]): Levels of ``'featmap'``, relative to `grid`: 2.0 is twice as fine. A level of scale k
+            on cells of s pixels has the stride s / k, as a detector's anchors have it: its cell (i, j) lies around
+            ((i + 0.5) * s / k, (j + 0.5) * s / k), and there are as many as it takes, ceil(k * rows) and
+            ceil(k * columns), also where the last ones reach over the border. All go through the same projection.
+            Defaults to (1,).
         init_cfg (dict, optional): Initialization config. Defaults to None.
 
     Raises:
@@ -98,18 +102,33 @@ class EmbeddingMixNeck(BaseModule):
         """
         maps, sequences = self._sort(inputs)
         grid = _finest(maps) if self.grid is None else as_grid(self.grid)
+        cells = self._cells(maps, grid)
         if self.output == 'featmap':
-            return tuple(self._featmap(maps, grid, scale) for scale in self.scales)
-        mixed = mix_embeddings([m.features for m in maps], grid)
+            return tuple(self._featmap(maps, grid, cells, scale) for scale in self.scales)
+        mixed = mix_embeddings([m.features for m in maps], grid, cells)
         if self.class_token:
             mixed = torch.cat([torch.cat([_class_token(m) for m in maps], dim=1).unsqueeze(1), mixed], dim=1)
         projected = [project(x) for project, x in zip(self.sequence_projections, sequences, strict=True)]
         return torch.cat([*projected, self.projection(mixed)], dim=1)
 
-    def _featmap(self, maps: list[TokenMap], grid: tuple[int, int], scale: float) -> Tensor:
-        grid = tuple(max(1, int(size * scale + 0.5)) for size in grid)
-        mixed = self.projection(mix_embeddings([m.features for m in maps], grid))
+    def _featmap(
+        self, maps: list[TokenMap], grid: tuple[int, int], cells: list[tuple[float, float]], scale: float
+    ) -> Tensor:
+        grid = tuple(max(1, math.ceil(round(size * scale, 4))) for size in grid)
+        cells = [(height / scale, width / scale) for height, width in cells]
+        mixed = self.projection(mix_embeddings([m.features for m in maps], grid, cells))
         return mixed.transpose(1, 2).unflatten(2, grid)
+
+    def _cells(self, maps: list[TokenMap], grid: tuple[int, int]) -> list[tuple[float, float]]:
+        """Height and width of a cell of the grid, in cells of each map."""
+        sizes = [tuple(m.features.shape[-2:]) for m in maps]
+        if self.grid is not None:
+            return [(rows / grid[0], columns / grid[1]) for rows, columns in sizes]
+        known = [m.cell for m in maps]
+        if None in known:  # The stages of a backbone; the cells of the finest one are the unit.
+            known = [find_cell(grid, size) for size in sizes]
+        height, width = known[sizes.index(grid)]
+        return [(height / rows, width / columns) for rows, columns in known]
 
     def _sort(self, inputs: Sequence[TokenMap | Tensor]) -> tuple[list[TokenMap], list[Tensor]]:
         """Maps and sequences, each in order."""

@@ -17,7 +17,8 @@ class SimpleFeaturePyramid(BaseModule):
 
     The map of stride s becomes maps of stride s/4 (two deconvolutions), s/2 (one), s and 2s (max pooling); with patches
     of 16 pixels: 4, 8, 16 and 32. Each then goes through a 1x1 convolution, a norm, a 3x3 convolution and a norm.
-    Further levels halve the last one, as in FPN.
+    Further levels halve the last one, as in FPN. The last row or column of an odd level makes one of the next: all have
+    as many cells as their strides ask for, also on a map of one row.
 
     Args:
         in_channels (int): Channels of the backbone's map, a multiple of 4.
@@ -59,7 +60,7 @@ class SimpleFeaturePyramid(BaseModule):
             ),
             nn.ConvTranspose2d(in_channels, half, kernel_size=2, stride=2),
             nn.Identity(),
-            nn.MaxPool2d(kernel_size=2, stride=2),
+            nn.MaxPool2d(kernel_size=2, stride=2, ceil_mode=True),  # Of an odd map, the last row too.
         ]
         widths = (quarter, half, in_channels, in_channels)
         self.levels = nn.ModuleList(
@@ -75,7 +76,7 @@ class SimpleFeaturePyramid(BaseModule):
 
     def forward(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Maps of the backbone, of which the last is used, [B, in_channels, h, w] -> one map per level, finest first:
-        [B, out_channels, 4h, 4w], [.., 2h, 2w], [.., h, w], [.., h // 2, w // 2], ...
+        [B, out_channels, 4h, 4w], [.., 2h, 2w], [.., h, w], [.., ceil(h / 2), ceil(w / 2)], ...
         """
         x = inputs[-1]
         if x.dim() != 4 or x.size(1) != self.in_channels:

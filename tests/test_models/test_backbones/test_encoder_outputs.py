@@ -1,5 +1,7 @@
 """Every library's encoder gives its own patch tokens, in the order of the image, and its own class token."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from mmpretrain.registry import MODELS
@@ -252,3 +254,43 @@ def test_an_encoder_that_drops_patches_is_an_error():
     branch = EncoderBranch(model, frozen=False)
     with pytest.raises(ValueError, match='9 tokens for 4 x 4 patches and 1 tokens before them'):
         branch(torch.zeros(1, 3, 32, 32))
+
+
+def test_an_encoder_of_timm_that_takes_another_size_is_refused_when_it_is_built_or_when_images_come():
+    small = dict(dynamic_img_size=False)
+    message = r'takes 32 x 32.*img_size=\(48, 48\) or dynamic_img_size=True'
+    with pytest.raises(ValueError, match=rf'encoders\[1\]: input_size=48: .*{message}'):
+        EncoderBranch(timm_vit(**small), input_size=48, name='encoders[1]')
+    branch = EncoderBranch(timm_vit(**small), input_size=32)
+    assert branch(torch.zeros(1, 3, 48, 64)).features.shape[-2:] == (4, 4)
+    with pytest.raises(ValueError, match=message):
+        EncoderBranch(timm_vit(**small))(torch.zeros(1, 3, 48, 48))
+    assert EncoderBranch(timm_vit(), input_size=48)(torch.zeros(1, 3, 32, 32)).features.shape[-2:] == (6, 6)
+
+
+def test_what_other_models_of_timm_take_is_said_with_the_options_that_they_have():
+    timm = pytest.importorskip('timm')
+    options = dict(img_size=64, window_size=2, embed_dim=8, depths=(1, 1), num_heads=(1, 1), num_classes=0)
+    swin = timm.models.SwinTransformer(**options)
+    with pytest.raises(ValueError, match=r'`SwinTransformer` of timm takes 64 x 64.*img_size=\(32, 32\)'):
+        EncoderBranch(swin)(torch.zeros(1, 3, 32, 32))
+    wrapped = dict(type='TIMMBackbone', model_name='vit_tiny_patch16_224', img_size=32, patch_size=8, embed_dim=16)
+    with pytest.raises(ValueError, match=r'input_size=40: .*takes 32 x 32.*dynamic_img_size=True'):
+        EncoderBranch(dict(wrapped, depth=1, num_heads=2), input_size=40)
+
+
+def test_a_model_of_transformers_that_takes_one_size_names_the_keys_that_help():
+    class OneSize(torch.nn.Module):
+        """Refuses other sizes, as some models of transformers do."""
+
+        config = SimpleNamespace(image_size=32, patch_size=8)
+
+        def forward(self, pixel_values):
+            if pixel_values.shape[-1] != 32:
+                raise ValueError("Input image size (48*48) doesn't match model (32*32).")
+            return (torch.zeros(len(pixel_values), 17, 4),)
+
+    OneSize.__module__ = 'transformers.models.one_size'
+    assert EncoderBranch(OneSize())(torch.zeros(1, 3, 32, 32)).features.shape == (1, 4, 4, 4)
+    with pytest.raises(ValueError, match=r'image_size=32.*input_size=32 of the encoder, or image_size in its config'):
+        EncoderBranch(OneSize())(torch.zeros(1, 3, 48, 48))

@@ -224,3 +224,26 @@ def test_an_error_while_running_names_the_encoder():
     backbone = MultiBackbone([dict(encoder=RESNET), dict(encoder=VIT)])
     with pytest.raises(ValueError, match=r'MultiBackbone: encoders\[1\] \(`VisionTransformer`\): images of 36 x 36'):
         backbone(torch.randn(1, 3, 36, 36))
+
+
+def test_images_that_do_not_fit_an_error_names_the_padding_that_fits_all_encoders():
+    coarse = dict(VIT, patch_size=12, img_size=48)
+    backbone = MultiBackbone([dict(encoder=CONVNEXT), dict(encoder=VIT), dict(encoder=coarse)])
+    with pytest.raises(ValueError, match=r'encoders\[1\].* 36 x 48 .* 8 x 8 .*data_preprocessor.pad_size_divisor=24'):
+        backbone(torch.zeros(1, 3, 36, 48))
+    with pytest.raises(ValueError, match=r'encoders\[2\].* 32 x 48 .* 12 x 12 .*data_preprocessor.pad_size_divisor=24'):
+        backbone(torch.zeros(1, 3, 32, 48))
+    assert [m.features.shape[-2:] for m in backbone(torch.zeros(1, 3, 48, 72))] == [(1, 2), (6, 9), (4, 6)]
+
+
+def test_the_cells_of_maps_are_known_in_pixels_of_the_images_that_come_in():
+    backbone = MultiBackbone(
+        [dict(encoder=VIT), dict(encoder=dict(VIT, patch_size=16), input_size=32), dict(encoder=CONVNEXT)]
+    )
+    # A ConvNeXt rounds down where it halves: its map of 1 x 2 ends before images of 40 x 72 do.
+    plain, resized, convnext = backbone(torch.zeros(1, 3, 40, 72))
+    assert plain.features.shape[-2:] == (5, 9) and plain.cell == (8, 8)
+    assert resized.features.shape[-2:] == (2, 2) and resized.cell == (20, 36)
+    assert convnext.features.shape[-2:] == (1, 2) and convnext.cell == (32, 32)
+    features, class_token = plain
+    assert class_token.shape == (1, 8) and TokenMap(features).cell is None

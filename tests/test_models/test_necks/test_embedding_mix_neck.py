@@ -1,5 +1,7 @@
 """The mix of embeddings: its tokens in order, its maps, and life behind any backbone."""
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -122,6 +124,100 @@ def test_every_scale_is_a_level_through_the_same_projection():
 def test_levels_of_an_odd_grid_are_rounded_up():
     neck = EmbeddingMixNeck([2], 4, grid=(7, 5), output='featmap', scales=(1, 0.5, 0.01))
     assert [level.shape[-2:] for level in neck((torch.zeros(1, 2, 7, 5),))] == [(7, 5), (4, 3), (1, 1)]
+
+
+SCALES = (2, 1, 0.5, 0.25, 0.125)
+STRIDES = (8, 16, 32, 64, 128)
+
+
+def positions(height, width, stride, rounding=math.ceil):
+    """A map [1, 2, h, w] whose cells hold the place of their centre, y and x, in pixels; and its cell."""
+    rows, columns = (rounding(side / stride) for side in (height, width))
+    y, x = ((torch.arange(n) + 0.5) * stride for n in (rows, columns))
+    features = torch.stack(torch.meshgrid(y, x, indexing='ij'))[None]
+    return TokenMap(features).with_cell((stride, stride))
+
+
+def reading_neck(num_maps, scales=SCALES):
+    """A neck that hands on the positions that the last map says."""
+    neck = EmbeddingMixNeck([2] * num_maps, 2, output='featmap', scales=scales, norm=False)
+    weight = torch.zeros(2, 2 * num_maps)
+    weight[:, -2:] = torch.eye(2)
+    neck.projection[0].weight.data, neck.projection[0].bias.data = weight, torch.zeros(2)
+    return neck
+
+
+SIZES = [(800, 1344), (800, 1333), (464, 1200), (816, 1072), (1024, 1024), (80, 96)]
+
+
+@pytest.mark.parametrize('size', SIZES)
+@pytest.mark.parametrize(('stride', 'rounding'), [(16, math.ceil), (32, math.ceil), (32, math.floor), (64, math.floor)])
+def test_levels_are_where_the_anchors_are(size, stride, rounding):
+    # The first map is a ViT's, of patches of 16 pixels; the second a CNN's: a ResNet rounds up, a ConvNeXt down.
+    padded = tuple(-(-side // 16) * 16 for side in size)
+    maps = [positions(*padded, 16), positions(*padded, stride, rounding)]
+    with torch.no_grad():
+        levels = reading_neck(2)(maps)
+    for level, level_stride in zip(levels, STRIDES, strict=True):
+        assert level.shape[-2:] == tuple(-(-side // level_stride) for side in padded)
+        reach = max(level_stride, stride)  # Cells nearer to a border average over what there is.
+        for axis, side in enumerate(padded):
+            centres = (torch.arange(level.shape[2 + axis]) + 0.5) * level_stride
+            known = level[0, axis].movedim(axis, 0).flatten(1)
+            covered = maps[1].features.shape[2 + axis] * stride
+            inside = (centres >= reach) & (centres <= min(side, covered) - reach)
+            torch.testing.assert_close(known[inside], centres[inside, None].expand_as(known[inside]), rtol=0, atol=0.05)
+            assert ((known - centres[:, None]).abs() <= 1.5 * reach).all()
+
+
+def test_the_levels_of_800_x_1344_pixels_have_their_centres_at_these_pixels():
+    with torch.no_grad():
+        levels = reading_neck(1)([positions(800, 1344, 16)])
+    assert [tuple(level.shape[-2:]) for level in levels] == [(100, 168), (50, 84), (25, 42), (13, 21), (7, 11)]
+    rows = [level[0, 0, 1:4, 5].tolist() for level in levels]
+    assert rows[1] == pytest.approx([24, 40, 56]) and rows[2] == pytest.approx([48, 80, 112])
+    assert rows[3] == pytest.approx([96, 160, 224]) and rows[4] == pytest.approx([192, 320, 448])
+    # The seventh row lies around 832, of which there are pixels up to 800: nearer to the border than the sixth's 704.
+    assert levels[4][0, 0, 5, 5] == pytest.approx(704, abs=4) and 740 < levels[4][0, 0, 6, 5] < 800
+
+
+def test_levels_have_the_sizes_that_the_anchor_generator_of_the_config_expects():
+    pytest.importorskip('mmdet')
+    from mmdet.models.task_modules import AnchorGenerator
+
+    generator = AnchorGenerator(STRIDES, [1.0], scales=[1.0], center_offset=0.5)
+    with torch.no_grad():
+        levels = reading_neck(1)([positions(1024, 1536, 16)])
+    anchors = generator.grid_priors([level.shape[-2:] for level in levels], device='cpu')
+    for level, boxes, stride in zip(levels, anchors, STRIDES, strict=True):
+        centres = boxes.view(-1, 2, 2).mean(dim=1).flip(1).reshape(*level.shape[-2:], 2)
+        found = level[0].movedim(0, -1)
+        torch.testing.assert_close(found[2:-2, 2:-2], centres[2:-2, 2:-2], rtol=0, atol=0.05)
+        assert boxes[0].tolist() == [0, 0, stride, stride]
+
+
+def test_whole_cells_are_resampled_as_before():
+    maps = [random(1, 3, 48, 64, seed=1), random(1, 2, 24, 32, seed=2)]
+    for level, size in zip(EmbeddingMixNeck([3, 2], 4, output='featmap', scales=SCALES)(maps), (96, 48, 24, 12, 6)):
+        assert level.shape[-2:] == (size, size * 4 // 3)
+    neck = EmbeddingMixNeck([3, 2], 4, output='featmap', scales=(0.5,))
+    mixed = torch.cat([F.interpolate(m, size=(24, 32), mode='bilinear', antialias=True) for m in maps], dim=1)
+    torch.testing.assert_close(neck(maps)[0], neck.projection(mixed.movedim(1, -1)).movedim(-1, 1))
+
+
+def test_the_stages_of_a_cnn_lie_over_each_other_where_it_rounds_up():
+    # 101, 51 and 26 rows of stride 8, 16 and 32: 808, 816 and 832 pixels. Without cells, the finest is the unit.
+    stages = [positions(808, 1000, stride).features / 8 for stride in (8, 16, 32)]
+    (level,) = reading_neck(3, scales=(1,))(stages)
+    assert level.shape[-2:] == (101, 125)
+    torch.testing.assert_close(level[0, 0, 4:-4, 0], torch.arange(4, 97) + 0.5)
+
+
+def test_maps_of_a_resized_image_are_stretched_over_it():
+    fine = positions(160, 320, 16)
+    square = TokenMap(positions(160, 160, 32).features).with_cell((32, 64))  # 5 x 5 cells over the whole image.
+    (level,) = reading_neck(2, scales=(1,))([fine, square])
+    torch.testing.assert_close(2 * level[0, 1, 0, 2:-2], fine.features[0, 1, 0, 2:-2])
 
 
 def test_gradient_reaches_every_encoder_and_parameter():

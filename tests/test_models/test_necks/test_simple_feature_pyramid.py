@@ -23,6 +23,24 @@ def widths(num_outs):
     return [48, 24, 12, 6, 3, 2][:num_outs]
 
 
+@pytest.mark.parametrize(('height', 'width'), [(1, 1), (1, 7), (5, 1), (50, 84), (13, 21), (3, 2)])
+def test_levels_have_as_many_cells_as_their_strides_ask_for_at_any_size(height, width):
+    # Patches of 16 pixels, levels of stride 4 to 128.
+    outs = build(num_outs=6)((torch.randn(1, 16, height, width),))
+    strides = (4, 8, 16, 32, 64, 128)
+    expected = [tuple(-(-16 * side // stride) for side in (height, width)) for stride in strides]
+    assert [tuple(out.shape[-2:]) for out in outs] == expected
+    assert all(out.isfinite().all() for out in outs)
+
+
+def test_the_last_row_of_an_odd_map_reaches_the_level_below():
+    neck, x = build(num_outs=4), torch.randn(1, 16, 5, 4)
+    changed = x.clone()
+    changed[..., 4, :] += 5
+    moved = (neck((x,))[3] - neck((changed,))[3]).abs().sum(dim=1)[0] > 1e-6
+    assert moved.shape == (3, 2) and moved[2].all()
+
+
 def test_only_the_last_map_is_used():
     neck, last = build(), torch.randn(1, 16, 4, 4)
     for a, b in zip(neck((torch.randn(1, 5, 9, 9), last)), neck([last]), strict=True):
