@@ -31,6 +31,8 @@ model = dict(
         output='featmap',
         scales=(2, 1, 0.5, 0.25, 0.125),
     ),
+    # A patch lies around its centre, where the anchors of MMDetection stand in the corners of convolutions' cells.
+    bbox_head=dict(anchor_generator=dict(center_offset=0.5)),
 )
 
 optim_wrapper = dict(_delete_=True, type='OptimWrapper', optimizer=dict(type='AdamW', lr=1e-4, weight_decay=0.05))
