@@ -239,11 +239,18 @@ def _decode(file: io.BufferedIOBase, background: tuple[int, int, int], max_pixel
                 raise ValueError(f'it has {image.width} x {image.height} pixels')
             if image.width * image.height > max_pixels:
                 raise ValueError(f'it has {image.width} x {image.height} pixels, more than max_pixels={max_pixels:.0f}')
-            if image.format in ('JPEG', 'MPO') and _ends_in_zeros(file):
-                raise ValueError(
-                    'its end is missing, there are zeros instead, as a download that broke off leaves them'
-                )
+            _refuse_misread(image, file)
             return _to_rgb(image, background)
+
+
+def _refuse_misread(image: Image.Image, file: io.BufferedIOBase) -> None:
+    """Refuse what Pillow decodes to something that is not in the file."""
+    if image.format in ('JPEG', 'MPO') and _ends_in_zeros(file):
+        raise ValueError('its end is missing, there are zeros instead, as a download that broke off leaves them')
+    # Channels one after another in a TIFF (284: PlanarConfiguration) are taken for bytes.
+    planar = image.format == 'TIFF' and image.tag_v2.get(284) == 2 and len(image.tile) > 1
+    if planar and image.tile[0][0] == 'raw' and max(image.tag_v2.get(258, (1,))) > 8:
+        raise ValueError('its channels of 16 bits are stored one after another, which Pillow reads wrongly')
 
 
 def _ends_in_zeros(file: io.BufferedIOBase) -> bool:

@@ -60,7 +60,7 @@ def shorts(*values):
     return struct.pack(f'>{len(values)}H', *values)
 
 
-def tiff(values, order='<', photometric=1, bits=None, extra=None, packed=None):
+def tiff(values, order='<', photometric=1, bits=None, extra=None, packed=None, planar=1):
     """A TIFF of one strip, written by hand: [H, W] or [H, W, samples] of any type of numbers."""
     values = np.asarray(values)
     height, width, samples = (*values.shape, 1)[:3]
@@ -70,10 +70,15 @@ def tiff(values, order='<', photometric=1, bits=None, extra=None, packed=None):
     entries = {256: [width], 257: [height], 258: [bits] * samples, 259: [1], 262: [photometric], 273: [0]}
     entries |= {277: [samples], 278: [height], 279: [len(content)], 339: [sample_format] * samples}
     entries |= {} if extra is None else {338: [extra]}
+    if planar == 2:  # A strip for each channel.
+        size = len(content) // samples
+        entries |= {273: [0] * samples, 279: [size] * samples, 284: [2]}
     behind = 8 + 2 + 12 * len(entries) + 4
     blobs = b''
     long = {tag: struct.pack(f'{order}{len(v)}H', *v) for tag, v in entries.items() if len(v) > 2}
-    entries[273] = [behind + sum(map(len, long.values()))]
+    start = behind + sum(map(len, long.values()))
+    entries[273] = [start + i * len(content) // len(entries[273]) for i in range(len(entries[273]))]
+    long |= {273: struct.pack(f'{order}{samples}H', *entries[273])} if planar == 2 else {}
     rows = []
     for tag, numbers in sorted(entries.items()):
         raw = struct.pack(f'{order}{len(numbers)}H', *numbers).ljust(4, b'\0')
@@ -275,6 +280,14 @@ def test_a_jpeg_that_ends_in_zeros_is_refused_instead_of_shown_half_grey(kind):
     with pytest.raises(ValueError, match='its end is missing, there are zeros instead'):
         read_image(content[: len(content) // 2].ljust(len(content), b'\0'))
     assert np.array_equal(read_image(content + b'\0' * 100), read_image(content))
+
+
+def test_what_pillow_reads_wrongly_is_refused():
+    """Planes of 16 bits without compression: each byte would be a pixel."""
+    content = tiff(np.zeros((1, 4, 3), np.uint16), photometric=2, planar=2)
+    with pytest.raises(ValueError, match='channels of 16 bits are stored one after another'):
+        read_image(content)
+    assert pixels(tiff(np.array([[[0, 32768, 65535]]], np.uint16), photometric=2, planar=1)) == [[0, 128, 255]]
 
 
 def test_an_image_without_pixels_is_refused():
