@@ -18,8 +18,8 @@ from mergemix_mm.models.allowed_parts import check_adapter
 from mergemix_mm.models.vlms import HFVisionLanguageModel, SphinxModel
 from mergemix_mm.models.vlms.family_model import FamilyModel
 from mergemix_mm.models.vlms.sphinx.files import LANGUAGE_MODEL, is_sphinx
-from mergemix_mm.utils.images import image_name, read_image
-from mergemix_mm.utils.text import printable
+from mergemix_mm.utils.images import read_image
+from mergemix_mm.utils.text import printable, shown
 
 ADAPTER_FILE = 'adapter_config.json'
 
@@ -62,7 +62,7 @@ def open_images(paths: Sequence[Path]) -> list[Image.Image]:
     """
     for path in paths:
         if not path.exists():
-            raise LaunchError(f'IMAGE: there is no file {image_name(path)} (from {Path.cwd()})')
+            raise LaunchError(f'IMAGE: there is no file {shown(path, 200)} (from {Path.cwd()})')
     try:
         return [read_image(path) for path in paths]
     except ValueError as error:

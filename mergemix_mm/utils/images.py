@@ -2,6 +2,8 @@
 
 import base64
 import binascii
+import hashlib
+import importlib.util
 import io
 import math
 import os
@@ -16,11 +18,16 @@ from PIL import ExifTags, Image, ImageColor
 
 from .text import shown
 
-# What Pillow may open. Its other plugins start programs (EPS: Ghostscript), need Windows (WMF), or are stubs.
-FORMATS = ('JPEG', 'MPO', 'PNG', 'WEBP', 'GIF', 'BMP', 'TIFF', 'PPM', 'JPEG2000', 'AVIF')
+# What Pillow may open; MPO, several JPEGs in one file, is JPEG to it. Its other plugins start programs (EPS:
+# Ghostscript), need Windows (WMF), or are stubs.
+FORMATS = ('JPEG', 'PNG', 'WEBP', 'GIF', 'BMP', 'TIFF', 'PPM', 'JPEG2000')
+if importlib.util.find_spec('PIL.AvifImagePlugin') is not None:  # Since Pillow 11.3.
+    FORMATS += ('AVIF',)
 # 300 MB in RGB. Photographs of phones and cameras have 12 to 60 million.
 MAX_PIXELS = 100_000_000
 SHOWN_LENGTH = 200
+# Floating point numbers overshoot their range by so much of it when they are resampled; they are clipped.
+SLACK = 0.05
 
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -68,8 +75,9 @@ def read_image(
 
     Its EXIF orientation is applied. Numbers of more than 8 bits are scaled by their depth, so that 65535 of a 16-bit
     PNG is white. Floating point numbers, and integers of a TIFF with sign or 32 bits, are in [0, 1] (not for
-    integers), [0, 255] or [0, 65535]: the smallest of these ranges that holds them all. What is transparent shows the
-    background. Of an animation or a file of several pages, the first one is read. Colour profiles are not applied.
+    integers), [0, 255], [0, 65535] or all that the integers can hold: the smallest of these ranges that holds them all.
+    If that would leave only the darkest eighth of it, or there is none, the image is refused. What is transparent shows
+    the background. Of an animation or a file of several pages, the first one is read. Colour profiles are not applied.
 
     Only :data:`FORMATS` are opened, whatever the name of the file is, and the number of pixels is looked at before any
     of them is decoded.
@@ -93,13 +101,13 @@ def read_image(
             one line, names the file, and never holds its content.
     """
     colour, limit = check_image_options(background, max_pixels)
-    name = image_name(source)
+    name = _named(source)
     try:
         if isinstance(source, Image.Image):
             return _to_rgb(source.copy(), colour)
         content = _find(source, root)
         if isinstance(content, str):
-            name = image_name(content)
+            name = _named(content)
         with open(content, 'rb') if isinstance(content, str) else io.BytesIO(content) as file:
             return _decode(file, colour, limit)
     except _ImageError:
@@ -134,23 +142,31 @@ def check_image_options(
 
 
 def image_name(source) -> str:
-    """What a message, or a record's metadata, calls an image: its path, and of its content only the length."""
+    """What a record's metadata call an image: its path, and of its content only the length and a checksum."""
     if isinstance(source, Mapping):
         path, content = source.get('path'), source.get('bytes')
         return image_name(path) if isinstance(path, (str, os.PathLike)) and path else image_name(content)
     if isinstance(source, (bytes, bytearray, memoryview)):
-        return f'<{len(source)} bytes>'
+        return f'<{len(source)} bytes, {_checksum(source)}>'
     if isinstance(source, Image.Image):
         return f'<{type(source).__name__} of {source.width} x {source.height}>'
     if not isinstance(source, (str, os.PathLike)):
         return f'<{type(source).__name__}>'
-    text = os.fspath(source)
-    text = text if isinstance(text, str) else os.fsdecode(text)
-    if _is_data_url(text):
-        return f'{shown(text[:64].partition(",")[0])},... ({len(text)} characters)'
-    if _is_base64(text):
-        return f'<{len(text)} characters>'
-    return shown(text, SHOWN_LENGTH)
+    text = os.fsdecode(source)
+    if not _is_data_url(text):
+        return text
+    head = shown(text[:64].partition(',')[0])
+    return f'{head},... ({len(text)} characters, {_checksum(text.encode(errors="surrogatepass"))})'
+
+
+def _checksum(content: bytes | bytearray | memoryview) -> str:
+    return hashlib.blake2b(content, digest_size=6).hexdigest()
+
+
+def _named(source) -> str:
+    """The name of an image for a message: printable, not too long, and never its content."""
+    name = image_name(source)
+    return f'<{len(name)} characters>' if _is_base64(name) else shown(name, SHOWN_LENGTH)
 
 
 def _find(source, root: str | os.PathLike) -> str | bytes:
@@ -177,7 +193,7 @@ def _find_file(text: str, root: str) -> str:
     """The file that a path or a ``file://`` URL names."""
     scheme = re.match(r'([a-z][a-z0-9+.-]+)://', text, re.IGNORECASE)
     if scheme is not None and scheme[1].lower() != 'file':
-        raise _ImageError(f'image {image_name(text)} is a web address; download it and give the path of the file')
+        raise _ImageError(f'image {_named(text)} is a web address; download it and give the path of the file')
     names = [text]
     if scheme is not None:
         text = re.sub('^localhost/', '/', text[scheme.end() :])
@@ -186,7 +202,7 @@ def _find_file(text: str, root: str) -> str:
     found = next((path for path in paths if os.path.isfile(path)), None)
     if found is not None:
         return found
-    name = image_name(text if _is_base64(text) else paths[0])
+    name = _named(text if _is_base64(text) else paths[0])
     if text and not os.path.exists(paths[0]):
         hint = '; base64 needs "data:image/png;base64," before it' if _is_base64(text) else ''
         raise MissingImageError(f'image {name} does not exist{hint}')
@@ -224,12 +240,11 @@ def _decode(file: io.BufferedIOBase, background: tuple[int, int, int], max_pixel
     if not start:
         raise ValueError('it is empty (0 bytes)')
     file.seek(0)
-    Image.init()
     # Pillow warns of large images, which are measured here, and of metadata, which is not used.
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
         try:
-            image = Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN])
+            image = Image.open(file, formats=FORMATS)
         except Image.UnidentifiedImageError as error:
             raise ValueError(f'it is {_kind(start)}; known formats are {", ".join(FORMATS)}') from error
         except Image.DecompressionBombError as error:
@@ -369,26 +384,28 @@ def _to_8_bits(image: Image.Image, values: np.ndarray) -> np.ndarray:
     tags = getattr(image, 'tag_v2', {})
     bits, signed = tags.get(258, (16,))[0], tags.get(339, (1,))[0] == 2
     inverted = tags.get(262) == 0
+    slack = 0.0
     if image.mode == 'F':
         if not np.isfinite(values).all():
             raise ValueError('its floating point numbers hold NaN or infinity')
-        limits = (1, 255, 65535)
-    elif image.format != 'TIFF' and image.mode == 'I' and image.format is not None:
-        limits = (65535,)
+        limits, slack = (1, 255, 65535), SLACK
     elif image.mode != 'I':
         limits = (2**bits - 1,)
+    elif image.format not in ('TIFF', None):
+        limits = (65535,)
     else:
         if bits == 32 and not signed:
             values = values.view(np.uint32)
-        limits = (255, 65535, 2 ** (bits - signed) - 1) if bits > 16 else (255, 2 ** (bits - signed) - 1)
-    low, high = (values.min().item(), values.max().item()) if values.size else (0, 0)
-    limit = next((limit for limit in limits if high <= limit), None)
-    if low < 0 or limit is None or (high > 65535 and high * 255 < limit):
-        raise ValueError(
-            f'its numbers go from {low:g} to {high:g}, in which nothing says what is white; save it with 8 or 16 bits'
-        )
-    pixels = np.rint(values.astype(np.float32) * (255 / limit)).astype(np.uint8)
-    return 255 - pixels if inverted else pixels
+        limits = (255, *([65535] if bits > 16 else []), 2 ** (bits - signed) - 1)
+    low, high = values.min().item(), values.max().item()
+    for limit in limits:
+        # An image that a larger range would turn all but black is more likely to be of a range that nobody told.
+        if -slack * limit <= low and high <= (1 + slack) * limit and (limit == limits[0] or high >= limit / 8):
+            pixels = np.rint(values.astype(np.float32) * (255 / limit)).clip(0, 255).astype(np.uint8)
+            return 255 - pixels if inverted else pixels
+    raise ValueError(
+        f'its numbers go from {low:g} to {high:g}, in which nothing says what is white; save it with 8 or 16 bits'
+    )
 
 
 def _one_line(error: Exception | str) -> str:

@@ -9,8 +9,8 @@ from PIL import Image
 from torch import Tensor
 
 from mergemix_mm.engine.launch import LaunchError
-from mergemix_mm.utils.images import MissingImageError, image_name, read_image
-from mergemix_mm.utils.text import printable
+from mergemix_mm.utils.images import MissingImageError, read_image
+from mergemix_mm.utils.text import printable, shown
 
 from .grounder import Grounder
 from .segmenters import GrabCutSegmenter, SamSegmenter
@@ -56,7 +56,7 @@ def segment(args: argparse.Namespace) -> Segmented:
     try:
         image = read_image(args.image)
     except MissingImageError as error:
-        raise LaunchError(f'IMAGE: {image_name(args.image)} cannot be read: there is no such file') from error
+        raise LaunchError(f'IMAGE: {shown(args.image, 200)} cannot be read: there is no such file') from error
     except ValueError as error:
         raise LaunchError(f'IMAGE: {error}') from error
     try:

@@ -88,7 +88,7 @@ def test_data_urls_are_read_and_leave_no_payload_in_the_record(root):
     for data in sets:
         record = data[0]
         assert record['images'][0].getpixel((0, 0)) == (255, 0, 0)
-        assert record['img_path'] == [f'data:image/png;base64,... ({len(url)} characters)']
+        assert record['img_path'][0].startswith(f'data:image/png;base64,... ({len(url)} characters, ')
         record.pop('images')
         assert url[-30:] not in repr(record)
 
