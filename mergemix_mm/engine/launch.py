@@ -15,6 +15,7 @@ from logging import WARNING, LogRecord
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import torch.distributed
 from mmcv.transforms import LoadImageFromFile
 from mmengine.config import Config, DictAction
@@ -431,6 +432,8 @@ def build_runner(cfg: Config) -> Runner | FlexibleRunner:
             runner = RUNNERS.build(cfg)
         else:
             runner = (Runner if cfg.get('strategy') is None else FlexibleRunner).from_cfg(cfg)
+    # Names of classes are texts, also where MMEngine's visualizers draw them: a dollar sign starts no formula.
+    matplotlib.rcParams['text.parse_math'] = False
     runner.register_hook(PlainCheckpointHook())
     runner.logger.addFilter(_show_control_characters)
     choose_checkpoint(runner)

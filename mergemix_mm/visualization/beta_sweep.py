@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from .canvas import figure_to_image
+from .canvas import figure_to_image, legend_label
 from .interaction_curves import COLOURS
 
 
@@ -45,13 +45,19 @@ def draw_beta_sweep(
     axes = figure.subplots()
     for number, (name, score) in enumerate(values.items()):
         axes.plot(
-            betas, score, color=COLOURS[number % len(COLOURS)], linewidth=1.4, marker='o', markersize=4, label=name
+            betas,
+            score,
+            color=COLOURS[number % len(COLOURS)],
+            linewidth=1.4,
+            marker='o',
+            markersize=4,
+            label=legend_label(name),
         )
     if len(values) > 1:
         mean = np.mean(list(values.values()), axis=0)
         axes.plot(betas, mean, color='black', linewidth=2, marker='o', markersize=4, label='mean')
     for name, score in (references or {}).items():
-        axes.axhline(score, color='#6b7280', linewidth=1.1, linestyle=(0, (4, 3)), label=name)
+        axes.axhline(score, color='#6b7280', linewidth=1.1, linestyle=(0, (4, 3)), label=legend_label(name))
     axes.set(xlabel='beta', ylabel=ylabel, xlim=(-0.03, 1.03))
     axes.legend(frameon=False, fontsize=8)
     axes.spines[['top', 'right']].set_visible(False)

@@ -7,13 +7,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..utils.files import replaced_file
+from ..utils.text import printable, shown
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+LONGEST_LINE = 120  # Characters: matplotlib draws no text of 65,536 pixels.
+
 
 def figure_to_image(figure: 'Figure') -> np.ndarray:
     """Render a figure off screen.
+
+    Texts are drawn as they are: dollar signs start no formula, and what steers a terminal is written out.
 
     Args:
         figure (matplotlib.figure.Figure): The figure, made without pyplot.
@@ -23,9 +28,33 @@ def figure_to_image(figure: 'Figure') -> np.ndarray:
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
+    _make_texts_plain(figure)
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def legend_label(name: object) -> str:
+    """A name from data as the label of a line: matplotlib leaves those out that are empty or begin with ``_``."""
+    text = str(name)
+    return f' {text}' if not text or text.startswith('_') else text
+
+
+def _make_texts_plain(figure: 'Figure') -> None:
+    from matplotlib.text import Text
+    from matplotlib.ticker import LogFormatter, ScalarFormatter
+
+    # Numbers along an axis are matplotlib's own, and a power of ten is a formula.
+    axes = [axis for one in figure.axes for axis in (one.xaxis, one.yaxis)]
+    numeric = [axis for axis in axes if isinstance(axis.get_major_formatter(), LogFormatter | ScalarFormatter)]
+    ticks = [tick for axis in numeric for tick in (*axis.get_major_ticks(), *axis.get_minor_ticks())]
+    labels = [*(axis.get_offset_text() for axis in numeric), *(text for t in ticks for text in (t.label1, t.label2))]
+    own = {id(text) for text in labels}
+    for text in figure.findobj(Text):
+        if id(text) not in own:
+            text.set_parse_math(False)
+            lines = printable(text.get_text()).replace('\t', ' ').split('\n')
+            text.set_text('\n'.join(shown(line, LONGEST_LINE) if len(line) > LONGEST_LINE else line for line in lines))
 
 
 def save_image(image: np.ndarray, path: str | os.PathLike) -> Path:

@@ -11,7 +11,7 @@ TRUE_COLOUR = '#35c28f'
 PREDICTED_COLOUR = '#ff8a3d'
 TEXT_COLOUR = '#1f2937'
 CELL, CAPTION_LINE = 1.5, 0.16
-LINE_LENGTH = 26
+LINE_LENGTH, LONGEST_CAPTION = 26, 400  # Characters.
 
 
 def draw_image_grid(
@@ -26,7 +26,7 @@ def draw_image_grid(
 
     Args:
         images (Sequence[np.ndarray]): N images [H, W, 3] uint8, RGB; sizes may differ.
-        captions (Sequence[str], optional): N texts, wrapped at 26 characters. Defaults to None.
+        captions (Sequence[str], optional): N texts, wrapped at 26 characters, of at most 400. Defaults to None.
         predicted (Sequence, optional): For each image its boxes [n, 4], xyxy in pixels; none for an answer that names
             no box. Defaults to None.
         true (Sequence, optional): The same of the annotation. Defaults to None.
@@ -47,7 +47,7 @@ def draw_image_grid(
 
     columns = min(columns, len(images))
     rows = -(-len(images) // columns)
-    texts = [textwrap.fill(text, LINE_LENGTH) for text in captions or [''] * len(images)]
+    texts = [textwrap.fill(_cut(text), LINE_LENGTH) for text in captions or [''] * len(images)]
     caption = CAPTION_LINE * max(text.count('\n') + 1 for text in texts) + 0.1 if captions else 0.08
     legend = 0.28 if counts.keys() & {'predicted', 'true'} else 0.08
     size = (columns * (CELL + 0.12) + 0.12, rows * (CELL + caption) + legend)
@@ -67,6 +67,11 @@ def draw_image_grid(
         )  # fmt: skip
     _draw_legend(figure, predicted is not None, true is not None)
     return figure_to_image(figure)
+
+
+def _cut(text: str) -> str:
+    """A caption of at most so many characters: the figure grows with its longest one."""
+    return text if len(text) <= LONGEST_CAPTION else text[: LONGEST_CAPTION - 1] + '…'
 
 
 def _draw_boxes(axes, boxes: Sequence[Sequence[float]], colour: str, style) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from .canvas import figure_to_image
+from .canvas import figure_to_image, legend_label
 
 COLOURS = ('#c2571a', '#3b6fb6', '#2a8f6a', '#8a4fa3', '#6b7280', '#b8860b')
 
@@ -42,7 +42,7 @@ def draw_interaction_curves(
         colour = COLOURS[number % len(COLOURS)]
         mean = np.asarray(curve['mean'], dtype=float)
         layers = np.asarray(curve.get('layers', range(len(mean))))
-        axes.plot(layers, mean, color=colour, label=name, linewidth=1.6, marker='.', markersize=5)
+        axes.plot(layers, mean, color=colour, label=legend_label(name), linewidth=1.6, marker='.', markersize=5)
         if 'std' in curve:
             _band(axes, layers, mean, np.asarray(curve['std'], dtype=float), colour, alpha=0.2)
         if name in targets:
