@@ -84,7 +84,9 @@ class RecordDataset(Dataset, ABC):
         self.metainfo = dict(metainfo or {})
         self.records = self.open_records()
         if not len(self.records):
-            raise ValueError(f'{name}: there is no record to read.')
+            file = getattr(self, 'ann_file', None)
+            of = f' in {os.path.join(data_root, file)}' if isinstance(file, str) else ''
+            raise ValueError(f'{name}: there is no record to read{of}.')
         # One mark per record, in memory that the worker processes of a data loader share.
         self._skipped = torch.zeros(len(self.records) if on_error == 'skip' else 0, dtype=torch.uint8).share_memory_()
         self._num_shown = 0

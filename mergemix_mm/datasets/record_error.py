@@ -6,7 +6,7 @@ import reprlib
 from ..utils.text import shown
 
 LONGEST_WORD = 200
-LONGEST_MESSAGE = 2000
+LONGEST_MESSAGE = 600
 
 
 class RecordError(ValueError):
@@ -28,7 +28,7 @@ class RecordError(ValueError):
 
 
 def one_line(message: object) -> str:
-    """A message as one line of at most 2000 characters, words of more than 200 cut in their middle."""
+    """A message as one line of at most 600 characters, words of more than 200 cut in their middle."""
     # A data loader raises the error again with the traceback of the worker as its message; the error comes last.
     if 'in DataLoader worker process' in (text := str(message)):
         text = text.rpartition(f'{RecordError.__name__}: ')[2]
@@ -36,6 +36,7 @@ def one_line(message: object) -> str:
     text = re.sub(r'\s*[\r\n\v\f\x85\u2028\u2029]\s*', ' ', text)
     # Lone surrogates and control characters cannot be printed everywhere.
     text = shown(text, limit=None)
+    text = text.strip()
     return text if len(text) <= LONGEST_MESSAGE else text[: LONGEST_MESSAGE - 3] + '...'
 
 

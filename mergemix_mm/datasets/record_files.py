@@ -51,7 +51,7 @@ def open_records(
 
         records = JsonRecords(path, flag=look_at)
         # The index is made from text that is not decoded yet.
-        counts = Counter({key.encode('latin-1').decode('utf-8', 'replace'): n for key, n in counts.items()})
+        counts = Counter({_decoded(key): count for key, count in counts.items()})
     records.other_keys = counts
     if counts:
         shown = [f'{one_line(key)} ({count})' for key, count in counts.most_common(NUM_KEYS_SHOWN)]
@@ -62,3 +62,11 @@ def open_records(
             logger='current',
         )
     return records
+
+
+def _decoded(key: str) -> str:
+    """A key of the index, whose bytes were read as Latin-1, unless it was written with escapes."""
+    try:
+        return key.encode('latin-1').decode('utf-8')
+    except UnicodeError:
+        return key

@@ -2,6 +2,7 @@
 
 import json
 import random
+from copy import deepcopy
 
 # What breaks parsers of numbers, texts and layouts; lengths and counts as binary formats write them.
 TOKENS = [
@@ -60,7 +61,7 @@ def mutate_json(rng: random.Random, content: object) -> bytes:
             continue
         kind = rng.randrange(6)
         if kind < 3:
-            holder[key] = rng.choice(VALUES)
+            holder[key] = deepcopy(rng.choice(VALUES))
         elif kind == 3 and holder is not content:
             del holder[key]
         elif kind == 4 and isinstance(holder, dict):
@@ -68,9 +69,11 @@ def mutate_json(rng: random.Random, content: object) -> bytes:
                 key
             )
         elif isinstance(holder, list) and holder is not content:
-            holder.insert(key, holder[key])
+            holder.insert(key, deepcopy(holder[key]))
         elif isinstance(holder, dict):
-            holder[rng.choice(('tools', 'system', 'weight', 'video', 'rejected_response'))] = rng.choice(VALUES)
+            holder[rng.choice(('tools', 'system', 'weight', 'video', 'rejected_response'))] = deepcopy(
+                rng.choice(VALUES)
+            )
     return json.dumps(content[0]).replace(json.dumps(DEEP), 5000 * '[' + 5000 * ']').encode()
 
 

@@ -41,6 +41,7 @@ from mergemix_mm.engine.weights import StoredWeights, load_checkpoint  # noqa: E
 from mergemix_mm.models.losses.interaction_targets import read_curves  # noqa: E402
 
 SECONDS, LONGEST = 10, 600
+DATA_URL = 'data:image/gif;base64,R0lGODdhAQABAIAAAP///////ywAAAAAAQABAAACAkQBADs='
 MEMORY = 8 << 30  # Above what the program has at its start.
 
 
@@ -87,6 +88,9 @@ def _conversations() -> Reader:
         dict(messages=turns, images=['0.png'], system='Be brief.', rejected_response='A dog.'),
         dict(messages=[dict(role='user', content=parts), dict(role='assistant', content='This.', weight=1)]),
         dict(image='0.png', prompt='<image>Q', chosen='good', rejected='bad', source='web'),
+        dict(conversations=said, image=DATA_URL, rejected_images=['1.png'], videos=[]),
+        dict(conversations=said, image=dict(bytes=DATA_URL.partition(',')[2], path='0.png')),
+        dict(instruction='Which?', input='', output='This.', history=[['a', 'b']]),
     ]
 
     def read(path: Path) -> None:
@@ -97,6 +101,40 @@ def _conversations() -> Reader:
     return Reader(
         {'records.json': text, 'records.jsonl': lines, 'pretty.json': json.dumps(text, indent=1).encode()}, read
     )
+
+
+def _tables() -> Reader:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    picture = io.BytesIO()
+    tiny_vlms.random_image(9, 13, 0).save(picture, 'PNG')
+    image = dict(bytes=picture.getvalue(), path=None)
+    said = [{'from': 'human', 'value': '<image>\nWhat?'}, {'from': 'gpt', 'value': 'A dog'}]
+    rows = [dict(id=i, image=image, conversations=said) for i in range(4)] + [
+        dict(id=9, image=None, conversations=[dict(said[0], value='Hi'), said[1]])
+    ]
+    parts = [dict(image=image, text=None), dict(image=None, text='Which?')]
+    turns = [dict(role='user', content=parts), dict(role='assistant', content=[dict(image=None, text='This.')])]
+    files = {}
+    for name, table, options in (
+        ('rows.parquet', pa.Table.from_pylist(rows), dict(row_group_size=2)),
+        ('plain.parquet', pa.Table.from_pylist(rows), dict(compression='none', use_dictionary=False)),
+        ('parts.parquet', pa.Table.from_pylist([dict(messages=turns, images=[])] * 3), dict(compression='zstd')),
+    ):
+        sink = io.BytesIO()
+        pq.write_table(table, sink, **options)
+        files[name] = sink.getvalue()
+        for kind, new in (('stream', pa.ipc.new_stream), ('file', pa.ipc.new_file)):
+            sink = io.BytesIO()
+            with new(sink, table.schema) as writer:
+                writer.write_table(table, max_chunksize=2)
+            files[f'{Path(name).stem}-{kind}.arrow'] = sink.getvalue()
+
+    def read(path: Path) -> None:
+        _all_of(data.ConversationDataset(path.name, data_root=str(path.parent)))
+
+    return Reader(files, read)
 
 
 def _images() -> Reader:
@@ -317,6 +355,7 @@ def readers(folder: Path) -> dict[str, Callable[[], Reader]]:
     """All readers by name, built when they are called."""
     found = dict(
         conversations=_conversations,
+        tables=_tables,
         images=_images,
         coco=_coco,
         captions=_captions,

@@ -1,5 +1,6 @@
 """Tests of ConversationDataset and of what all record datasets share."""
 
+import base64
 import json
 import pickle
 
@@ -217,3 +218,63 @@ def test_missing_empty_and_malformed_files(root):
 def test_modalities_come_from_the_index_alone(root):
     data = dataset(root, [image_record('none.png'), TEXT, dict(TEXT, images=[])])
     np.testing.assert_array_equal(data.modalities, [True, False, False])
+
+
+def test_keys_that_mean_nothing_are_counted_and_named_once(root, monkeypatch):
+    lines = []
+    monkeypatch.setattr('mergemix_mm.datasets.record_files.print_log', lambda text, **kwargs: lines.append(text))
+    records = [dict(TEXT, **{'quelle é': 1, '漢': 2, 'loss_type': 'x'}), dict(TEXT, 漢=3, videos=[], system='S')]
+    data = dataset(root, records)
+    assert data.records.other_keys == {'id': 2, '漢': 2, 'quelle é': 1, 'loss_type': 1}
+    assert len(lines) == 1 and 'not trained on, with their records: id (2), 漢 (2)' in lines[0]
+    (root / 'raw.jsonl').write_text(json.dumps(records[0], ensure_ascii=False))
+    assert '漢' in ConversationDataset('raw.jsonl', data_root=str(root)).records.other_keys
+    assert data[1]['漢'] == 3 and 'videos' not in data[1] and 'system' not in data[1]
+
+
+@pytest.mark.parametrize('value', ['data:image/png;base64,{}', dict(bytes='{}', path=None)])
+def test_images_inside_the_file_are_read_and_never_quoted(root, value):
+    payload = base64.b64encode((root / 'images' / 'good1.png').read_bytes()).decode()
+
+    def image(text):
+        return json.loads(json.dumps(value).replace('{}', text))
+
+    record = dataset(root, [dict(image_record('x'), image=image(payload))])[0]
+    assert record['images'][0].size == (5, 6) and payload not in str(record['img_path'])
+    for broken in (payload[:60], 'QUJD' * 30_000, '!!!' * 50):
+        data = dataset(
+            root, [dict(image_record('x'), image=image(broken)), image_record('good0.png', id=1)], on_error='skip'
+        )
+        with pytest.raises(RecordError, match=rf'^{root}/data\.jsonl:1: image ') as error:
+            data.get_data_info(0)
+        assert len(str(error.value)) < 500 and broken[-40:] not in str(error.value)
+        assert data[0]['id'] == 1 and data.num_skipped == 1
+
+
+def test_base64_without_its_header_is_an_error_that_does_not_quote_it(root):
+    payload = base64.b64encode((root / 'images' / 'good1.png').read_bytes() * 99).decode()
+    with pytest.raises(RecordError, match=r'data\.jsonl:1: image .*does not exist') as error:
+        dataset(root, [image_record(payload)])[0]
+    assert len(str(error.value)) < 500
+
+
+def test_an_error_in_a_worker_is_one_line(root):
+    data = dataset(root, [image_record('none.png')])
+    with pytest.raises(RecordError) as error:
+        list(DataLoader(data, batch_size=None, num_workers=1))
+    assert str(error.value) == (
+        f'{root}/data.jsonl:1: image {root}/images/none.png does not exist; look at data_root and '
+        'data_prefix=dict(img_path=...)'
+    )
+
+
+@pytest.mark.parametrize(
+    'line',
+    ['{"id": ' + '9' * 5000 + '}', '{"a": ' + '[' * 10_000 + ']' * 10_000 + '}', '{"a": "\\ud800"}', '{"a": NaN}'],
+)
+def test_a_record_that_cannot_be_parsed_is_skipped_like_others(root, line):
+    (root / 'data.jsonl').write_text(line + '\n' + json.dumps(dict(TEXT, id=1)))
+    data = ConversationDataset('data.jsonl', data_root=str(root), on_error='skip')
+    assert data[0]['id'] == 1 and data.num_skipped == 1
+    with pytest.raises(RecordError, match=r'data\.jsonl:1: '):
+        ConversationDataset('data.jsonl', data_root=str(root))[0]
