@@ -27,8 +27,8 @@ class ConversationDataset(RecordDataset):
         ann_file (str): The file, the folder, or a pattern such as ``'train-*.parquet'``, relative to ``data_root``; see
             :class:`JsonRecords` and :class:`TableRecords`.
         **kwargs: ``data_root``, ``data_prefix=dict(img_path=...)``, ``pipeline``, ``on_error='raise' | 'skip'``,
-            ``test_mode`` and ``metainfo`` of :class:`RecordDataset`. With ``test_mode=True`` a conversation may end
-            with a question.
+            ``test_mode``, ``metainfo``, ``background`` and ``max_pixels`` of :class:`RecordDataset`. With
+            ``test_mode=True`` a conversation may end with a question.
 
     Raises:
         FileNotFoundError: If there is no such file.

@@ -27,7 +27,8 @@ class TextToImageDataset(RecordDataset):
     Args:
         ann_file (str): The file, folder or pattern, relative to ``data_root``, as for :class:`ConversationDataset`.
         **kwargs: ``data_root``, ``data_prefix=dict(img_path=...)``, ``pipeline``, ``on_error='raise' | 'skip'``,
-            ``test_mode`` and ``metainfo`` of :class:`RecordDataset`. With ``test_mode=True`` a record needs no image.
+            ``test_mode``, ``metainfo``, ``background`` and ``max_pixels`` of :class:`RecordDataset`. With
+            ``test_mode=True`` a record needs no image.
 
     Raises:
         FileNotFoundError: If there is no such file.

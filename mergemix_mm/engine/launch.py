@@ -332,13 +332,14 @@ def _named_images() -> Iterator[None]:
 
 def _why(path: str | os.PathLike, error: Exception) -> str:
     """What is wrong with an image that MMCV cannot read."""
-    if '://' not in os.fspath(path):
-        try:
-            read_image(path, max_pixels=None)
-        except ValueError as found:
-            return re.sub('^image .*? (cannot be read: |(?=does not|is a ))', '', str(found))
-    reason = shown(' '.join(str(error).split()), 200)
-    return f"{type(error).__name__}: {reason}; dict(type='LoadImageFromFile', imdecode_backend='pillow') may read it"
+    reason = f'{type(error).__name__}: {shown(" ".join(str(error).split()), 200)}'
+    if '://' in os.fspath(path):
+        return reason
+    try:
+        read_image(path, max_pixels=None)
+    except ValueError as found:
+        return re.sub('^image .*? (cannot be read: |(?=does not|is a ))', '', str(found))
+    return f"{reason}; dict(type='LoadImageFromFile', imdecode_backend='pillow') may read it"
 
 
 @contextmanager
