@@ -50,9 +50,10 @@ class RecordTokenizer:
     them. Where one lies in what a record says, the text is tokenized again by a twin that knows the tokens by other
     names, which are written where the template meant them. All other texts keep the tokenizer's own ids.
 
-    Two kinds of added tokens may come from a record: white space, and the places and masks of PaliGemma
-    (``<loc0001>``, ``<seg001>``), with which it answers; and those that ``record_tokens`` names. Tokens that could be
-    named there, but are not, are warned of when a record spells the first.
+    Some added tokens may come from a record: white space, and words that somebody added to the vocabulary (letters and
+    digits only, not marked as special); the places and masks of PaliGemma (``<loc0001>``, ``<seg001>``), with which it
+    answers; and those that ``record_tokens`` names. Tokens that could be named there, but are not, are warned of when a
+    record spells the first.
 
     Args:
         tokenizer (PreTrainedTokenizerFast): The tokenizer.
@@ -66,13 +67,14 @@ class RecordTokenizer:
     def __init__(self, tokenizer, placeholders: Collection[str] = (), record_tokens: Collection[str] = ()) -> None:
         self.tokenizer = tokenizer
         self.placeholders = [text for text in placeholders if text]
-        added = {token.content: number for number, token in tokenizer.added_tokens_decoder.items()}
+        tokens = tokenizer.added_tokens_decoder
+        added = {token.content for token in tokens.values()}
         self.ends = {tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token, tokenizer.unk_token, *placeholders}
         kept = self._check(record_tokens, added)
         self.controls = {
-            number: content
-            for content, number in added.items()
-            if content.strip() and content not in kept and not ANSWER_TOKEN.fullmatch(content)
+            number: token.content
+            for number, token in tokens.items()
+            if token.content not in kept and not _is_text(token)
         }
         self._warned = False
         # A model writes these for characters that it lacks: only their own names are a matter of this class.
@@ -197,12 +199,14 @@ class RecordTokenizer:
         content = json.loads(self.tokenizer.backend_tokenizer.to_str())
         names, renamed = {}, {}
         for number, token in self.controls.items():
-            if not BYTE_TOKEN.fullmatch(token):
-                names[number] = renamed[token] = f'\U00100000{key}{number}\U00100001'
-        added = [token for token in content['added_tokens'] if not BYTE_TOKEN.fullmatch(token['content'])]
-        for token in added:
+            names[number] = renamed[token] = f'\U00100000{key}{number}\U00100001'
+        # A model that falls back to bytes has to find them by their own names; as added tokens, nobody writes them.
+        for token in [token for token in renamed if BYTE_TOKEN.fullmatch(token) and token in _pieces(content['model'])]:
+            names.pop(self.tokenizer.convert_tokens_to_ids(token))
+            renamed.pop(token)
+            content['added_tokens'] = [one for one in content['added_tokens'] if one['content'] != token]
+        for token in content['added_tokens']:
             token['content'] = renamed.get(token['content'], token['content'])
-        content['added_tokens'] = added
         _rename_pieces(content['model'], renamed)
         content.update(truncation=None, padding=None)
         twin = Tokenizer.from_str(json.dumps(content))
@@ -216,6 +220,18 @@ class RecordTokenizer:
 
     def __getstate__(self) -> dict:
         return {key: value for key, value in self.__dict__.items() if key != '_twin'}
+
+
+def _is_text(token) -> bool:
+    """Whether an added token only writes what it spells."""
+    word = not token.special and all(character.isalnum() or character in ' ▁' for character in token.content)
+    return word or not token.content.strip() or bool(ANSWER_TOKEN.fullmatch(token.content))
+
+
+def _pieces(model: dict) -> Collection[str]:
+    """The vocabulary of a model of the library `tokenizers`, as JSON."""
+    vocabulary = model.get('vocab', {})
+    return vocabulary if isinstance(vocabulary, dict) else [piece for piece, _ in vocabulary]
 
 
 def _rename_pieces(model: dict, renamed: dict[str, str]) -> None:

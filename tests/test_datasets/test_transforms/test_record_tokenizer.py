@@ -256,6 +256,18 @@ def test_tokens_of_any_kind_and_in_any_writing_are_text(flags, text):
     assert tokens.harmless_ids.count(end) == 1
 
 
+def test_words_that_somebody_added_to_the_vocabulary_are_words():
+    vocabulary = {piece: i for i, piece in enumerate(['<unk>', '<s>', '</s>', *' <>acht_lno'])}
+    tokenizer = fast(Tokenizer(models.BPE(vocabulary, [])))
+    tokenizer.add_tokens(['acht', '<tool_call>', '   '])
+    tokenizer.add_tokens(['hat'], special_tokens=True)
+    acht, call, spaces, hat = tokenizer.convert_tokens_to_ids(['acht', '<tool_call>', '   ', 'hat'])
+    text = 'acht   <tool_call>hat</s>'
+    ids = RecordTokenizer(tokenizer)(text, np.arange(len(text)) < len(text) - 4, False).ids
+    assert ids[:2] == [acht, spaces] and ids[-1] == 2 and {call, hat}.isdisjoint(ids)
+    assert tokenizer.convert_ids_to_tokens(ids[2:-1]) == list('<tool_call>hat')
+
+
 def test_models_that_know_control_tokens_as_words_make_none_of_them():
     words = ['<unk>', '<s>', '</s>', 'a', 'b']
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, '<unk>'))
