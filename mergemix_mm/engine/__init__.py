@@ -4,6 +4,7 @@ from .backbone_layer_decay_constructor import BackboneLayerDecayConstructor
 from .benchmark_loop import BenchmarkLoop
 from .fsdp_optim_wrapper import FSDPOptimWrapper
 from .hooks import MixVisualizationHook, SavePretrainedHook, StepSeedHook
+from .schedules import ShortLinearLR, fit_schedule
 
 __all__ = [
     'BackboneLayerDecayConstructor',
@@ -11,5 +12,7 @@ __all__ = [
     'FSDPOptimWrapper',
     'MixVisualizationHook',
     'SavePretrainedHook',
+    'ShortLinearLR',
     'StepSeedHook',
+    'fit_schedule',
 ]

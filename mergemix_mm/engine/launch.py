@@ -32,6 +32,7 @@ from ..utils.safe_load import CheckpointError, guarded_mmengine
 from ..utils.text import printable, shown
 from .hooks.plain_checkpoint_hook import PlainCheckpointHook
 from .resuming import choose_checkpoint
+from .schedules import fit_schedule
 
 # DDP on a CPU takes no device; a wrapper config of one's own replaces MMEngine's other defaults, hence all of them.
 _CPU_WRAPPER = dict(type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False)
@@ -408,12 +409,17 @@ def build_runner(cfg: Config) -> Runner | FlexibleRunner:
 
     Without an accelerator, ``launcher='pytorch'`` trains over gloo. What torch would refuse or warn about in a data
     loader is switched off: persistent workers where there are no workers, pinned memory where there is no accelerator.
-    The Runner saves checkpoints whole and resumes from the newest one that loads; its workers end with it.
+    The Runner saves checkpoints whole and resumes from the newest one that loads; its workers end with it. A schedule
+    that was written for a longer run is scaled (:func:`~.schedules.fit_schedule`).
 
     Raises:
-        LaunchError: If the launcher cannot be used, or the work directory cannot be written to.
+        LaunchError: If the launcher cannot be used, a part of the schedule begins after the run, or the work directory cannot be written to.
     """
     use_own_hooks(cfg)
+    try:
+        fit_schedule(cfg)
+    except ValueError as error:
+        raise LaunchError(str(error)) from error
     processes.end_children_with_parent()
     if 'TORCHELASTIC_RUN_ID' in os.environ:
         processes.end_with_parent()
