@@ -8,6 +8,8 @@ import numpy as np
 from mmengine.registry import DATASETS
 from torch.utils.data import Dataset
 
+from ..utils.numbers import is_number
+
 
 @DATASETS.register_module()
 class TaskMixDataset(Dataset):
@@ -102,7 +104,7 @@ class TaskMixDataset(Dataset):
 
     def _normalise(self, weights: dict[str, float | None]) -> np.ndarray:
         given = {name: weight for name, weight in weights.items() if weight is not None}
-        if given and (len(given) < len(weights) or not all(0 < weight < np.inf for weight in given.values())):
+        if given and (len(given) < len(weights) or not all(is_number(weight, above=0) for weight in given.values())):
             raise ValueError(
                 f'TaskMixDataset: the weights are {weights}; each must be a number above 0, or none may have one (then '
                 'the tasks are mixed in proportion to their records). To leave a task out, take it out of tasks.'

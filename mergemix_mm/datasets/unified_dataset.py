@@ -7,6 +7,8 @@ import numpy as np
 from mmengine.registry import DATASETS
 from torch.utils.data import Dataset
 
+from ..utils.numbers import is_number
+
 TASKS = ('gen', 'und')
 
 
@@ -39,7 +41,7 @@ class UnifiedDataset(Dataset):
 
     def __init__(self, gen: Dataset | dict, und: Dataset | dict, ratio: Mapping[str, float] | None = None) -> None:
         ratio = dict.fromkeys(TASKS, 1) if ratio is None else dict(ratio)
-        if set(ratio) != set(TASKS) or not all(value > 0 for value in ratio.values()):
+        if set(ratio) != set(TASKS) or not all(is_number(value, above=0) for value in ratio.values()):
             raise ValueError(
                 f'UnifiedDataset: ratio={ratio} must be dict(gen=..., und=...) with numbers above 0; for one task '
                 'alone use its dataset without UnifiedDataset.'

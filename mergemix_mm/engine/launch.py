@@ -413,7 +413,8 @@ def build_runner(cfg: Config) -> Runner | FlexibleRunner:
     that was written for a longer run is scaled (:func:`~.schedules.fit_schedule`).
 
     Raises:
-        LaunchError: If the launcher cannot be used, a part of the schedule begins after the run, or the work directory cannot be written to.
+        LaunchError: If the launcher cannot be used, a part of the schedule begins after the run, or the work
+            directory cannot be written to.
     """
     use_own_hooks(cfg)
     try:

@@ -132,7 +132,10 @@ def aia_loss(intensity: Tensor, target: Tensor, delta: Tensor, valid: Tensor | N
     target, delta = (values.to(intensity).unsqueeze(1) for values in (target, delta))
     # Before the loss, not after it: whatever a left-out sample holds (NaN) must not reach the gradient.
     error = torch.where(valid, intensity - target, 0).abs()
-    loss = torch.where(error <= delta, error**2 / 2, delta * (error - delta / 2))
+    # Each branch sees its own errors only: the square of an infinite one would make the gradient NaN.
+    near = error <= delta
+    small, large = torch.where(near, error, 0), torch.where(near, 0, error)
+    loss = torch.where(near, small**2 / 2, delta * (large - delta / 2))
     return loss.sum() / (layers * valid.sum().clamp(min=1))
 
 

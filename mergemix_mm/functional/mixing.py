@@ -63,7 +63,7 @@ def topk_mask(saliency: Tensor, ratio: float | Tensor) -> Tensor:
     """Keep the most salient patches: M = TopK(A, p) with p = floor(lambda * L') (MergeMix, mixing).
 
     Args:
-        saliency (Tensor): [B, L'], any floating dtype. Among equals the first patch wins.
+        saliency (Tensor): [B, L'], any floating dtype. Among equals the first patch wins; NaN comes last, with -inf.
         ratio (float | Tensor): share to keep in [0, 1], a number or [B].
 
     Returns:
@@ -79,6 +79,8 @@ def topk_mask(saliency: Tensor, ratio: float | Tensor) -> Tensor:
         raise ValueError(f'ratio={ratio.tolist()} must be in [0, 1]')
     num_patches = saliency.size(1)
     count = (ratio * num_patches).floor().long().to(saliency.device).reshape(-1, 1)
+    # A sort takes NaN for the largest number.
+    saliency = torch.where(saliency.isnan(), -math.inf, saliency) if saliency.is_floating_point() else saliency
     order = saliency.argsort(dim=1, descending=True, stable=True)
     among_first = torch.arange(num_patches, device=saliency.device) < count
     return torch.zeros_like(saliency, dtype=torch.bool).scatter(1, order, among_first.expand_as(order))
@@ -146,17 +148,28 @@ def attention_ratio(saliency: Tensor, partner: Tensor, mask: Tensor) -> Tensor:
     sum_i A_i M / (sum_i A_i M + sum_j A_j (1 - M)), in float32.
 
     Args:
-        saliency (Tensor): [B, L'], non-negative.
+        saliency (Tensor): [B, L'], non-negative; NaN and -inf count as none. Where visible patches have infinite
+            attention, all others have none beside them.
         partner (Tensor): [B] int64.
         mask (Tensor): [B, L'] bool.
 
     Returns:
-        Tensor: [B]; the area ratio where nothing visible has any attention.
+        Tensor: [B] in [0, 1]; the area ratio where nothing visible has any attention.
     """
     saliency = saliency.float()
-    own = (saliency * mask).sum(dim=1)
-    visible = own + (saliency[partner] * ~mask).sum(dim=1)
-    return torch.where(visible > 0, own / visible, area_ratio(mask))
+    saliency = torch.where(saliency.isnan() | saliency.isneginf(), 0, saliency)
+    shown = torch.where(mask, saliency, saliency[partner])
+    # Where the sum is infinite: shares of the largest, of which an infinite one is 1 and the finite ones are 0.
+    peak = shown.detach().amax(dim=1, keepdim=True)
+    finite = shown.detach().sum(dim=1, keepdim=True).isfinite()
+    scaled = torch.where(
+        peak.isinf(), shown.isinf().to(shown), torch.where(peak.isinf(), 0, shown) / torch.where(finite, 1, peak)
+    )
+    shown = torch.where(finite, shown, scaled)
+    own = torch.where(mask, shown, 0).sum(dim=1)
+    visible = own + torch.where(mask, 0, shown).sum(dim=1)
+    # The denominator is made safe before the division: the gradient of what is left out would be NaN.
+    return torch.where(visible > 0, own / torch.where(visible > 0, visible, 1), area_ratio(mask))
 
 
 def gaussian_ratio(num_kept_tokens: int, mask: Tensor, generator: torch.Generator | None = None) -> Tensor:

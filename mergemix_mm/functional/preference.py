@@ -3,6 +3,7 @@
 Shapes: B samples, L tokens, C channels, V vocabulary. Log-probabilities are float32.
 """
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -42,8 +43,8 @@ def answer_logps(
     """
     if labels.shape != hidden.shape[:2]:
         raise ValueError(f'labels {list(labels.shape)} must be [B, L] of hidden {list(hidden.shape)}')
-    if chunk_size < 1:
-        raise ValueError(f'chunk_size={chunk_size} must be >= 1')
+    if not isinstance(chunk_size, int) or chunk_size < 1:
+        raise ValueError(f'chunk_size={chunk_size!r} must be an integer >= 1')
     rows, positions = (labels[:, 1:] != ignore_index).nonzero(as_tuple=True)
     states, targets = hidden[rows, positions], labels[rows, positions + 1]
     if isinstance(head, Tensor):
@@ -71,10 +72,11 @@ def simpo_loss(
     https://arxiv.org/abs/2510.23479) takes ``margin = 1 - ratio`` per sample, outside beta.
 
     Args:
-        chosen (Tensor): [B], of the preferred answers.
+        chosen (Tensor): [B], of the preferred answers. Infinite log-probabilities give the limits of the loss: an
+            infinite one where the preferred answer is impossible; two that are alike count as equal.
         rejected (Tensor): [B], of the others.
-        beta (float): Scale of the reward, > 0.
-        margin (float | Tensor): by how much z has to exceed 0, a number or [B].
+        beta (float): Scale of the reward, > 0 and finite.
+        margin (float | Tensor): by how much z has to exceed 0, a finite number or [B].
         label_smoothing (float): Probability that a preference is wrong, in [0, 0.5). Defaults to 0.0.
         loss_type (str): ``'sigmoid'`` or ``'hinge'``. Defaults to ``'sigmoid'``.
 
@@ -84,16 +86,23 @@ def simpo_loss(
     Raises:
         ValueError: if an argument is out of its range.
     """
-    if not beta > 0:
-        raise ValueError(f'beta={beta} must be > 0')
+    if not 0 < beta < math.inf:
+        raise ValueError(f'beta={beta} must be > 0 and finite')
+    if not isinstance(margin, Tensor) and not math.isfinite(margin):
+        raise ValueError(f'margin={margin} must be a finite number')
     if not 0 <= label_smoothing < 0.5:
         raise ValueError(f'label_smoothing={label_smoothing} must be in [0, 0.5)')
     if loss_type not in LOSS_TYPES:
         raise ValueError(f'loss_type={loss_type!r} must be one of {LOSS_TYPES}')
-    z = beta * (chosen.float() - rejected.float()) - margin
+    chosen, rejected = chosen.float(), rejected.float()
+    # Infinity minus itself is NaN. Left out before the difference, not after it, for the sake of the gradient.
+    tied = chosen.isinf() & (chosen == rejected)
+    z = beta * (torch.where(tied, 0, chosen) - torch.where(tied, 0, rejected)) - margin
     if loss_type == 'hinge':
         return F.relu(1 - z)
-    return -(1 - label_smoothing) * F.logsigmoid(z) - label_smoothing * F.logsigmoid(-z)
+    loss = -(1 - label_smoothing) * F.logsigmoid(z)
+    # Zero times infinity is NaN as well.
+    return loss - label_smoothing * F.logsigmoid(-z) if label_smoothing else loss
 
 
 class _LinearLogps(torch.autograd.Function):

@@ -96,7 +96,7 @@ def check_beta(beta: float) -> None:
     Raises:
         ValueError: If `beta` is outside [0, 1].
     """
-    if not 0 <= beta <= 1:
+    if isinstance(beta, bool) or not isinstance(beta, int | float) or not 0 <= beta <= 1:
         raise ValueError(f'beta={beta!r} must be in [0, 1]: 1 is real alone, 0 is synthetic alone')
 
 

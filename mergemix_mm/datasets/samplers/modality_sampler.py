@@ -7,6 +7,8 @@ from mmengine.dist import get_dist_info, sync_random_seed
 from mmengine.registry import DATA_SAMPLERS
 from torch.utils.data import Sampler
 
+from ...utils.numbers import check_number
+
 
 @DATA_SAMPLERS.register_module()
 class ModalitySampler(Sampler):
@@ -48,8 +50,11 @@ class ModalitySampler(Sampler):
                 f"ModalitySampler: {type(dataset).__name__} has no 'modalities' (bool array: which records have "
                 "images). Use a record dataset such as ConversationDataset, or sampler=dict(type='DefaultSampler')."
             )
-        if batch_size < 1:
-            raise ValueError(f"ModalitySampler: batch_size={batch_size!r} must be the data loader's, at least 1.")
+        allowed = "the data loader's, at least 1."
+        check_number(f'{type(self).__name__}: batch_size', batch_size, allowed, least=1, integer=True)
+        if seed is not None:
+            allowed = 'an integer of at least 0, or None.'
+            check_number(f'{type(self).__name__}: seed', seed, allowed, least=0, integer=True)
         self.groups = np.asarray(groups, dtype=np.int64)
         self.batch_size = batch_size
         self.seed = sync_random_seed() if seed is None else seed

@@ -11,6 +11,7 @@ from torch import Tensor
 from ...models.attention import InteractionAlignment
 from ...models.losses import AIALoss
 from ...models.tuners import BaseTuner
+from ...utils.numbers import check_number
 from ...visualization import draw_interaction_curves
 
 
@@ -57,8 +58,7 @@ class AIAHook(Hook):
         interval: int = 100,
         backend: str = 'fused',
     ) -> None:
-        if interval < 1:
-            raise ValueError(f'AIAHook: interval={interval!r} must be at least 1.')
+        check_number('AIAHook: interval', interval, 'at least 1, an integer.', least=1, integer=True)
         self.criterion = AIALoss(preset, weight, schedule)
         self.layers = layers
         self.interval = interval

@@ -5,6 +5,7 @@ from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 
+from ...utils.numbers import check_number
 from ...visualization import draw_mixed_samples, labels_of, pixel_scale
 
 
@@ -37,8 +38,7 @@ class MixVisualizationHook(Hook):
 
     def __init__(self, interval: int = 200, num_images: int = 8, channel_order: str = 'rgb') -> None:
         for key, value in dict(interval=interval, num_images=num_images).items():
-            if value < 1:
-                raise ValueError(f'MixVisualizationHook: {key}={value!r} must be at least 1.')
+            check_number(f'MixVisualizationHook: {key}', value, 'at least 1, an integer.', least=1, integer=True)
         if channel_order not in ('rgb', 'bgr'):
             raise ValueError(f"MixVisualizationHook: channel_order={channel_order!r} must be 'rgb' or 'bgr'.")
         self.interval = interval

@@ -7,6 +7,8 @@ from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 from torch import Tensor
 
+from ...utils.numbers import check_number
+
 
 @HOOKS.register_module()
 class NonFiniteLossHook(Hook):
@@ -30,8 +32,8 @@ class NonFiniteLossHook(Hook):
     """
 
     def __init__(self, patience: int = 5) -> None:
-        if isinstance(patience, bool) or not isinstance(patience, int) or patience < 1:
-            raise ValueError(f'NonFiniteLossHook: patience={patience!r} must be an integer of at least 1.')
+        allowed = 'an integer of at least 1.'
+        check_number('NonFiniteLossHook: patience', patience, allowed, least=1, integer=True)
         self.patience = patience
         self._count: Tensor | None = None
 

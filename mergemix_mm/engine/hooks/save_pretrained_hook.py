@@ -8,6 +8,7 @@ from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS, TRANSFORMS
 
 from ...models.vlms.saving import check_replaceable, check_whole, replaced_folder
+from ...utils.numbers import check_number
 
 
 @HOOKS.register_module()
@@ -36,8 +37,9 @@ class SavePretrainedHook(Hook):
     priority = 'LOW'
 
     def __init__(self, out_dir: str | None = None, processor=None, interval: int | None = None) -> None:
-        if interval is not None and interval < 1:
-            raise ValueError(f'SavePretrainedHook: interval={interval!r} must be at least 1, or None.')
+        if interval is not None:
+            allowed = 'at least 1, an integer, or None.'
+            check_number('SavePretrainedHook: interval', interval, allowed, least=1, integer=True)
         self.out_dir = out_dir
         self.interval = interval
         self.processor = TRANSFORMS.build(processor) if isinstance(processor, dict) else processor

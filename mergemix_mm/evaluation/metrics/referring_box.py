@@ -6,6 +6,7 @@ from mmengine.evaluator import BaseMetric
 from mmengine.registry import METRICS
 from torchvision.ops import box_iou
 
+from ...utils.numbers import check_number
 from .answer_boxes import check_coordinates, read_boxes, true_boxes
 from .answers import group_of, per_group, percent
 
@@ -44,8 +45,8 @@ class ReferringBoxMetric(BaseMetric):
         coordinates: str = 'square',
     ) -> None:
         super().__init__(collect_device=collect_device, prefix=prefix)
-        if not 0 < iou_threshold <= 1:
-            raise ValueError(f'ReferringBoxMetric: iou_threshold={iou_threshold!r} must be in (0, 1]; 0.5 is usual.')
+        allowed = 'in (0, 1]; 0.5 is usual.'
+        check_number('ReferringBoxMetric: iou_threshold', iou_threshold, allowed, above=0, most=1)
         check_coordinates(coordinates, 'ReferringBoxMetric')
         self.iou_threshold, self.coordinates = iou_threshold, coordinates
 

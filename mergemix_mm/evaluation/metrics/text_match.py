@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from mmengine.evaluator import BaseMetric
 from mmengine.registry import METRICS
 
+from ...utils.numbers import check_number
 from .answers import get_field, group_of, is_right, per_group
 
 # 12, -3.5, 1,250 or .5, perhaps with a percent sign, and with the full stop of a sentence.
@@ -84,8 +85,7 @@ class ANLSMetric(_TextMatch):
 
     def __init__(self, threshold: float = 0.5, collect_device: str = 'cpu', prefix: str | None = None) -> None:
         super().__init__(collect_device=collect_device, prefix=prefix)
-        if not 0 < threshold <= 1:
-            raise ValueError(f'ANLSMetric: threshold={threshold!r} must be in (0, 1]; 0.5 is usual.')
+        check_number('ANLSMetric: threshold', threshold, 'in (0, 1]; 0.5 is usual.', above=0, most=1)
         self.threshold = threshold
 
     def score(self, answer: str, accepted: str) -> float:
@@ -120,8 +120,7 @@ class RelaxedAccuracy(_TextMatch):
 
     def __init__(self, tolerance: float = 0.05, collect_device: str = 'cpu', prefix: str | None = None) -> None:
         super().__init__(collect_device=collect_device, prefix=prefix)
-        if not 0 <= tolerance < 1:
-            raise ValueError(f'RelaxedAccuracy: tolerance={tolerance!r} must be in [0, 1); 0.05 is usual.')
+        check_number('RelaxedAccuracy: tolerance', tolerance, 'in [0, 1); 0.05 is usual.', least=0, below=1)
         self.tolerance = tolerance
 
     def score(self, answer: str, accepted: str) -> float:

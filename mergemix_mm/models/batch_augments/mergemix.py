@@ -1,6 +1,5 @@
 """MergeMix: image mixing by attention after token merging (https://arxiv.org/abs/2510.23479)."""
 
-import math
 from copy import deepcopy
 
 import torch
@@ -17,6 +16,7 @@ from ...functional import (
     sample_lambda,
     topk_mask,
 )
+from ...utils.numbers import check_number
 from ..vision_encoders import PatchScores, build_vision_encoder, score_patches, scoring_mode
 from .mix_result import MixResult
 
@@ -72,14 +72,14 @@ class MergeMix:
         encoder: nn.Module | dict | None = None,
         prop_attn: bool = True,
     ) -> None:
-        if not 0 < alpha < math.inf:
-            raise ValueError(f'MergeMix: alpha={alpha} must be > 0 and finite')
-        if num_merge is not None and not (isinstance(num_merge, int) and num_merge >= 0):
-            raise ValueError(f'MergeMix: num_merge={num_merge!r} must be an int >= 0, or None for half of the patches')
-        if layer is not None and not (isinstance(layer, int) and layer >= 1):
-            raise ValueError(f'MergeMix: layer={layer!r} must be an int >= 1, or None for 3/4 of the depth')
-        if not -1 <= inflection <= 1:
-            raise ValueError(f'MergeMix: inflection={inflection} must be in [-1, 1]')
+        check_number('MergeMix: alpha', alpha, '> 0 and finite', above=0)
+        if num_merge is not None:
+            allowed = 'an int >= 0, or None for half of the patches'
+            check_number('MergeMix: num_merge', num_merge, allowed, least=0, integer=True)
+        if layer is not None:
+            allowed = 'an int >= 1, or None for 3/4 of the depth'
+            check_number('MergeMix: layer', layer, allowed, least=1, integer=True)
+        check_number('MergeMix: inflection', inflection, 'in [-1, 1]', least=-1, most=1)
         if mask not in MASKS:
             raise ValueError(f'MergeMix: mask={mask!r} must be one of {MASKS}')
         if ratio not in RATIOS:

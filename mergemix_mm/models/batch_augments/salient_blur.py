@@ -6,6 +6,7 @@ from mmpretrain.registry import BATCH_AUGMENTS
 from torch import Tensor
 from torchvision.transforms.functional import gaussian_blur
 
+from ...utils.numbers import check_number
 from .mergemix import MergeMix
 
 
@@ -27,8 +28,7 @@ class SalientBlur(MergeMix):
 
     def __init__(self, sigma: float = 0.05, **kwargs) -> None:
         super().__init__(**{'mask': 'inverse', **kwargs})
-        if not 0 < sigma < math.inf:
-            raise ValueError(f'SalientBlur: sigma={sigma} must be > 0 and finite')
+        check_number('SalientBlur: sigma', sigma, '> 0 and finite', above=0)
         self.sigma = sigma
 
     def fill(self, images: Tensor, partners: Tensor) -> Tensor:

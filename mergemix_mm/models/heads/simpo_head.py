@@ -4,6 +4,7 @@ import torch
 from mmengine.registry import MODELS
 from torch import Tensor
 
+from ...utils.numbers import check_number
 from ..losses import SimPOLoss
 from .answer_scores import AnswerScores
 from .sft_head import SFTHead, mean_over_ranks, mean_where
@@ -44,11 +45,10 @@ class SimPOHead(SFTHead):
         init_cfg: dict | None = None,
     ) -> None:
         super().__init__(init_cfg)
-        if margin != 'mixing' and not isinstance(margin, int | float):
-            raise ValueError(f"SimPOHead: margin={margin!r} must be 'mixing' or a number")
+        if not (isinstance(margin, str) and margin == 'mixing'):
+            check_number('SimPOHead: margin', margin, "'mixing' or a number that is finite")
         for name, weight in dict(sft_weight=sft_weight, loser_sft_weight=loser_sft_weight).items():
-            if not weight >= 0:
-                raise ValueError(f'SimPOHead: {name}={weight} must be >= 0')
+            check_number(f'SimPOHead: {name}', weight, '>= 0 and finite', least=0)
         self.simpo = SimPOLoss(beta, label_smoothing, loss_type)
         self.margin = margin
         self.sft_weight = sft_weight

@@ -9,6 +9,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from ...functional import aia_loss
+from ...utils.numbers import is_number
 from .interaction_targets import TASKS, Curve, load_targets
 
 # Of the released code.
@@ -126,9 +127,10 @@ def _weights(weight: float | dict) -> dict[str, float | dict]:
         raise ValueError(f'AIALoss: weight={weight!r} must be a number, a ratio, or one per task of {list(TASKS)}')
     for value in per_task.values():
         if isinstance(value, dict):
-            usable = set(value) == {'type', 'ntp_over_aia'} and value['type'] == 'ratio' and value['ntp_over_aia'] > 0
+            usable = set(value) == {'type', 'ntp_over_aia'} and value['type'] == 'ratio'
+            usable = usable and is_number(value['ntp_over_aia'], above=0)
         else:
-            usable = isinstance(value, int | float) and value >= 0
+            usable = is_number(value, least=0)
         if not usable:
             raise ValueError(
                 f"AIALoss: weight {value!r} must be a number >= 0 or dict(type='ratio', ntp_over_aia=<number > 0>)"
@@ -139,9 +141,9 @@ def _weights(weight: float | dict) -> dict[str, float | dict]:
 def _check_schedule(schedule: Sequence[tuple[float, float]] | None) -> list[tuple[float, float]] | None:
     if schedule is None:
         return None
-    points = [tuple(point) for point in schedule]
-    rising = all(a[0] < b[0] for a, b in pairwise(points))
-    if not points or not rising or not all(0 <= progress <= 1 and factor >= 0 for progress, factor in points):
+    points = [tuple(point) if isinstance(point, Sequence) else () for point in schedule]
+    usable = all(len(one) == 2 and is_number(one[0], least=0, most=1) and is_number(one[1], least=0) for one in points)
+    if not points or not usable or not all(a[0] < b[0] for a, b in pairwise(points)):
         raise ValueError(
             f'AIALoss: schedule={schedule!r} must be points (progress, factor) with rising progress in [0, 1] and '
             'factors >= 0'

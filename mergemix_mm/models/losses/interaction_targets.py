@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
+from ...utils.numbers import is_number
 from ...utils.text import shown
 
 Curve = tuple[list[float], list[float]]
@@ -132,7 +133,7 @@ def _check_stages(stages: Sequence[dict]) -> None:
             raise ValueError(
                 f'AIALoss: stage {stage} must have target, delta and one of layers=(first, end), depth=(first, end)'
             )
-        if not _is_share(stage['target']) or not stage['delta'] > 0:
+        if not _is_share(stage['target']) or not is_number(stage['delta'], above=0):
             raise ValueError(f'AIALoss: stage {stage} must have a target in [0, 1] and a delta > 0')
         first, end = stage.get('layers') or stage['depth']
         if not 0 <= first < end or ('depth' in stage and end > 1):
@@ -148,7 +149,7 @@ def _stage_range(stage: dict, num_layers: int) -> tuple[float, float]:
 
 
 def _is_share(value: object) -> bool:
-    return isinstance(value, int | float) and 0 <= value <= 1
+    return is_number(value, least=0, most=1)
 
 
 def _resample(values: list[float], num_layers: int) -> list[float]:

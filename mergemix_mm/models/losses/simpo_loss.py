@@ -5,6 +5,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from ...functional import simpo_loss
+from ...utils.numbers import check_number
 
 
 @MODELS.register_module()
@@ -22,6 +23,8 @@ class SimPOLoss(nn.Module):
 
     def __init__(self, beta: float = 2.0, label_smoothing: float = 0.0, loss_type: str = 'sigmoid') -> None:
         super().__init__()
+        check_number('SimPOLoss: beta', beta, '> 0 and finite', above=0)
+        check_number('SimPOLoss: label_smoothing', label_smoothing, 'in [0, 0.5)', least=0, below=0.5)
         self.beta = beta
         self.label_smoothing = label_smoothing
         self.loss_type = loss_type

@@ -9,6 +9,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from ...functional import as_grid, mix_embeddings
+from ...utils.numbers import is_number
 from ..backbones import TokenMap
 from ..backbones.token_map import find_cell
 
@@ -182,7 +183,7 @@ def _check_channels(key: str, expected: Sequence[int], found: Sequence[int]) -> 
 def _check_output(output: str, scales: Sequence[float], class_token: bool, sequence_channels: Sequence[int]) -> None:
     if output not in OUTPUTS:
         raise ValueError(f'EmbeddingMixNeck: output={output!r} must be one of {OUTPUTS}')
-    if not scales or not all(scale > 0 for scale in scales):
+    if not scales or not all(is_number(scale, above=0) for scale in scales):
         raise ValueError(f'EmbeddingMixNeck: scales={scales} must be numbers above 0, one per level')
     if output == 'tokens' and tuple(scales) != (1,):
         raise ValueError(f"EmbeddingMixNeck: scales={scales} are levels of output='featmap'; tokens have grid alone")

@@ -8,6 +8,8 @@ from mmengine.registry import MODELS
 from mmpretrain.models.utils import build_norm_layer
 from torch import Tensor, nn
 
+from ...utils.numbers import check_number
+
 NUM_LEVELS = 4
 
 
@@ -47,8 +49,8 @@ class SimpleFeaturePyramid(BaseModule):
                 f'SimpleFeaturePyramid: in_channels={in_channels!r} must be a multiple of 4, the channels of the one '
                 'map that it takes: embed_dims of the backbone'
             )
-        if num_outs < NUM_LEVELS:
-            raise ValueError(f'SimpleFeaturePyramid: num_outs={num_outs} must be at least {NUM_LEVELS}')
+        allowed = f'at least {NUM_LEVELS}'
+        check_number('SimpleFeaturePyramid: num_outs', num_outs, allowed, least=NUM_LEVELS, integer=True)
         self.in_channels, self.num_outs = in_channels, num_outs
         half, quarter = in_channels // 2, in_channels // 4
         resize = [

@@ -5,6 +5,7 @@ from mmengine.registry import MODELS
 from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 
+from ...utils.numbers import check_number
 from ..vlms.unified import UnifiedModel
 from .base_tuner import BaseTuner
 
@@ -60,8 +61,7 @@ class UnifiedTuner(BaseTuner):
                 f'UnifiedTuner: vlm={type(self.vlm).__name__} generates no images; use JanusModel or Emu3Model, or '
                 "train it on understanding alone with type='VLMTuner'"
             )
-        if not 0 <= drop_prompt < 1:
-            raise ValueError(f'UnifiedTuner: drop_prompt={drop_prompt} must be in [0, 1)')
+        check_number('UnifiedTuner: drop_prompt', drop_prompt, 'in [0, 1)', least=0, below=1)
         self.drop_prompt = drop_prompt
         self.image_generation = image_generation or {}
 
