@@ -102,7 +102,7 @@ def load_processor(folders: Sequence[str], trust_remote_code: bool):
     if is_sphinx(folders[0]):
         try:
             return SphinxProcessor.from_pretrained(folders[0])
-        except OSError as error:
+        except (OSError, ValueError) as error:
             raise LaunchError(f'MODEL: {error}') from error
     reasons = []
     for folder in folders:

@@ -12,6 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from ..functional import real_views, square_padding
 from ..functional.views import ALIGNMENTS
+from ..utils.files import write_json
 from ..utils.text import shown
 from .transforms.chat_template import read_template, repository_templates
 from .transforms.image_tokens import expand
@@ -86,9 +87,9 @@ class SphinxProcessor:
         self.image_mean, self.image_std = tuple(image_mean), tuple(image_std)
         if chat_template in repository_templates():
             chat_template = read_template(chat_template)
-        elif '{' not in chat_template:
+        elif not isinstance(chat_template, str) or '{' not in chat_template:
             raise ValueError(
-                f'SphinxProcessor: chat_template={chat_template!r} is no text in Jinja, and none of '
+                f'SphinxProcessor: chat_template={shown(chat_template)!r} is no text in Jinja, and none of '
                 f'{repository_templates()}'
             )
         self.chat_template = chat_template
@@ -174,7 +175,7 @@ class SphinxProcessor:
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the tokenizer, and the arguments in ``sphinx_processor.json``."""
         self.tokenizer.save_pretrained(folder)
-        Path(folder, FILE).write_text(json.dumps({name: getattr(self, name) for name in SAVED}, indent=2) + '\n')
+        write_json(Path(folder, FILE), {name: getattr(self, name) for name in SAVED})
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> 'SphinxProcessor':
@@ -182,7 +183,7 @@ class SphinxProcessor:
 
         Raises:
             OSError: if there is no such file.
-            ValueError: if it is damaged, or has other keys.
+            ValueError: if it is damaged, has other keys, or values out of their ranges.
         """
         path = Path(folder, FILE)
         if not path.is_file():

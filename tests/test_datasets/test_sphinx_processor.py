@@ -158,3 +158,5 @@ def test_conversations_are_encoded_with_labels_on_the_answer(plain_tokenizer):
 def test_bad_arguments_are_named(plain_tokenizer, arguments, message):
     with pytest.raises(ValueError, match=message):
         make(plain_tokenizer, **arguments)
+    with pytest.raises(ValueError, match='chat_template=.7. is no text in Jinja'):
+        make(plain_tokenizer, chat_template=7)
