@@ -133,6 +133,8 @@ def test_the_chat_template_is_one_of_the_repository_or_a_text(plain_tokenizer, t
     assert make(plain_tokenizer, chat_template='{{ messages }}').chat_template == '{{ messages }}'
     with pytest.raises(ValueError, match=r"chat_template='lava' is no text in Jinja, and none of \['emu3'"):
         make(plain_tokenizer, chat_template='lava')
+    with pytest.raises(ValueError, match='chat_template=.7. is no text in Jinja'):
+        make(plain_tokenizer, chat_template=7)
 
 
 def test_conversations_are_encoded_with_labels_on_the_answer(plain_tokenizer):
@@ -158,5 +160,3 @@ def test_conversations_are_encoded_with_labels_on_the_answer(plain_tokenizer):
 def test_bad_arguments_are_named(plain_tokenizer, arguments, message):
     with pytest.raises(ValueError, match=message):
         make(plain_tokenizer, **arguments)
-    with pytest.raises(ValueError, match='chat_template=.7. is no text in Jinja'):
-        make(plain_tokenizer, chat_template=7)
