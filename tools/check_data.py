@@ -22,6 +22,7 @@ from tqdm import tqdm
 from mergemix_mm.datasets.record_dataset import RecordDataset
 from mergemix_mm.datasets.record_error import RecordError, one_line
 from mergemix_mm.engine import launch
+from mergemix_mm.utils.errors import DataError
 from mergemix_mm.utils.images import read_image
 
 SPLITS = ('train', 'val', 'test')
@@ -256,7 +257,8 @@ def build(config: dict, name: str) -> tuple[list[tuple[str, Dataset]], list[str]
     try:
         return list(leaves(DATASETS.build(config), name)), []
     except (Exception, SystemExit) as error:
-        reason = one_line(f'{name}: {type(error).__name__}: {error}')
+        kind = '' if isinstance(error, DataError) else f'{type(error).__name__}: '
+        reason = one_line(f'{name}: {kind}{error}')
     found, errors = [], []
     for key, part in _inner_configs(config, name):
         more = build(part, key)

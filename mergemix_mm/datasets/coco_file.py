@@ -6,6 +6,7 @@ from functools import cached_property
 
 import numpy as np
 
+from ..utils.errors import DataError
 from .boxes import clip_to_image
 from .conversation_formats import check_keys
 from .json_records import JsonRecords
@@ -54,13 +55,13 @@ class CocoFile:
             try:
                 check_keys(category, {'id', 'name'})
             except ValueError as error:
-                raise ValueError(f'{where} {error}.') from error
+                raise DataError(f'{where} {error}.') from error
             if not _is_id(category['id']) or not isinstance(category['name'], str):
-                raise ValueError(
+                raise DataError(
                     f'{where} needs an id (a whole number) and a name; it has {_shown(category, ("id", "name"))}.'
                 )
             if category['id'] in found:
-                raise ValueError(f'{where} has the id {category["id"]}, which is that of another one.')
+                raise DataError(f'{where} has the id {category["id"]}, which is that of another one.')
             found[category['id']] = category
         return found
 
@@ -127,11 +128,11 @@ def find_places(ids: np.ndarray, wanted: np.ndarray, what: str) -> np.ndarray:
     ordered = ids[order]
     twice = ordered[1:][ordered[1:] == ordered[:-1]]
     if len(twice):
-        raise ValueError(f'{what} have the id {twice[0]} more than once.')
+        raise DataError(f'{what} have the id {twice[0]} more than once.')
     places = np.searchsorted(ordered, wanted).clip(max=len(ids) - 1)
     lost = wanted[ordered[places] != wanted]
     if len(lost):
-        raise ValueError(f'{what} have no {np.unique(lost)[:5].tolist()}, which are referred to.')
+        raise DataError(f'{what} have no {np.unique(lost)[:5].tolist()}, which are referred to.')
     return order[places]
 
 
@@ -152,11 +153,11 @@ def _with_numbers(
 
     records = JsonRecords(path, flag=note, key=key)
     if not len(records):
-        raise ValueError(f'{path}: {key} is empty.')
+        raise DataError(f'{path}: {key} is empty.')
     numbers = np.frombuffer(columns, dtype=np.int64).reshape(len(records), -1)
     unknown = np.flatnonzero((numbers[:, : len(names)] < 0).any(1))
     if len(unknown):
-        raise ValueError(
+        raise DataError(
             f'{records.source(unknown[0])}: an entry of {key} needs {" and ".join(names)}, whole numbers from 0 that '
             f'fit into 64 bits; it has {_shown(records[unknown[0]], (*names, *optional))}.'
         )

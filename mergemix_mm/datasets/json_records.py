@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from ..utils.errors import DataError
 from .record_error import RecordError, short
 
 CHUNK = 1 << 20
@@ -57,10 +58,10 @@ def check_kind(path: str, start: bytes) -> None:
         ValueError: Names the file, and what it is.
     """
     if start and not start.strip(b'\0'):
-        raise ValueError(f'{path}: its first bytes are all 0, not JSON; restore the file.')
+        raise DataError(f'{path}: its first bytes are all 0, not JSON; restore the file.')
     for pattern, kind in OTHER_FILES.items():
         if re.match(pattern, start):
-            raise ValueError(f'{path}: the file is {kind}. JSON records are expected here.')
+            raise DataError(f'{path}: the file is {kind}. JSON records are expected here.')
 
 
 def read_json(path: str | Path) -> Any:
@@ -77,13 +78,13 @@ def read_json(path: str | Path) -> Any:
     check_kind(path, content[:64])
     content = content.removeprefix(b'\xef\xbb\xbf')
     if not content.strip():
-        raise ValueError(f'{path}: the file is empty, but should hold JSON.')
+        raise DataError(f'{path}: the file is empty, but should hold JSON.')
     try:
         return parse_json(content)
     except json.JSONDecodeError as error:
-        raise ValueError(f'{path}:{error.lineno}: malformed JSON at column {error.colno}: {error.msg}.') from None
+        raise DataError(f'{path}:{error.lineno}: malformed JSON at column {error.colno}: {error.msg}.') from None
     except ValueError as error:
-        raise ValueError(f'{path}: {error}.') from None
+        raise DataError(f'{path}: {error}.') from None
 
 
 def parse_json(content: bytes) -> Any:
@@ -261,7 +262,7 @@ class _Scanner:
         if key is not None:
             self.enter(key)
         elif self.next_character() == '':
-            raise ValueError(f'{self.path}: the file is empty, but should hold JSON records.')
+            raise DataError(f'{self.path}: the file is empty, but should hold JSON records.')
         if self.next_character() == '[':
             yield from self.array(self.record)
             if key is None and self.next_character():
@@ -410,4 +411,4 @@ class _Scanner:
     def fail(self, what: str) -> None:
         self.count_lines()
         column = self.dropped + self.place - self.line_start + 1
-        raise ValueError(f'{self.path}:{self.line}: malformed JSON at column {column}: {what}.')
+        raise DataError(f'{self.path}:{self.line}: malformed JSON at column {column}: {what}.')

@@ -3,13 +3,14 @@
 import re
 import reprlib
 
+from ..utils.errors import DataError
 from ..utils.text import shown
 
 LONGEST_WORD = 200
 LONGEST_MESSAGE = 600
 
 
-class RecordError(ValueError):
+class RecordError(DataError):
     """A record cannot be used; the message begins with its file and line.
 
     Datasets raise it for malformed turns or missing images, transforms for what shows only later (all answers cut off

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from mmengine.registry import DATASETS
 
+from ..utils.errors import DataError
 from .conversation_formats import check_keys, check_texts, question_messages
 from .json_records import read_json
 from .prompts import OPTION_LETTER, option_lines
@@ -70,13 +71,13 @@ class ScienceQADataset(RecordDataset):
             )
         names = splits[self.split]
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            raise ValueError(f'{self._path(self.split_file)}: {self.split!r} must be a list of names of problems.')
+            raise DataError(f'{self._path(self.split_file)}: {self.split!r} must be a list of names of problems.')
         lost = [name for name in names if name not in problems]
         if lost:
-            raise ValueError(f'{self._path(self.ann_file)} lacks the problems {short(lost)} of {self.split_file}.')
+            raise DataError(f'{self._path(self.ann_file)} lacks the problems {short(lost)} of {self.split_file}.')
         wrong = [name for name in names if not isinstance(problems[name], dict)]
         if wrong:
-            raise ValueError(f'{self._path(self.ann_file)}: the problem {short(wrong[0])} must be an object {{...}}.')
+            raise DataError(f'{self._path(self.ann_file)}: the problem {short(wrong[0])} must be an object {{...}}.')
         chosen = [(name, problems[name]) for name in names]
         return [(name, raw) for name, raw in chosen if raw.get('image') or not self.image_only]
 
@@ -121,5 +122,5 @@ class ScienceQADataset(RecordDataset):
         path = self._path(name)
         found = read_json(path)
         if not isinstance(found, dict):
-            raise ValueError(f'{path}: must hold an object {{...}}, found {short(found)}.')
+            raise DataError(f'{path}: must hold an object {{...}}, found {short(found)}.')
         return found

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from mmengine.logging import print_log
 
+from ..utils.errors import DataError
 from ..utils.files import replaced_file
 from .conversation_formats import PART_IMAGE_NAMES, TURN_COLUMNS
 from .image_sources import IMAGE_KEYS
@@ -113,7 +114,7 @@ class _File:
         except (OSError, ValueError, *_pyarrow_errors()) as error:
             if isinstance(error, FileNotFoundError):
                 raise
-            raise ValueError(f'{path}: cannot be read as {self.KIND}: {one_line(error)}') from error
+            raise DataError(f'{path}: cannot be read as {self.KIND}: {one_line(error)}') from error
         # What a worker process opens for itself.
         self._opened = None
 
@@ -221,7 +222,7 @@ class _ParquetFile(_File):
                     for batch in file.iter_batches(rows, use_threads=False):
                         writer.write_batch(batch)
             except (ValueError, *_pyarrow_errors()) as error:
-                raise ValueError(f'{self.path}: cannot be read as {self.KIND}: {one_line(error)}') from error
+                raise DataError(f'{self.path}: cannot be read as {self.KIND}: {one_line(error)}') from error
         return _ArrowFile(self.path, os.fspath(target))
 
 
@@ -299,11 +300,11 @@ def _open(path: str) -> _File:
             kind = kind or (
                 'empty' if not start else f'something else, which begins with {short(start[:16].decode("latin-1"))}'
             )
-            raise ValueError(f'{path}: should be a Parquet file, but is {kind}.')
+            raise DataError(f'{path}: should be a Parquet file, but is {kind}.')
         found = _ParquetFile(path)
         return found.to_arrow() if found.is_large else found
     if not os.path.getsize(path):
-        raise ValueError(f'{path}: should be an Arrow file, but is empty.')
+        raise DataError(f'{path}: should be an Arrow file, but is empty.')
     return _ArrowFile(path)
 
 
@@ -311,7 +312,7 @@ def _find_files(path: str) -> list[str]:
     """The files of a table, in order."""
     if os.path.isfile(os.path.join(path, 'dataset_dict.json')):
         splits = sorted(place.name for place in Path(path).iterdir() if (place / 'state.json').is_file())
-        raise ValueError(
+        raise DataError(
             f'{path}: is a DatasetDict with the splits {splits}; name the folder of one of them, such as '
             f'{os.path.join(path, (splits or ["train"])[-1])}.'
         )
@@ -326,7 +327,7 @@ def _find_files(path: str) -> list[str]:
         raise FileNotFoundError(f'{path}: no Parquet file is there, nor a folder of Dataset.save_to_disk.')
     for file in files:
         if Path(file).suffix not in ('.parquet', '.arrow'):
-            raise ValueError(
+            raise DataError(
                 f'{file}: only Parquet (.parquet) and Arrow (.arrow) files may be several; {path} matches it.'
             )
     return files
@@ -338,9 +339,9 @@ def _saved_files(folder: str) -> list[str]:
     entries = state.get('_data_files') if isinstance(state, dict) else None
     names = [entry.get('filename') if isinstance(entry, dict) else None for entry in entries or ()]
     if not names or not all(isinstance(name, str) and name == os.path.basename(name) for name in names):
-        raise ValueError(f'{folder}/state.json: must name its files under _data_files, found {short(entries)}.')
+        raise DataError(f'{folder}/state.json: must name its files under _data_files, found {short(entries)}.')
     if isinstance(state.get('_indices_data_files'), list) and state['_indices_data_files']:
-        raise ValueError(
+        raise DataError(
             f'{folder}: keeps its rows in another order (_indices_data_files); save it with flatten_indices().'
         )
     return [os.path.join(folder, name) for name in names]
@@ -352,7 +353,7 @@ def _check_splits(folder: str, files: Sequence[str]) -> None:
     splits = sorted({'' if name is None else name[1].lower() for name in names})
     if len(splits) > 1:
         named = [split or 'others' for split in splits]
-        raise ValueError(
+        raise DataError(
             f'{folder}: its Parquet files are of several splits, {named}; name those of one, such as '
             f'{os.path.join(folder, splits[-1] + "*.parquet")}.'
         )

@@ -6,6 +6,7 @@ from typing import Any
 
 from mmengine.registry import DATASETS
 
+from ..utils.errors import DataError
 from .conversation_formats import check_keys, check_texts, question_messages
 from .json_records import JsonRecords
 from .prompts import SHORT_ANSWER
@@ -59,7 +60,7 @@ class VQAv2Dataset(RecordDataset):
         if self.ann_file:
             self.annotations = JsonRecords(os.path.join(self.data_root, self.ann_file), key='annotations')
             if len(self.annotations) != len(questions):
-                raise ValueError(
+                raise DataError(
                     f'{self.annotations.path} has {len(self.annotations)} annotations for {len(questions)} '
                     f'questions of {self.question_file}; take the files of the same split.'
                 )

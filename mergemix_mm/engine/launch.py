@@ -27,6 +27,7 @@ from mmengine.registry import DATASETS, HOOKS, MODELS, OPTIM_WRAPPERS, RUNNERS, 
 from mmengine.runner import FlexibleRunner, Runner
 
 from ..utils import files, processes
+from ..utils.errors import DataError
 from ..utils.images import image_name, read_image
 from ..utils.safe_load import CheckpointError, guarded_mmengine
 from ..utils.text import printable, shown
@@ -280,20 +281,25 @@ class UnreadableImageError(ValueError):
 
 @contextmanager
 def explain_corrupt_images(*splits: str) -> Iterator[None]:
-    """Turn what MMCV, OpenCV and Pillow raise for a file that is not an image into a message that says what to do.
+    """Turn what is raised for a record, or a file that is not an image, into a message that says what to do.
 
     Covered are files that are empty, cut off, of another content, folders, missing or not permitted, read by
-    ``LoadImageFromFile`` in this process or in workers of a data loader that it forks (MMEngine's default).
+    ``LoadImageFromFile`` in this process or in workers of a data loader that it forks (MMEngine's default); and the
+    records that a dataset of this package refuses.
 
     Args:
         *splits (str): The splits that are read, to name their keys.
 
     Raises:
-        LaunchError: Instead of the error of ``LoadImageFromFile``.
+        LaunchError: Instead of the error of ``LoadImageFromFile``, and of a ``DataError``.
     """
     try:
         with _named_images():
             yield
+    except DataError as error:
+        skip = ", or pass over them with on_error='skip' of the dataset" if 'train' in splits else ''
+        text = str(error).rstrip('.')
+        raise LaunchError(f'{text}. List all such records with tools/check_data.py, and repair them{skip}') from error
     except (AssertionError, UnreadableImageError) as error:
         # The error of a worker holds its whole traceback; the message comes last.
         found = re.findall('failed to load image: (.+)', str(error))

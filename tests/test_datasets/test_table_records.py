@@ -68,7 +68,7 @@ def test_a_parquet_file_is_a_conversation_dataset(tmp_path):
     assert [one.size for one in record['images']] == [(8, 9)] and record['images'][0].getpixel((0, 0)) == (90, 0, 0)
     assert record['messages'][-1]['content'][0]['text'] == '    answer 4'
     assert record['source'] == f'{path}: row 4' and record['id'] == 4
-    assert record['img_path'] == [f'<{len(png(8))} bytes>']
+    assert record['img_path'][0].startswith(f'<{len(png(8))} bytes')
     assert data[2]['images'] == [] and [data[-1]['id'], data[0]['id']] == [6, 0]
 
 

@@ -12,6 +12,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from mergemix_mm.engine.launch import LaunchError, explain_corrupt_images
+from mergemix_mm.utils.errors import DataError
 
 PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (48, 48, 3), dtype=np.uint8))
 
@@ -135,3 +136,15 @@ def test_other_errors_and_the_transform_stay_as_they_are(tmp_path):
     with pytest.raises(KeyError, match='img_path'), explain_corrupt_images('train'):
         LoadImageFromFile().transform({})
     assert LoadImageFromFile.transform is before
+
+
+def test_a_record_that_cannot_be_used_ends_a_tool_with_one_line():
+    with pytest.raises(LaunchError) as caught, explain_corrupt_images('train'):
+        raise DataError('data.json:3: turn 2 is an empty answer')
+    assert str(caught.value) == (
+        'data.json:3: turn 2 is an empty answer. List all such records with tools/check_data.py, and repair them, or '
+        "pass over them with on_error='skip' of the dataset"
+    )
+    with pytest.raises(LaunchError) as caught, explain_corrupt_images('test'):
+        raise DataError('data.json:3: malformed JSON.')
+    assert 'skip' not in str(caught.value) and 'JSON. List' in str(caught.value)

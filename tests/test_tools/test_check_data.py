@@ -143,7 +143,7 @@ def test_a_dataset_that_cannot_be_built_does_not_stop_the_others(check, records)
     )
     text = '\n'.join(lines)
     assert status == 1
-    assert f'train_dataloader.dataset.tasks.bad.dataset: ValueError: {records}/bad.json:1: malformed JSON' in text
+    assert f'train_dataloader.dataset.tasks.bad.dataset: {records}/bad.json:1: malformed JSON' in text
     assert 'train_dataloader.dataset.tasks.own.dataset (ConversationDataset): 10 records read, 4 cannot' in text
     assert re.search(r"val_dataloader.dataset.data_root='/nowhere': there is no such folder .* --cfg-options", text)
     assert 'test_dataloader.dataset (ShapesConversationDataset): 2 records read, 0 cannot' in text
