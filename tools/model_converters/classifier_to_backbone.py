@@ -11,7 +11,7 @@ from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor
 
 from mergemix_mm.engine import launch
-from mergemix_mm.engine.weights import load_checkpoint
+from mergemix_mm.engine.weights import read_state_dict
 from mergemix_mm.utils.files import replaced_file
 from mergemix_mm.utils.text import shown
 
@@ -47,13 +47,10 @@ def read_backbone(path: Path, drop: str | None = None, trust: bool = False) -> d
     Raises:
         SystemExit: If this is no checkpoint with a backbone.
     """
-    if not path.is_file():
-        raise launch.LaunchError(f'CHECKPOINT: {path} is not a file')
     try:
-        checkpoint = load_checkpoint(path, trust)
-    except ValueError as error:
+        weights = read_state_dict(path, trust)
+    except (OSError, ValueError) as error:
         raise launch.LaunchError(f'CHECKPOINT: {error}') from None
-    weights = checkpoint.get('state_dict', checkpoint)
     found = {name.removeprefix(PREFIX): weight for name, weight in weights.items() if name.startswith(PREFIX)}
     if not found:
         raise launch.LaunchError(

@@ -14,6 +14,7 @@ from mergemix_mm.datasets.llava_padding import pad_to_square
 from mergemix_mm.datasets.transforms.chat_template import find_chat_template
 from mergemix_mm.engine.launch import LaunchError
 from mergemix_mm.models.vlms.saving import check_replaceable, replaced_folder
+from mergemix_mm.utils.text import shown
 
 # model_type of a config -> transformers' class of the tower alone, and whether a class token stands before the patches.
 TOWERS = dict(
@@ -145,8 +146,9 @@ def _check_same(model: nn.Module, language: nn.Module) -> None:
 def _load(argument: str, loader: type, name: str, **options):
     try:
         return loader.from_pretrained(name, **options)
-    except (OSError, ValueError, ImportError) as error:
-        raise LaunchError(f'{argument}: {loader.__name__} cannot load {name}: {error}') from error
+    except Exception as error:  # A damaged file can raise whatever Python has.
+        line = ' '.join(str(error).split()) or type(error).__name__
+        raise LaunchError(f'{argument}: {loader.__name__} cannot load {name}: {shown(line, 300)}') from error
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -10,14 +10,15 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 
 import torch
 from torch import Tensor
 
 from mergemix_mm.datasets.transforms.chat_template import find_chat_template
 from mergemix_mm.engine.launch import LaunchError
+from mergemix_mm.engine.weights import state_dict_of
 from mergemix_mm.models.vlms.saving import replaced_folder
+from mergemix_mm.utils.text import shown
 
 # What a checkpoint may hold that transformers' model has no place for: statistics of the codebook, the pooling of the
 # vision tower, and frequencies that are computed.
@@ -184,7 +185,7 @@ def find_files(source: Path) -> list[Path]:
     if not source.is_dir():
         raise LaunchError(f'IN: there is no file or folder {source}')
     for index in sorted(source.glob('*.index.json')):  # model.safetensors.* before pytorch_model.bin.*
-        files = sorted({source / name for name in json.loads(index.read_text())['weight_map'].values()})
+        files = sorted({source / name for name in _read_json(index, 'weight_map').values()})
         missing = [path.name for path in files if not path.is_file()]
         if missing:
             raise LaunchError(f'IN: {index} names shards that are not there: {", ".join(missing)}')
@@ -194,6 +195,22 @@ def find_files(source: Path) -> list[Path]:
         if files:
             return files
     raise LaunchError(f'IN: {source} holds no weights (*.safetensors, *.bin, *.pt or *.pth)')
+
+
+def _read_json(path: Path, key: str | None = None) -> dict:
+    """The dict in a file, or at a key of it.
+
+    Raises:
+        SystemExit: If there is none.
+    """
+    try:
+        content = json.loads(path.read_text(encoding='utf-8'))
+    except (OSError, ValueError, RecursionError) as error:
+        raise LaunchError(f'IN: {path} is no JSON file: {shown(error, 200)}') from None
+    found = content.get(key) if key is not None and isinstance(content, dict) else content
+    if not isinstance(found, dict) or (key == 'weight_map' and not all(isinstance(x, str) for x in found.values())):
+        raise LaunchError(f'IN: {path} holds no dict{f" {key!r}" if key else ""}')
+    return found
 
 
 class Weights:
@@ -231,7 +248,7 @@ class Weights:
 
             try:
                 file = self._open.enter_context(safe_open(path, framework='pt'))
-            except SafetensorError as error:
+            except (SafetensorError, OSError) as error:
                 raise LaunchError(f'IN: {path} is no safetensors file: {error}') from None
             for name in file.keys():  # noqa: SIM118 - it is no dict
                 yield name, file.get_slice(name).get_shape(), lambda name=name, file=file: file.get_tensor(name)
@@ -239,15 +256,15 @@ class Weights:
         try:
             # Mapped, not read; the format of old files cannot be.
             weights = torch.load(path, map_location='cpu', weights_only=True, mmap=zipfile.is_zipfile(path))
-        except (UnpicklingError, EOFError, RuntimeError) as error:
+        except Exception as error:  # A damaged file can raise whatever Python has.
+            line = str(error).strip().split('\n', 1)[0] or type(error).__name__
             raise LaunchError(
-                f'IN: {path} holds more than weights, or is damaged, and is not loaded: {error}'
+                f'IN: {path} holds more than weights, or is damaged, and is not loaded: {shown(line, 200)}'
             ) from None
-        while len(nests := [key for key in NESTS if isinstance(weights.get(key), dict)]) == 1:
-            weights = weights[nests[0]]
-        others = [name for name, value in weights.items() if not isinstance(value, Tensor)]
-        if others:
-            raise LaunchError(f'IN: {path} holds entries that are no tensors: {", ".join(map(str, others[:5]))}')
+        try:
+            weights = state_dict_of(weights, path, NESTS)
+        except ValueError as error:
+            raise LaunchError(f'IN: {error}') from None
         for name, tensor in weights.items():
             yield name, tensor.shape, lambda tensor=tensor: tensor
 
@@ -334,7 +351,7 @@ def find_config(source: Path, like: str | None):
                 f'IN: {source} has no config.json; name the model that it was made from, e.g. '
                 '--like deepseek-community/Janus-Pro-7B'
             )
-        config, processor = translate_config(json.loads(path.read_text())), translate_processor(source)
+        config, processor = translate_config(_read_json(path)), translate_processor(source)
         names = ('pad', 'bos', 'eos')
         config.text_config.update(
             {f'{name}_token_id': getattr(processor.tokenizer, f'{name}_token_id') for name in names}

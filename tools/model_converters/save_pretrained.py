@@ -9,7 +9,7 @@ from mmengine.config import Config, DictAction
 from mmengine.registry import MODELS, TRANSFORMS, init_default_scope
 
 from mergemix_mm.engine import launch
-from mergemix_mm.engine.weights import load_checkpoint
+from mergemix_mm.engine.weights import read_state_dict
 from mergemix_mm.models.tuners.precision import widen_trained
 from mergemix_mm.models.vlms.saving import check_replaceable, replaced_folder
 
@@ -40,10 +40,9 @@ def load_weights(path: Path, trust: bool = False) -> dict[str, torch.Tensor]:
             'by the zero_to_fp32.py inside it, those of FSDP by state_dict_cfg="full" in the config'
         )
     try:
-        checkpoint = load_checkpoint(path, trust)
-    except ValueError as error:
+        weights = read_state_dict(path, trust)
+    except (OSError, ValueError) as error:
         raise launch.LaunchError(f'CHECKPOINT: {error}') from None
-    weights = checkpoint.get('state_dict', checkpoint)
     found = {name.removeprefix('vlm.'): weight for name, weight in weights.items() if name.startswith('vlm.')}
     if not found:
         raise launch.LaunchError(

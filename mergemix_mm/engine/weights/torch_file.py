@@ -38,7 +38,11 @@ class TorchFile:
         self._weights = self._content['state_dict'] if nested else self._content
         if not isinstance(self._weights, dict):
             raise ValueError(f'{path} holds no state dict, but: {type(self._weights).__name__}')
-        others = [str(name) for name, value in self._weights.items() if not _is_plain(value)]
+        if not self._weights:
+            raise ValueError(f'{path} holds no weights')
+        others = [
+            str(name) for name, value in self._weights.items() if not (isinstance(name, str) and _is_plain(value))
+        ]
         if others:
             raise ValueError(f'{path} holds entries that are no plain tensors: {", ".join(others[:5])}')
         self.path, self.versions = path, getattr(self._weights, '_metadata', None)
