@@ -14,6 +14,10 @@ from torch import Tensor
 from ..batch_augments import MergeMix, MixResult, mix_batch
 from ..vision_encoders import gathered
 
+_NO_LABEL = (
+    'negative ones mark images without a label, or classes to be ignored; leave such images out of the training '
+    'annotations, or train without model.train_cfg'
+)
 _REMEDY = 'set num_classes of model.head and data_preprocessor to that of the dataset'
 
 
@@ -38,8 +42,9 @@ class MixupClassifier(ImageClassifier):
         init_cfg (dict, optional): Initialization config. Defaults to None.
 
     Raises:
-        ValueError: if ``train_cfg`` has no augments, if the data preprocessor would mix as well, or, in ``loss()``, if
-            the numbers of classes of head, preprocessor and labels disagree.
+        ValueError: if ``train_cfg`` has no augments, if the data preprocessor would mix as well, if the head has
+            several tasks, or, in ``loss()``, if the numbers of classes of head, preprocessor and labels disagree, or
+            an image has no label or a negative one.
     """
 
     def __init__(
@@ -65,6 +70,12 @@ class MixupClassifier(ImageClassifier):
             raise ValueError(
                 'data_preprocessor.batch_augments would mix the batch before model.train_cfg.augments does: '
                 'MixupClassifier takes augments in model.train_cfg alone'
+            )
+        if (train_cfg or base_augment) and hasattr(self.head, 'task_heads'):
+            raise ValueError(
+                f'model.head={type(self.head).__name__} has labels for each of {list(self.head.task_heads)}, and '
+                'MixupClassifier mixes one label per image: take model.train_cfg and model.base_augment out (it then '
+                'trains as an ImageClassifier), or train one task with the head of that task'
             )
         self.augments = _build_augments(train_cfg) if train_cfg else None
         self.base_augment = _build_augments(dict(augments=base_augment)) if base_augment else None
@@ -127,17 +138,31 @@ class MixupClassifier(ImageClassifier):
     @torch.compiler.disable  # Reads the labels.
     def _scores(self, data_samples: list[DataSample], device: torch.device) -> Tensor:
         """Labels [B, num_classes]: the samples' own scores, else one-hot (multi-hot) labels."""
-        if 'gt_score' in data_samples[0]:
+        kind = 'gt_score' if 'gt_score' in data_samples[0] else 'gt_label'
+        without = sum(kind not in sample for sample in data_samples)
+        if without:
+            raise ValueError(
+                f'{without} of {len(data_samples)} images of this batch have no {kind}, and every image that is mixed '
+                'needs one: use a training set with labels, written alike for all images'
+            )
+        if kind == 'gt_score':
             scores = torch.stack([sample.gt_score for sample in data_samples])
             num_classes = self._num_classes(default=scores.size(1))
             if scores.size(1) != num_classes:
                 raise ValueError(f'gt_score has {scores.size(1)} classes, but num_classes={num_classes}: {_REMEDY}')
+            if not bool((scores >= 0).all()):
+                raise ValueError(
+                    f'gt_score of this batch has {scores[~(scores >= 0)][0].item():g}, and only scores >= 0 can be '
+                    f'mixed: {_NO_LABEL}'
+                )
             return scores.to(device).float()
         num_classes = self._num_classes()
         labels, positions = cat_batch_labels([sample.gt_label for sample in data_samples])
         if labels.numel():
             low, high = torch.stack(labels.aminmax()).tolist()
-            if low < 0 or high >= num_classes:
+            if low < 0:
+                raise ValueError(f'a label of this batch is {low}, and only labels >= 0 can be mixed: {_NO_LABEL}')
+            if high >= num_classes:
                 raise ValueError(
                     f'the labels of this batch are in [{low}, {high}], but num_classes={num_classes} allows '
                     f'[0, {num_classes - 1}]: {_REMEDY}'
@@ -152,8 +177,13 @@ class MixupClassifier(ImageClassifier):
         found = {key: value for key, value in found.items() if value is not None}
         if not found and default is not None:
             return default
+        if not found:
+            raise ValueError(
+                f'mixing labels needs the number of classes, which {type(self.head).__name__} does not keep: set '
+                'data_preprocessor=dict(num_classes=...) to that of the dataset'
+            )
         if len(set(found.values())) != 1:
-            raise ValueError(f'mixing labels needs one number of classes; found {found or "none"}: {_REMEDY}')
+            raise ValueError(f'mixing labels needs one number of classes; found {found}: {_REMEDY}')
         return next(iter(found.values()))
 
 

@@ -177,6 +177,43 @@ def test_labels_outside_num_classes_are_an_error_that_names_the_keys():
         classifier().loss(*batch(2, labels=[0, 7]))
 
 
+def test_negative_labels_and_scores_are_not_a_matter_of_num_classes():
+    for labels in ([0, -1], [-100, 4]):
+        with pytest.raises(ValueError, match=f'label of this batch is {min(labels)}, .*without a label') as caught:
+            classifier().loss(*batch(2, labels=labels))
+        assert 'num_classes' not in str(caught.value) and '\n' not in str(caught.value)
+    for value in (-1.0, float('nan')):
+        scores = torch.tensor([[1.0, 0, 0, 0, 0], [0, 1, value, 0, 0]])
+        samples = [DataSample().set_gt_score(score) for score in scores]
+        with pytest.raises(ValueError, match=f'gt_score of this batch has {value:g}, .*without a label'):
+            classifier().loss(torch.randn(2, 3, 32, 32), samples)
+
+
+def test_images_without_a_label_are_counted():
+    samples = [DataSample().set_gt_label(1), DataSample()]
+    with pytest.raises(ValueError, match='1 of 2 images of this batch have no gt_label'):
+        classifier().loss(torch.randn(2, 3, 32, 32), samples)
+
+
+def test_a_head_that_keeps_no_number_of_classes_is_told_where_it_belongs():
+    head = dict(type='CSRAClsHead', num_classes=5, in_channels=16, num_heads=1, lam=0.1)
+    with pytest.raises(
+        ValueError, match=r'CSRAClsHead does not keep: set data_preprocessor=dict\(num_classes'
+    ) as caught:
+        classifier(head=head, backbone=dict(VIT, out_type='featmap')).loss(*batch(2))
+    assert 'model.head and' not in str(caught.value)
+
+
+def test_a_head_of_several_tasks_is_refused_at_building_unless_nothing_is_mixed():
+    task = dict(type='LinearClsHead', num_classes=5, in_channels=16)
+    head = dict(type='MultiTaskHead', task_heads=dict(colour=task, shape=task))
+    with pytest.raises(ValueError, match=r"model.head=MultiTaskHead has labels for each of \['colour', 'shape'\]"):
+        classifier(head=head)
+    with pytest.raises(ValueError, match='MultiTaskHead'):
+        classifier(head=head, train_cfg=None, base_augment=dict(type='Mixup', alpha=0.8))
+    classifier(head=head, train_cfg=None)
+
+
 def test_scores_of_another_width_are_an_error_that_names_the_keys():
     samples = [DataSample().set_gt_score(torch.eye(7)[i]) for i in range(2)]
     with pytest.raises(ValueError, match=r'gt_score has 7 classes, but num_classes=5: .*model.head and data_preproc'):
