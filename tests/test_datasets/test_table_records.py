@@ -347,5 +347,6 @@ def test_the_memory_of_a_million_rows_is_flat(tmp_path):
     found = subprocess.run(
         [sys.executable, '-c', MEMORY, str(path), '20000'], check=True, capture_output=True, text=True, env=os.environ
     )
-    num, _, growth = map(float, found.stdout.split()[-3:])
+    num, start, growth = map(float, found.stdout.split()[-3:])
+    print(f'{num:.0f} rows: {start:.0f} MB before, at most {growth:.0f} MB more')
     assert num == 1_000_000 and growth < 120
