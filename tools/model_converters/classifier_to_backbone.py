@@ -1,21 +1,27 @@
 """Writes the backbone of a trained classifier for a detector's `init_cfg`: every weight, fitted to its image size."""
 
 import argparse
+import ast
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
-from torch import Tensor
+from mmengine.utils import to_2tuple
+from mmpretrain.models.utils import resize_pos_embed
+from torch import Tensor, nn
 
 from mergemix_mm.engine import launch
-from mergemix_mm.engine.weights import read_state_dict
+from mergemix_mm.engine.weights import read_checkpoint, state_dict_of
 from mergemix_mm.utils.files import replaced_file
 from mergemix_mm.utils.text import shown
 
 PREFIX = 'backbone.'
+POSITION = 'pos_embed'
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -37,18 +43,31 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         '--drop', metavar='REGEX', help="weights that the backbone does without, for instance '^ln2' of a pooled output"
     )
+    parser.add_argument(
+        '--grid',
+        nargs=2,
+        type=int,
+        metavar=('ROWS', 'COLUMNS'),
+        help="patches of the classifier's images; read from the config in the checkpoint, or square, if left out",
+    )
     launch.add_trust_argument(parser)
     return parser.parse_args(argv)
 
 
-def read_backbone(path: Path, drop: str | None = None, trust: bool = False) -> dict[str, Tensor]:
-    """Read the weights of a classifier's backbone by their names in it; no code of the file runs without ``trust``.
+def read_backbone(
+    path: Path, drop: str | None = None, trust: bool = False
+) -> tuple[dict[str, Tensor], list[tuple[int, int]]]:
+    """Read the weights of a classifier's backbone; no code of the file runs without ``trust``.
+
+    Returns:
+        tuple: the weights by their names in the backbone, and what :func:`read_grids` finds.
 
     Raises:
         SystemExit: If this is no checkpoint with a backbone.
     """
     try:
-        weights = read_state_dict(path, trust)
+        content = read_checkpoint(path, trust)
+        weights = state_dict_of(content, path)
     except (OSError, ValueError) as error:
         raise launch.LaunchError(f'CHECKPOINT: {error}') from None
     found = {name.removeprefix(PREFIX): weight for name, weight in weights.items() if name.startswith(PREFIX)}
@@ -57,7 +76,94 @@ def read_backbone(path: Path, drop: str | None = None, trust: bool = False) -> d
             f'CHECKPOINT: {path} has no weights of a backbone (its first: {list(weights)[:3]}). Name a checkpoint of '
             'an ImageClassifier or MixupClassifier'
         )
-    return {name: weight for name, weight in found.items() if drop is None or not re.search(drop, name)}
+    kept = {name: weight for name, weight in found.items() if drop is None or not re.search(drop, name)}
+    return kept, read_grids(content)
+
+
+def read_grids(checkpoint: dict) -> list[tuple[int, int]]:
+    """The patch grids that a classifier's images may have by the config in its checkpoint; none if there is no config.
+
+    The config is text, which is read and never run. Images that are not made of whole patches are padded or cut.
+    """
+    meta = checkpoint.get('meta')
+    text = meta.get('cfg') if isinstance(meta, dict) else None
+    try:
+        body = ast.parse(text).body if isinstance(text, str) else []
+        models = [node.value for node in body if isinstance(node, ast.Assign) and ast.unparse(node.targets) == 'model']
+        backbone = _plain(models[-1])['backbone'] if models else None
+    except (SyntaxError, ValueError, KeyError, TypeError, RecursionError, MemoryError):
+        return []
+    if not isinstance(backbone, dict):
+        return []
+    sizes = [to_2tuple(backbone.get(key, default)) for key, default in (('img_size', 224), ('patch_size', 16))]
+    if not all(len(size) == 2 and all(isinstance(n, int) and n > 0 for n in size) for size in sizes):
+        return []
+    padded, cut = ([divide(n, patch) for n, patch in zip(*sizes, strict=True)] for divide in (_up, int.__floordiv__))
+    return list(dict.fromkeys([tuple(padded), tuple(cut)]))
+
+
+def _plain(node: ast.AST) -> Any:
+    """The value of dict(...) and of literals; anything else is None."""
+    if isinstance(node, ast.Call) and getattr(node.func, 'id', None) == 'dict' and not node.args:
+        return {keyword.arg: _plain(keyword.value) for keyword in node.keywords}
+    if isinstance(node, ast.Dict):
+        return {
+            _plain(key): _plain(value) for key, value in zip(node.keys, node.values, strict=True) if key is not None
+        }
+    try:
+        return ast.literal_eval(node)
+    except ValueError:
+        return None
+
+
+def _up(length: int, patch: int) -> int:
+    return -(-length // patch)
+
+
+def fit_position(
+    weights: dict[str, Tensor], backbone: nn.Module, grids: Sequence[tuple[int, int]], given: tuple[int, int] | None
+) -> dict[str, Tensor]:
+    """The same weights with the position embedding in the backbone's grid. MMPretrain takes every grid for a square.
+
+    Args:
+        weights (dict[str, Tensor]): Of the classifier's backbone.
+        backbone (nn.Module): The one that is to take them; what has no grid of patches is left to its own loading.
+        grids (Sequence[tuple[int, int]]): Rows and columns that the checkpoint's config says.
+        given (tuple[int, int], optional): Those of the command line, which come first.
+
+    Raises:
+        SystemExit: If the grid is not known, or is not that of the weights.
+    """
+    found, own, target = (
+        weights.get(POSITION),
+        getattr(backbone, POSITION, None),
+        getattr(backbone, 'patch_resolution', 0),
+    )
+    if found is None or not isinstance(own, Tensor) or not target or found.ndim != 3:
+        return weights
+    length, prefix = found.size(1), own.size(1) - math.prod(target)
+    # A class token that the backbone does without is left out.
+    prefixes = [prefix] if getattr(backbone, 'cls_token', None) is not None else [prefix, prefix + 1]
+    fits = {grid: n for grid in [given or (0, 0), *grids] for n in prefixes if math.prod(grid) == length - n > 0}
+    grid = next(iter(fits), None)
+    told = f'{length} position embeddings, {prefix} of them of no patch'
+    if given is not None and grid != given:
+        raise launch.LaunchError(f'--grid {given[0]} {given[1]}: {math.prod(given)} patches, but there are {told}')
+    if grid is None:
+        sides = {n: math.isqrt(length - n) for n in prefixes if length >= n}
+        fits = {(side, side): n for n, side in sides.items() if 0 < side * side == length - n}
+        grid = next(iter(fits), None)
+        said = f', of which its config says {" or ".join(f"{a} x {b}" for a, b in grids)} patches' if grids else ''
+        if grid is None or said:
+            raise launch.LaunchError(f'CHECKPOINT: {told}{said}: name its patches with --grid ROWS COLUMNS')
+        print(
+            f'{POSITION}: taken for a square of {grid[0]} x {grid[1]} patches; if it is not, give --grid ROWS COLUMNS'
+        )
+    patches = found[:, fits[grid] - prefix :]
+    if grid != tuple(target):
+        print(f'{POSITION}: from {grid[0]} x {grid[1]} patches to {target[0]} x {target[1]}')
+        patches = resize_pos_embed(patches, grid, tuple(target), backbone.interpolate_mode, prefix)
+    return weights | {POSITION: patches}
 
 
 def find_backbone(cfg: Config, key: str) -> dict:
@@ -84,13 +190,13 @@ def convert(
     key: str = 'model.backbone',
     drop: str | None = None,
     trust: bool = False,
+    grid: tuple[int, int] | None = None,
 ) -> None:
     """Load the classifier's backbone into the one of the config, every weight of both, and write it."""
-    weights = read_backbone(checkpoint, drop, trust)
+    weights, grids = read_backbone(checkpoint, drop, trust)
     backbone = MODELS.build({**find_backbone(cfg, key), 'init_cfg': None})
     try:
-        # MMPretrain's backbones resize the position embedding when they load it.
-        backbone.load_state_dict(weights)
+        backbone.load_state_dict(fit_position(weights, backbone, grids, grid))
     except (RuntimeError, AssertionError) as error:
         raise launch.LaunchError(
             f'{checkpoint} and the {type(backbone).__name__} at {key} differ: {error}\n'
@@ -109,7 +215,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     cfg = launch.load_config(args.config)
     init_default_scope(cfg.default_scope)
-    convert(cfg, args.checkpoint, args.out, args.backbone, args.drop, args.trust_checkpoint)
+    grid = None if args.grid is None else tuple(args.grid)
+    convert(cfg, args.checkpoint, args.out, args.backbone, args.drop, args.trust_checkpoint, grid)
     print(f'Backbone written to {args.out}')
 
 

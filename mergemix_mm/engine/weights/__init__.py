@@ -10,7 +10,7 @@ from ...utils.safe_load import (
     safe_load,
 )
 from .mix_files import check_out, mix_files
-from .state_dict import read_state_dict, state_dict_of
+from .state_dict import read_checkpoint, read_state_dict, state_dict_of
 from .stored_weights import StoredWeights
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     'load_checkpoint',
     'mix_files',
     'plain',
+    'read_checkpoint',
     'read_state_dict',
     'restored',
     'safe_load',

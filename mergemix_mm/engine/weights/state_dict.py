@@ -11,19 +11,24 @@ from ...utils.text import shown
 
 
 def read_state_dict(path: str | os.PathLike, trust: bool = False) -> dict[str, Tensor]:
-    """Read the weights of a checkpoint of MMEngine, or a state dict, to the CPU.
+    """Read the weights of a checkpoint of MMEngine, or a state dict, to the CPU; see :func:`read_checkpoint`."""
+    return state_dict_of(read_checkpoint(path, trust), path)
+
+
+def read_checkpoint(path: str | os.PathLike, trust: bool = False) -> Any:
+    """Read all that a checkpoint holds, to the CPU; :func:`state_dict_of` finds the weights in it.
 
     Args:
         path (str | os.PathLike): What torch.save wrote.
         trust (bool): Whether objects in it may be built that can run code. Defaults to False.
 
     Raises:
-        ValueError: If this is no file, cannot be read, or holds no weights by name; one line that names the file.
+        ValueError: If this is no file, cannot be read, or (weights) holds none by name; one line that names the file.
     """
     if not Path(path).is_file():
         kind = 'a folder, not a file' if Path(path).is_dir() else 'not a file'
         raise ValueError(f'{shown(path, None)} is {kind}')
-    return state_dict_of(load_checkpoint(Path(path), trust), path)
+    return load_checkpoint(Path(path), trust)
 
 
 def state_dict_of(content: Any, path: str | os.PathLike, nests: tuple[str, ...] = ('state_dict',)) -> dict[str, Tensor]:

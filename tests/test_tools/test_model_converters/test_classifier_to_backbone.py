@@ -141,3 +141,87 @@ def test_files_of_other_kinds_are_refused(tool, detector, tmp_path):
     torch.save(dict(state_dict={}, hook=pytest.raises), tmp_path / 'in.pth')
     with pytest.raises(SystemExit, match='more than weights and logs'):
         tool.main(arguments)
+
+
+def with_config(path, **backbone):
+    """The checkpoint as MMEngine writes it, with the text of its config."""
+    content = torch.load(path, weights_only=False)
+    cfg = Config(dict(model=dict(type='MixupClassifier', backbone=VIT | backbone), train_cfg={'a-b': dict(x=1)}))
+    content['meta'] = dict(cfg=cfg.pretty_text)
+    torch.save(content, path)
+    return str(path)
+
+
+def resized(position, grid, target, prefix):
+    patches = position[:, prefix:].unflatten(1, grid).movedim(3, 1)
+    patches = torch.nn.functional.interpolate(patches, size=target, mode='bicubic', align_corners=False)
+    return torch.cat([position[:, :prefix], patches.flatten(2).transpose(1, 2)], dim=1)
+
+
+@pytest.mark.parametrize(
+    ('source', 'target', 'kwargs', 'prefix'),
+    [
+        ((64, 256), (64, 48), {}, 1),  # 8 x 32 patches are 16 x 16 as well.
+        ((32, 128), (64, 64), {}, 1),  # 64 patches on either side, in another grid.
+        ((32, 48), (64, 48), {}, 1),  # 24 patches are no square.
+        ((64, 256), (64, 48), dict(with_cls_token=False, out_type='avg_featmap'), 0),
+        ((64, 256), (64, 48), dict(type='mmpretrain.DeiT3'), 0),
+        ((64, 256), (64, 48), dict(type='mmpretrain.DistilledVisionTransformer'), 2),
+        ((60, 250), (64, 48), {}, 1),  # Padded to whole patches.
+    ],
+)
+def test_the_grid_of_a_classifier_that_is_not_square_is_read_from_its_config(
+    tool, detector, checkpoint, tmp_path, capsys, source, target, kwargs, prefix
+):
+    path, trained = checkpoint(img_size=source, **kwargs)
+    grids = [tuple(-(-side // 8) for side in size) for size in (source, target)]
+    config = detector(img_size=target, **{key: value for key, value in kwargs.items() if key != 'out_type'})
+    tool.main([config, with_config(path, img_size=source, **kwargs), str(tmp_path / 'out.pth'), '--drop', '^ln2'])
+    (rows, columns), (others, more) = grids
+    assert f'pos_embed: from {rows} x {columns} patches to {others} x {more}' in capsys.readouterr().out
+    found = torch.load(tmp_path / 'out.pth', weights_only=True)['state_dict']['pos_embed']
+    torch.testing.assert_close(found, resized(trained.pos_embed, *grids, prefix))
+
+
+def test_a_class_token_that_the_detector_does_without_is_left_out(tool, detector, checkpoint, tmp_path):
+    path, trained = checkpoint(img_size=(32, 128))
+    config = detector(img_size=(64, 64), with_cls_token=False)
+    arguments = [config, str(path), str(tmp_path / 'out.pth'), '--grid', '4', '16', '--drop', '^cls_token']
+    tool.main(arguments)
+    found = torch.load(tmp_path / 'out.pth', weights_only=True)['state_dict']['pos_embed']
+    torch.testing.assert_close(found, resized(trained.pos_embed[:, 1:], (4, 16), (8, 8), 0))
+
+
+def test_without_a_config_the_grid_is_an_option_and_a_square_is_said_to_be_one(
+    tool, detector, checkpoint, tmp_path, capsys
+):
+    path, trained = checkpoint(img_size=(64, 256))
+    arguments = [detector(), str(path), str(tmp_path / 'out.pth')]
+    tool.main(arguments)
+    assert 'taken for a square of 16 x 16 patches; if it is not, give --grid ROWS COLUMNS' in capsys.readouterr().out
+    tool.main([*arguments, '--grid', '8', '32'])
+    found = torch.load(tmp_path / 'out.pth', weights_only=True)['state_dict']['pos_embed']
+    torch.testing.assert_close(found, resized(trained.pos_embed, (8, 32), (8, 6), 1))
+
+    (tmp_path / 'out.pth').unlink()
+    path, _ = checkpoint(img_size=(32, 48))
+    with pytest.raises(
+        SystemExit, match='^CHECKPOINT: 25 position embeddings, 1 of them of no patch: .*--grid ROWS COL'
+    ):
+        tool.main(arguments)
+    with pytest.raises(SystemExit, match='^--grid 5 5: 25 patches, but there are 25 position embeddings, 1 of them'):
+        tool.main([*arguments, '--grid', '5', '5'])
+    other = with_config(path, img_size=(32, 64))
+    with pytest.raises(SystemExit, match='of which its config says 4 x 8 patches: .*--grid ROWS COLUMNS'):
+        tool.main([detector(), other, str(tmp_path / 'out.pth')])
+    assert not (tmp_path / 'out.pth').exists()
+
+
+@pytest.mark.parametrize(
+    'text',
+    ['import os\nos.mkdir("ran")', 'model = dict(', 'model = f()', 'model = dict(backbone=dict(img_size=f()))', 7],
+)
+def test_the_config_of_a_checkpoint_is_read_and_never_run(tool, tmp_path, monkeypatch, text):
+    monkeypatch.chdir(tmp_path)
+    assert tool.read_grids(dict(meta=dict(cfg=text))) == []
+    assert not list(tmp_path.iterdir())
