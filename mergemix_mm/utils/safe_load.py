@@ -2,8 +2,11 @@
 
 import io
 import os
+import pickle
 import re
-from collections.abc import Iterator
+import sys
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
@@ -12,6 +15,9 @@ from typing import Any
 
 import numpy as np
 import torch
+import yaml
+from mmengine.fileio import PickleHandler, YamlHandler
+from mmengine.fileio import load as mmengine_load
 from mmengine.logging import HistoryBuffer
 from torch import Tensor, serialization
 
@@ -20,6 +26,7 @@ from .text import printable, shown
 # The methods that a pickled HistoryBuffer refers to; a new buffer has them anyway.
 LOG_METHODS = ('min', 'max', 'current', 'mean')
 NUMERIC = 'biufcSU'  # The kinds of dtypes whose elements are plain: numbers, truth values and texts.
+BUILTINS = ('builtins', '__builtin__')
 HISTORY, ARRAY = '__history__', '__ndarray__'
 FLAG = '--trust-checkpoint'
 REFERS = 'it refers to '
@@ -91,6 +98,13 @@ def _scalar(dtype: _Dtype, data: bytes) -> np.generic:
     return np.frombuffer(data, dtype.found, 1)[0]
 
 
+def _encode(text: str, encoding: str) -> bytes:
+    """How old protocols write bytes."""
+    if encoding not in ('latin1', 'latin-1'):
+        raise RefusedObjectError(f'_codecs.encode, with {encoding!r}')
+    return text.encode('latin-1')
+
+
 def _config_dict(content: dict | None = None, *_: Any) -> dict:
     return dict(content or {})
 
@@ -104,6 +118,15 @@ STAND_INS = [
     *((_reconstruct, f'numpy.{core}.multiarray._reconstruct') for core in ('core', '_core')),
     *((_scalar, f'numpy.{core}.multiarray.scalar') for core in ('core', '_core')),
 ]
+
+# What other pickles may name besides.
+PICKLED = {
+    **{name: found for found, name in STAND_INS if name != 'builtins.getattr'},
+    **{f'{module}.{kind.__name__}': kind for module in BUILTINS for kind in (set, frozenset, complex)},
+    **{f'{module}.bytes': lambda: b'' for module in BUILTINS},
+    '_codecs.encode': _encode,
+    'collections.OrderedDict': OrderedDict,
+}
 
 
 @contextmanager
@@ -126,7 +149,11 @@ def _global_name(one: Any) -> str:
 
 
 def safe_load(
-    file: str | os.PathLike | io.IOBase, map_location: Any = None, trust: bool = False, flag: str = FLAG
+    file: str | os.PathLike | io.IOBase,
+    map_location: Any = None,
+    trust: bool = False,
+    flag: str = FLAG,
+    mmap: bool = False,
 ) -> Any:
     """Read what torch.save wrote: tensors, plain values, numbers and arrays of numpy, and MMEngine's logs.
 
@@ -135,6 +162,7 @@ def safe_load(
         map_location (Any): As torch.load has it. Defaults to None.
         trust (bool): Whether a file with other objects is read too, which can run any code. Defaults to False.
         flag (str): How a user says so, for the error. Defaults to ``'--trust-checkpoint'``.
+        mmap (bool): Whether tensors stay in the file, as torch.load has it. Defaults to False.
 
     Returns:
         Any: What was saved, with a `HistoryBuffer` for every log.
@@ -146,7 +174,7 @@ def safe_load(
     name = os.fspath(file) if isinstance(file, str | os.PathLike) else getattr(file, 'name', 'the checkpoint')
     try:
         with _stand_ins():
-            content = torch.load(file, map_location=map_location, weights_only=True)
+            content = torch.load(file, map_location=map_location, weights_only=True, mmap=mmap)
         return restored(content)
     except (FileNotFoundError, IsADirectoryError, PermissionError):
         raise
@@ -167,12 +195,14 @@ def guarded_mmengine(trust: bool = False, flag: str = FLAG) -> Iterator[None]:
     """Let MMEngine, and whatever else calls torch.load in this process and its workers, read with :func:`safe_load`.
 
     MMEngine on its own allows the raw ``getattr``, and reads what it cannot read safely with ``weights_only=False``.
+    Annotation files in pickle and YAML, which can name any function as well, are read as plain data.
     For programs, not for libraries: the functions of MMEngine are replaced for the whole process until the block ends.
 
     Args:
         trust (bool): Whether checkpoints with other objects are read too, which can run any code. Defaults to False.
         flag (str): How a user says so, for the error. Defaults to ``'--trust-checkpoint'``.
     """
+    from mmengine.fileio.handlers import file_handlers
     from mmengine.runner import checkpoint
 
     def load(file, map_location=None, weights_only=None):
@@ -183,12 +213,79 @@ def guarded_mmengine(trust: bool = False, flag: str = FLAG) -> Iterator[None]:
             return restored(download(*args, **kwargs))
 
     before, download = checkpoint._safe_torch_load, checkpoint.load_url
+    handlers = dict(file_handlers)
     checkpoint._safe_torch_load, checkpoint.load_url = load, load_url
+    if not trust:
+        pickles, yamls = _PlainPickleHandler(flag), _PlainYamlHandler(flag)
+        file_handlers.update(pkl=pickles, pickle=pickles, yaml=yamls, yml=yamls)
     try:
         with _environment({FORCE: None if trust else '1', FORCE_NOT: '1' if trust else None}):
             yield
     finally:
         checkpoint._safe_torch_load, checkpoint.load_url = before, download
+        file_handlers.update(handlers)
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    """Makes plain data and arrays; a stand-in for a function is an object that cannot be changed."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        found = PICKLED.get(f'{module}.{name}')
+        if found is None:
+            raise RefusedObjectError(f'{module}.{name}')
+        return _Function(found) if isinstance(found, FunctionType) else found
+
+
+class _Function:
+    __slots__ = ('call',)
+
+    def __init__(self, call: Callable) -> None:
+        object.__setattr__(self, 'call', call)
+
+    def __call__(self, *args: Any) -> Any:
+        return self.call(*args)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise RefusedObjectError('an attribute of a function')
+
+
+class _PlainPickleHandler(PickleHandler):
+    """Reads the pickles that MMEngine's ``load`` is given, without running code of theirs."""
+
+    def __init__(self, flag: str) -> None:
+        self.flag = flag
+
+    def load_from_fileobj(self, file: io.IOBase, **kwargs: Any) -> Any:
+        try:
+            return restored(_PlainUnpickler(file, **kwargs).load())
+        except Exception as error:  # Hostile content can raise whatever Python has.
+            raise _refusal(_file_in_loading(), error, self.flag, 'a pickle') from None
+
+
+class _PlainYamlHandler(YamlHandler):
+    """Reads YAML without the tags that name objects of Python."""
+
+    def __init__(self, flag: str) -> None:
+        self.flag = flag
+
+    def load_from_fileobj(self, file: io.IOBase, **kwargs: Any) -> Any:
+        try:
+            return yaml.load(file, **{**kwargs, 'Loader': yaml.SafeLoader})
+        except (yaml.YAMLError, RecursionError, ValueError) as error:
+            problem = str(getattr(error, 'problem', None) or error)
+            tag = re.search("tag '(.*python.*)'", problem)
+            error = RefusedObjectError(tag[1].rpartition(':python/')[2]) if tag else error
+            raise _refusal(_file_in_loading(), error, self.flag, 'YAML') from None
+
+
+def _file_in_loading() -> str:
+    """What MMEngine's ``load`` was asked for, which hands only the content on."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code is mmengine_load.__code__:
+            return str(frame.f_locals.get('file'))
+        frame = frame.f_back
+    return 'the file'
 
 
 @contextmanager
@@ -209,27 +306,27 @@ def _environment(values: dict[str, str | None]) -> Iterator[None]:
         put(before)
 
 
-def _refusal(name: str, error: Exception, flag: str) -> CheckpointError:
+def _refusal(name: str, error: Exception, flag: str, kind: str = 'a checkpoint of torch.save') -> CheckpointError:
     """The error of one line for what torch's unpickler, or a stand-in, raised."""
     text = str(error).split('WeightsUnpickler error:')[-1].split('Please file an issue')[0].strip()
     line = ' '.join(text.splitlines()[:1])
     found = re.search(r'GLOBAL (\S+)', text)
     name = printable(name)
     if found or line.startswith((REFERS, 'Can only', 'Trying to call')):
+        content = 'weights and logs' if kind.endswith('torch.save') else 'plain data'
         what = shown(found[1] if found else line.removeprefix(REFERS), 100)
         return UntrustedCheckpointError(
-            f'{name} holds more than weights and logs, and is not loaded: {REFERS}{what}. '
+            f'{name} holds more than {content}, and is not loaded: {REFERS}{what}. '
             f'Nothing in it was executed. If you trust where it comes from, {flag} reads it'
         )
     return CheckpointError(
-        f'{name} cannot be loaded: it is damaged, or not a checkpoint of torch.save '
-        f'({type(error).__name__}: {shown(line, 200)})'
+        f'{name} cannot be loaded: it is damaged, or not {kind} ({type(error).__name__}: {shown(line, 200)})'
     )
 
 
-def load_checkpoint(path: Path, trust: bool = False) -> Any:
+def load_checkpoint(path: Path, trust: bool = False, flag: str = FLAG) -> Any:
     """Read a checkpoint of MMEngine, or a state dict, to the CPU; see :func:`safe_load`."""
-    return safe_load(path, 'cpu', trust)
+    return safe_load(path, 'cpu', trust, flag)
 
 
 def plain(value: Any, unknown: list[str], key: str = '') -> Any:

@@ -145,7 +145,7 @@ def _check_same(model: nn.Module, language: nn.Module) -> None:
 
 def _load(argument: str, loader: type, name: str, **options):
     try:
-        return loader.from_pretrained(name, **options)
+        return loader.from_pretrained(name, trust_remote_code=False, **options)
     except Exception as error:  # A damaged file can raise whatever Python has.
         line = ' '.join(str(error).split()) or type(error).__name__
         raise LaunchError(f'{argument}: {loader.__name__} cannot load {name}: {shown(line, 300)}') from error

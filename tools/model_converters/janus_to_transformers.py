@@ -18,6 +18,7 @@ from mergemix_mm.datasets.transforms.chat_template import find_chat_template
 from mergemix_mm.engine.launch import LaunchError
 from mergemix_mm.engine.weights import state_dict_of
 from mergemix_mm.models.vlms.saving import replaced_folder
+from mergemix_mm.utils.safe_load import CheckpointError, safe_load
 from mergemix_mm.utils.text import shown
 
 # What a checkpoint may hold that transformers' model has no place for: statistics of the codebook, the pooling of the
@@ -255,12 +256,9 @@ class Weights:
             return
         try:
             # Mapped, not read; the format of old files cannot be.
-            weights = torch.load(path, map_location='cpu', weights_only=True, mmap=zipfile.is_zipfile(path))
-        except Exception as error:  # A damaged file can raise whatever Python has.
-            line = str(error).strip().split('\n', 1)[0] or type(error).__name__
-            raise LaunchError(
-                f'IN: {path} holds more than weights, or is damaged, and is not loaded: {shown(line, 200)}'
-            ) from None
+            weights = safe_load(path, 'cpu', flag='torch.load(weights_only=False)', mmap=zipfile.is_zipfile(path))
+        except CheckpointError as error:
+            raise LaunchError(f'IN: {error}') from None
         try:
             weights = state_dict_of(weights, path, NESTS)
         except ValueError as error:
@@ -315,7 +313,7 @@ def translate_processor(folder: Path):
 
     try:
         images = json.loads((folder / 'preprocessor_config.json').read_text())
-        tokenizer = AutoTokenizer.from_pretrained(folder, extra_special_tokens=SPECIAL_TOKENS)
+        tokenizer = AutoTokenizer.from_pretrained(folder, extra_special_tokens=SPECIAL_TOKENS, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise LaunchError(f'IN: {folder} has no usable processor ({error}); name a Janus with --like') from error
     if PAD_TOKEN in tokenizer.get_vocab():
@@ -339,7 +337,9 @@ def find_config(source: Path, like: str | None):
 
     if like is not None:
         try:
-            config, processor = AutoConfig.from_pretrained(like), AutoProcessor.from_pretrained(like)
+            config, processor = (
+                auto.from_pretrained(like, trust_remote_code=False) for auto in (AutoConfig, AutoProcessor)
+            )
         except (OSError, ValueError) as error:
             raise LaunchError(f'--like: {like} cannot be loaded: {error}') from error
         if config.model_type != 'janus':

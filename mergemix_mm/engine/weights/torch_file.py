@@ -13,6 +13,7 @@ from ...utils.safe_load import load_checkpoint
 from ...utils.text import printable, shown
 from .stored_tensor import StoredTensor
 
+WAY_OUT = 'torch.load(weights_only=False)'
 # Elements of a tensor for each that is stored: an expanded one repeats them.
 LARGEST_EXPANSION = 1 << 16
 
@@ -33,7 +34,7 @@ class TorchFile:
                 f'{path} is damaged, or was written before torch 1.6; if torch.load reads it, torch.save it again'
             )
         with FakeTensorMode():  # Tensors without memory, which know their place in the file.
-            self._content = load_checkpoint(path)
+            self._content = load_checkpoint(path, flag=WAY_OUT)
         nested = isinstance(self._content, dict) and 'state_dict' in self._content
         self._weights = self._content['state_dict'] if nested else self._content
         if not isinstance(self._weights, dict):

@@ -3,9 +3,11 @@
 import builtins
 import io
 import os
+import pickle
 import zipfile
 from collections import OrderedDict
 
+import mmengine
 import numpy as np
 import pytest
 import torch
@@ -231,3 +233,44 @@ def test_open_files_can_be_read(tmp_path):
     torch.save(dict(a=np.float32(2)), buffer)
     buffer.seek(0)
     assert safe_load(buffer)['a'] == 2
+
+
+DATA = dict(metainfo=dict(classes=('a',)), data_list=[dict(box=np.ones((2, 4), np.float32), score=np.float64(0.5))])
+
+
+@pytest.mark.parametrize('protocol', [0, 2, 4])
+def test_annotations_in_pickle_are_read_as_data(tmp_path, protocol):
+    (tmp_path / 'ann.pkl').write_bytes(pickle.dumps(DATA, protocol))
+    with guarded_mmengine():
+        found = mmengine.load(tmp_path / 'ann.pkl')
+    assert type(found['data_list'][0]['box']) is np.ndarray and found['data_list'][0]['box'].tolist() == [[1.0] * 4] * 2
+    assert found['data_list'][0]['score'] == 0.5 and found['metainfo'] == DATA['metainfo']
+
+
+@pytest.mark.parametrize('protocol', [0, 2, 4])
+def test_annotations_that_run_code_are_refused(tmp_path, monkeypatch, protocol):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'ann.pkl').write_bytes(pickle.dumps([Dangerous()], protocol))
+    (tmp_path / 'ann.yaml').write_text('- !!python/object/apply:os.mkdir ["ran"]')
+    with guarded_mmengine():
+        for name, found in (('ann.pkl', 'mkdir'), ('ann.yaml', 'object/apply:os.mkdir')):
+            with pytest.raises(
+                UntrustedCheckpointError, match=rf'{name} holds more than plain data.*--trust'
+            ) as caught:
+                mmengine.load(tmp_path / name)
+            assert found in str(caught.value) and '\n' not in str(caught.value)
+        (tmp_path / 'ann.yml').write_text('a: [1, 2')
+        with pytest.raises(CheckpointError, match=r'ann\.yml cannot be loaded.*not YAML'):
+            mmengine.load(tmp_path / 'ann.yml')
+    assert not (tmp_path / 'ran').exists()
+    mmengine.load(tmp_path / 'ann.yaml')  # As MMEngine has it, outside of our tools.
+    assert (tmp_path / 'ran').is_dir()
+
+
+def test_a_pickle_cannot_change_what_all_are_read_with(tmp_path):
+    for name in (b'numpy._core.multiarray\nscalar', b'numpy\nndarray', b'numpy\ndtype'):
+        for state in (b'}U\x04callK\x01s', b'(N}U\x04callK\x01st', b'(N}U\x0c__setstate__K\x01st'):
+            (tmp_path / 'ann.pkl').write_bytes(b'c' + name + b'\n' + state + b'b.')
+            with guarded_mmengine(), pytest.raises(CheckpointError):
+                mmengine.load(tmp_path / 'ann.pkl')
+    test_annotations_in_pickle_are_read_as_data(tmp_path, 2)
