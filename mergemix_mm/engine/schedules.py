@@ -89,8 +89,7 @@ def fit_schedule(cfg: Config) -> None:
     if changed:
         print_log(
             f'param_scheduler: written for train_cfg.{key}={written}, and this run has {length}; it was fitted: '
-            f'{"; ".join(changed)}.',
-            logger='current',
+            f'{"; ".join(changed)}.'
         )
 
 

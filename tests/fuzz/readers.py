@@ -282,7 +282,14 @@ def _curves() -> Reader:
 
 
 def _answers() -> Reader:
-    from mergemix_mm.evaluation import MultipleChoiceMetric, POPEMetric, ReferringBoxMetric, TextDetectionMetric
+    from mergemix_mm.evaluation import (
+        MultipleChoiceMetric,
+        POPEMetric,
+        ReferringBoxMetric,
+        TextDetectionMetric,
+        VQAv2Accuracy,
+    )
+    from mergemix_mm.evaluation.metrics.answer_boxes import COORDINATES
 
     answers = [
         'The answer is B.',
@@ -291,6 +298,12 @@ def _answers() -> Reader:
         'Yes, there is.',
         'B. Options A and C',
         '答案是B。',
+        '<think>A?</think><answer>\\boxed{\\text{B}}</answer>',
+        '```json\n{"answer": "B", "reason": ["A"]}\n```',
+        "Two cats, 1,000 dogs; it's O'clock.",
+        '<ref>it</ref><box>(100,200),(300,800)</box>',
+        '[{"bbox_2d": [10, 20, 30, 40], "label": "x"}]',
+        '<loc0205><loc0102><loc0819><loc0307> dog',
     ]
 
     def read(path: Path) -> None:
@@ -298,7 +311,10 @@ def _answers() -> Reader:
         sample = dict(pred_answer=answer, image_size=(30, 40), choices=['red', 'blue', 'green'])
         for metric, truth in ((MultipleChoiceMetric(), 'B'), (POPEMetric(), 'yes')):
             metric.process({}, [dict(sample, gt_answer=truth)])
-        ReferringBoxMetric().process({}, [dict(sample, gt_boxes=[[1.0, 2, 3, 4]])])
+        VQAv2Accuracy().process({}, [dict(sample, gt_answer=['2 cats'] * 4 + [answer] * 6)])
+        for coordinates in COORDINATES:
+            metric = ReferringBoxMetric(coordinates=coordinates)
+            metric.process({}, [dict(sample, gt_boxes=[[1.0, 2, 3, 4]])])
         TextDetectionMetric().process({}, [dict(sample, gt_boxes=[[1.0, 2, 3, 4]], label='dog', image_id=1)])
 
     return Reader({f'{i}.txt': answer.encode() for i, answer in enumerate(answers)}, read, names_file=False)

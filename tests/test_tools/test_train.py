@@ -155,3 +155,21 @@ def test_amp_leaves_other_wrappers_alone_and_names_the_way_out(config, merge, wr
     config.write_text(config.read_text() + f"optim_wrapper['type'] = '{wrapper}'\n")
     with pytest.raises(SystemExit, match=rf"--amp: .*optim_wrapper\.type='{wrapper}'.*strategy\.bf16"):
         merge('--amp')
+
+
+def test_a_shortened_run_trains_with_its_schedule_in_small(config, run_tool, capfd):
+    schedule = """
+param_scheduler = [
+    dict(type='LinearLR', start_factor=1e-3, by_epoch=True, end=20, convert_to_iter_based=True),
+    dict(type='CosineAnnealingLR', by_epoch=True, begin=20, convert_to_iter_based=True),
+]
+train_cfg = dict(by_epoch=True, max_epochs=200)
+"""
+    config.write_text(config.read_text() + schedule)
+    work_dir = config.parent / 'work'
+    options = ['train_cfg.max_epochs=2', 'train_cfg.val_interval=2']
+    run_tool('train', config, '--work-dir', work_dir, '--cfg-options', *options)
+    assert (work_dir / 'epoch_2.pth').is_file()
+    said = ''.join(capfd.readouterr())
+    assert 'written for train_cfg.max_epochs=200, and this run has 2' in said
+    assert 'LinearLR end 20 -> 0.2' in said and 'CosineAnnealingLR begin 20 -> 0.2' in said

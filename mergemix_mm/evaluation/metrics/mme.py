@@ -49,6 +49,9 @@ class MMEMetric(BaseMetric):
       of which every sub-task was asked;
     - ``mme/unreadable``: share of answers that are neither *yes* nor *no*, in percent.
 
+    Answers are read as MME's own script does, by their first four letters, but for white space in front of them, which
+    is taken away here.
+
     Args:
         collect_device (str): ``'cpu'`` or ``'gpu'``, how several processes gather. Defaults to ``'cpu'``.
         prefix (str, optional): Prefix of the names. Defaults to None, which means ``mme``.

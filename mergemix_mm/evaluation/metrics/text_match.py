@@ -68,6 +68,7 @@ class ANLSMetric(_TextMatch):
     - ``answer/<group>/anls``: over those of each ``split``, ``category`` or ``question_type`` (the first of these that
       a sample has).
 
+    At a distance of exactly the threshold, the script of the DocVQA leaderboard gives 1 - d, and the paper nothing.
     MMPretrain's ``ANLS`` takes a single ``gt_answer`` for a list of letters, and divides by the length of the answer
     with its surplus space.
 
@@ -108,22 +109,39 @@ class RelaxedAccuracy(_TextMatch):
 
     Args:
         tolerance (float): In [0, 1). Defaults to 0.05.
+        rule (str): How texts are compared. ``'strict'``: as above; *1,250* is a number, and 0 may be written *0.0*.
+            ``'official'``: as the script does that published numbers of ChartQA come from (pix2struct's, which
+            lmms-eval has as well): only what Python reads as a number is one, perhaps with a percent sign; anything
+            else, and an accepted 0, has to be equal but for case. Defaults to ``'strict'``.
         collect_device (str): ``'cpu'`` or ``'gpu'``, how several processes gather. Defaults to ``'cpu'``.
         prefix (str, optional): Prefix of the names. Defaults to None, which means ``answer``.
 
     Raises:
         KeyError: If a sample has no ``pred_answer`` or ``gt_answer``.
-        ValueError: If ``tolerance`` is outside its range, or there is no sample at all.
+        ValueError: If ``tolerance`` is outside its range, ``rule`` is unknown, or there is no sample at all.
     """
 
     value = 'relaxed_accuracy'
 
-    def __init__(self, tolerance: float = 0.05, collect_device: str = 'cpu', prefix: str | None = None) -> None:
+    def __init__(
+        self,
+        tolerance: float = 0.05,
+        collect_device: str = 'cpu',
+        prefix: str | None = None,
+        rule: str = 'strict',
+    ) -> None:
         super().__init__(collect_device=collect_device, prefix=prefix)
         check_number('RelaxedAccuracy: tolerance', tolerance, 'in [0, 1); 0.05 is usual.', least=0, below=1)
-        self.tolerance = tolerance
+        if rule not in ('strict', 'official'):
+            raise ValueError(f"RelaxedAccuracy: rule={rule!r} must be 'strict' or 'official'.")
+        self.tolerance, self.rule = tolerance, rule
 
     def score(self, answer: str, accepted: str) -> float:
+        if self.rule == 'official':
+            number, right = read_number_officially(answer), read_number_officially(accepted)
+            if number is None or not right:
+                return float(answer.lower() == accepted.lower())
+            return float(abs(number - right) / abs(right) <= self.tolerance)
         number, right = read_number(answer), read_number(accepted)
         if number is None or right is None:
             return float(is_right(answer, accepted))
@@ -136,6 +154,14 @@ def read_number(text: str) -> float | None:
     if not found or not found[1].strip('+-'):
         return None
     return float(found[1].replace(',', '')) / (100 if found[2] else 1)
+
+
+def read_number_officially(text: str) -> float | None:
+    """The number that Python reads in a text, a hundredth of it before percent signs at the end, or None."""
+    try:
+        return float(text.rstrip('%')) / 100 if text.endswith('%') else float(text)
+    except ValueError:
+        return None
 
 
 def edit_distance(one: str, other: str) -> int:

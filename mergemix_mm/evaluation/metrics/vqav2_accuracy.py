@@ -84,8 +84,9 @@ class VQAv2Accuracy(BaseMetric):
 
     Other numbers of people are scored by the same mean, as the script does: with three or fewer no answer gets 100%.
 
-    The script leaves both sides as they are where all ten answers are written alike. Here they are normalised there
-    as well: published numbers come from answers that were normalised before they were handed in.
+    VQAv2's script leaves both sides as they are where all ten answers are written alike. Here they are normalised there
+    as well: published numbers come from answers that were normalised before they were handed in. TextVQA's script
+    normalises a little more: it takes *cat's* for *cat 's*.
 
     Args:
         collect_device (str): ``'cpu'`` or ``'gpu'``, how several processes gather. Defaults to ``'cpu'``.

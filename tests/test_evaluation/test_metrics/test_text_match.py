@@ -120,3 +120,27 @@ def test_bad_thresholds_are_refused():
         ANLSMetric(threshold=0)
     with pytest.raises(ValueError, match=r'tolerance=5 must be in \[0, 1\)'):
         RelaxedAccuracy(tolerance=5)
+
+
+@pytest.mark.parametrize(
+    ('answer', 'accepted', 'strict', 'official'),
+    [
+        ('102', '100', 1, 1),
+        ('106', '100', 0, 0),
+        ('12%', '0.12', 1, 1),
+        ('45%', '45', 0, 0),
+        ('1,250', '1250', 1, 0),
+        ('1,250', '1,250', 1, 1),
+        ('0.0', '0', 1, 0),
+        ('0', '0', 1, 1),
+        ('Yes', 'yes', 1, 1),
+        ('The cat.', 'cat', 1, 0),
+        ('-5 %', '-0.05', 1, 1),
+        ('5 apples', '5', 0, 0),
+    ],
+)
+def test_relaxed_accuracy_has_the_rule_of_published_numbers(answer, accepted, strict, official):
+    for rule, right in (('strict', strict), ('official', official)):
+        assert evaluate('RelaxedAccuracy', [(answer, accepted)], rule=rule) == {'answer/relaxed_accuracy': 100 * right}
+    with pytest.raises(ValueError, match="rule='chartqa' must be"):
+        RelaxedAccuracy(rule='chartqa')
