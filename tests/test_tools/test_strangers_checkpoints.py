@@ -1,14 +1,25 @@
 """The tools and checkpoints of strangers: nothing in them is executed, and old and new ones of MMEngine resume."""
 
+import json
 import os
+from argparse import Namespace
 
 import pytest
+import tiny_sphinx
 import torch
 from mmengine.hooks import Hook
 from mmengine.logging import HistoryBuffer
-from mmengine.registry import HOOKS
+from mmengine.registry import HOOKS, MODELS
 
 from mergemix_mm.engine.hooks import PlainCheckpointHook
+
+VIT = dict(
+    type='mmpretrain.VisionTransformer',
+    arch=dict(embed_dims=8, num_layers=1, num_heads=2, feedforward_channels=16),
+    img_size=28,
+    patch_size=14,
+    out_type='raw',
+)
 
 
 class Dangerous:
@@ -89,3 +100,29 @@ def test_log_lines_show_control_characters(config, tmp_path, run_tool, capsys):
     run_tool('test', config, path, '--work-dir', tmp_path / 'work')
     log = next((tmp_path / 'work').glob('*/*.log')).read_text()
     assert 'a\\x1b[2J.pth' in log and 'a\x1b[2J.pth' not in log
+
+
+def test_chat_builds_nothing_that_a_folder_says(tmp_path, monkeypatch, load_tool):
+    monkeypatch.chdir(tmp_path)
+    backbone = dict(type='MultiBackbone', encoders=[dict(encoder=VIT)])
+    MODELS.build(tiny_sphinx.sphinx_config(backbone=backbone)).save_pretrained('evil')
+    tiny_sphinx.processor().save_pretrained(tmp_path / 'evil')
+    content = json.loads((tmp_path / 'evil' / 'config.json').read_text())
+    content['backbone'] = dict(type='os.system', command='mkdir ran')
+    (tmp_path / 'evil' / 'config.json').write_text(json.dumps(content))
+    ask = ['evil', '--question', 'What?', '--device', 'cpu', '--max-new-tokens', '1']
+    with pytest.raises(SystemExit, match=r"config\.json: backbone\.type='os\.system'.*--trust-remote-code"):
+        load_tool('chat').main(ask)
+    assert not (tmp_path / 'ran').exists()
+    with pytest.raises(Exception):  # A number is no backbone.
+        load_tool('chat').main([*ask, '--trust-remote-code'])
+    assert (tmp_path / 'ran').is_dir()
+
+
+def test_a_converter_reads_old_pickles_with_the_flag(tmp_path, monkeypatch, load_tool):
+    monkeypatch.chdir(tmp_path)
+    torch.save(dict(state_dict={'vlm.a': torch.ones(1)}, args=Namespace(lr=1)), 'old.pth')
+    tool = load_tool('model_converters/save_pretrained')
+    with pytest.raises(SystemExit, match=r'old\.pth holds more .*argparse\.Namespace.*--trust-checkpoint'):
+        tool.load_weights(tmp_path / 'old.pth')
+    assert tool.load_weights(tmp_path / 'old.pth', trust=True) == {'a': torch.ones(1)}
