@@ -15,8 +15,9 @@ from pathlib import Path
 
 import torch
 from mmengine.hooks import Hook
+from safetensors.torch import load_file
 
-from mergemix_mm.engine.hooks import AtomicCheckpointHook
+from mergemix_mm.engine.hooks import AtomicCheckpointHook, SavePretrainedHook
 
 WATCHED = ('os.rename', 'os.remove', 'os.rmdir', 'os.mkdir', 'os.link', 'os.symlink', 'os.truncate')
 
@@ -31,8 +32,13 @@ class Steps:
 
     def install(self) -> None:
         """Watch this process from now on; there is no way back."""
-        for name in ('_save_checkpoint_with_step', '_save_best_checkpoint'):
-            setattr(AtomicCheckpointHook, name, self._saves(getattr(AtomicCheckpointHook, name)))
+        saves = (
+            (AtomicCheckpointHook, ('_save_checkpoint_with_step', '_save_best_checkpoint')),
+            (SavePretrainedHook, ('_save',)),
+        )
+        for hook, names in saves:
+            for name in names:
+                setattr(hook, name, self._saves(getattr(hook, name)))
         opened = io.open
 
         def cut(path, mode='r', *args, **kwargs):
@@ -120,7 +126,9 @@ class NoteLosses(Hook):
             file.write(json.dumps([runner.iter, float(outputs['loss'])]) + '\n')
 
 
-def run(make: Callable, folder: Path, resume: bool = False, at: int | None = None) -> tuple[int, list[str]]:
+def run(
+    make: Callable, folder: Path, resume: bool = False, at: int | None = None, quiet: bool = False
+) -> tuple[int, list[str]]:
     """Train a Runner in a child. Returns its exit status, and the steps of its saves if it was not killed.
 
     Args:
@@ -128,10 +136,14 @@ def run(make: Callable, folder: Path, resume: bool = False, at: int | None = Non
         folder (Path): Its work directory.
         resume (bool): Whether it goes on. Defaults to False.
         at (int, optional): The step to end at, from 1. Defaults to None: none.
+        quiet (bool): Whether its output goes to a file beside the folder. Defaults to False.
     """
     listing = folder.parent / f'{folder.name}.steps.json'
 
     def job():
+        if quiet:
+            output = os.open(folder.parent / f'{folder.name}.txt', os.O_CREAT | os.O_WRONLY | os.O_APPEND)
+            os.dup2(output, 1), os.dup2(output, 2)
         steps = Steps(folder, at)
         steps.install()
         runner = make(folder, resume)
@@ -149,6 +161,8 @@ def checkpoints(folder: Path) -> dict[str, dict[str, torch.Tensor]]:
     for path in sorted(folder.iterdir()):
         if path.suffix == '.pth' and not path.name.startswith('.'):
             found[path.name] = torch.load(path, weights_only=False)['state_dict']
+        elif (path / 'config.json').is_file():  # What SavePretrainedHook wrote.
+            found[path.name] = load_file(path / 'model.safetensors')
         elif path.name.startswith('.') or path.name == 'last_checkpoint':
             found[path.name] = path.read_text() if path.is_file() else 'folder'
     return found

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ..utils.files import replaced_folder
+from ..utils.files import recover_folder, replaced_folder
 from .drawn_dataset import MIN_IMAGE_SIZE, SPLITS
 from .shapes_drawing import PALETTE, box_around, draw_clutter, draw_thing, to_uint8
 from .shapes_scene import SHAPES
@@ -63,6 +63,7 @@ def write_shapes_coco(
     if not isinstance(varied, bool):
         raise ValueError(f'drawn shapes: varied={varied!r} must be True or False.')
     folder = Path(folder)
+    recover_folder(folder)
     if _is_drawn(folder, settings):
         return
     with replaced_folder(folder, keep=True) as drawn:  # Another process may be faster.

@@ -276,7 +276,7 @@ def cannot_write(error: Exception, path: str | os.PathLike) -> OSError | None:
         error (Exception): What was raised.
         path (str | os.PathLike): What was written, for errors that do not name it.
     """
-    if isinstance(error, _Explained):
+    if isinstance(error, WriteError):
         return error
     number, named = getattr(error, 'errno', None), getattr(error, 'filename', None)
     if not isinstance(error, OSError):
@@ -291,11 +291,11 @@ def cannot_write(error: Exception, path: str | os.PathLike) -> OSError | None:
     else:
         return None
     place = named if isinstance(named, str | os.PathLike) and Path(named).is_absolute() else path
-    return _Explained(number, f'cannot write {place}: {os.strerror(number)}, {free_space(place)} free; {advice}')
+    return WriteError(number, f'cannot write {place}: {os.strerror(number)}, {free_space(place)} free; {advice}')
 
 
-class _Explained(OSError):
-    """An error that names the path and the free space already."""
+class WriteError(OSError):
+    """A place cannot be written to; one line says which, why, and how much is free."""
 
 
 def _why(path: str | os.PathLike) -> int | None:

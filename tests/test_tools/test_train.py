@@ -4,6 +4,7 @@ import json
 import os
 import random
 import select
+import signal
 import socket
 import subprocess
 import sys
@@ -12,7 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from fault_injection import in_child
 from limits import HANGS
+from mmengine.fileio import LocalBackend
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
@@ -72,6 +75,29 @@ def test_a_killed_and_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(
     whole, before, after = mixers[:8], mixers[8:14], mixers[14:]
     assert before == whole[:6] and after == whole[4:]
     assert {'MergeMix', 'Mixup'} <= set(after)
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='forks')
+def test_a_run_killed_in_the_middle_of_a_save_goes_on(config, tmp_path, run_tool):
+    run_tool('train', config, '--work-dir', tmp_path / 'whole')
+    killed, put, saved = tmp_path / 'killed', LocalBackend.put, []
+
+    def job():
+        def half(self, content, path):
+            saved.append(path)
+            if len(saved) == 2:
+                put(self, content[: len(content) // 2], path)
+                os.kill(os.getpid(), signal.SIGKILL)
+            put(self, content, path)
+
+        LocalBackend.put = half
+        run_tool('train', config, '--work-dir', killed)
+
+    assert in_child(job) == -signal.SIGKILL
+    assert [path.name for path in killed.glob('*.pth')] == ['epoch_1.pth'] and list(killed.glob('.*.tmp'))
+    run_tool('train', config, '--work-dir', killed, '--resume')
+    assert_same_weights(tmp_path / 'whole' / 'epoch_2.pth', killed / 'epoch_2.pth')
+    assert not list(killed.glob('.*'))
 
 
 @pytest.mark.parametrize('strategy', [None, 'DDPStrategy'])

@@ -8,6 +8,8 @@ import subprocess
 import sys
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from mergemix_mm.utils import files
 
@@ -108,3 +110,82 @@ def test_a_place_that_cannot_be_written_to_is_named_with_its_free_space(tmp_path
     assert raised.value.errno == number
     message = str(raised.value)
     assert str(path) in message and 'GB free' in message and '\n' not in message
+
+
+def test_leftovers_of_killed_programs_go_and_those_of_living_ones_stay(tmp_path):
+    dead = subprocess.Popen([sys.executable, '-c', ''])
+    dead.wait()
+    folder = tmp_path / f'.model.{dead.pid}.abcd1234.tmp'
+    folder.mkdir()
+    (folder / 'new').mkdir()
+    gone = [tmp_path / f'.weights.{dead.pid}.tmp.pth', tmp_path / f'.last_checkpoint.{os.getpid()}.tmp']
+    stay = [tmp_path / f'.weights.{os.getppid()}.tmp.pth', tmp_path / '.hidden', tmp_path / '.notes.12.txt']
+    for path in gone + stay:
+        path.touch()
+    with files.replaced_file(tmp_path / 'other.txt') as temporary:
+        temporary.touch()
+        removed = files.clear_leftovers(tmp_path)
+        assert temporary.exists()
+    assert sorted(removed) == sorted([folder, *gone])
+    assert names(tmp_path) == sorted(path.name for path in stay) + ['other.txt']
+
+
+def test_a_replacement_that_still_runs_is_not_recovered(tmp_path):
+    folder, work = tmp_path / 'model', tmp_path / f'.model.{os.getppid()}.abcd1234.tmp'
+    (work / 'old').mkdir(parents=True)
+    (work / 'new').mkdir()
+    assert files.recover_folder(folder) is None and not folder.exists()
+    work.rename(tmp_path / f'.model.{2**22 + 1}.abcd1234.tmp')  # No process has such a number.
+    assert files.recover_folder(folder) == folder
+
+
+@pytest.fixture(params=['full', 'read-only'])
+def bad_disk(request, tmp_path):
+    """A small disk of its own that is full, or that cannot be written to; root may do anything to a folder."""
+    disk = tmp_path / 'disk'
+    disk.mkdir()
+    options = 'size=2m' if request.param == 'full' else 'ro,size=2m'
+    done = subprocess.run(['mount', '-t', 'tmpfs', '-o', options, 'tmpfs', disk], capture_output=True)
+    if done.returncode:
+        pytest.skip('this user may not mount a disk')
+    if request.param == 'full':
+        (disk / 'filler').write_bytes(bytes(1_500_000))
+    yield disk
+    subprocess.run(['umount', '-l', disk], check=True)  # Torch's writer is open as long as its error is known.
+
+
+def save_torch(path):
+    torch.save(dict(weight=torch.zeros(1_000_000)), path)
+
+
+def save_safetensors(path):
+    save_file(dict(weight=torch.zeros(1_000_000)), path)
+
+
+@pytest.mark.parametrize('save', [save_torch, save_safetensors, lambda path: path.write_bytes(bytes(4_000_000))])
+def test_a_full_or_read_only_disk_is_named_whatever_writes(bad_disk, save):
+    before = names(bad_disk)
+    message = f'cannot write {bad_disk}.*: (No space left|Read-only).* free; '
+    with pytest.raises(OSError, match=message) as raised, files.replaced_file(bad_disk / 'weights.pth') as temporary:
+        save(temporary)
+    assert '\n' not in str(raised.value)
+    assert names(bad_disk) == before
+    with pytest.raises(OSError, match='cannot write .*disk'), files.replaced_folder(bad_disk / 'model') as folder:
+        save(folder / 'weights.pth')
+    assert names(bad_disk) == before
+
+
+def test_torch_that_cannot_write_is_explained_without_a_disk_of_its_own(tmp_path, monkeypatch):
+    error = RuntimeError('[enforce fail at inline_container.cc:672] . PytorchStreamWriter failed writing file data/0')
+    assert files.cannot_write(error, tmp_path / 'a.pth') is None  # There is room: something else is wrong.
+    monkeypatch.setattr(files, '_why', lambda path: errno.ENOSPC)
+    assert 'No space left on device' in str(files.cannot_write(error, tmp_path / 'a.pth'))
+    assert files.cannot_write(RuntimeError('shapes do not fit'), tmp_path) is None
+
+
+def test_a_folder_is_tried_before_it_is_needed(tmp_path, monkeypatch):
+    files.check_writable(tmp_path / 'new' / 'run')
+    assert names(tmp_path / 'new' / 'run') == []
+    (tmp_path / 'file').touch()
+    with pytest.raises(OSError):
+        files.check_writable(tmp_path / 'file' / 'run')

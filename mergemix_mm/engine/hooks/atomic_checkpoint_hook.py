@@ -268,8 +268,12 @@ class AtomicCheckpointHook(CheckpointHook):
                 runner.save_checkpoint(self.out_dir, name, **options)
                 return
             work = _together(lambda: files.begin_replacement(path) if is_main_process() else None)[0]
-            with files.explained(path):
-                _together(lambda: runner.save_checkpoint(str(work), files.NEW, **options))
+
+            def save() -> None:
+                with files.explained(path):
+                    runner.save_checkpoint(str(work), files.NEW, **options)
+
+            _together(save)
             _together(lambda: files.finish_replacement(work, path) if is_main_process() else None)
         finally:
             self._meta = {}
@@ -395,11 +399,12 @@ def _together(step) -> list:
         result = step()
     except Exception as raised:
         error = raised
-    outcomes = all_gather_object(None if error is None else str(error))
+    outcomes = all_gather_object(None if error is None else (getattr(error, 'errno', None), str(error)))
     if error is not None:
         raise error
     if failed := [outcome for outcome in outcomes if outcome is not None]:
-        raise RuntimeError(f'another process could not save its part: {failed[0]}')
+        number, text = failed[0]
+        raise files.WriteError(number, f'another process could not save its part: {text}')
     results = [result]
     broadcast_object_list(results)
     return results

@@ -2,12 +2,13 @@
 
 from pathlib import Path
 
-from mmengine.dist import master_only
+from mmengine.dist import is_main_process, master_only
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS, TRANSFORMS
 
 from ...models.vlms.saving import check_replaceable, check_whole, replaced_folder
+from ...utils.files import clear_leftovers
 from ...utils.numbers import check_number
 
 
@@ -55,6 +56,8 @@ class SavePretrainedHook(Hook):
                 f'SavePretrainedHook: the processor {type(self.processor).__name__} has no save_pretrained(): give a '
                 'processor of transformers.'
             )
+        if is_main_process():
+            clear_leftovers(self._folder(runner).parent, self._folder(runner).name)  # Of a run that was killed.
         check_replaceable(self._folder(runner))
 
     def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:

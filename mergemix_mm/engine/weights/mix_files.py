@@ -3,7 +3,6 @@
 import hashlib
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -13,7 +12,7 @@ from torch import Tensor
 
 from ...functional.weight_mix import check_beta, describe, is_mixed, mix_problems, mix_tensors, name_filter
 from ...models.vlms.saving import check_replaceable, replaced_folder
-from ...utils.files import explained, sync, write_json
+from ...utils.files import begin_replacement, end_replacement, explained, sync, write_json
 from ...utils.text import printable, shown
 from ...version import __version__
 from .stored_tensor import StoredTensor
@@ -140,14 +139,18 @@ def _check_links(folder: Path) -> None:
 
 @contextmanager
 def _replaced_file(out: Path, name: str) -> Iterator[Path]:
-    out.parent.mkdir(parents=True, exist_ok=True)
     record = out.with_name(f'{out.name}.json')
-    with explained(out), tempfile.TemporaryDirectory(prefix=f'.{out.name}.', dir=out.parent) as folder:
-        yield Path(folder)
-        sync(Path(folder, name))
-        record.unlink(missing_ok=True)  # At no time a record stands beside weights that it is not of.
-        os.replace(Path(folder, name), out)
-        os.replace(Path(folder, RECORD), record)
+    folder = begin_replacement(out)
+    try:
+        with explained(out):
+            yield folder
+            sync(folder / name)
+            record.unlink(missing_ok=True)  # At no time a record stands beside weights that it is not of.
+            os.replace(folder / name, out)
+            os.replace(folder / RECORD, record)
+            sync(out.parent)
+    finally:
+        end_replacement(folder)
 
 
 @contextmanager

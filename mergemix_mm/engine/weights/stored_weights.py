@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
+from ...utils.files import recover_folder
 from ...utils.text import printable, shown
 from .safetensors_file import SafetensorsFile, once
 from .stored_tensor import StoredTensor
@@ -41,6 +42,7 @@ class StoredWeights:
 
     def __init__(self, path: str | Path) -> None:
         self.path, self.index = Path(path), None
+        recover_folder(self.path)
         if self.path.is_dir():
             found = self._find_weights()
             self.index = found if found.suffix == '.json' else None

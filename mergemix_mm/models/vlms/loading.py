@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from ...utils.files import recover_folder
 from ..allowed_parts import check_attention
 from .families import find_family
 
@@ -52,6 +53,9 @@ def _load(
         )
     import transformers
 
+    for folder in (pretrained, config):
+        if isinstance(folder, str):
+            recover_folder(folder)
     auto_class = getattr(transformers, auto_class)
     options = dict(dtype=_parse_dtype(dtype), trust_remote_code=trust_remote_code)
     if attn_implementation is not None:

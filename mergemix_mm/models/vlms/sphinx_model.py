@@ -7,6 +7,7 @@ from pathlib import Path
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
+from ...utils.files import recover_folder
 from ...utils.safe_load import guarded_mmengine
 from ..allowed_parts import FLAG
 from .family_model import FamilyModel
@@ -84,6 +85,8 @@ class SphinxModel(FamilyModel):
         trust_remote_code: bool = False,
         init_cfg: dict | None = None,
     ) -> None:
+        if pretrained is not None:
+            recover_folder(pretrained)
         given = dict(backbone=backbone, neck=neck, image_token_id=image_token_id, grid=grid, crop_pool=crop_pool)
         complete = None not in (backbone, neck, image_token_id)
         layout = {} if pretrained is None or complete else read_layout(pretrained, trust_remote_code)
