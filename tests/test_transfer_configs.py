@@ -284,6 +284,7 @@ def test_building_leaves_the_parts_of_this_project_as_they_are(path, shapes):
     assert (cfg.model.backbone, cfg.model.neck) == (given.backbone, given.neck)
 
 
+@pytest.mark.slow
 @config_file
 def test_takes_a_training_and_an_inference_step(path, shapes, tmp_path):
     cfg = shrink(path, shapes)
@@ -319,6 +320,7 @@ def test_takes_a_training_and_an_inference_step(path, shapes, tmp_path):
             assert (boxes >= 0).all() and (boxes <= torch.tensor([width, height] * 2)).all()
 
 
+@pytest.mark.slow
 @parametrize(TINY)
 def test_a_resumed_run_of_a_tiny_config_equals_an_uninterrupted_one(path, shapes, tmp_path):
     cfg = shrink(path, shapes)
@@ -348,6 +350,7 @@ def test_a_resumed_run_of_a_tiny_config_equals_an_uninterrupted_one(path, shapes
     assert metrics == resumed.val() and 'coco/bbox_mAP' in metrics
 
 
+@pytest.mark.slow
 def test_the_tiny_mask_rcnn_learns_to_find_the_shapes_of_a_few_images(shapes, tmp_path):
     cfg = shrink(MASK_RCNN, shapes)
     skip_without_ops(cfg)
@@ -361,6 +364,7 @@ def test_the_tiny_mask_rcnn_learns_to_find_the_shapes_of_a_few_images(shapes, tm
     assert metrics['coco/bbox_mAP_50'] > 0.5 and metrics['coco/segm_mAP_50'] > 0.5
 
 
+@pytest.mark.slow
 def test_detrs_need_no_compiled_ops_and_the_others_are_skipped_with_the_command():
     # As with a plain `pip install onedl-mmcv`: the same tests in a process that cannot import the ops.
     code = "import pytest, sys; sys.modules['mmcv._ext'] = None; sys.exit(pytest.main(sys.argv[1:]))"
@@ -370,6 +374,7 @@ def test_detrs_need_no_compiled_ops_and_the_others_are_skipped_with_the_command(
     assert 'MaskRCNN needs the compiled ops of onedl-mmcv: lay a wheel' in done.stdout and INSTALL in done.stdout
 
 
+@pytest.mark.slow
 def test_an_op_that_is_missing_names_itself_and_the_command_when_it_is_called():
     code = (
         "import sys; sys.modules['mmcv._ext'] = None; import mergemix_mm.missing_ops, torch; from mmcv.ops import nms; "

@@ -51,6 +51,17 @@ def test_exactly_floor_of_lambda_patches_are_kept_and_pixels_come_from_both_imag
     assert result.clean is images
 
 
+@pytest.mark.parametrize('img_size', [32, (16, 64)])
+def test_images_that_are_not_square_are_mixed_patch_by_patch_in_their_own_grid(img_size):
+    # 2 x 8 patches, as many as the 4 x 4 of a square.
+    encoder = MODELS.build(VIT | dict(img_size=img_size))
+    images = torch.randn(4, 3, 16, 64, generator=torch.Generator().manual_seed(2))
+    result = MergeMix(ratio='area').mix(images, encoder, torch.Generator().manual_seed(0))
+    pixels = result.mask.view(4, 1, 2, 8).repeat_interleave(8, 2).repeat_interleave(8, 3)
+    assert pixels.any() and not pixels.all()
+    assert torch.equal(result.images, torch.where(pixels, images, images[result.partner]))
+
+
 def test_inverse_keeps_the_least_salient_patches(vit, images):
     result = MergeMix(mask='inverse').mix(images, vit, torch.Generator().manual_seed(0))
     kept, replaced = result.saliency.masked_fill(~result.mask, -1), result.saliency.masked_fill(result.mask, 2)
