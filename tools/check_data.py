@@ -132,6 +132,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         '--workers', type=int, default=min(8, os.cpu_count() or 1), help='processes that read (default: %(default)s)'
     )
+    launch.add_trust_argument(parser)
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='config keys to override, key=value')
     args = parser.parse_args(argv)
     if args.workers < 0:
@@ -327,7 +328,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             if same is not None:
                 reports.append([f'{name}: the same as {same}'])
                 continue
-            datasets, errors = build(config, name)
+            with launch.safe_checkpoints(args.trust_checkpoint):
+                datasets, errors = build(config, name)
             num_errors += len(errors)
             print(*(_with_advice(cfg, args.split, error) for error in errors), sep='\n', end='\n' if errors else '')
             for key, dataset in datasets:

@@ -70,7 +70,7 @@ def add_trust_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--trust-checkpoint',
         action='store_true',
-        help='also read checkpoints that hold more than weights and logs; such a file can run any code',
+        help='also read checkpoints and annotations that hold more than plain data; such a file can run any code',
     )
 
 

@@ -205,3 +205,36 @@ def test_adapters_that_import_a_module_are_refused(tmp_path):
     (tmp_path / 'adapter_config.json').write_text(json.dumps(content))
     with pytest.raises(ValueError, match=r"imports the module 'evil_module'.*--trust-remote-code"):
         check_adapter(tmp_path)
+
+
+@pytest.mark.parametrize(
+    'content',
+    [
+        '[' * 100000,
+        '[]',
+        '{"model_type": 5}',
+        '{"model_type": "llava", "vision_config": [1]}',
+        '{"model_type": "llava", "text_config": 7}',
+        '\\x00',
+        '{"model_type": "\\u001b[2J"}',
+    ],
+)
+def test_damaged_configs_of_transformers_are_errors_of_one_line(tmp_path, content):
+    (tmp_path / 'config.json').write_text(content)
+    for key in ('pretrained', 'config'):
+        with pytest.raises((OSError, ValueError)) as caught:
+            HFVisionLanguageModel(**{key: str(tmp_path)})
+        message = str(caught.value)
+        assert '\n' not in message and '\x1b' not in message and len(message) < 1500
+
+
+def test_damaged_weights_of_a_folder_are_named(folder):
+    for content in (b'no', b'\xff' * 100):
+        (folder / 'vision.safetensors').write_bytes(content)
+        with pytest.raises(ValueError, match=r'vision\.safetensors is damaged'):
+            SphinxModel(pretrained=str(folder))
+    for file in (folder / 'language_model').glob('*.safetensors'):
+        file.write_bytes(b'no')
+    with pytest.raises(OSError, match='language_model') as caught:
+        SphinxModel(pretrained=str(folder))
+    assert '\n' not in str(caught.value)

@@ -86,6 +86,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help='of the weights (default: bfloat16 on an accelerator, float32 on a CPU)',
     )
     parser.add_argument('--device', help="e.g. 'cuda:1' or 'cpu' (default: the accelerator, if there is one)")
+    launch.add_trust_argument(parser)
     parser.add_argument('--trust-remote-code', action='store_true', help='run code that comes with the weights')
     args = parser.parse_args(argv)
     if args.num_samples < 1:
@@ -293,7 +294,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     vlm = load_model(args.model, args.dtype, args.device or get_device(), args.trust_remote_code)
     datasets = {}
     for path in args.data:
-        found = load_datasets(path, vlm, args)
+        with launch.safe_checkpoints(args.trust_checkpoint):
+            found = load_datasets(path, vlm, args)
         if set(found) & set(datasets):
             raise launch.LaunchError(f'DATA: {path} is for {list(found)} as the one before it; name one per task')
         datasets |= found

@@ -264,9 +264,9 @@ def main(argv: Sequence[str] | None = None) -> Path | None:
     # MMEngine logs how every single weight was initialized, unless there is a logger that leaves it out.
     MMLogger.get_instance('browse_labels').setLevel('WARNING')
 
-    samples, batch, processor = load_samples(cfg, args.number)
-    inputs, model = batch['inputs'], cfg.get('model') or {}
     with launch.safe_checkpoints(args.trust_checkpoint):
+        samples, batch, processor = load_samples(cfg, args.number)
+        inputs, model = batch['inputs'], cfg.get('model') or {}
         tuner = None if args.no_images else build_tuner(model, cfg.get('load_from'))
     vlm = build_vlm(model) if tuner is None else tuner.vlm
     set_random_seed(args.seed)

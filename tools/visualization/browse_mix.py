@@ -129,9 +129,8 @@ def main(argv: Sequence[str] | None = None) -> Path:
     loader_cfg.update(batch_size=batch_size, num_workers=0, persistent_workers=False, drop_last=True)
     for key in ('prefetch_factor', 'timeout', 'worker_init_fn'):
         loader_cfg.pop(key, None)
-    dataloader = Runner.build_dataloader(loader_cfg, seed=args.seed)
-
-    with launch.explain_corrupt_images('train'):
+    with launch.safe_checkpoints(args.trust_checkpoint), launch.explain_corrupt_images('train'):
+        dataloader = Runner.build_dataloader(loader_cfg, seed=args.seed)
         results, labels = mix_batches(model, dataloader, args.num_images)
     page = draw_mixed_samples(
         results,

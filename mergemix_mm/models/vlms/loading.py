@@ -9,8 +9,12 @@ import torch
 from torch import nn
 
 from ...utils.files import recover_folder
+from ...utils.text import shown
 from ..allowed_parts import check_attention
 from .families import find_family
+
+# What transformers raises of files that are not there, are damaged, or say what nobody expects.
+_DAMAGED = (OSError, ValueError, TypeError, AttributeError, LookupError, RecursionError)
 
 
 def load_vlm(pretrained: str | None, config: dict | str | None, model_type: str | None = None, **options) -> nn.Module:
@@ -129,9 +133,12 @@ def _explained(key: str, name: str) -> Iterator[None]:
     """Name the config key and the way out where transformers finds no files."""
     try:
         yield
-    except (OSError, ValueError) as error:
+    except Exception as error:
+        if not isinstance(error, _DAMAGED) and type(error).__name__ != 'SafetensorError':  # Imported only with weights.
+            raise
+        reason = shown(' '.join(str(error).split()) or type(error).__name__, 400)
         raise OSError(
             f'{key}={name!r} is neither a folder that transformers can read nor a model that '
             f'the hub hands out here. Set {key} to a folder (`hf download {name} --local-dir ...` where there is a '
-            f'network), or to a name whose files are in the cache of HF_HOME.\n{error}'
+            f'network), or to a name whose files are in the cache of HF_HOME. It says: {reason}'
         ) from error

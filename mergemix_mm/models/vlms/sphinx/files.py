@@ -76,22 +76,32 @@ def load_vision(network: SphinxNetwork, folder: str | Path) -> None:
         OSError: if there is no such file.
         ValueError: if its weights are others than the network has.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     path = Path(folder, VISION_FILE)
     if not path.is_file():
         raise OSError(f'SphinxModel: pretrained={str(folder)!r} has no {VISION_FILE}; name a folder of save_pretrained')
-    found, wanted = load_file(str(path)), _vision_weights(network)
+    try:
+        found = load_file(str(path))
+    except SafetensorError as error:
+        raise ValueError(f'SphinxModel: {path} is damaged, or no safetensors file: {error}') from None
+    wanted = _vision_weights(network)
     wrong = [name for name in found.keys() & wanted.keys() if found[name].shape != wanted[name].shape]
     missing, unknown = sorted(wanted.keys() - found.keys()), sorted(found.keys() - wanted.keys())
     if wrong or missing or unknown:
         raise ValueError(
-            f'SphinxModel: {path} is of another model: it lacks {missing}, has besides {unknown}, and of other shapes '
-            f'{sorted(wrong)}. Backbone (with its frozen flags) and neck must be those of its config'
+            f'SphinxModel: {path} is of another model: it lacks {_first(missing)}, has besides {_first(unknown)}, and '
+            f'of other shapes {_first(sorted(wrong))}. Backbone (with its frozen flags) and neck must be those of its '
+            'config'
         )
     network.load_state_dict(found, strict=False)
     for branch in network.vision.backbone.branches:
         branch.draws_weights &= branch.frozen  # The others came with their weights, here.
+
+
+def _first(names: list[str]) -> str:
+    return shown(names[:5]) + (f' and {len(names) - 5} more' if len(names) > 5 else '')
 
 
 def _vision_weights(network: SphinxNetwork) -> dict[str, Tensor]:
