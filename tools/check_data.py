@@ -24,6 +24,7 @@ from mergemix_mm.datasets.record_error import RecordError, one_line
 from mergemix_mm.engine import launch
 from mergemix_mm.utils.errors import DataError
 from mergemix_mm.utils.images import read_image
+from mergemix_mm.utils.processes import end_children_with_parent
 
 SPLITS = ('train', 'val', 'test')
 # Records that a worker process reads before it reports.
@@ -314,6 +315,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         int: 0 if all records can be used, 1 if not, 130 after Ctrl-C.
     """
     args = parse_args(argv)
+    end_children_with_parent()
     cfg = launch.load_config(args.config)
     launch.merge_options(cfg, args.cfg_options)
     init_default_scope(cfg.default_scope)

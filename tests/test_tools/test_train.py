@@ -77,6 +77,7 @@ def test_a_killed_and_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(
     assert {'MergeMix', 'Mixup'} <= set(after)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != 'linux', reason='forks')
 def test_a_run_killed_in_the_middle_of_a_save_goes_on(config, tmp_path, run_tool):
     run_tool('train', config, '--work-dir', tmp_path / 'whole')

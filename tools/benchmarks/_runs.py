@@ -12,6 +12,8 @@ from pathlib import Path
 import torch
 from _measure import markdown_table, write_json
 
+from mergemix_mm.utils.processes import end_with_parent
+
 Runs = dict[str, dict[str, float]]
 
 
@@ -61,7 +63,7 @@ def run_missing(
         for arm, seed in missing:
             finish(arm, seed, run(arm, seed, **settings))
         return runs
-    with ProcessPoolExecutor(args.workers, multiprocessing.get_context('spawn')) as pool:
+    with ProcessPoolExecutor(args.workers, multiprocessing.get_context('spawn'), end_with_parent) as pool:
         futures = {pool.submit(run, arm, seed, **settings): (arm, seed) for arm, seed in missing}
         for future in as_completed(futures):
             finish(*futures[future], future.result())

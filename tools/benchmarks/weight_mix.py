@@ -16,6 +16,7 @@ import torch
 from _measure import add_common_arguments, markdown_table, prepare, ratio_cells, write_json
 
 from mergemix_mm.engine.weights import StoredWeights, mix_files
+from mergemix_mm.utils.processes import end_with_parent
 
 MB = 2**20
 BLOCK = 8 * MB
@@ -83,7 +84,7 @@ def mix(folder: Path) -> None:
 
 def run_alone(arm: Callable[[Path], None], folder: Path, threads: int | None) -> dict[str, float]:
     """Run an arm in a fresh process: time, processor time (s), and the peak of the process's resident memory (MB)."""
-    with ProcessPoolExecutor(1, multiprocessing.get_context('spawn')) as pool:
+    with ProcessPoolExecutor(1, multiprocessing.get_context('spawn'), end_with_parent) as pool:
         measured = pool.submit(_measured, arm, folder, threads).result()
     shutil.rmtree(folder / 'out', ignore_errors=True)
     os.sync()

@@ -72,6 +72,7 @@ FOLDERS = dict(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != 'linux', reason='forks')
 @pytest.mark.parametrize('options', [EPOCHS, ITERATIONS, FOLDERS], ids=['epochs', 'iterations', 'folders'])
 def test_a_kill_at_any_step_of_a_save_leaves_a_checkpoint_that_gives_the_same_run(tmp_path, options):
@@ -257,6 +258,7 @@ def test_gradients_between_two_updates_are_not_lost(tmp_path, by_epoch):
 PLATEAU = dict(type='ReduceOnPlateauParamScheduler')
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     'options',
     [

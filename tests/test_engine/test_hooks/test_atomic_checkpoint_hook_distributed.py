@@ -16,6 +16,7 @@ from two_ranks import WORLD, results_of
 
 from mergemix_mm.engine.hooks import AtomicCheckpointHook, NonFiniteLossHook, StepSeedHook
 
+pytestmark = pytest.mark.slow
 WRAPPER = dict(type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False)
 
 
