@@ -34,7 +34,8 @@ def sample_cells(x: Tensor, size: tuple[int, int], cell: tuple[float, float]) ->
     if all(abs(number * length - known) < 1e-4 for number, length, known in zip(size, cell, x.shape[-2:], strict=True)):
         return resize(x, size)
     down, across = (_weights(known, *pair, x.device) for known, *pair in zip(x.shape[-2:], size, cell, strict=True))
-    return (down @ x.float() @ across.T).to(x.dtype)
+    with torch.autocast(x.device.type, enabled=False):  # Which would multiply in half precision.
+        return (down @ x.float() @ across.T).to(x.dtype)
 
 
 def _weights(length: int, size: int, cell: float, device: torch.device) -> Tensor:

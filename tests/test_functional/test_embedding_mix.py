@@ -65,3 +65,32 @@ def test_half_precision_is_resampled_in_float32(dtype):
 def test_what_cannot_be_mixed_is_an_error(maps, grid, message):
     with pytest.raises(ValueError, match=message):
         mix_embeddings(maps, grid)
+
+
+def test_cells_that_reach_over_the_border_are_where_their_size_says():
+    # Five places of a ramp, cells of two: around 1, 3 and 5, where stretching would give 0.83, 2.5 and 4.17.
+    ramp = (torch.arange(5.0) + 0.5).expand(1, 1, 4, 5)
+    found = resample_grid(ramp, (2, 3), (2.0, 2.0))
+    # Triangles of two places to either side: weights 1, 3, 3, 1, of which those outside count for nothing.
+    expected = [(3 * 0.5 + 3 * 1.5 + 2.5) / 7, 3.0, (3 * 4.5 + 3.5) / 4]
+    torch.testing.assert_close(found[0, 0, 0], torch.tensor(expected))
+    assert resample_grid(ramp, (2, 3), None)[0, 0, 0, 1] == pytest.approx(2.5, abs=1e-5)
+
+
+def test_cells_that_cover_the_map_are_those_of_resizing():
+    token_map = torch.randn(2, 3, 8, 12, generator=torch.Generator().manual_seed(0))
+    for grid in ((8, 12), (4, 6), (16, 24), (2, 24)):
+        assert torch.equal(resample_grid(token_map, grid, (8 / grid[0], 12 / grid[1])), resample_grid(token_map, grid))
+
+
+def test_fine_cells_beyond_a_map_repeat_its_border():
+    ramp = torch.arange(3.0).expand(1, 1, 3, 3)
+    found = resample_grid(ramp, (3, 16), (1.0, 0.25))
+    assert torch.equal(found[0, 0, 0, -6:], torch.full((6,), 2.0)) and found.isfinite().all()
+
+
+def test_cells_are_resampled_in_float32_under_autocast():
+    token_map = torch.randn(1, 2, 5, 7, generator=torch.Generator().manual_seed(0))
+    expected = resample_grid(token_map, (3, 4), (2.0, 2.0))
+    with torch.autocast('cpu', torch.bfloat16):
+        assert torch.equal(resample_grid(token_map, (3, 4), (2.0, 2.0)), expected)
