@@ -5,11 +5,23 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from torch import nn
 
 from mergemix_mm.datasets import ModalitySampler, TaskMixDataset, UnifiedDataset
+from mergemix_mm.datasets.transforms import EncodeConversation
+from mergemix_mm.datasets.transforms.tasks import GroundingTask
 from mergemix_mm.engine.hooks import AIAHook, MixVisualizationHook, NonFiniteLossHook, SavePretrainedHook, WeightMixHook
 from mergemix_mm.evaluation import ANLSMetric, CalibrationError, ReferringBoxMetric, RelaxedAccuracy
-from mergemix_mm.models import AIALoss, EmbeddingMixNeck, MergeMix, SimpleFeaturePyramid, SimPOHead, SimPOLoss
+from mergemix_mm.models import (
+    AIALoss,
+    EmbeddingMixNeck,
+    MergeMix,
+    SimpleFeaturePyramid,
+    SimPOHead,
+    SimPOLoss,
+    ToMeVisionTransformer,
+    VLMTuner,
+)
 from mergemix_mm.models.batch_augments import SalientBlur
 from mergemix_mm.utils.numbers import check_number, is_number
 
@@ -49,6 +61,11 @@ OPTIONS = {
     'TaskMixDataset.weight': lambda value: TaskMixDataset(
         dict(a=dict(dataset=Records([1]), weight=value), b=dict(dataset=Records([1]), weight=1))
     ),
+    'ToMeVisionTransformer.num_merge': lambda value: ToMeVisionTransformer('deit-tiny', num_merge=value),
+    'ToMeVisionTransformer.inflection': lambda value: ToMeVisionTransformer('deit-tiny', inflection=value),
+    'GroundingTask.decimals': lambda value: GroundingTask(decimals=value),
+    'EncodeConversation.max_length': lambda value: EncodeConversation(dict(type='ShapesProcessor'), max_length=value),
+    'VLMTuner.chunk_size': lambda value: VLMTuner(nn.Identity(), head=dict(type='SFTHead'), chunk_size=value),
     'EmbeddingMixNeck.scales': lambda value: EmbeddingMixNeck([8], 8, output='featmap', scales=(value,)),
     'SimpleFeaturePyramid.num_outs': lambda value: SimpleFeaturePyramid(8, num_outs=value),
     'ReferringBoxMetric.iou_threshold': lambda value: ReferringBoxMetric(iou_threshold=value),
@@ -57,7 +74,13 @@ OPTIONS = {
     'CalibrationError.bins': lambda value: CalibrationError(bins=value),
 }
 # None has a meaning of its own there.
-OPTIONAL = ('SavePretrainedHook.interval', 'MergeMix.num_merge', 'MergeMix.layer', 'ModalitySampler.seed')
+OPTIONAL = (
+    'EncodeConversation.max_length',
+    'SavePretrainedHook.interval',
+    'MergeMix.num_merge',
+    'MergeMix.layer',
+    'ModalitySampler.seed',
+)
 
 
 @pytest.mark.parametrize('option', OPTIONS)

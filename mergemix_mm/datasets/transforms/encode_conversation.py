@@ -10,6 +10,7 @@ from mmcv.transforms import BaseTransform
 from mmengine.registry import TRANSFORMS
 from PIL import Image
 
+from ...utils.numbers import check_number
 from ..conversation_formats import text_of
 from ..record_error import RecordError
 from .chat_template import WrittenConversation, find_chat_template
@@ -103,8 +104,9 @@ class EncodeConversation(BaseTransform):
                 f'EncodeConversation: {type(self.tokenizer).__name__} gives no character offsets, which labels come '
                 'from; load the processor with a fast tokenizer (use_fast=True).'
             )
-        if max_length is not None and max_length < 1:
-            raise ValueError(f'EncodeConversation: max_length={max_length!r} must be at least 1, or None.')
+        if max_length is not None:
+            allowed = 'at least 1, or None.'
+            check_number('EncodeConversation: max_length', max_length, allowed, least=1, integer=True)
         self.template = find_chat_template(self.processor, chat_template)
         self.image_tokens = ImageTokens(self.processor)
         self.record_tokenizer = RecordTokenizer(self.tokenizer, self.image_tokens.replaced, record_tokens)

@@ -58,7 +58,7 @@ class AIAHook(Hook):
         interval: int = 100,
         backend: str = 'fused',
     ) -> None:
-        check_number('AIAHook: interval', interval, 'at least 1, an integer.', least=1, integer=True)
+        check_number('AIAHook: interval', interval, 'at least 1.', least=1, integer=True)
         self.criterion = AIALoss(preset, weight, schedule)
         self.layers = layers
         self.interval = interval

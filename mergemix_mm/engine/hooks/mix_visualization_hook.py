@@ -38,7 +38,7 @@ class MixVisualizationHook(Hook):
 
     def __init__(self, interval: int = 200, num_images: int = 8, channel_order: str = 'rgb') -> None:
         for key, value in dict(interval=interval, num_images=num_images).items():
-            check_number(f'MixVisualizationHook: {key}', value, 'at least 1, an integer.', least=1, integer=True)
+            check_number(f'MixVisualizationHook: {key}', value, 'at least 1.', least=1, integer=True)
         if channel_order not in ('rgb', 'bgr'):
             raise ValueError(f"MixVisualizationHook: channel_order={channel_order!r} must be 'rgb' or 'bgr'.")
         self.interval = interval

@@ -39,7 +39,7 @@ class SavePretrainedHook(Hook):
 
     def __init__(self, out_dir: str | None = None, processor=None, interval: int | None = None) -> None:
         if interval is not None:
-            allowed = 'at least 1, an integer, or None.'
+            allowed = 'at least 1, or None.'
             check_number('SavePretrainedHook: interval', interval, allowed, least=1, integer=True)
         self.out_dir = out_dir
         self.interval = interval

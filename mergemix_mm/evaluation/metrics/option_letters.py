@@ -49,13 +49,15 @@ _DENIED_AFTER = re.compile(
 )
 _AND = r'(?:and/or|or\b|and\b|nor\b|[/&,;+、]|或者?|和|与|與|及)'
 _ANOTHER = re.compile(
-    rf'\s*{_AND}\s*(?:(?:or|and)\s+)?(?:option\s+)?(?:\([A-Za-z]\)|[A-HJ-Z](?![{_WORD}])|[Ia-z](?=\s*(?:\Z|[.,;)\n])))'
+    rf'\s*{_AND}\s*(?:(?:or|and|maybe|perhaps|possibly|even|also)\s+)*(?:option\s+)?(?:\([A-Za-z]\)|[A-HJ-Z](?![{_WORD}])|[Ia-z](?=\s*(?:\Z|[.,;)\n])))'
 )
 _AFTER_ANOTHER = re.compile(rf'(?:\([A-Za-z]\)|(?<![{_WORD}])[A-Z])\s*{_AND}\s*(?:option\s+)?\Z')
 
 # How an answer is announced. `final` decides alone.
 _NOUN = r'(?:answers?|ans|option|choice|letter|solution|response)'
-_LINK = r'(?:(?:is|would be|should be|must be|will be|has to be)\b|[:=→]|->|=>|[-\u2013\u2014] )'
+_LINK = (
+    r'(?:(?:is|would be|should be|must be|will be|has to be|seems to be|appears to be)\b|[:=→]|->|=>|[-\u2013\u2014] )'
+)
 _ADVERBS = r'(?:(?:clearly|definitely|obviously|indeed|simply|therefore|thus|most likely|likely|probably)\s+)?'
 _SAYS = (
     rf'\b(?P<final>final\s+)?{_NOUN}\b\.?(?:\s+(?:to|for|of|from|among|that|which)\s[^.\n:?]{{0,60}}?)?\s*{_LINK}\s*:?\s*'
@@ -66,17 +68,20 @@ _SAYS_CHINESE = (
     r'(?:是|为|為|选|選|:)\s*:?\s*(?:选项|選項)?\s*'
 )
 _CHOOSES = (
-    r'\b(?:choose|choosing|pick|picking|select|selecting|go with|going with|go for|going for|opt for|say)\s+'
-    rf'(?:(?:the\s+)?{_NOUN}\s*)?:?\s*'
+    r"\b(?:choose|choosing|pick|picking|select|selecting|go with|going with|go for|going for|opt for|i(?:'d| would)? say)"
+    rf'\s+(?:(?:the\s+)?{_NOUN}\s*)?:?\s*'
 )
-_CHOOSES_CHINESE = r'(?:选择|選擇|选|選)\s*:?\s*(?:选项|選項)?\s*'
+_CHOOSES_CHINESE = r'(?:选择|選擇|选|選|(?:我认为|我觉得|所以|因此)(?:应该|應該)?是)\s*:?\s*(?:选项|選項)?\s*'
 _HENCE = (
     r"\b(?:so|therefore|thus|hence|consequently|(?:it|that) (?:is|must be|should be|would be)|it's)\b[,:]?\s+"
     rf"(?:it (?:is|must be|should be)\s+|it's\s+)?(?:{_NOUN}\s+)?"
 )
 _CORRECT = (
-    r'\s+(?:is|must be|should be|would be)\s+' + _ADVERBS + r'(?:the\s+)?(?:only\s+|most\s+)?(?:(?:correct|right|best|'
-    r'true|accurate|appropriate)\b(?!\s+(?:of|to|next|in|on|at|above|below|side)\b)|answer\b|final answer\b)'
+    rf'\s+(?:is|must be|should be|would be|seems|appears to be|seems to be)\s+{_ADVERBS}(?:the\s+)?'
+    r'(?:(?:only|most|final)\s+)?'
+    # "B is right behind A" says something else.
+    r'(?:(?:correct|right|best|true|accurate|appropriate)(?:\s+(?:answer|option|choice|one|statement))?|answer)'
+    r'(?=\s*(?:\Z|[.,;:!?)\n(])|\s+(?:because|since|as|here|to|for|among|and not|not|rather)\b(?<!right to))'
     r'|(?:选项|選項|项)?\s*(?:是|为)?(?:正确|正確|对的)'
 )
 _STATEMENTS = [
@@ -210,13 +215,22 @@ class _Reader:
         for match in matches:
             letter, start, end = match['letter'], match.start('letter'), match.end()
             before, after = self.text[max(match.start() - 40, 0) : match.start()], self.text[end : end + 60]
-            bracketed = match['open'] and match['close']
-            if not bracketed and (letter in 'AI' or letter.islower()) and not _NO_WORD.match(after):
+            may_be_word = not match['close'] and (letter in 'AI' or letter.islower())
+            if may_be_word and not _NO_WORD.match(after) and not self.is_own_text(letter, after):
                 continue
             if _DENIED_BEFORE.search(re.split(r'[.;\n]', before)[-1]) or _DENIED_AFTER.match(after):
                 continue
             several = _ANOTHER.match(after) or _AFTER_ANOTHER.search(self.text[max(start - 20, 0) : start].rstrip('('))
             yield None if several else self.index(letter)
+
+    def is_own_text(self, letter: str, text: str) -> bool:
+        """Whether the rest of a sentence is the text of a letter's option."""
+        index = self.index(letter)
+        return (
+            index is not None
+            and bool(self.normal[index])
+            and normalise_answer(re.split(r'[.!;\n](?:\s|\Z)', text)[0]) == self.normal[index]
+        )
 
     def first(self) -> set[int | None]:
         """A letter at the start that has a mark, or the text of an option after it."""

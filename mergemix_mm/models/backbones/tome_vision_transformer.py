@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ...functional import merge_schedule
 from ...functional.token_merge import static_int
+from ...utils.numbers import check_number, is_number
 from ..vision_encoders import build_vision_encoder, run_layers
 
 
@@ -50,13 +51,10 @@ class ToMeVisionTransformer(VisionTransformer):
         super().__init__(*args, **kwargs)
         if isinstance(merge_in, str) or not set(merge_in) <= {'train', 'test'}:
             raise ValueError(f"ToMeVisionTransformer: merge_in={merge_in!r} must be a tuple of 'train' and 'test'")
-        if not isinstance(num_merge, int | float) or num_merge < 0 or (isinstance(num_merge, float) and num_merge >= 1):
-            raise ValueError(
-                f'ToMeVisionTransformer: num_merge={num_merge!r} must be an int >= 0, or a float in [0, 1), a share of '
-                'the patches'
-            )
-        if not -1 <= inflection <= 1:
-            raise ValueError(f'ToMeVisionTransformer: inflection={inflection} must be in [-1, 1]')
+        if not is_number(num_merge, least=0, integer=True):
+            allowed = 'an int >= 0, or a float in [0, 1), a share of the patches'
+            check_number('ToMeVisionTransformer: num_merge', num_merge, allowed, least=0, below=1)
+        check_number('ToMeVisionTransformer: inflection', inflection, 'in [-1, 1]', least=-1, most=1)
         self.num_merge = num_merge
         self.inflection = inflection
         self.merge_in = tuple(merge_in)

@@ -11,6 +11,7 @@ from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 
 from ...functional import answer_logps
+from ...utils.numbers import check_number
 from ..attention import InteractionAlignment, interaction_spans
 from ..heads import AnswerScores
 from .precision import autocast_to, widen_trained
@@ -52,6 +53,7 @@ class BaseTuner(BaseModel):
         head = dict(type='SFTHead') if head is None else head
         self.head = MODELS.build(head) if isinstance(head, dict) else head
         self.processor = TRANSFORMS.build(processor) if isinstance(processor, dict) else processor
+        check_number(f'{type(self).__name__}: chunk_size', chunk_size, 'an integer >= 1', least=1, integer=True)
         self.chunk_size = chunk_size
         self.generation = dict(max_new_tokens=32) if generation is None else generation
         # Set by AIAHook while it trains.

@@ -10,6 +10,7 @@ from mmcv.transforms import BaseTransform
 
 from ....functional.coordinates import format_boxes, format_phrase
 from ....functional.views import ALIGNMENTS, boxes_to_square
+from ....utils.numbers import check_number
 from ...boxes import clip_to_image
 from ...conversation_formats import check_keys, question_messages
 from ...record_error import RecordError, short
@@ -118,8 +119,8 @@ class CoordinateTask(TaskTemplate):
 
     def __init__(self, instruction: str | None = 'default', decimals: int = 3, align: str = 'center') -> None:
         super().__init__(instruction)
-        if decimals < 1:
-            raise ValueError(f'{type(self).__name__}: decimals={decimals!r} must be at least 1.')
+        allowed = 'at least 1.'
+        check_number(f'{type(self).__name__}: decimals', decimals, allowed, least=1, integer=True)
         if align not in ALIGNMENTS:
             raise ValueError(f'{type(self).__name__}: align={align!r} is unknown; use one of {ALIGNMENTS}.')
         self.decimals, self.align = decimals, align
