@@ -68,7 +68,7 @@ _SAYS_CHINESE = (
     r'(?:是|为|為|选|選|:)\s*:?\s*(?:选项|選項)?\s*'
 )
 _CHOOSES = (
-    r"\b(?:choose|choosing|pick|picking|select|selecting|go with|going with|go for|going for|opt for|i(?:'d| would)? say)"
+    r"\b(?:choose|choosing|pick|picking|select|selecting|(?:go|going) (?:with|for)|opt for|i(?:'d| would)? say)"
     rf'\s+(?:(?:the\s+)?{_NOUN}\s*)?:?\s*'
 )
 _CHOOSES_CHINESE = r'(?:选择|選擇|选|選|(?:我认为|我觉得|所以|因此)(?:应该|應該)?是)\s*:?\s*(?:选项|選項)?\s*'
