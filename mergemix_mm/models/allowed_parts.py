@@ -132,7 +132,7 @@ def _is_transformers_model(kind: str) -> bool:
     found = getattr(transformers, match[1], None)
     if not isinstance(found, type):
         return False
-    auto = match[1].startswith('AutoModel') and match[2] is not None
+    auto = match[1].startswith(('AutoModel', 'AutoBackbone')) and match[2] is not None
     return auto or issubclass(found, transformers.PreTrainedModel)
 
 

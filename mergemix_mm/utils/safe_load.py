@@ -265,12 +265,14 @@ class _PlainPickleHandler(PickleHandler):
 class _PlainYamlHandler(YamlHandler):
     """Reads YAML without the tags that name objects of Python."""
 
+    str_like = False  # MMEngine hands on bytes, so that what is not UTF-8 is an error here.
+
     def __init__(self, flag: str) -> None:
         self.flag = flag
 
     def load_from_fileobj(self, file: io.IOBase, **kwargs: Any) -> Any:
         try:
-            return yaml.load(file, **{**kwargs, 'Loader': yaml.SafeLoader})
+            return yaml.load(file, **{**kwargs, 'Loader': getattr(yaml, 'CSafeLoader', yaml.SafeLoader)})
         except (yaml.YAMLError, RecursionError, ValueError) as error:
             problem = str(getattr(error, 'problem', None) or error)
             tag = re.search("tag '(.*python.*)'", problem)

@@ -27,6 +27,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT / 'tests'), str(ROOT / 'tests' / 'fuzz')]
 
+import mmengine  # noqa: E402
 import numpy as np  # noqa: E402
 import small_data  # noqa: E402
 import tiny_vlms  # noqa: E402
@@ -37,8 +38,9 @@ from safetensors.torch import save as save_tensors  # noqa: E402
 
 import mergemix_mm.datasets as data  # noqa: E402
 from mergemix_mm.datasets.plain_pickle import load_plain_pickle  # noqa: E402
-from mergemix_mm.engine.weights import StoredWeights, load_checkpoint  # noqa: E402
+from mergemix_mm.engine.weights import StoredWeights, guarded_mmengine, load_checkpoint  # noqa: E402
 from mergemix_mm.models.losses.interaction_targets import read_curves  # noqa: E402
+from mergemix_mm.models.vlms.sphinx.files import read_layout  # noqa: E402
 
 SECONDS, LONGEST = 10, 600
 DATA_URL = 'data:image/gif;base64,R0lGODdhAQABAIAAAP///////ywAAAAAAQABAAACAkQBADs='
@@ -276,6 +278,37 @@ def _index() -> Reader:
     return Reader({'model.safetensors.index.json': index}, read)
 
 
+def _sphinx_layout() -> Reader:
+    vit = dict(type='mmpretrain.VisionTransformer', arch=dict(embed_dims=8), init_cfg=dict(type='Pretrained'))
+    clip = dict(type='transformers.CLIPVisionModel', config=dict(model_type='clip_vision_model', hidden_size=8))
+    backbone = dict(type='MultiBackbone', encoders=[dict(encoder=vit, frozen=True), dict(encoder=clip)])
+    neck = dict(type='EmbeddingMixNeck', in_channels=[8, 8], out_channels=16, grid=2)
+    content = dict(model_type='sphinx', backbone=backbone, neck=neck, image_token_id=260, grid=1)
+
+    def read(path: Path) -> None:
+        try:
+            read_layout(path.parent)
+        except OSError as error:  # Of a folder that is not of a SPHINX; it names the folder.
+            assert str(path.parent) in str(error)
+
+    return Reader({'config.json': content}, read)
+
+
+def _annotations() -> Reader:
+    content = dict(
+        metainfo=dict(classes=('a', 'b')), data_list=[dict(img_path='a', box=np.ones((2, 4)), id=np.int64(3))]
+    )
+    files = {f'{protocol}.pkl': pickle.dumps(content, protocol) for protocol in range(5)}
+
+    def read(path: Path) -> None:
+        with guarded_mmengine():
+            mmengine.load(path)
+
+    return Reader(
+        {**files, 'a.yaml': b'metainfo: {classes: [a, b]}\ndata_list:\n- {img_path: a, box: [1, 2.5]}\n'}, read
+    )
+
+
 def _curves() -> Reader:
     content = {task: dict(mean=[0.1, 0.2, 0.3], std=[0.1, 0.1, 0.1]) for task in ('gen', 'und')}
     return Reader({'curve.json': content}, read_curves)
@@ -383,6 +416,8 @@ def readers(folder: Path) -> dict[str, Callable[[], Reader]]:
         checkpoint=_checkpoints,
         safetensors=_weights,
         shard_index=_index,
+        sphinx_layout=_sphinx_layout,
+        annotations=_annotations,
         curves=_curves,
         answers=_answers,
         chat_template=_templates,

@@ -278,3 +278,23 @@ def test_a_record_that_cannot_be_parsed_is_skipped_like_others(root, line):
     assert data[0]['id'] == 1 and data.num_skipped == 1
     with pytest.raises(RecordError, match=r'data\.jsonl:1: '):
         ConversationDataset('data.jsonl', data_root=str(root))[0]
+
+
+def test_a_record_never_reaches_a_registry(root, monkeypatch):
+    monkeypatch.chdir(root)
+    evil = dict(type='os.system', command='touch ran')
+    records = [
+        dict(type='os.system', command='touch ran', _scope_='os', conversations=turns('a', 'b'), meta=evil),
+        dict(image=evil, conversations=turns('a', 'b')),
+        dict(images=[evil], conversations=turns('a', 'b')),
+        dict(messages=[dict(role='user', content=[evil]), dict(role='assistant', content=evil)]),
+        dict(conversations=[evil, evil], pipeline=[evil], dataset=evil),
+    ]
+    found = dataset(root, records)
+    for index in range(len(records)):
+        try:
+            found[index]
+        except RecordError:
+            continue
+        assert index == 0  # Beside its conversation, which is good.
+    assert not (root / 'ran').exists()
