@@ -98,22 +98,38 @@ def _find_problem(path: Path) -> str | None:
     """Why a run cannot be resumed from a checkpoint, None if it can."""
     if not path.is_dir():
         return _find_problem_of_file(path)
-    parts = sorted(path.glob('*.pth'))  # One for each process.
+    parts = sorted(
+        part for part in path.rglob('*') if part.is_file()
+    )  # One for each process, or for each kind of state.
     if not parts:
-        return 'the folder holds no part of a checkpoint'
-    return next((f'{part.name}: {problem}' for part in parts if (problem := _find_problem_of_file(part))), None)
+        return 'the folder is empty'
+    for part in parts:
+        # What other strategies (ZeRO) write into theirs is known to them only.
+        find = _find_problem_of_file if re.fullmatch(r'rank\d+\.pth', part.name) else _find_damage
+        if (problem := find(part)) is not None:
+            return f'{part.name}: {problem}'
+    return None
+
+
+def _find_damage(path: Path) -> str | None:
+    """What is wrong with a file of torch.save, as far as its length and its checksums say."""
+    if not path.stat().st_size:
+        return 'the file is empty'
+    if path.suffix in ('.pth', '.pt') and not zipfile.is_zipfile(path):
+        return 'the file is damaged, or its end is missing'
+    if zipfile.is_zipfile(path):  # Torch does not look at the checksums.
+        with zipfile.ZipFile(path) as archive:
+            if (damaged := archive.testzip()) is not None:
+                return f'{damaged} in it is damaged'
+    return None
 
 
 def _find_problem_of_file(path: Path) -> str | None:
     from mmengine.runner.checkpoint import _load_checkpoint
 
     try:
-        if not path.stat().st_size:
-            return 'the file is empty'
-        if zipfile.is_zipfile(path):  # Torch does not look at the checksums.
-            with zipfile.ZipFile(path) as archive:
-                if (damaged := archive.testzip()) is not None:
-                    return f'{damaged} in it is damaged'
+        if (damage := _find_damage(path)) is not None:
+            return damage
         content = _load_checkpoint(str(path), map_location='cpu')
     except Exception as error:  # A damaged file can raise whatever Python has.
         return ' '.join(str(error).split())[:300] or type(error).__name__

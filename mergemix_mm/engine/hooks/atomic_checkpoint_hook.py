@@ -139,7 +139,7 @@ class AtomicCheckpointHook(CheckpointHook):
             return
         loop._decide_current_val_interval()
         if place % loop.val_interval == 0 or place == end:
-            runner.logger.info('The run was stopped before a validation that was due; it comes first.')
+            runner.logger.info('The checkpoint was saved before a validation that was due then; it comes first.')
             runner.val_loop.run()
 
     def after_val_epoch(self, runner, metrics: dict | None = None) -> None:

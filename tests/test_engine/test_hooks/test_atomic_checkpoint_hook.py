@@ -146,6 +146,17 @@ def test_a_damaged_checkpoint_is_named_and_skipped(tmp_path, how, monkeypatch):
     assert torch.equal(train(older), whole)
 
 
+def test_a_folder_of_another_strategy_is_judged_by_its_checksums(tmp_path):
+    for number in (1, 2):
+        (tmp_path / f'epoch_{number}.pth').mkdir()
+        for name in ('mp_rank_00_model_states.pt', 'zero_pp_rank_0_mp_rank_00_optim_states.pt'):
+            torch.save(dict(module=torch.zeros(1000)), tmp_path / f'epoch_{number}.pth' / name)
+    (tmp_path / 'last_checkpoint').write_text(str(tmp_path / 'epoch_2.pth'))
+    assert make(tmp_path, resume=True, validate=False)._load_from == str(tmp_path / 'epoch_2.pth')
+    damage(tmp_path / 'epoch_2.pth' / 'mp_rank_00_model_states.pt', 'truncated')
+    assert make(tmp_path, resume=True, validate=False)._load_from == str(tmp_path / 'epoch_1.pth')
+
+
 @pytest.mark.parametrize('content', ['', 'garbage\0', '/gone/work_dirs/run/epoch_2.pth', 'a\nb', None])
 def test_last_checkpoint_may_be_damaged_moved_or_gone(tmp_path, content):
     train(make(tmp_path, validate=False, train_cfg=dict(by_epoch=True, max_epochs=2)))
