@@ -83,7 +83,11 @@ def resolve(model: str, lora: str | None) -> tuple[str, str | None]:
         return model, None
     from peft import PeftConfig
 
-    base = PeftConfig.from_pretrained(model).base_model_name_or_path
+    try:
+        base = PeftConfig.from_pretrained(model).base_model_name_or_path
+    except Exception as error:  # A damaged file can raise whatever Python has.
+        line = ' '.join(str(error).split()) or type(error).__name__
+        raise LaunchError(f'MODEL: {Path(model, ADAPTER_FILE)} cannot be read: {shown(line, 200)}') from None
     if not base:
         raise LaunchError(
             f'MODEL: the adapters in {model} do not say which model they belong to; name both: BASE --lora {model}'
@@ -142,13 +146,14 @@ def load_model(base: str, adapters: str | None, dtype: str | None, device: str, 
     if adapters is not None:
         from peft import PeftModel
 
-        if not trust_remote_code:
-            try:
+        try:
+            if not trust_remote_code:
                 check_adapter(adapters)
-            except ValueError as error:
-                raise LaunchError(f'MODEL: {error}') from None
-        # The layers are replaced inside the model, which then is what it was before, with other weights.
-        vlm.model = PeftModel.from_pretrained(vlm.model, adapters).merge_and_unload()
+            # The layers are replaced inside the model, which then is what it was before, with other weights.
+            vlm.model = PeftModel.from_pretrained(vlm.model, adapters).merge_and_unload()
+        except Exception as error:  # A damaged file can raise whatever Python has.
+            line = ' '.join(str(error).split()) or type(error).__name__
+            raise LaunchError(f'MODEL: the adapters in {adapters} cannot be added: {shown(line, 400)}') from error
     return vlm.to(device).eval()
 
 

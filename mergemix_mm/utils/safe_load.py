@@ -209,8 +209,11 @@ def guarded_mmengine(trust: bool = False, flag: str = FLAG) -> Iterator[None]:
         return safe_load(file, map_location, trust, flag)
 
     def load_url(*args, **kwargs):  # It calls torch.load itself.
-        with _stand_ins():
-            return restored(download(*args, **kwargs))
+        try:
+            with _stand_ins():
+                return restored(download(*args, **kwargs))
+        except (UnpicklingError, RecursionError) as error:
+            raise _refusal(str(args[0] if args else kwargs.get('url')), error, flag) from None
 
     before, download = checkpoint._safe_torch_load, checkpoint.load_url
     handlers = dict(file_handlers)

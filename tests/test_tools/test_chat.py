@@ -210,3 +210,13 @@ def test_images_are_read_as_a_viewer_shows_them(chat, tmp_path):
         chat.open_images([tmp_path / 'page.jpg'])
     with pytest.raises(SystemExit, match=f'^IMAGE: image {tmp_path} is a folder, not a file'):
         chat.open_images([tmp_path])
+
+
+@pytest.mark.parametrize(
+    'content', ['{', '[]', '{"peft_type": "LORA", "megatron_config": {"a": 1}, "megatron_core": "evil"}']
+)
+def test_adapters_that_cannot_be_used_are_one_line(chat, folder, tmp_path, content):
+    (tmp_path / 'adapter_config.json').write_text(content)
+    with pytest.raises(SystemExit, match='MODEL: ') as caught:
+        run(chat, folder, '--lora', tmp_path, '--question', 'What?')
+    assert '\n' not in str(caught.value) and str(tmp_path) in str(caught.value)

@@ -27,7 +27,10 @@ class PlainCheckpointHook(Hook):
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
         unknown: list[str] = []
-        checkpoint.update(plain(dict(checkpoint), unknown))
+        try:
+            checkpoint.update(plain(dict(checkpoint), unknown))
+        except RecursionError:  # What holds itself can be saved, but not written out.
+            unknown.append('something that holds itself')
         new = sorted(set(unknown) - self._reported)
         self._reported.update(new)
         if new:

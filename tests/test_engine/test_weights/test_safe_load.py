@@ -228,6 +228,16 @@ def test_downloaded_checkpoints_are_read_in_the_same_way(tmp_path, monkeypatch):
         assert_logs(mmengine_checkpoint.CheckpointLoader.load_checkpoint('https://none.example/model.pth', 'cpu'))
 
 
+def test_downloads_that_run_code_are_refused_with_their_address(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path))
+    (tmp_path / 'hub' / 'checkpoints').mkdir(parents=True)
+    torch.save(dict(state_dict={}, extra=Dangerous()), tmp_path / 'hub' / 'checkpoints' / 'evil.pth')
+    with guarded_mmengine(), pytest.raises(UntrustedCheckpointError, match='https://none.example/evil.pth .*mkdir'):
+        mmengine_checkpoint.CheckpointLoader.load_checkpoint('https://none.example/evil.pth', 'cpu')
+    assert not (tmp_path / 'ran').exists()
+
+
 def test_open_files_can_be_read(tmp_path):
     buffer = io.BytesIO()
     torch.save(dict(a=np.float32(2)), buffer)
