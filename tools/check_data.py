@@ -19,7 +19,6 @@ from mmengine.registry import DATASETS, init_default_scope
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from mergemix_mm.datasets.record_dataset import RecordDataset
 from mergemix_mm.datasets.record_error import RecordError, one_line
 from mergemix_mm.engine import launch
 from mergemix_mm.utils.errors import DataError
@@ -150,12 +149,13 @@ def inspect(dataset: Dataset, index: int) -> Finding:
     """
     finding = Finding()
     try:
-        if isinstance(dataset, RecordDataset):
-            sample = _encode(dataset, index, finding)
-        elif hasattr(dataset, 'get_data_info'):
-            sample = _prepare(dataset, index, finding)
-        else:
+        info = dataset.get_data_info(index) if hasattr(dataset, 'get_data_info') else None
+        if info is None:
             sample = dataset[index]
+        elif isinstance(info, Mapping) and 'images' in info:
+            sample = _encode(dataset, index, info, finding)
+        else:
+            sample = _prepare(dataset, index, info, finding)
     except RecordError as error:
         finding.error = str(error)
     except Exception as error:  # Whatever a reader or a transform stumbles over would stop a training as well.
@@ -168,32 +168,29 @@ def inspect(dataset: Dataset, index: int) -> Finding:
     return finding
 
 
-def _encode(dataset: RecordDataset, index: int, finding: Finding) -> Any:
-    """The sample of a record dataset as a training gets it, and its length without the limit of its transforms."""
-    record = dataset.get_data_info(index)
+def _encode(dataset: Dataset, index: int, record: Mapping, finding: Finding) -> Any:
+    """The sample of a record with images as a training gets it, and its length without the limit of its transforms."""
     finding.sizes = [image.size for key in ('images', 'rejected_images') for image in record.get(key, ())]
-    transforms = dataset.pipeline.transforms
-    limited = [transform for transform in transforms if getattr(transform, 'max_length', None) is not None]
-    if limited:
-        limits = [transform.max_length for transform in limited]
-        for transform in limited:
-            transform.max_length = None
-        try:
-            finding.tokens = num_tokens(dataset.pipeline(record))
-        finally:
-            for transform, limit in zip(limited, limits):
-                transform.max_length = limit
-        finding.limit = min(limits) if finding.tokens > min(limits) else 0
-        record = dataset.get_data_info(index)
-    sample = dataset.pipeline(record)
+    limited = [each for each in dataset.pipeline.transforms if getattr(each, 'max_length', None) is not None]
+    limits = [transform.max_length for transform in limited]
+    for transform in limited:
+        transform.max_length = None
+    try:
+        sample = dataset.pipeline(record)
+    finally:
+        for transform, limit in zip(limited, limits):
+            transform.max_length = limit
     if sample is None:
-        raise RecordError(f'{dataset.source(index)}: a transform of the pipeline returned None')
+        raise RecordError(f'{source_of(dataset, index)}: a transform of the pipeline returned None')
+    finding.tokens = num_tokens(sample)
+    if limited and finding.tokens > min(limits):
+        finding.limit = min(limits)
+        sample = dataset.pipeline(dataset.get_data_info(index))
     return sample
 
 
-def _prepare(dataset: Dataset, index: int, finding: Finding) -> Any:
+def _prepare(dataset: Dataset, index: int, info: Any, finding: Finding) -> Any:
     """The sample of a dataset of MMEngine, whose own indexing would take another one in its place."""
-    info = dataset.get_data_info(index)
     for path in _image_paths(info):
         if os.path.exists(path):
             # OpenCV fills what is missing of a file with grey, and says nothing.

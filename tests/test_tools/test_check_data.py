@@ -103,10 +103,11 @@ def test_usable_data_end_with_status_0(check, records):
 
 
 def test_only_the_splits_that_are_asked_for_are_read(check, records):
-    status, lines = check(
-        '--split', 'val', train=conversations(records), val=dict(type='ShapesConversationDataset', length=5)
-    )
-    assert status == 0 and lines[0].startswith('val_dataloader.dataset (ShapesConversationDataset): 5 records read, 0')
+    drawn = dict(type='ShapesConversationDataset', length=5, pipeline=[dict(ENCODE, max_length=77)])
+    status, lines = check('--split', 'val', train=conversations(records), val=drawn)
+    assert lines[0].startswith('val_dataloader.dataset (ShapesConversationDataset): 5 records read, 0')
+    assert any('images: 5, width min 48, median 48, max 48' in line for line in lines)
+    assert status == 0 and not any('without images' in line for line in lines)
 
 
 def test_members_of_joined_datasets_are_checked_one_by_one(check, records):
