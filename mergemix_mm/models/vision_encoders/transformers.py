@@ -66,8 +66,7 @@ class CLIPEncoder(VisionEncoder):
 
     def _embeddings(self, images: Tensor) -> Tensor:
         # Asking for interpolation at the trained size would change nothing but cost time.
-        size = self.model.config.image_size
-        resized = tuple(images.shape[-2:]) != (size, size)
+        resized = tuple(images.shape[-2:]) != self.image_size
         return self.model.embeddings(images, interpolate_pos_encoding=resized)
 
     def _enter(self, x: Tensor) -> Tensor:
