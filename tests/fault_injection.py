@@ -14,11 +14,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from mmengine.hooks import Hook
+from mmengine.hooks import CheckpointHook, Hook
 from safetensors.torch import load_file
 
 from mergemix_mm.engine.hooks import AtomicCheckpointHook, SavePretrainedHook
 
+CHECKPOINTS = ('_save_checkpoint_with_step', '_save_best_checkpoint')
 WATCHED = ('os.rename', 'os.remove', 'os.rmdir', 'os.mkdir', 'os.link', 'os.symlink', 'os.truncate')
 
 
@@ -33,7 +34,7 @@ class Steps:
     def install(self) -> None:
         """Watch this process from now on; there is no way back."""
         saves = (
-            (AtomicCheckpointHook, ('_save_checkpoint_with_step', '_save_best_checkpoint')),
+            *((hook, CHECKPOINTS) for hook in (AtomicCheckpointHook, CheckpointHook)),
             (SavePretrainedHook, ('_save',)),
         )
         for hook, names in saves:

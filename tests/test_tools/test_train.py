@@ -1,5 +1,6 @@
 """tools/train.py: training, resuming, several processes, FlexibleRunner, and clear errors."""
 
+import contextlib
 import json
 import os
 import random
@@ -18,6 +19,7 @@ from limits import HANGS
 from mmengine.fileio import LocalBackend
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
+from small_disk import small_disk
 
 from mergemix_mm.engine import launch
 from mergemix_mm.models import MixupClassifier
@@ -99,6 +101,26 @@ def test_a_run_killed_in_the_middle_of_a_save_goes_on(config, tmp_path, run_tool
     run_tool('train', config, '--work-dir', killed, '--resume')
     assert_same_weights(tmp_path / 'whole' / 'epoch_2.pth', killed / 'epoch_2.pth')
     assert not list(killed.glob('.*'))
+
+
+@HOOKS.register_module()
+class FillDisk(Hook):
+    def before_save_checkpoint(self, runner, checkpoint):
+        with contextlib.suppress(OSError), open(Path(runner.work_dir, 'filler'), 'wb', buffering=0) as file:
+            while True:
+                file.write(bytes(4096))
+
+
+@pytest.mark.parametrize(('kind', 'what'), [('full', 'epoch_1.pth: No space left'), ('read-only', 'run: Read-only')])
+def test_a_bad_disk_ends_the_run_with_one_line(config, tmp_path, run_tool, kind, what):
+    config.write_text(config.read_text() + "custom_hooks.append(dict(type='FillDisk'))\n")
+    with small_disk(tmp_path / 'disk', kind, free=1_000_000) as disk:
+        with pytest.raises(SystemExit) as raised:
+            run_tool('train', config, '--work-dir', disk / 'run')
+        message = str(raised.value)
+        assert message.startswith(f'cannot write {disk}/run') and what in message and ' free; ' in message
+        assert '\n' not in message
+        assert not [path for path in disk.glob('run/.*')]
 
 
 @pytest.mark.parametrize('strategy', [None, 'DDPStrategy'])

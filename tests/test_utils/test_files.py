@@ -10,6 +10,7 @@ import sys
 import pytest
 import torch
 from safetensors.torch import save_file
+from small_disk import small_disk
 
 from mergemix_mm.utils import files
 
@@ -141,17 +142,8 @@ def test_a_replacement_that_still_runs_is_not_recovered(tmp_path):
 
 @pytest.fixture(params=['full', 'read-only'])
 def bad_disk(request, tmp_path):
-    """A small disk of its own that is full, or that cannot be written to; root may do anything to a folder."""
-    disk = tmp_path / 'disk'
-    disk.mkdir()
-    options = 'size=2m' if request.param == 'full' else 'ro,size=2m'
-    done = subprocess.run(['mount', '-t', 'tmpfs', '-o', options, 'tmpfs', disk], capture_output=True)
-    if done.returncode:
-        pytest.skip('this user may not mount a disk')
-    if request.param == 'full':
-        (disk / 'filler').write_bytes(bytes(1_500_000))
-    yield disk
-    subprocess.run(['umount', '-l', disk], check=True)  # Torch's writer is open as long as its error is known.
+    with small_disk(tmp_path / 'disk', request.param) as disk:
+        yield disk
 
 
 def save_torch(path):
