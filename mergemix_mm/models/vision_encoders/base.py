@@ -99,7 +99,9 @@ def check_layers(model: nn.Module, layers: Sequence[nn.Module], expected: str, a
                 f'its layers are `{type(layer).__name__}`, not `{expected}`: relative positions, RoPE, windows, '
                 'another order of their parts, or FSDP around each of them',
             )
-        found = None if attention is None else type(layer.attn).__name__
+        found = None
+        if attention is not None:
+            found = type(getattr(layer.attn, '_checkpoint_wrapped_module', layer.attn)).__name__
         if found != attention:
             raise UnsupportedEncoderError(
                 model,

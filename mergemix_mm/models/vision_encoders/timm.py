@@ -16,6 +16,7 @@ def check_timm_size(model: nn.Module, image_size: tuple[int, int]) -> None:
     Raises:
         ValueError: If the model takes one size only, and this is another one.
     """
+    model = model if hasattr(model, 'patch_embed') else getattr(model, 'model', model)  # features_only=True wraps it.
     patch_embed = getattr(model, 'patch_embed', None)
     size = getattr(patch_embed, 'img_size', None)
     if size is None or not getattr(patch_embed, 'strict_img_size', False) or tuple(size) == tuple(image_size):

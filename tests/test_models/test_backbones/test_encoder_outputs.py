@@ -274,6 +274,10 @@ def test_what_other_models_of_timm_take_is_said_with_the_options_that_they_have(
     swin = timm.models.SwinTransformer(**options)
     with pytest.raises(ValueError, match=r'`SwinTransformer` of timm takes 64 x 64.*img_size=\(32, 32\)'):
         EncoderBranch(swin)(torch.zeros(1, 3, 32, 32))
+    features = timm_vit(features_only=True, out_indices=(-1,), dynamic_img_size=False)
+    with pytest.raises(ValueError, match=r'takes 32 x 32.*img_size=\(48, 64\) or dynamic_img_size=True'):
+        EncoderBranch(features)(torch.zeros(1, 3, 48, 64))
+    assert EncoderBranch(features)(torch.zeros(1, 3, 32, 32)).features.shape[-2:] == (4, 4)
     wrapped = dict(type='TIMMBackbone', model_name='vit_tiny_patch16_224', img_size=32, patch_size=8, embed_dim=16)
     with pytest.raises(ValueError, match=r'input_size=40: .*takes 32 x 32.*dynamic_img_size=True'):
         EncoderBranch(dict(wrapped, depth=1, num_heads=2), input_size=40)
