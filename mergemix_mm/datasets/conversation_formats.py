@@ -67,6 +67,11 @@ REFUSED_IN_TURNS = {
     **dict.fromkeys(('tool_call_id',), 'tools'),
     **REFUSED_KEYS,
 }
+KNOWN_IN_TURNS = frozenset((*ROLE_NAMES, *CONTENT_NAMES, *TRAIN_NAMES, *REFUSED_IN_TURNS, 'user', 'assistant'))
+USED_KEYS = frozenset(
+    (*TURN_COLUMNS, *REJECTED_KEYS, *SYSTEM_KEYS, *IMAGE_KEYS, 'rejected_images', *REFUSED_KEYS)
+)  # fmt: skip
+USED_BY_QUESTIONS = frozenset((*QUESTION_KEYS, *ANSWER_KEYS, *QUESTION_PARTS))
 PART_IMAGE_NAMES = ('image', 'path', 'url', 'image_url', 'base64', 'source')
 
 
@@ -89,19 +94,16 @@ def has_images(raw: dict) -> bool:
 def other_keys(raw: Mapping[str, Any]) -> Iterator[str]:
     """The keys of a raw record that are not trained on: its metadata, and ``turns[].name`` of its turns."""
     yield from metadata_keys(raw)
-    known = {*ROLE_NAMES, *CONTENT_NAMES, *TRAIN_NAMES, *REFUSED_IN_TURNS, 'user', 'assistant'}
     for key in (*TURN_KEYS, *PAIR_KEYS):
-        if isinstance(raw.get(key), list):
-            found = {name for turn in raw[key] if isinstance(turn, dict) for name in turn if is_given(turn[name])}
-            yield from (f'{key}[].{name}' for name in sorted(found - known))
+        turns = [turn for turn in raw[key] if isinstance(turn, dict)] if isinstance(raw.get(key), list) else []
+        found = {name for turn in turns for name in turn.keys() - KNOWN_IN_TURNS if is_given(turn[name])}
+        yield from (f'{key}[].{name}' for name in sorted(found))
 
 
 def metadata_keys(raw: Mapping[str, Any]) -> list[str]:
     """The keys of a raw record that its conversation is not made of, in their order."""
-    used = {*TURN_KEYS, *PAIR_KEYS, *REJECTED_KEYS, *SYSTEM_KEYS, *IMAGE_KEYS, 'rejected_images', *REFUSED_KEYS}
-    if not any(is_given(raw.get(key)) for key in TURN_KEYS):
-        used |= {*QUESTION_KEYS, *ANSWER_KEYS, *QUESTION_PARTS}
-    return [key for key in raw if key not in used | {'prompt'}]
+    used = USED_KEYS if any(is_given(raw.get(key)) for key in TURN_KEYS) else USED_KEYS | USED_BY_QUESTIONS
+    return [key for key in raw if key not in used]
 
 
 def parse_conversation(raw: dict, answered: bool = True) -> dict[str, Any]:

@@ -350,3 +350,10 @@ def test_the_memory_of_a_million_rows_is_flat(tmp_path):
     num, start, growth = map(float, found.stdout.split()[-3:])
     print(f'{num:.0f} rows: {start:.0f} MB before, at most {growth:.0f} MB more')
     assert num == 1_000_000 and growth < 120
+
+
+def test_without_pyarrow_the_way_out_is_named(tmp_path, monkeypatch):
+    path = write(tmp_path / 'a.parquet', rows(1))
+    monkeypatch.setitem(sys.modules, 'pyarrow', None)
+    with pytest.raises(ImportError, match='need pyarrow: pip install pyarrow'):
+        TableRecords(path)
