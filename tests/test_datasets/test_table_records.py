@@ -339,7 +339,7 @@ print(len(records), round(start), round(peak - start, 1))
 
 @pytest.mark.slow
 def test_the_memory_of_a_million_rows_is_flat(tmp_path):
-    """300 MB of text, in one row group, read in random order."""
+    """300 MB of text, in one row group, of which 20,000 rows are read in random order."""
     path = tmp_path / 'large.parquet'
     ids = np.arange(1_000_000)
     text = pa.array(['word ' * 60]).take(pa.array(np.zeros(len(ids), int)))
@@ -349,7 +349,7 @@ def test_the_memory_of_a_million_rows_is_flat(tmp_path):
     )
     num, start, growth = map(float, found.stdout.split()[-3:])
     print(f'{num:.0f} rows: {start:.0f} MB before, at most {growth:.0f} MB more')
-    assert num == 1_000_000 and growth < 120
+    assert num == 1_000_000 and growth < 150
 
 
 def test_without_pyarrow_the_way_out_is_named(tmp_path, monkeypatch):
