@@ -5,6 +5,8 @@ import unicodedata
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from ...utils.text import shown
+
 # A number with its sign and decimals, or a word with its apostrophes.
 _WORD = re.compile(r"(?<!\w)-?\d+(?:\.\d+)*|\w+(?:'\w+)*")
 _ARTICLES = {'a', 'an', 'the'}
@@ -17,10 +19,13 @@ def get_field(sample: dict, key: str, metric: str) -> Any:
 
     Raises:
         KeyError: If the sample has no such field; the message names the metric, and where the field comes from.
+        ValueError: If ``pred_answer`` is no text.
     """
     if key not in sample:
         came_from = "the model's predict()" if key.startswith('pred_') else 'the dataset: every key of its records is'
         raise KeyError(f'{metric}: a data sample has no {key!r} (found: {sorted(sample)}). It is set by {came_from}.')
+    if key == 'pred_answer' and not isinstance(sample[key], str):
+        raise ValueError(f'{metric}: pred_answer={shown(repr(sample[key]))} must be a text, one answer per sample.')
     return sample[key]
 
 

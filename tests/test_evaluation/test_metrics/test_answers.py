@@ -2,7 +2,7 @@
 
 import pytest
 
-from mergemix_mm.evaluation.metrics.answers import group_of, is_right, normalise_answer, per_group
+from mergemix_mm.evaluation.metrics.answers import get_field, group_of, is_right, normalise_answer, per_group
 
 
 @pytest.mark.parametrize(
@@ -41,3 +41,9 @@ def test_the_first_of_split_category_and_type_groups_a_sample():
     assert group_of(dict(question_type='count', category='easy', split='val')) == 'val'
     assert group_of(dict(question_type='count', category=None)) == 'count'
     assert group_of(dict(answer='a')) is None
+
+
+@pytest.mark.parametrize('answer', [None, 3, ['B'], {'answer': 'B'}])
+def test_an_answer_that_is_no_text_is_refused_by_name(answer):
+    with pytest.raises(ValueError, match='AnyMetric: pred_answer=.* must be a text'):
+        get_field(dict(pred_answer=answer), 'pred_answer', 'AnyMetric')
