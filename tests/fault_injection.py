@@ -7,6 +7,7 @@ import builtins
 import io
 import json
 import os
+import pickle
 import signal
 import sys
 import traceback
@@ -161,7 +162,10 @@ def checkpoints(folder: Path) -> dict[str, dict[str, torch.Tensor]]:
     found = {}
     for path in sorted(folder.iterdir()):
         if path.suffix == '.pth' and not path.name.startswith('.'):
-            found[path.name] = torch.load(path, weights_only=False)['state_dict']
+            try:
+                found[path.name] = torch.load(path, weights_only=False)['state_dict']
+            except (RuntimeError, EOFError, pickle.UnpicklingError):
+                found[f'{path.name}, damaged,'] = {}
         elif (path / 'config.json').is_file():  # What SavePretrainedHook wrote.
             found[path.name] = load_file(path / 'model.safetensors')
         elif path.name.startswith('.') or path.name == 'last_checkpoint':
