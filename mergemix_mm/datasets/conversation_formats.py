@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from typing import Any
 
-from .image_sources import IMAGE_KEYS, check_image, images_of, is_given, refuse_foreign_image
+from .image_sources import IMAGE_KEYS, check_image, find_image_key, images_of, is_given, refuse_foreign_image
 from .record_error import short
 
 # Compared in lower case.
@@ -38,13 +38,22 @@ FOREIGN_PLACEHOLDER = re.compile(
     r'|<img>[^<]{0,500}</img>|\{image\d*\}',
     re.IGNORECASE,
 )
+# An image, whether or not others stand in the record: Qwen-VL's files name them so. An <img> of HTML has no end.
+IMAGE_IN_TEXT = re.compile(r'<img>[^<>\n]{1,500}\.(?:jpe?g|png|webp|gif|bmp|tiff?|avif|jp2)</img>', re.IGNORECASE)
+# What ms-swift fills from `objects`.
+OBJECT_PLACEHOLDER = re.compile('<(?:bbox|ref-object)>')
 
 TURN_KEYS = ('conversations', 'conversation', 'messages', 'texts')
 # One question and its answer, each as a text (or, in trl's `prompt` and `completion`, as messages).
 QUESTION_KEYS = ('prompt', 'query', 'question', 'instruction')
 ANSWER_KEYS = ('completion', 'response', 'output', 'answer')
 PAIR_KEYS = ('chosen', 'rejected')
-REJECTED_KEYS = ('rejected_response', 'rejected_messages')
+REJECTED_KEYS = (
+    *('rejected_response', 'rejected_messages', 'rejected_conversations', 'rejected_conversation'),
+    *('rejected_answer', 'rejected_output', 'rejected_completion'),
+)
+# False says that the answer is one to unlearn, in files for KTO.
+DESIRED_KEYS = ('label', 'kto_tag')
 SYSTEM_KEYS = ('system', 'system_prompt')
 # Where turns may stand, and in them images.
 TURN_COLUMNS = (*TURN_KEYS, 'prompt', *PAIR_KEYS)
@@ -137,6 +146,9 @@ def parse_conversation(raw: dict, answered: bool = True) -> dict[str, Any]:
             answer is missing, a weight is neither 0 nor 1, or placeholders and images differ in number.
     """
     refuse_keys(raw, REFUSED_KEYS)
+    for key in DESIRED_KEYS:
+        if raw.get(key) is False:
+            raise ValueError(f'has {key}=False, an answer that must not be learned; take the record out')
     images = images_of(raw)
     messages, rejected = _read_turns(raw, answered)
     own_images = images_of(raw, ('rejected_images',)) if is_given(raw.get('rejected_images')) else None
@@ -144,6 +156,7 @@ def parse_conversation(raw: dict, answered: bool = True) -> dict[str, Any]:
         rejected = deepcopy(messages)
     if not images and not any('path' in part for message in messages for part in message['content']):
         refuse_foreign_image(raw)
+    _refuse_foreign_texts(raw, messages)
     parsed = dict(messages=messages, images=_assign_images(messages, images))
     _check_turns(messages, answered)
     if rejected is not None:
@@ -179,11 +192,26 @@ def refuse_keys(raw: Mapping[str, Any], refused: Mapping[str, str], where: str =
         ValueError: Names the key.
     """
     for key, what in refused.items():
-        if key in raw and is_given(raw[key]):
+        if key in raw and is_given(raw[key]) and raw[key] not in ('[]', '{}', 'null'):  # Empty JSON in a text.
             raise ValueError(
                 f'{where}has {key!r}; {what} cannot be trained on, and without it the record means something else: '
                 'take the record or the key out'
             )
+
+
+def _refuse_foreign_texts(raw: Mapping[str, Any], messages: list[dict]) -> None:
+    """Refuse what other tools would replace in the texts."""
+    for message in messages:
+        text = text_of(message)
+        found = IMAGE_IN_TEXT.search(text) if message['role'] == 'user' else None
+        if found:
+            raise ValueError(
+                f'a text holds the image {short(found[0])}; write {IMAGE_PLACEHOLDER} there, and the path in '
+                f"'images' of the record"
+            )
+        found = OBJECT_PLACEHOLDER.search(text) if is_given(raw.get('objects')) else None
+        if found:
+            raise ValueError(f"a text holds the placeholder {found[0]} of 'objects'; write the text that it stands for")
 
 
 def _one_of(raw: Mapping[str, Any], keys: tuple[str, ...], what: str) -> str | None:
@@ -249,6 +277,9 @@ def _read_history(history: Any) -> list[dict]:
 def _after(prompt: list[dict], turns: list[dict], name: str) -> list[dict]:
     """The prompt and the turns after it, which may repeat it."""
     if turns and turns[0]['role'] != 'assistant' and prompt:
+        if name == 'rejected' and prompt[-1]['role'] == 'assistant':
+            # The conversation beside the pair is the chosen one.
+            prompt = prompt[:-1]
         _check_repeated(prompt, turns, f'the prompt and {name!r}')
         return turns
     if prompt and prompt[-1]['role'] == 'assistant':
@@ -327,6 +358,7 @@ def _exchange(turn: Any) -> list:
     if not isinstance(turn, dict) or not {'user', 'assistant'} <= set(turn) or any(n in turn for n in ROLE_NAMES):
         return [turn]
     refuse_keys(turn, REFUSED_IN_TURNS, 'a turn ')
+    _refuse_images(turn, 'a turn')
     return [dict(role=role, content=turn[role]) for role in ('user', 'assistant')]
 
 
@@ -341,6 +373,7 @@ def _to_message(turn: Any) -> dict:
     if name not in ROLES:
         raise ValueError(f'unknown role {short(role)}; allowed are {sorted(ROLES)}')
     refuse_keys(turn, REFUSED_IN_TURNS, f'a turn of role {role!r} ')
+    _refuse_images(turn, f'a turn of role {role!r}')
     content_name = _one_of(turn, CONTENT_NAMES, 'contents')
     content = None if content_name is None else turn[content_name]
     if isinstance(content, dict):
@@ -355,6 +388,15 @@ def _to_message(turn: Any) -> dict:
     if _is_trained(turn, message['role']) is False:
         message['train'] = False
     return message
+
+
+def _refuse_images(turn: dict, name: str) -> None:
+    key = find_image_key(turn)
+    if key is not None:
+        raise ValueError(
+            f"{name} has {key!r}, which is not read there; give the images in 'images' of the record, with "
+            f'{IMAGE_PLACEHOLDER} in the text, or as parts of the content'
+        )
 
 
 def _is_trained(turn: dict, role: str) -> bool | None:

@@ -1,5 +1,6 @@
 """What stands for an image in a record: a path, a URL with its data, or bytes as Parquet files hold them."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -7,9 +8,10 @@ from .record_error import short
 
 IMAGE_KEYS = ('image', 'images')
 # Keys under which other tools write images; passing over them would train on text only.
-FOREIGN_IMAGE_KEYS = (
-    *('image_path', 'image_paths', 'image_file', 'image_files', 'image_url', 'image_urls', 'image_bytes'),
-    *('image_base64', 'img', 'imgs', 'img_path', 'img_paths', 'img_url', 'picture', 'pictures', 'photo', 'jpg', 'png'),
+FOREIGN_IMAGE_KEY = re.compile(
+    r'(?:images?|imgs?|pictures?|photos?|pics?)(?:[_ -]?(?:paths?|files?|file_?names?|names?|urls?|uris?|bytes|base64|'
+    r'data|\d+))?|jpe?g|png|webp',
+    re.IGNORECASE,
 )
 Source = str | bytes | Mapping[str, Any]
 
@@ -66,12 +68,26 @@ def check_image(value: Any, key: str) -> Source:
     )
 
 
+def find_image_key(raw: Mapping[str, Any]) -> str | None:
+    """The first key under which something keeps an image: by its name, or with the content of a file in it."""
+    return next((key for key, value in raw.items() if isinstance(key, str) and _is_image(key, value)), None)
+
+
+def _is_image(key: str, value: Any) -> bool:
+    if not is_given(value):
+        return False
+    value = value[0] if isinstance(value, (list, tuple)) else value
+    if isinstance(value, Mapping) and isinstance(value.get('bytes'), bytes):
+        return True
+    return isinstance(value, (str, bytes, Mapping)) and FOREIGN_IMAGE_KEY.fullmatch(key) is not None
+
+
 def refuse_foreign_image(raw: Mapping[str, Any]) -> None:
     """Refuse a record that has no image but a key under which other tools keep one.
 
     Raises:
         ValueError: Names the key.
     """
-    found = next((key for key in FOREIGN_IMAGE_KEYS if is_given(raw.get(key))), None)
-    if found is not None and not any(is_given(raw.get(key)) for key in IMAGE_KEYS):
+    found = None if any(is_given(raw.get(key)) for key in IMAGE_KEYS) else find_image_key(raw)
+    if found is not None:
         raise ValueError(f"has no 'image', but {found!r}, which is not read; rename the key to 'image' or 'images'")

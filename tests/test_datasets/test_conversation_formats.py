@@ -378,14 +378,76 @@ def test_images_beside_the_turns_of_every_spelling(value):
     assert parse_conversation(llava('Q', 'A', image=dict(bytes=None, path=None)))['images'] == []
 
 
-@pytest.mark.parametrize('key', ['image_path', 'img', 'image_url', 'img_path'])
+@pytest.mark.parametrize('key', ['image_path', 'img', 'image_url', 'img_path', 'image_1', 'Image', 'image_file_name'])
 def test_an_image_under_another_key_is_not_passed_over(key):
     with pytest.raises(ValueError, match=f"no 'image', but '{key}', which is not read"):
         parse_conversation(llava('Q', 'A', **{key: 'a.png'}))
     assert parse_conversation(llava('Q', 'A', image='a.png', **{key: 'b.png'}))[key] == 'b.png'
 
 
-@pytest.mark.parametrize('name', ['<image_1>', '<image 1>', '<ImageHere>', '<|image|>', '<img>a.png</img>', '<IMAGE>'])
+def test_the_content_of_a_file_under_any_key_is_not_passed_over():
+    raw = llava('Q', 'A', screenshot=dict(bytes=b'\x89PNG', path=None))
+    with pytest.raises(ValueError, match="no 'image', but 'screenshot', which is not read"):
+        parse_conversation(raw)
+    assert parse_conversation(llava('Q', 'A', image_size=[3, 4], num_images=0, image=None))['images'] == []
+
+
+@pytest.mark.parametrize('key', ['image', 'images', 'img_path', 'image_url'])
+def test_an_image_beside_the_text_of_a_turn_is_not_passed_over(key):
+    turns = [dict(role='user', content='Q', **{key: ['a.png']}), dict(role='assistant', content='A')]
+    with pytest.raises(ValueError, match=f"a turn of role 'user' has '{key}', which is not read there"):
+        parse_conversation(dict(messages=turns))
+    with pytest.raises(ValueError, match=f"a turn has '{key}'"):
+        parse_conversation(dict(texts=[dict(user='Q', assistant='A', **{key: 'a.png'})]))
+    turns[0][key] = []
+    assert parse_conversation(dict(messages=turns))['images'] == []
+
+
+@pytest.mark.parametrize('raw', [{}, dict(image='a.png')])
+def test_an_image_named_in_the_text_is_not_trained_as_text(raw):
+    # The layout of Qwen-VL's own files.
+    question = '<image>\nPicture 2: <img>b/c.jpg</img>\nQ' if raw else 'Picture 1: <img>b/c.jpg</img>\nQ'
+    with pytest.raises(ValueError, match="holds the image '<img>b/c.jpg</img>'; write <image> there"):
+        parse_conversation(llava(question, 'A', **raw))
+    assert parse_conversation(llava('Write HTML: <img> and </img>', '<img>b/c.jpg</img>'))['images'] == []
+
+
+def test_placeholders_of_objects_are_not_trained_as_text():
+    raw = llava('<image>Find <ref-object>', '<bbox>', image='a.png', objects=dict(ref=['cat'], bbox=[[1, 2, 3, 4]]))
+    with pytest.raises(ValueError, match="the placeholder <ref-object> of 'objects'"):
+        parse_conversation(raw)
+    assert parse_conversation({**raw, 'objects': dict(ref=[], bbox=[])})['messages'][1] == answer('<bbox>')
+
+
+@pytest.mark.parametrize('key', ['label', 'kto_tag'])
+def test_an_answer_to_unlearn_is_not_trained(key):
+    with pytest.raises(ValueError, match=f'has {key}=False, an answer that must not be learned'):
+        parse_conversation(dict(prompt='Q', completion='A', **{key: False}))
+    assert parse_conversation(dict(prompt='Q', completion='A', **{key: True}))[key] is True
+
+
+def test_tools_that_are_an_empty_list_in_a_text_are_none():
+    assert parse_conversation(llava('Q', 'A', tools='[]'))['messages'] == [user('Q'), answer('A')]
+
+
+@pytest.mark.parametrize('key', ['rejected_conversations', 'rejected_answer', 'rejected_output'])
+def test_rejected_answers_under_every_name_make_a_pair(key):
+    turns = llava('<image>\nQ', 'B')['conversations']
+    raw = llava('<image>\nQ', 'A', image='a.png', **{key: turns if key.endswith('conversations') else 'B'})
+    parsed = parse_conversation(raw)
+    assert parsed['rejected'] == [user(IMAGE, 'Q'), answer('B')] and key not in parsed
+
+
+def test_a_pair_may_stand_beside_its_chosen_conversation():
+    # The layout of ultrafeedback_binarized.
+    chosen, rejected = [user('Q'), answer('A')], [user('Q'), answer('B')]
+    parsed = parse_conversation(dict(prompt='Q', messages=chosen, chosen=chosen, rejected=rejected, score_chosen=8.0))
+    assert (parsed['messages'], parsed['rejected']) == (chosen, rejected)
+    with pytest.raises(ValueError, match="the prompt and 'chosen', which differ"):
+        parse_conversation(dict(messages=chosen, chosen=rejected, rejected=chosen))
+
+
+@pytest.mark.parametrize('name', ['<image_1>', '<image 1>', '<ImageHere>', '<|image|>', '<img>a</img>', '<IMAGE>'])
 def test_placeholders_of_other_tools_are_not_trained_as_text(name):
     with pytest.raises(ValueError, match='where an image may be meant; write <image>'):
         parse_conversation(llava(f'{name} What?', 'A', image='a.png'))
