@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from mmengine.registry import DATASETS
 from mmpretrain.datasets.base_dataset import BaseDataset
 
+from ..utils.numbers import check_number, is_number
+
 IMAGE_SIZE = 32
 CLUTTERED_DIGIT_SIZE = IMAGE_SIZE // 2
 FRAGMENT_SIZE = 8
@@ -69,18 +71,17 @@ class DigitsDataset(BaseDataset):
     ) -> None:
         if split not in ('train', 'test'):
             raise ValueError(f"DigitsDataset: split={split!r} is unknown; use split='train' or split='test'.")
-        if not 0 < test_ratio < 1:
+        if not is_number(test_ratio, above=0, below=1):
             raise ValueError(
                 f'DigitsDataset: test_ratio={test_ratio!r} must lie between 0 and 1 (both excluded): it is the share '
                 'of each class that is held out. Use 0.2 for an 80/20 split.'
             )
-        if train_per_class is not None and (not _is_integer(train_per_class) or train_per_class < 1):
+        if train_per_class is not None and not is_number(train_per_class, least=1, integer=True):
             raise ValueError(
                 f'DigitsDataset: train_per_class={train_per_class!r} must be an integer of at least 1, '
                 'or None to split by test_ratio.'
             )
-        if not _is_integer(seed) or seed < 0:
-            raise ValueError(f'DigitsDataset: seed={seed!r} must be an integer of at least 0.')
+        check_number('DigitsDataset: seed', seed, 'an integer of at least 0.', least=0, integer=True)
         self.split = split
         self.test_ratio = test_ratio
         self.train_per_class = train_per_class
@@ -117,10 +118,6 @@ class DigitsDataset(BaseDataset):
         """The lines that ``repr`` shows besides the counts."""
         per_class = '' if self.train_per_class is None else f', {self.train_per_class} training digits per class'
         return [f'Split: \t{self.split} (seed {self.seed}{per_class})', f'Clutter: \t{self.clutter}']
-
-
-def _is_integer(value) -> bool:
-    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
 
 
 def _load_digits() -> tuple[np.ndarray, np.ndarray]:

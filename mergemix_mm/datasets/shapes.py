@@ -6,6 +6,7 @@ import numpy as np
 from mmengine.registry import DATASETS
 from PIL import Image
 
+from ..utils.numbers import is_number
 from .drawn_dataset import DrawnDataset
 from .shapes_drawing import draw_clutter, draw_thing, to_uint8
 from .shapes_scene import ANSWERS, GRID, Scene, draw_answer, draw_scene
@@ -67,7 +68,7 @@ class ShapesConversationDataset(DrawnDataset):
             raise ValueError(
                 f'{type(self).__name__}: questions={questions!r} must be a list of some of {", ".join(ANSWERS)}.'
             )
-        if answer_prior is not None and not 0 <= answer_prior <= 1:
+        if answer_prior is not None and not is_number(answer_prior, least=0, most=1):
             raise ValueError(
                 f'{type(self).__name__}: answer_prior={answer_prior!r} must lie in [0, 1]: it is the share of the '
                 'first answer of each kind of question. Use 0.8 for an 80/20 prior, 0.2 for the same flipped, None for '

@@ -13,6 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 from ..functional import real_views, square_padding
 from ..functional.views import ALIGNMENTS
 from ..utils.files import write_json
+from ..utils.numbers import check_number, is_number
 from ..utils.text import shown
 from .transforms.chat_template import read_template, repository_templates
 from .transforms.image_tokens import expand
@@ -78,9 +79,12 @@ class SphinxProcessor:
     ) -> None:
         if align not in ALIGNMENTS:
             raise ValueError(f'SphinxProcessor: align={align!r} must be one of {ALIGNMENTS}')
-        for name, value in dict(view_tokens=view_tokens, image_size=image_size, grid=grid).items():
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f'SphinxProcessor: {name}={value!r} must be an integer of at least 1')
+        counts = dict(view_tokens=view_tokens, image_size=image_size, grid=grid)
+        counts |= {} if crop_tokens is None else dict(crop_tokens=crop_tokens)
+        for name, value in counts.items():
+            check_number(f'SphinxProcessor: {name}', value, 'an integer of at least 1', least=1, integer=True)
+        _check_channels('image_mean', image_mean, '0 <= mean <= 1', least=0, most=1)
+        _check_channels('image_std', image_std, 'std > 0', above=0)
         self.tokenizer = _add_tokens(_load_tokenizer(tokenizer))
         self.view_tokens, self.crop_tokens = view_tokens, view_tokens if crop_tokens is None else crop_tokens
         self.image_size, self.grid, self.align = image_size, grid, align
@@ -198,6 +202,14 @@ class SphinxProcessor:
                 f'SphinxProcessor: {path} has {shown(unknown)}; it must say view_tokens and may say {SAVED}'
             )
         return cls(str(folder), **content)
+
+
+def _check_channels(name: str, values: Sequence[float], allowed: str, **limits) -> None:
+    usable = isinstance(values, Sequence | np.ndarray) and len(values) == 3
+    if not usable or not all(is_number(value, **limits) for value in values):
+        raise ValueError(
+            f'SphinxProcessor: {name}={shown(repr(values))} must be three numbers, one per channel, with {allowed}'
+        )
 
 
 def _load_tokenizer(tokenizer):

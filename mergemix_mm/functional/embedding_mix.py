@@ -62,7 +62,7 @@ def as_grid(grid: int | tuple[int, int]) -> tuple[int, int]:
     Raises:
         ValueError: If they are not positive integers.
     """
-    pair = (grid, grid) if isinstance(grid, int) else tuple(grid)
-    if len(pair) != 2 or not all(isinstance(size, int) and size >= 1 for size in pair):
+    pair = tuple(grid) if isinstance(grid, list | tuple) else (grid, grid)
+    if len(pair) != 2 or not all(isinstance(size, int) and not isinstance(size, bool) and size >= 1 for size in pair):
         raise ValueError(f'grid={grid!r} must be an integer >= 1, or (rows, columns)')
     return pair

@@ -43,7 +43,7 @@ def answer_logps(
     """
     if labels.shape != hidden.shape[:2]:
         raise ValueError(f'labels {list(labels.shape)} must be [B, L] of hidden {list(hidden.shape)}')
-    if not isinstance(chunk_size, int) or chunk_size < 1:
+    if not isinstance(chunk_size, int) or isinstance(chunk_size, bool) or chunk_size < 1:
         raise ValueError(f'chunk_size={chunk_size!r} must be an integer >= 1')
     rows, positions = (labels[:, 1:] != ignore_index).nonzero(as_tuple=True)
     states, targets = hidden[rows, positions], labels[rows, positions + 1]

@@ -169,5 +169,5 @@ def _as_points(boxes: Tensor) -> Tensor:
 
 
 def _check_grid(grid: int) -> None:
-    if not isinstance(grid, int) or grid < 0:
+    if not isinstance(grid, int) or isinstance(grid, bool) or grid < 0:
         raise ValueError(f'grid={grid!r} must be an integer >= 0: the number of crops per side')

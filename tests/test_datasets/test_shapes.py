@@ -186,6 +186,8 @@ def test_records_pass_through_the_pipeline_and_negative_indices_count_from_the_e
         (dict(split='test'), r"split='test'.*split='train' or split='val'"),
         (dict(length=0), r'length=0 must be an integer of at least 1'),
         (dict(image_size=16), r'image_size=16 must be an integer of at least 24'),
+        (dict(answer_prior='0.8'), r"answer_prior='0\.8' must lie in \[0, 1\]"),
+        (dict(answer_prior=float('nan')), r'answer_prior=nan must lie in \[0, 1\]'),
         (dict(seed=-1), r'seed=-1 must be an integer of at least 0'),
         (dict(questions='color'), r"questions='color' must be a list of some of color, shape, count"),
         (dict(questions=('size',)), r"questions=\('size',\) must be a list of some of"),

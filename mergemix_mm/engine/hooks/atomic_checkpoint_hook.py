@@ -26,6 +26,7 @@ from mmengine.registry import HOOKS
 from torch import Tensor, nn
 
 from ...utils import files
+from ...utils.numbers import check_number
 from .non_finite_loss_hook import is_finite
 
 _GRADIENTS = 'accumulated_gradients'
@@ -54,12 +55,19 @@ class AtomicCheckpointHook(CheckpointHook):
     ``tools/train.py`` puts it in the place of every plain ``CheckpointHook`` of a config.
 
     Raises:
+        ValueError: If ``interval``, ``max_keep_ckpts`` or ``save_begin`` is no integer.
         FloatingPointError: When saving, if weights became NaN or infinite.
         OSError: When saving, if the disk is full or the folder cannot be written to; one line names it and the free
             space.
     """
 
     _training = False
+
+    def __init__(self, *args, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        # MMEngine would save nothing, or delete nothing, with NaN, and say nothing.
+        for name in ('interval', 'max_keep_ckpts', 'save_begin'):
+            check_number(f'AtomicCheckpointHook: {name}', getattr(self, name), 'an integer', integer=True)
 
     def before_train(self, runner) -> None:
         """Find the folder, take over what an interrupted run has left there, and do what it could not do any more."""

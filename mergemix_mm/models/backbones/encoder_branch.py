@@ -9,6 +9,7 @@ from mmpretrain.registry import MODELS
 from torch import Tensor, nn
 
 from ...functional import resize
+from ...utils.numbers import check_number, is_number
 from .encoder_outputs import check_size, find_run, is_qformer
 from .token_map import TokenLayout, TokenMap, find_cell
 
@@ -47,8 +48,9 @@ class EncoderBranch(nn.Module):
         name: str = 'encoder',
     ) -> None:
         super().__init__()
-        if input_size is not None and not (isinstance(input_size, int) and input_size >= 1):
-            raise ValueError(f'{name}: input_size={input_size!r} must be an integer >= 1, the side of a square')
+        if input_size is not None:
+            allowed = 'an integer >= 1, the side of a square'
+            check_number(f'{name}: input_size', input_size, allowed, least=1, integer=True)
         self.name = name
         self.input_size = input_size
         self.frozen = frozen
@@ -183,7 +185,8 @@ def _renormalisation(
             'with: those of the data preprocessor, on the same scale (0 to 1, or 0 to 255)'
         )
     for key, value in values.items():
-        if value is None or len(value) != 3 or ('std' in key and not all(v > 0 for v in value)):
+        least = dict(above=0) if 'std' in key else {}
+        if not isinstance(value, Sequence) or len(value) != 3 or not all(is_number(v, **least) for v in value):
             raise ValueError(f'{name}: {key}={value} must be three numbers, one per channel, above 0 for std')
     mean, std, common_mean, common_std = (torch.tensor(v, dtype=torch.float32).view(3, 1, 1) for v in values.values())
     if torch.equal(mean, common_mean) and torch.equal(std, common_std):

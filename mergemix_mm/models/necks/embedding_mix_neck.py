@@ -9,7 +9,8 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from ...functional import as_grid, mix_embeddings
-from ...utils.numbers import is_number
+from ...utils.numbers import check_number, is_number
+from ...utils.text import shown
 from ..backbones import TokenMap
 from ..backbones.token_map import find_cell
 
@@ -70,6 +71,12 @@ class EmbeddingMixNeck(BaseModule):
         super().__init__(init_cfg)
         if not in_channels:
             raise ValueError('EmbeddingMixNeck: in_channels is empty; it needs the channels of at least one map')
+        widths = dict(in_channels=in_channels, sequence_channels=sequence_channels, out_channels=[out_channels])
+        for name, values in widths.items():
+            if not isinstance(values, Sequence):
+                raise ValueError(f'EmbeddingMixNeck: {name}={shown(repr(values))} must be a list, one entry per input')
+            for value in values:
+                check_number(f'EmbeddingMixNeck: {name}', value, 'an integer of at least 1', least=1, integer=True)
         if fuse not in FUSIONS:
             raise ValueError(f'EmbeddingMixNeck: fuse={fuse!r} must be one of {FUSIONS}')
         if grid is not None:

@@ -8,7 +8,7 @@ from mmengine.registry import MODELS
 from mmpretrain.models.utils import build_norm_layer
 from torch import Tensor, nn
 
-from ...utils.numbers import check_number
+from ...utils.numbers import check_number, is_number
 
 NUM_LEVELS = 4
 
@@ -44,11 +44,13 @@ class SimpleFeaturePyramid(BaseModule):
         init_cfg: dict | None = None,
     ) -> None:
         super().__init__(init_cfg)
-        if not isinstance(in_channels, int) or in_channels < 4 or in_channels % 4:
+        if not is_number(in_channels, least=4, integer=True) or in_channels % 4:
             raise ValueError(
                 f'SimpleFeaturePyramid: in_channels={in_channels!r} must be a multiple of 4, the channels of the one '
                 'map that it takes: embed_dims of the backbone'
             )
+        allowed = 'an integer of at least 1'
+        check_number('SimpleFeaturePyramid: out_channels', out_channels, allowed, least=1, integer=True)
         allowed = f'at least {NUM_LEVELS}'
         check_number('SimpleFeaturePyramid: num_outs', num_outs, allowed, least=NUM_LEVELS, integer=True)
         self.in_channels, self.num_outs = in_channels, num_outs

@@ -410,3 +410,10 @@ def test_only_a_loss_that_stays_nan_stops_the_run(tmp_path, steps, stopped_at):
 def test_a_patience_that_is_no_positive_integer_is_refused(patience):
     with pytest.raises(ValueError, match=f'patience={patience!r}'):
         NonFiniteLossHook(patience=patience)
+
+
+@pytest.mark.parametrize('name', ['interval', 'max_keep_ckpts', 'save_begin'])
+@pytest.mark.parametrize('value', [float('nan'), True, '2', 1.5, None])
+def test_numbers_with_which_nothing_would_be_saved_or_deleted_are_refused(name, value):
+    with pytest.raises(ValueError, match=f'AtomicCheckpointHook: {name}={value!r} must be an integer'):
+        AtomicCheckpointHook(**{name: value})

@@ -191,6 +191,11 @@ def test_the_init_cfg_of_a_model_leaves_loaded_encoders_alone(library, tmp_path)
         (dict(input_size=0), 'input_size=0'),
         (dict(input_size=(224, 224)), r'input_size=\(224, 224\)'),
         (dict(mean=[0.5] * 3, std=[0.5] * 3), 'need mean and std of MultiBackbone'),
+        (dict(input_size=True), 'input_size=True must be an integer >= 1'),
+        (
+            dict(mean=[float('nan')] * 3, std=[0.5] * 3, common_mean=[0] * 3, common_std=[1] * 3),
+            r'mean=\[nan, .* three',
+        ),
         (dict(mean=[0.5] * 3, common_mean=[0] * 3, common_std=[1] * 3), 'std=None must be three numbers'),
         (dict(mean=[0.5], std=[0.5] * 3, common_mean=[0] * 3, common_std=[1] * 3), r'mean=\[0.5\] must be three'),
         (dict(mean=[0] * 3, std=[0] * 3, common_mean=[0] * 3, common_std=[1] * 3), r'std=\[0, 0, 0\].*above 0'),

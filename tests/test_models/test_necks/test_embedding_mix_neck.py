@@ -260,6 +260,11 @@ def test_alone_behind_the_stages_of_a_resnet_it_trains():
     ('options', 'message'),
     [
         (dict(in_channels=[]), 'in_channels is empty'),
+        (dict(in_channels=[True]), 'in_channels=True must be an integer of at least 1'),
+        (dict(in_channels=8), 'in_channels=8 must be a list'),
+        (dict(out_channels=1.5), r'out_channels=1\.5 must be an integer of at least 1'),
+        (dict(grid=(2, True)), r'grid=\(2, True\) must be an integer >= 1'),
+        (dict(grid=1.5), r'grid=1\.5 must be an integer >= 1'),
         (dict(fuse='sum'), "fuse='sum' must be one of"),
         (dict(output='grid'), "output='grid' must be one of"),
         (dict(grid=0), 'grid=0'),

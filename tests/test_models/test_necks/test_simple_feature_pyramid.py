@@ -94,6 +94,7 @@ def test_gradients_reach_every_parameter():
     [
         (dict(in_channels=18), 'in_channels=18 must be a multiple of 4'),
         (dict(in_channels=[16]), r'in_channels=\[16\] must be a multiple of 4, the channels of the one map'),
+        (dict(out_channels=0), 'out_channels=0 must be an integer of at least 1'),
         (dict(num_outs=3), 'num_outs=3 must be at least 4'),
     ],
 )

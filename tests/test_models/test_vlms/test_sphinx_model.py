@@ -337,6 +337,10 @@ def test_the_language_model_of_a_folder_can_be_exchanged(tmp_path):
     [
         (dict(grid=4), r'grid=4 must be one of \(1, 2, 3\)'),
         (dict(crop_pool=2), r'crop_pool=2 needs crops \(grid=1'),
+        (dict(grid=True), r'grid=True must be one of \(1, 2, 3\)'),
+        (dict(grid=2, crop_pool=True), 'crop_pool=True needs crops'),
+        (dict(grid=2, crop_pool=float('nan')), 'crop_pool=nan needs crops'),
+        (dict(grid=2, crop_pool='2'), "crop_pool='2' needs crops"),
         (dict(grid=2, crop_pool=3), 'must divide neck.grid=2'),
         (dict(language_model=None), 'language_model must be given, or pretrained='),
         (dict(image_token_id=None), 'image_token_id must be given'),

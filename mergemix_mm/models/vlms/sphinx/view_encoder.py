@@ -10,6 +10,7 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 from ....functional import split_views
+from ....utils.numbers import is_number
 
 GRIDS = (1, 2, 3)
 
@@ -33,14 +34,15 @@ class ViewEncoder(BaseModule):
 
     def __init__(self, backbone: nn.Module, neck: nn.Module, grid: int = 1, crop_pool: int | None = None) -> None:
         super().__init__()
-        if grid not in GRIDS:
+        if not is_number(grid, integer=True) or grid not in GRIDS:
             raise ValueError(f'SphinxModel: grid={grid!r} must be one of {GRIDS}: 1 is the whole image alone')
         if neck.output != 'tokens' or not isinstance(neck.grid, int):
             raise ValueError(
                 f"SphinxModel: neck.output={neck.output!r} and neck.grid={neck.grid!r} must be 'tokens' and a number, "
                 'as a language model reads equally many tokens of every view'
             )
-        if crop_pool is not None and (grid == 1 or crop_pool < 1 or neck.grid % crop_pool):
+        usable = crop_pool is None or (is_number(crop_pool, least=1, integer=True) and grid > 1)
+        if not usable or (crop_pool is not None and neck.grid % crop_pool):
             raise ValueError(
                 f'SphinxModel: crop_pool={crop_pool!r} needs crops (grid={grid}; 2 or 3) and must divide '
                 f'neck.grid={neck.grid}'
