@@ -194,19 +194,24 @@ def set_loader_defaults(cfg: Config, *splits: str, pin_memory: bool = True, pers
 def _is_of_mmpretrain(cfg: Config, loader: dict) -> bool:
     """Whether a loader's batches are for MMPretrain: what they go into, else what they hold, else the scope says so."""
     scope = cfg.get('default_scope') or 'mmpretrain'
-    model = _library((cfg.get('model') or {}).get('type'), MODELS, scope)
-    datasets = {_library(kind, DATASETS, scope) for kind in _types(loader.get('dataset'))} - {None}
+    model = cfg.get('model') or {}
+    model = _library(model.get('type'), MODELS, model.get('_scope_') or scope)
+    datasets = {_library(kind, DATASETS, said or scope) for kind, said in _types(loader.get('dataset'))} - {None}
     return ({model} if model else datasets or {scope}) == {'mmpretrain'}
 
 
-def _types(dataset: Any) -> list[str | type]:
-    """The types of the datasets that hold samples, at the bottom of ``dataset``, ``datasets``, ``tasks`` and so on."""
+def _types(dataset: Any, scope: str | None = None) -> list[tuple[str | type, str | None]]:
+    """The types of the datasets that hold samples, at the bottom of ``dataset``, ``datasets``, ``tasks`` and so on.
+
+    Each with the scope that it, or a dataset around it, says with ``_scope_``.
+    """
     if isinstance(dataset, (list, tuple)):
-        return [kind for part in dataset for kind in _types(part)]
+        return [kind for part in dataset for kind in _types(part, scope)]
     if not isinstance(dataset, dict):
         return []
-    inner = [kind for key, part in dataset.items() if key != 'pipeline' for kind in _types(part)]
-    return inner or ([dataset['type']] if dataset.get('type') is not None else [])
+    scope = dataset.get('_scope_') or scope
+    inner = [kind for key, part in dataset.items() if key != 'pipeline' for kind in _types(part, scope)]
+    return inner or ([(dataset['type'], scope)] if dataset.get('type') is not None else [])
 
 
 def _library(kind: str | type | None, registry: Registry, scope: str) -> str | None:

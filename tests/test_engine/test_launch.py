@@ -68,6 +68,19 @@ def test_each_library_keeps_its_own_way_to_make_a_batch(scope, model, dataset, c
         assert cfg[key].pin_memory and cfg[key].persistent_workers
 
 
+@pytest.mark.parametrize('nested', [False, True])
+def test_the_scope_that_a_part_says_for_itself_counts(nested):
+    pytest.importorskip('mmdet')
+    loader = dict(dataset=dict(type='CocoDataset', _scope_='mmdet'))
+    if nested:
+        loader['dataset'] = dict(type='RepeatDataset', _scope_='mmdet', times=2, dataset=dict(type='CocoDataset'))
+    model = dict(model=dict(type='MaskRCNN', _scope_='mmdet'))
+    for rest in (model, {}, dict(model, default_scope='mmpretrain')):
+        cfg = Config(dict(rest, train_dataloader=dict(loader)))
+        set_loader_defaults(cfg, 'train')
+        assert 'collate_fn' not in cfg.train_dataloader
+
+
 def test_a_class_in_the_place_of_a_name_is_understood():
     from mmdet.models import DETR
 
