@@ -46,6 +46,7 @@ _OTHERS = {
     rb'(?i)\s*<(!doctype html|html|head|body)': 'a web page, such as a failed download leaves',
     rb'version https://git-lfs': 'a pointer of Git LFS instead of the file (git lfs pull fetches it)',
     rb'....ftyp(heic|heix|heim|heis|mif1|msf1)': 'HEIC, which Pillow does not read; convert it to JPEG',
+    rb'....ftyp(avif|avis)': 'damaged, or of a kind unknown to Pillow',
     rb'....ftyp|\x1a\x45\xdf\xa3': 'a video',
     rb'\x89HDF': 'HDF5',
     rb'\x93NUMPY': 'a NumPy array',
@@ -155,6 +156,7 @@ def image_name(source) -> str:
     text = os.fsdecode(source)
     if not _is_data_url(text):
         return text
+    text = text.lstrip()
     head = shown(text[:64].partition(',')[0])
     return f'{head},... ({len(text)} characters, {_checksum(text.encode(errors="surrogatepass"))})'
 
@@ -166,7 +168,9 @@ def _checksum(content: bytes | bytearray | memoryview) -> str:
 def _named(source) -> str:
     """The name of an image for a message: printable, not too long, and never its content."""
     name = image_name(source)
-    return f'<{len(name)} characters>' if _is_base64(name) else shown(name, SHOWN_LENGTH)
+    if _is_base64(name) or ';base64,' in name:
+        return f'<{len(name)} characters>'
+    return shown(name, SHOWN_LENGTH)
 
 
 def _find(source, root: str | os.PathLike) -> str | bytes:
@@ -191,19 +195,23 @@ def _find(source, root: str | os.PathLike) -> str | bytes:
 
 def _find_file(text: str, root: str) -> str:
     """The file that a path or a ``file://`` URL names."""
-    scheme = re.match(r'([a-z][a-z0-9+.-]+)://', text, re.IGNORECASE)
-    if scheme is not None and scheme[1].lower() != 'file':
+    if not text:
+        raise _ImageError("an image must be given by the path of its file, found ''")
+    scheme = re.match(r'([a-z][a-z0-9+.-]+)://|(file):(?=/)', text, re.IGNORECASE)
+    if scheme is not None and (scheme[1] or scheme[2]).lower() != 'file':
         raise _ImageError(f'image {_named(text)} is a web address; download it and give the path of the file')
     names = [text]
     if scheme is not None:
         text = re.sub('^localhost/', '/', text[scheme.end() :])
         names = [text, unquote(text)]
+    # Files that were written on Windows.
+    names += [name.replace('\\', '/') for name in names if '\\' in name]
     paths = [os.path.join(root, name) for name in names]
     found = next((path for path in paths if os.path.isfile(path)), None)
     if found is not None:
         return found
     name = _named(text if _is_base64(text) else paths[0])
-    if text and not os.path.exists(paths[0]):
+    if not os.path.exists(paths[0]):
         hint = '; base64 needs "data:image/png;base64," before it' if _is_base64(text) else ''
         raise MissingImageError(f'image {name} does not exist{hint}')
     raise _ImageError(f'image {name} is a {"folder" if os.path.isdir(paths[0]) else "device"}, not a file')
@@ -216,18 +224,19 @@ def _is_base64(text: str) -> bool:
 
 
 def _is_data_url(text: str) -> bool:
-    return text[:5].lower() == 'data:'
+    return text[:64].lstrip()[:5].lower() == 'data:'
 
 
 def _read_data_url(text: str) -> bytes:
     """The content of ``data:[type][;base64],...`` (RFC 2397)."""
-    head, comma, payload = text[5:].partition(',')
+    head, comma, payload = text.lstrip()[5:].partition(',')
     if not comma:
         raise ValueError("a data: URL must hold a comma: 'data:image/png;base64,...'")
     content = unquote_to_bytes(payload)
     if not head.lower().replace(' ', '').endswith(';base64'):
         return content
-    content = b''.join(content.split())
+    # RFC 4648 has a second alphabet, for URLs and the names of files.
+    content = b''.join(content.split()).translate(bytes.maketrans(b'-_', b'+/'))
     content += b'=' * (-len(content) % 4)
     try:
         return base64.b64decode(content, validate=True)

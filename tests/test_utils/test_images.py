@@ -390,16 +390,31 @@ def test_the_forms_in_which_images_are_given(tmp_path):
     sources += [url(content)[:40] + '\n' + url(content)[40:], url(content, 'data:image/jpeg;name=a.jpg;base64,')]
     sources += [dict(bytes=content, path=None), dict(bytes=content, path='gone.png'), dict(path=str(path), bytes=None)]
     sources += [dict(path=path), Image.open(path)]
+    # Base64 for URLs and file names, white space in front, a URL with one slash.
+    png = stored(Image.new('RGB', (1, 1), 'red'), 'BMP') + b'\xfb\xff' * 3
+    assert '+' in url(png) and '/' in url(png)[30:]
+    sources += [url(png)[:22] + url(png)[22:].replace('+', '-').replace('/', '_'), f' \n{url(png)}', f'file:{path}']
     for source in sources:
         assert pixels(source) == [RED], source
     assert pixels('a b.png', root=tmp_path) == pixels(dict(path='a b.png'), root=tmp_path) == [RED]
+
+
+def test_folders_may_be_separated_as_on_windows(tmp_path):
+    (tmp_path / 'train').mkdir()
+    (tmp_path / 'train' / 'a.png').write_bytes(stored(Image.new('RGB', (1, 1), 'red')))
+    assert pixels('train\\a.png', root=tmp_path) == pixels('.\\train\\a.png', root=tmp_path) == [RED]
+    # Where a file has this very name, it is the one that is meant.
+    (tmp_path / 'train\\a.png').write_bytes(stored(Image.new('RGB', (1, 1), 'blue')))
+    assert pixels('train\\a.png', root=tmp_path) == [[0, 0, 255]]
+    with pytest.raises(ValueError, match=r'train\\b\.png does not exist'):
+        read_image('train\\b.png', root=tmp_path)
 
 
 @pytest.mark.parametrize(
     'source, found',
     [
         ('none.png', r'^image /data/none\.png does not exist$'),
-        ('', r'^image /data/ does not exist$|is a (folder|device)'),
+        ('', "^an image must be given by the path of its file, found ''$"),
         ('a\0b', r'^image /data/a\\x00b does not exist'),
         ('a\udc80.png', r'^image /data/a\\udc80\.png does not exist'),
         ('\x1b[31mred.png', r'^image /data/\\x1b\[31mred\.png does not exist'),
@@ -427,7 +442,8 @@ def test_what_cannot_be_read_is_named_in_one_line(source, found):
 
 def test_messages_and_names_never_hold_the_content():
     payload = base64.b64encode(np.random.default_rng(0).bytes(6000)).decode()
-    for source in (f'data:image/png;base64,{payload}', payload, dict(bytes=payload), dict(path=payload), [payload]):
+    url = f'data:image/png;base64,{payload}'
+    for source in (url, f'\n{url}', f'"{url}"', payload, dict(bytes=payload), dict(path=payload), [payload]):
         with pytest.raises(ValueError) as caught:
             read_image(source)
         assert payload[:16] not in str(caught.value)

@@ -42,7 +42,7 @@ def normalise_answer(text: str) -> str:
     Returns:
         str: Words, separated by single spaces.
     """
-    text = unicodedata.normalize('NFKC', text).casefold().replace('\u2019', "'").strip()
+    text = unicodedata.normalize('NFKC', text).casefold().replace('\u2019', "'").replace('\u2212', '-').strip()
     words = _WORD.findall(re.sub(r'(?<=\d),(?=\d{3}(?!\d))', '', text))
     return ' '.join([word for word in words if word not in _ARTICLES] or words) or text
 

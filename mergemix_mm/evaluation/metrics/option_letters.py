@@ -11,8 +11,10 @@ _LONGEST = 200  # What a box, a tag or a key of JSON holds is no option if it is
 _DEPTH = 3  # An answer in a box in a tag in JSON.
 
 # What stands around an answer and is no part of it: thoughts, control tokens, Markdown, LaTeX and HTML.
-_THOUGHTS_END = re.compile(r'</think(?:ing)?>', re.IGNORECASE)
-_OPEN_THOUGHTS = re.compile(r'\s*<think(?:ing)?>', re.IGNORECASE)
+_THOUGHT = r'(?:think(?:ing)?|thoughts?|reason(?:ing)?)'
+_THOUGHTS_END = re.compile(rf'(?:</|\u25c1/){_THOUGHT}[>\u25b7]', re.IGNORECASE)
+_OPEN_THOUGHTS = re.compile(rf'\s*[<\u25c1]{_THOUGHT}[>\u25b7]', re.IGNORECASE)
+_SPEAKER = re.compile(r'\s*(?:assistant|gpt|model)\s*:\s*', re.IGNORECASE)
 _TOKENS = re.compile(r'<\|[^|<>]{1,40}\|>|</?s>|<eos>|<end_of_turn>|<pad>')
 _STYLES = re.compile(r'\\(?:text\w{0,2}|math\w{2})\s*\{([^{}]*)\}')
 _MARKUP = re.compile(r'</?(?:b|i|u|em|strong|p|br|code|span) ?/?>|[\\$*`"\u201c\u201d#~]|(?<!\w)_{1,9}|_{1,9}(?!\w)')
@@ -21,13 +23,17 @@ _BRACKETED = re.compile(r'[\[({<\u3008\u300a\u300c\u300e\u3010]\s*([A-Za-z])\s*[
 
 # Where a model is told to put its answer.
 _BOX = re.compile(r'\\f?box(?:ed)?\s*\{')
-_TAG = re.compile(r'<(answer|final_answer|conclusion|option|choice)>(.*?)(?:</\1>|\Z)', re.IGNORECASE | re.DOTALL)
+_BOX_WITHOUT_BRACES = re.compile(r'\\boxed\s+([A-Za-z])(?![A-Za-z])')
+_TAG = re.compile(r'[<\[](answer|final_answer|final|conclusion|option|choice|response|result)[>\]](?!\()(.*?)(?:[<\[]/\1[>\]]|\Z)', re.IGNORECASE | re.DOTALL)
 _KEY = re.compile(r'["\'](?:\w+[_ ])?(?:answer|option|choice|letter|prediction)["\']\s*:\s*', re.IGNORECASE)
-_VALUE = re.compile(r'(?:(["\'])([^\n]{0,200}?)\1|\[\s*(["\'])([^\n]{0,200}?)\3\s*\])\s*(?:[,}\n]|\Z)')
+_VALUE = re.compile(
+    r'(?:(["\'])([^\n]{0,200}?)\1|\[\s*(["\'])([^\n]{0,200}?)\3\s*\]|(?P<bare>[A-Za-z]))\s*(?:[,}\n]|\Z)'
+)
 
 # A letter that is no part of a word. Characters of Chinese may touch it.
 _WORD = "A-Za-z0-9\u00c0-\u024f'\u2019"
-_CHINESE = '\u3000-\u303f\u4e00-\u9fff'
+# With Japanese and Korean.
+_CHINESE = '\u3000-\u30ff\u4e00-\u9fff\uac00-\ud7a3'
 _LETTER = rf'(?<![{_WORD}])(?P<open>\(?)(?P<letter>[A-Za-z])(?![{_WORD}])(?P<close>\)?)'
 _LONE = re.compile(r'[\W_]*([A-Za-z])[\W_]*')
 
@@ -54,19 +60,21 @@ _ANOTHER = re.compile(
 _AFTER_ANOTHER = re.compile(rf'(?:\([A-Za-z]\)|(?<![{_WORD}])[A-Z])\s*{_AND}\s*(?:option\s+)?\Z')
 
 # How an answer is announced. `final` decides alone.
-_NOUN = r'(?:answers?|ans|option|choice|letter|solution|response)'
+_NOUN = r'(?:answers?|ans|option|choice|letter|solution|response|selection|prediction|result|(?:correct|right) one)'
 _LINK = (
     r'(?:(?:is|would be|should be|must be|will be|has to be|seems to be|appears to be)\b|[:=→]|->|=>|[-\u2013\u2014] )'
 )
 _ADVERBS = r'(?:(?:clearly|definitely|obviously|indeed|simply|therefore|thus|most likely|likely|probably)\s+)?'
 _SAYS = (
-    rf'\b(?P<final>final\s+)?{_NOUN}\b\.?(?:\s+(?:to|for|of|from|among|that|which)\s[^.\n:?]{{0,60}}?)?\s*{_LINK}\s*:?\s*'
+    rf'\b(?P<final>final\s+)?{_NOUN}\b\.?(?:\s+(?:to|for|of|from|among|that|which)\s[^.\n:?]{{0,60}}?|\s+(?:here|in\s[^.,\n:?]{{1,40}}?)|,\s[^.,\n:?]{{1,60}},)?\s*{_LINK}\s*:?\s*'
     rf'{_ADVERBS}(?:(?:the\s+)?(?:correct\s+)?{_NOUN}\s*(?:is\b|:)?\s*)?'
 )
 _SAYS_CHINESE = (
     r'(?P<final>最终|最終)?(?:正确|正確|标准)?的?(?:答案|选项|選項|选择|選擇)\s*(?:应该|应当|应|應該|就)?\s*'
     r'(?:是|为|為|选|選|:)\s*:?\s*(?:选项|選項)?\s*'
 )
+_SAYS_SHORTLY = r'(?:\[(?:正确|正確|标准)?答案\]|【(?:正确|正確|标准)?答案】|(?:正确|正確)?答案)\s*:?\s*'
+_SAYS_ELSEWHERE = r'(?:答え|正解|回答)(?:は|:)\s*|(?:정답|답)(?:은|:)\s*'
 _CHOOSES = (
     r"\b(?:choose|choosing|pick|picking|select|selecting|(?:go|going) (?:with|for)|opt for|i(?:'d| would)? say)"
     rf'\s+(?:(?:the\s+)?{_NOUN}\s*)?:?\s*'
@@ -82,13 +90,15 @@ _CORRECT = (
     # "B is right behind A" says something else.
     r'(?:(?:correct|right|best|true|accurate|appropriate)(?:\s+(?:answer|option|choice|one|statement))?|answer)'
     r'(?=\s*(?:\Z|[.,;:!?)\n(])|\s+(?:because|since|as|here|to|for|among|and not|not|rather)\b(?<!right to))'
-    r'|(?:选项|選項|项)?\s*(?:是|为)?(?:正确|正確|对的)'
+    r'|(?:选项|選項|项)?\s*(?:是|为)?(?:正确|正確|对的|对(?=[\s。，,.!]|\Z))'
 )
 _STATEMENTS = [
     re.compile(pattern, re.IGNORECASE)
     for pattern in (
         _SAYS + _LETTER,
         _SAYS_CHINESE + _LETTER,
+        _SAYS_SHORTLY + _LETTER,
+        rf'(?:{_SAYS_ELSEWHERE}){_LETTER}',
         _CHOOSES + _LETTER,
         _CHOOSES_CHINESE + _LETTER,
         _HENCE + _LETTER + r'(?=\s*(?:[.!]\s*)?(?:\n|\Z))',
@@ -103,7 +113,7 @@ _MENTIONS = [
 ]
 _SAYS_TEXT = re.compile(rf'{_SAYS}(?P<text>[^\n]{{1,{_LONGEST}}})', re.IGNORECASE)
 _FIRST = re.compile(r'[\s>(-]*(?P<letter>[A-Za-z])(?=[\W_]|\Z)(?P<close>\)?)')
-_MARK = re.compile(rf'\s*[.:;、。](?=[\s{_CHINESE}])|\s+[-\u2013\u2014=]+>?\s|\s*。')
+_MARK = re.compile(rf'\s*[.:;、。](?=[\s{_CHINESE}])|\s+[-\u2013\u2014=]+>?\s|\s*。|\s+(?=[{_CHINESE}])')
 _MARK_OF_CAPITALS = re.compile(rf',(?=[\s{_CHINESE}])|\s(?:because|since)\b')
 _LISTED = re.compile(r'(?:\A|\s)\(?([A-Z])(?:\)|[.:)])(?=\s)')
 
@@ -132,7 +142,9 @@ def read_option(text: str, choices: Sequence[str]) -> int | None:
     Returns:
         int, optional: Index of the option from 0, or None.
     """
-    text = re.sub(r'\s*\n\s*', '\n', re.sub(r'[^\S\n]+', ' ', unicodedata.normalize('NFKC', text)))
+    text = unicodedata.normalize('NFKC', text).replace('\u2212', '-')
+    text = re.sub(r'\s*\n\s*', '\n', re.sub(r'[^\S\n]+', ' ', text))
+    text = _SPEAKER.sub('', text, count=1) if _SPEAKER.match(text) else text
     return _read(text, choices, _DEPTH)
 
 
@@ -151,11 +163,12 @@ def _read(text: str, choices: Sequence[str], depth: int) -> int | None:
 def _told_places(text: str) -> list[str]:
     """The contents of the boxes of a text, or else of its tags, or of its JSON; '' for one that holds no option."""
     parts = [_braces(text, found.end()) for found in _BOX.finditer(text)]
+    parts = parts or [found[1] for found in _BOX_WITHOUT_BRACES.finditer(text)]
     parts = parts or [found[2] for found in _TAG.finditer(text)]
     if not parts:
         for found in _KEY.finditer(text):
             value = _VALUE.match(text, found.end())
-            parts.append((value[2] or value[4] or '') if value else '')
+            parts.append((value[2] or value[4] or value['bare'] or '') if value else '')
     return [part if len(part) <= _LONGEST else '' for part in parts]
 
 
@@ -173,9 +186,11 @@ class _Reader:
     """The rules of :func:`read_option` on a text without markup. Each returns the indices that it finds."""
 
     def __init__(self, text: str, raw: str, choices: Sequence[str]) -> None:
-        self.text, self.raw = text, raw
+        # A whole answer in single quotes.
+        self.text = text[1:-1] if re.fullmatch(r"'[^'\n]+'", text) else text
+        self.raw = raw
         self.letters = ascii_uppercase[: len(choices)]
-        self.choices = [unicodedata.normalize('NFKC', choice) for choice in choices]
+        self.choices = [unicodedata.normalize('NFKC', choice).replace('\u2212', '-') for choice in choices]
         self.normal = [normalise_answer(choice) for choice in self.choices]
 
     def read(self) -> int | None:
