@@ -18,6 +18,9 @@ _PHRASE = re.compile(r'<p>((?:(?!</?p>).)*)</p>', re.DOTALL)
 _PLAIN = r'[+-]?(?:\d+\.?\d*|\.\d+)%?'
 _FAMILY_BOX = re.compile(
     rf'\[\s*{_PLAIN}(?:\s*,\s*{_PLAIN}){{3}}\s*\]'
+    rf'|\(\s*{_PLAIN}(?:\s*,\s*{_PLAIN}){{3}}\s*\)'
+    rf'|\[\s*\[\s*{_PLAIN}\s*,\s*{_PLAIN}\s*\]\s*,\s*\[\s*{_PLAIN}\s*,\s*{_PLAIN}\s*\]\s*\]'
+    rf'|<b?box>\s*{_PLAIN}(?:(?:\s*,\s*|\s+){_PLAIN}){{3}}\s*</b?box>'
     rf'|\(\s*{_PLAIN}\s*,\s*{_PLAIN}\s*\)\s*,?\s*\(\s*{_PLAIN}\s*,\s*{_PLAIN}\s*\)'
     rf'|\{{\s*(?:<{_PLAIN}>\s*){{4}}\}}|(?:<loc\d{{4}}>){{4}}(?!<loc)'
 )
@@ -82,8 +85,9 @@ def parse_family_boxes(text: str, largest: Sequence[float], y_first: bool = Fals
     """Read boxes as other model families write them, with coordinates in a unit that the caller knows.
 
     Four numbers each, in one of these notations: ``[x1, y1, x2, y2]``, also in further brackets, in tags (``<box>``,
-    ``<|box_start|>``) or in JSON (``"bbox_2d": [...]``); ``(x1,y1),(x2,y2)``; ``{<x1><y1><x2><y2>}``; or, for
-    ``y_first``, ``<loc0123>`` four times. Any text may stand around them.
+    ``<|box_start|>``) or in JSON (``"bbox_2d": [...]``); ``(x1, y1, x2, y2)``; ``(x1,y1),(x2,y2)``;
+    ``[[x1,y1],[x2,y2]]``; ``<box>x1 y1 x2 y2</box>``, with commas as well; ``{<x1><y1><x2><y2>}``; or, for ``y_first``,
+    ``<loc0123>`` four times. Any text may stand around them.
 
     Args:
         text (str): Such as an answer.

@@ -1,6 +1,7 @@
 """From the coordinates in an answer to boxes in the pixels of its image."""
 
 import re
+import unicodedata
 from numbers import Real
 
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor
 
 from ...functional import CoordinateError, boxes_from_square, parse_boxes, parse_family_boxes
 from ...utils.text import shown
-from .answers import get_field
+from .answers import get_field, without_thoughts
 
 _UNITS = dict(unit=1, percent=100, permille=1000, loc=1024)
 COORDINATES = ('square', *_UNITS, 'pixels')
@@ -27,7 +28,7 @@ def check_coordinates(coordinates: str, metric: str) -> None:
 def read_boxes(sample: dict, metric: str, coordinates: str = 'square') -> Tensor | None:
     """The boxes that an answer names, in their order.
 
-    What the numbers of an answer mean is said by ``coordinates``, never guessed from them:
+    Thoughts (``<think>``) do not count. What the numbers of an answer mean is said by ``coordinates``, never guessed from them:
 
     - ``'square'``: [0, 1] of the square-padded image in SPHINX's notation,
       :func:`~mergemix_mm.functional.parse_boxes`;
@@ -54,6 +55,7 @@ def read_boxes(sample: dict, metric: str, coordinates: str = 'square') -> Tensor
         ValueError: If ``input_size`` is no size.
     """
     answer, size = (get_field(sample, key, metric) for key in ('pred_answer', 'image_size'))
+    answer = unicodedata.normalize('NFKC', without_thoughts(answer))
     try:
         found = parse_boxes(answer) if coordinates == 'square' else _parse(answer, sample, size, metric, coordinates)
     except CoordinateError:

@@ -10,6 +10,10 @@ from ...utils.text import shown
 # A number with its sign and decimals, or a word with its apostrophes.
 _WORD = re.compile(r"(?<!\w)-?\d+(?:\.\d+)*|\w+(?:'\w+)*")
 _ARTICLES = {'a', 'an', 'the'}
+# What a model thinks before it answers.
+_THOUGHT = r'(?:think(?:ing)?|thoughts?|reason(?:ing)?)'
+_THOUGHTS_END = re.compile(rf'[<\u25c1]/{_THOUGHT}[>\u25b7]', re.IGNORECASE)
+_OPEN_THOUGHTS = re.compile(rf'\s*[<\u25c1]{_THOUGHT}[>\u25b7]', re.IGNORECASE)
 # The fields that name the group of a sample; the first that is there does.
 _GROUP_KEYS = ('split', 'category', 'question_type')
 
@@ -45,6 +49,12 @@ def normalise_answer(text: str) -> str:
     text = unicodedata.normalize('NFKC', text).casefold().replace('\u2019', "'").replace('\u2212', '-').strip()
     words = _WORD.findall(re.sub(r'(?<=\d),(?=\d{3}(?!\d))', '', text))
     return ' '.join([word for word in words if word not in _ARTICLES] or words) or text
+
+
+def without_thoughts(text: str) -> str:
+    """What an answer says after its thoughts (``<think>...</think>``); '' if they were cut off."""
+    text = _THOUGHTS_END.split(text)[-1]
+    return '' if _OPEN_THOUGHTS.match(text) else text
 
 
 def is_right(answer: str, accepted: str | Sequence[str]) -> bool:

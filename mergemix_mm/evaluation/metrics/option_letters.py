@@ -5,15 +5,12 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from string import ascii_uppercase
 
-from .answers import normalise_answer
+from .answers import normalise_answer, without_thoughts
 
 _LONGEST = 200  # What a box, a tag or a key of JSON holds is no option if it is longer than so many characters.
 _DEPTH = 3  # An answer in a box in a tag in JSON.
 
-# What stands around an answer and is no part of it: thoughts, control tokens, Markdown, LaTeX and HTML.
-_THOUGHT = r'(?:think(?:ing)?|thoughts?|reason(?:ing)?)'
-_THOUGHTS_END = re.compile(rf'(?:</|\u25c1/){_THOUGHT}[>\u25b7]', re.IGNORECASE)
-_OPEN_THOUGHTS = re.compile(rf'\s*[<\u25c1]{_THOUGHT}[>\u25b7]', re.IGNORECASE)
+# What stands around an answer and is no part of it: control tokens, Markdown, LaTeX and HTML.
 _SPEAKER = re.compile(r'\s*(?:assistant|gpt|model)\s*:\s*', re.IGNORECASE)
 _TOKENS = re.compile(r'<\|[^|<>]{1,40}\|>|</?s>|<eos>|<end_of_turn>|<pad>')
 _STYLES = re.compile(r'\\(?:text\w{0,2}|math\w{2})\s*\{([^{}]*)\}')
@@ -149,9 +146,7 @@ def read_option(text: str, choices: Sequence[str]) -> int | None:
 
 
 def _read(text: str, choices: Sequence[str], depth: int) -> int | None:
-    text = _TOKENS.sub('', _THOUGHTS_END.split(text)[-1])
-    if _OPEN_THOUGHTS.match(text):
-        return None  # The thoughts were cut off.
+    text = _TOKENS.sub('', without_thoughts(text))
     inside = _told_places(text)
     if inside:
         found = {_read(part, choices, depth - 1) for part in inside} if depth else {None}
