@@ -341,8 +341,16 @@ def _to_messages(turns: Any, role: str) -> list[dict]:
     if not isinstance(turns, (list, dict)):
         raise ValueError(f'turns must be a text, an object or a list of objects, found {short(turns)}')
     if isinstance(turns, dict):
-        turns = _transposed(turns) if any(isinstance(turns.get(name), list) for name in ROLE_NAMES) else [turns]
+        turns = _transposed(turns) if _is_transposed(turns) else [turns]
     return [_to_message(turn) for entry in turns for turn in _exchange(entry)]
+
+
+def _is_transposed(turns: dict) -> bool:
+    if any(isinstance(turns.get(name), list) for name in ROLE_NAMES):
+        return True
+    # One exchange may hold lists too, of parts.
+    exchanges = [turns.get(role) for role in ('user', 'assistant')]
+    return all(isinstance(texts, list) and all(isinstance(text, str) for text in texts) for texts in exchanges)
 
 
 def _transposed(turns: dict) -> list[dict]:

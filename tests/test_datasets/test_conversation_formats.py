@@ -438,6 +438,14 @@ def test_rejected_answers_under_every_name_make_a_pair(key):
     assert parsed['rejected'] == [user(IMAGE, 'Q'), answer('B')] and key not in parsed
 
 
+def test_exchanges_may_be_an_object_of_lists():
+    # What `datasets` makes of a Sequence of {user, assistant}.
+    parsed = parse_conversation(dict(texts=dict(user=['Q', 'R'], assistant=['A', 'B'], source=['s', 's'])))
+    assert parsed['messages'] == [user('Q'), answer('A'), user('R'), answer('B')]
+    with pytest.raises(ValueError, match='lists of one length'):
+        parse_conversation(dict(texts=dict(user=['Q', 'R'], assistant=['A'])))
+
+
 def test_a_pair_may_stand_beside_its_chosen_conversation():
     # The layout of ultrafeedback_binarized.
     chosen, rejected = [user('Q'), answer('A')], [user('Q'), answer('B')]

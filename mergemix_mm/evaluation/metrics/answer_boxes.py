@@ -28,7 +28,8 @@ def check_coordinates(coordinates: str, metric: str) -> None:
 def read_boxes(sample: dict, metric: str, coordinates: str = 'square') -> Tensor | None:
     """The boxes that an answer names, in their order.
 
-    Thoughts (``<think>``) do not count. What the numbers of an answer mean is said by ``coordinates``, never guessed from them:
+    Thoughts (``<think>``) do not count. What the numbers of an answer mean is said by ``coordinates``, never guessed
+    from them:
 
     - ``'square'``: [0, 1] of the square-padded image in SPHINX's notation,
       :func:`~mergemix_mm.functional.parse_boxes`;

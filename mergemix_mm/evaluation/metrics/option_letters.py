@@ -21,7 +21,10 @@ _BRACKETED = re.compile(r'[\[({<\u3008\u300a\u300c\u300e\u3010]\s*([A-Za-z])\s*[
 # Where a model is told to put its answer.
 _BOX = re.compile(r'\\f?box(?:ed)?\s*\{')
 _BOX_WITHOUT_BRACES = re.compile(r'\\boxed\s+([A-Za-z])(?![A-Za-z])')
-_TAG = re.compile(r'[<\[](answer|final_answer|final|conclusion|option|choice|response|result)[>\]](?!\()(.*?)(?:[<\[]/\1[>\]]|\Z)', re.IGNORECASE | re.DOTALL)
+_TAG = re.compile(
+    r'[<\[](answer|final_answer|final|conclusion|option|choice|response|result)[>\]](?!\()(.*?)(?:[<\[]/\1[>\]]|\Z)',
+    re.IGNORECASE | re.DOTALL,
+)
 _KEY = re.compile(r'["\'](?:\w+[_ ])?(?:answer|option|choice|letter|prediction)["\']\s*:\s*', re.IGNORECASE)
 _VALUE = re.compile(
     r'(?:(["\'])([^\n]{0,200}?)\1|\[\s*(["\'])([^\n]{0,200}?)\3\s*\]|(?P<bare>[A-Za-z]))\s*(?:[,}\n]|\Z)'
@@ -62,8 +65,11 @@ _LINK = (
     r'(?:(?:is|would be|should be|must be|will be|has to be|seems to be|appears to be)\b|[:=→]|->|=>|[-\u2013\u2014] )'
 )
 _ADVERBS = r'(?:(?:clearly|definitely|obviously|indeed|simply|therefore|thus|most likely|likely|probably)\s+)?'
+_BETWEEN = (
+    r'(?:\s+(?:to|for|of|from|among|that|which)\s[^.\n:?]{0,60}?|\s+(?:here|in\s[^.,\n:?]{1,40}?)|,\s[^.,\n:?]{1,60},)?'
+)
 _SAYS = (
-    rf'\b(?P<final>final\s+)?{_NOUN}\b\.?(?:\s+(?:to|for|of|from|among|that|which)\s[^.\n:?]{{0,60}}?|\s+(?:here|in\s[^.,\n:?]{{1,40}}?)|,\s[^.,\n:?]{{1,60}},)?\s*{_LINK}\s*:?\s*'
+    rf'\b(?P<final>final\s+)?{_NOUN}\b\.?{_BETWEEN}\s*{_LINK}\s*:?\s*'
     rf'{_ADVERBS}(?:(?:the\s+)?(?:correct\s+)?{_NOUN}\s*(?:is\b|:)?\s*)?'
 )
 _SAYS_CHINESE = (
