@@ -83,11 +83,12 @@ def _candidates(folders: list[Path], patterns: list[str], last: str | None) -> l
         return [path for _, path in numbered]
     name = last.replace('\\', '/').rsplit('/', 1)[-1]
     first = [path for _, path in numbered if path.name == name]
-    if not first and Path(last).exists():
+    numbers = [int(match[1]) for match in (re.fullmatch(pattern, name) for pattern in patterns) if match]
+    # A folder of another name ('/', '.') is none that a run has written, and may be a whole disk.
+    if not first and (Path(last).is_file() or (numbers and Path(last).exists())):
         first = [Path(last)]
     elif not first:
         print_log(f'--resume: {LAST} names {last!r}, which is not there.', 'current', WARNING)
-    numbers = [int(match[1]) for match in (re.fullmatch(pattern, name) for pattern in patterns) if match]
     limit = numbers[0] if numbers else float('inf')
     older = [path for number, path in numbered if number < limit]
     newer = [path for number, path in numbered if number >= limit and path.name != name]

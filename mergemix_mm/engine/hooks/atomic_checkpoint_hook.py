@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from ...utils import files
 from ...utils.numbers import check_number
 from .non_finite_loss_hook import is_finite
+from .step_seed_hook import StepSeedHook
 
 _GRADIENTS = 'accumulated_gradients'
 # Files that a newer one has replaced, and that are deleted once a checkpoint that says so is on the disk.
@@ -148,6 +149,9 @@ class AtomicCheckpointHook(CheckpointHook):
         loop._decide_current_val_interval()
         if place % loop.val_interval == 0 or place == end:
             runner.logger.info('The checkpoint was saved before a validation that was due then; it comes first.')
+            for hook in runner.hooks:
+                if isinstance(hook, StepSeedHook):
+                    hook.start(runner)
             runner.val_loop.run()
 
     def after_val_epoch(self, runner, metrics: dict | None = None) -> None:

@@ -11,8 +11,8 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from torch.utils.data import DataLoader, Sampler
 
-# What a seed is for. Workers add their number to the last one.
-STEP, DATA, WORKER = 0, 1, 2
+# What a seed is for. Workers add their number to theirs.
+STEP, DATA, WORKER, VALIDATION = 0, 1, 2, 1 << 32
 
 _CHECKPOINT_KEY = 'step_seed'
 
@@ -25,7 +25,7 @@ def seed_generators(seed: int, rank: int, iteration: int, purpose: int = STEP) -
         rank (int): The process, >= 0.
         iteration (int): The training step, from 0.
         purpose (int): ``STEP`` for the step itself, ``DATA`` for its data, ``WORKER + n`` for worker n of the data
-            loader. Defaults to ``STEP``.
+            loader, ``VALIDATION`` for a validation before it. Defaults to ``STEP``.
     """
     low, high, legacy, python = np.random.SeedSequence([seed, rank, iteration, purpose]).generate_state(4).tolist()
     torch.manual_seed(high << 32 | low)
@@ -60,7 +60,8 @@ class StepSeedHook(Hook):
       any checkpoint.
     - The same with ``accumulative_counts``, where the :class:`AtomicCheckpointHook` saves: MMEngine's own loses the
       gradients that wait for the next update.
-    - Validation, other hooks and logging may draw what they like without changing the training.
+    - Validation, other hooks and logging may draw what they like without changing the training. A validation during
+      training starts from a seed of its own, so that one that comes again after a kill gives the same numbers.
     - The seed and the sampler's seed travel in the checkpoint, so a run without ``randomness=dict(seed=...)`` can be
       resumed too.
 
@@ -93,6 +94,7 @@ class StepSeedHook(Hook):
         self._run_seed: int | None = None  # None outside training
         self._worker_init_fn: Callable | None = None
         self._loaded: dict | None = None
+        self._is_started = False
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
         self._loaded = checkpoint.get(_CHECKPOINT_KEY)
@@ -103,6 +105,13 @@ class StepSeedHook(Hook):
             checkpoint[_CHECKPOINT_KEY] = dict(seed=self._run_seed, sampler_seed=sampler_seed)
 
     def before_train(self, runner) -> None:
+        if not self._is_started:
+            self.start(runner)
+        self._is_started = False
+
+    def start(self, runner) -> None:
+        """Find the seed of this training; for what validates before this hook's turn in ``before_train`` comes."""
+        self._is_started = True
         # A checkpoint that is only loaded (a pre-trained model) starts a new run with its own seed.
         resumed = (self._loaded or {}) if runner.iter > 0 else {}
         # With `diff_rank_seed` the Runner's seed differs between ranks; the rank is added here anyway.
@@ -128,6 +137,10 @@ class StepSeedHook(Hook):
 
     def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
         self._seed_data(runner, runner.iter + 1)
+
+    def before_val(self, runner) -> None:
+        if self._run_seed is not None:
+            seed_generators(self._run_seed, get_rank(), runner.iter, VALIDATION)
 
     def after_val(self, runner) -> None:
         # An iteration loop fetches its next batch right after the validation. `runner.val()` alone has no training.

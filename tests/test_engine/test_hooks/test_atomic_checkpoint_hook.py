@@ -157,7 +157,7 @@ def test_a_folder_of_another_strategy_is_judged_by_its_checksums(tmp_path):
     assert make(tmp_path, resume=True, validate=False)._load_from == str(tmp_path / 'epoch_1.pth')
 
 
-@pytest.mark.parametrize('content', ['', 'garbage\0', '/gone/work_dirs/run/epoch_2.pth', 'a\nb', None])
+@pytest.mark.parametrize('content', ['', 'garbage\0', '/gone/work_dirs/run/epoch_2.pth', 'a\nb', '/', '.', None])
 def test_last_checkpoint_may_be_damaged_moved_or_gone(tmp_path, content):
     train(make(tmp_path, validate=False, train_cfg=dict(by_epoch=True, max_epochs=2)))
     (tmp_path / 'last_checkpoint').unlink()
@@ -307,6 +307,21 @@ def test_a_validation_that_was_due_when_the_run_was_killed_comes_first(tmp_path)
         make(tmp_path / 'killed', hooks=[StepSeedHook(), KillBeforeValidation()], **options).train()
     train(make(tmp_path / 'killed', resume=True, **options))
     assert names(tmp_path / 'killed') == names(tmp_path / 'whole')
+
+
+def test_a_validation_that_comes_again_gives_the_same_numbers(tmp_path):
+    scores = {}
+
+    class Log(Hook):
+        def after_val_epoch(self, runner, metrics=None):
+            scores.setdefault(runner.epoch, []).append(metrics['output'])
+
+    # The second epoch is not better, so its checkpoint does not know that it was validated.
+    options = dict(optim=dict(accumulative_counts=2), checkpoint=dict(save_best='output', rule='less'))
+    for resume, hooks in ((False, [Kill(9)]), (True, [])):
+        train(make(tmp_path, resume, hooks=[StepSeedHook(), Log(), *hooks], **options))
+    assert [len(found) for found in scores.values()] == [1, 2, 1]
+    assert scores[2][0] == scores[2][1] > scores[1][0]
 
 
 def test_weights_that_became_nan_are_not_saved(tmp_path):
