@@ -168,7 +168,7 @@ def _checksum(content: bytes | bytearray | memoryview) -> str:
 def _named(source) -> str:
     """The name of an image for a message: printable, not too long, and never its content."""
     name = image_name(source)
-    if _is_base64(name) or ';base64,' in name:
+    if _is_base64(name) or (';base64,' in name and not _is_data_url(name)):
         return f'<{len(name)} characters>'
     return shown(name, SHOWN_LENGTH)
 

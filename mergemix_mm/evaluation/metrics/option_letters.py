@@ -27,7 +27,7 @@ _TAG = re.compile(
 )
 _KEY = re.compile(r'["\'](?:\w+[_ ])?(?:answer|option|choice|letter|prediction)["\']\s*:\s*', re.IGNORECASE)
 _VALUE = re.compile(
-    r'(?:(["\'])([^\n]{0,200}?)\1|\[\s*(["\'])([^\n]{0,200}?)\3\s*\]|(?P<bare>[A-Za-z]))\s*(?:[,}\n]|\Z)'
+    r'(?:(["\'])([^\n]{0,200}?)\1|\[\s*(["\'])([^\n]{0,200}?)\3\s*\]|(?P<bare>[A-Za-z]|-?\d+(?:\.\d+)?))\s*(?:[,}\n]|\Z)'
 )
 
 # A letter that is no part of a word. Characters of Chinese may touch it.
@@ -55,14 +55,17 @@ _DENIED_AFTER = re.compile(
 )
 _AND = r'(?:and/or|or\b|and\b|nor\b|[/&,;+、]|或者?|和|与|與|及)'
 _ANOTHER = re.compile(
-    rf'\s*{_AND}\s*(?:(?:or|and|maybe|perhaps|possibly|even|also)\s+)*(?:option\s+)?(?:\([A-Za-z]\)|[A-HJ-Z](?![{_WORD}])|[Ia-z](?=\s*(?:\Z|[.,;)\n])))'
+    # "B; A is wrong" names one.
+    r'\s*(?![,;]\s*(?:option\s+)?\(?[A-Za-z]\)?\s+(?:is|was|isn|does|cannot)\b)'
+    rf'{_AND}\s*(?:(?:or|and|maybe|perhaps|possibly|even|also)\s+)*(?:option\s+)?(?:\([A-Za-z]\)|[A-HJ-Z](?![{_WORD}])|[Ia-z](?=\s*(?:\Z|[.,;)\n])))'
 )
 _AFTER_ANOTHER = re.compile(rf'(?:\([A-Za-z]\)|(?<![{_WORD}])[A-Z])\s*{_AND}\s*(?:option\s+)?\Z')
 
 # How an answer is announced. `final` decides alone.
 _NOUN = r'(?:answers?|ans|option|choice|letter|solution|response|selection|prediction|result|(?:correct|right) one)'
 _LINK = (
-    r'(?:(?:is|would be|should be|must be|will be|has to be|seems to be|appears to be)\b|[:=→]|->|=>|[-\u2013\u2014] )'
+    r'(?:(?:is|would be|should be|must be|will be|has to be|seems to be|appears to be)\b'
+    r"|['\u2019]s\b|[:=→]|->|=>|[-\u2013\u2014] )"
 )
 _ADVERBS = r'(?:(?:clearly|definitely|obviously|indeed|simply|therefore|thus|most likely|likely|probably)\s+)?'
 _BETWEEN = (
@@ -76,7 +79,7 @@ _SAYS_CHINESE = (
     r'(?P<final>最终|最終)?(?:正确|正確|标准)?的?(?:答案|选项|選項|选择|選擇)\s*(?:应该|应当|应|應該|就)?\s*'
     r'(?:是|为|為|选|選|:)\s*:?\s*(?:选项|選項)?\s*'
 )
-_SAYS_SHORTLY = r'(?:\[(?:正确|正確|标准)?答案\]|【(?:正确|正確|标准)?答案】|(?:正确|正確)?答案)\s*:?\s*'
+_SAYS_SHORTLY = r'(?:\[(?:正确|正確|标准)?答案\]|【(?:正确|正確|标准)?答案】|(?:正确|正確)?答案|答(?=\s*:))\s*:?\s*'
 _SAYS_ELSEWHERE = r'(?:答え|正解|回答)(?:は|:)\s*|(?:정답|답)(?:은|:)\s*'
 _CHOOSES = (
     r"\b(?:choose|choosing|pick|picking|select|selecting|(?:go|going) (?:with|for)|opt for|i(?:'d| would)? say)"
@@ -115,9 +118,9 @@ _MENTIONS = [
     re.compile(r'(?P<open>\()(?P<letter>[A-Z])(?P<close>\))'),
 ]
 _SAYS_TEXT = re.compile(rf'{_SAYS}(?P<text>[^\n]{{1,{_LONGEST}}})', re.IGNORECASE)
-_FIRST = re.compile(r'[\s>(-]*(?P<letter>[A-Za-z])(?=[\W_]|\Z)(?P<close>\)?)')
+_FIRST = re.compile(r'[\s>(\u2705\u2714\ufe0f-]*(?P<letter>[A-Za-z])(?=[\W_]|\Z)(?P<close>\)?)')
 _MARK = re.compile(rf'\s*[.:;、。](?=[\s{_CHINESE}])|\s+[-\u2013\u2014=]+>?\s|\s*。|\s+(?=[{_CHINESE}])')
-_MARK_OF_CAPITALS = re.compile(rf',(?=[\s{_CHINESE}])|\s(?:because|since)\b')
+_MARK_OF_CAPITALS = re.compile(rf',(?=[\s{_CHINESE}])|\s(?:because|since|rather than|instead of)\b')
 _LISTED = re.compile(r'(?:\A|\s)\(?([A-Z])(?:\)|[.:)])(?=\s)')
 
 

@@ -49,6 +49,8 @@ def test_every_published_form_is_read_as_published():
         ('x', ['x', 'x'], None),
         ('The answer is 3.5.', ['3', '3.5', '35'], 'B'),
         ('-3', ['3', '-3'], 'B'),
+        ('{"answer": 2}', ['1', '2', '3'], 'B'),
+        ('{"answer": 2}', ['1', '3', '4'], None),
         # The minus sign of typeset formulas.
         ('\u22123', ['3', '-3'], 'B'),
         ('The answer is \u22123.', ['3', '\u22123'], 'B'),
