@@ -18,4 +18,8 @@ def _is_installed(package: str) -> bool:
 # Without OpenMMLab, `mergemix_mm.functional` still works. The packages are looked up rather than tried, so that an
 # error inside them or inside the modules below is never taken for their absence.
 if all(_is_installed(package) for package in ('mmengine', 'mmcv', 'mmpretrain')):
+    # Before the first module of MMPretrain's models.
+    if _is_installed('transformers'):
+        from . import upstream  # noqa: F401
+
     from . import datasets, engine, evaluation, models, visualization  # noqa: F401

@@ -2,6 +2,8 @@
 
 import pytest
 
+import mergemix_mm  # noqa: F401 - before MMPretrain's models, see mergemix_mm/upstream.py
+
 
 @pytest.fixture(autouse=True)
 def forget_default_scope():

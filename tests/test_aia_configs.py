@@ -193,6 +193,7 @@ def tiny_processor(family):
     processor = tiny_vlms.tiny_processor(family)
     if family == 'janus':
         processor.image_processor.size = dict(height=48, width=48)
+        processor.num_image_tokens = 576  # Which transformers 5 saves along.
     else:
         processor.image_processor.spatial_factor = 8
     return processor

@@ -96,6 +96,8 @@ NAMED_TOKENS = {
     ),
 }
 IMAGE_TOKENS = {'internvl': '<IMG_CONTEXT>', 'qwen2_5_vl': '<|image_pad|>', 'janus': '<image_placeholder>'}
+# Tokenizers that begin a text with the begin token.
+WRITE_BOS = ('LlamaTokenizerFast', 'GemmaTokenizerFast')
 # A placeholder with what the family's template writes around it.
 IMAGE_TEXTS = {'qwen2_5_vl': '<|vision_start|><|image_pad|><|vision_end|>'}
 VOCAB_SIZE = 300  # 256 bytes and every family's special tokens.
@@ -175,6 +177,10 @@ def tiny_tokenizer(family):
         smolvlm='PreTrainedTokenizerFast',
         emu3='GPT2TokenizerFast',
     ).get(family, 'LlamaTokenizerFast')
+    options = dict(legacy=False)
+    if transformers.__version__.startswith('5'):  # Classes of a model rebuild themselves as that model has them.
+        # What version 4 writes in front of a text; saying no, as to saying nothing, would take away what is there.
+        name, options = 'PreTrainedTokenizerFast', dict(add_bos_token=True) if bos and name in WRITE_BOS else {}
     return getattr(transformers, name)(
         tokenizer_object=tokenizer,
         pad_token=pad,
@@ -185,7 +191,7 @@ def tiny_tokenizer(family):
         extra_special_tokens=NAMED_TOKENS.get(family, {}),
         model_max_length=MAX_LENGTH,
         model_input_names=['input_ids', 'attention_mask'],
-        legacy=False,
+        **options,
     )
 
 

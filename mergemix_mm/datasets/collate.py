@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from mmengine.registry import FUNCTIONS
 
 # Tensors with one entry per token, and what pads them; `input_ids` take the sample's `pad_token_id`.
-TOKEN_PADDING = dict(input_ids=None, labels=-100, attention_mask=0, token_type_ids=0)
+TOKEN_PADDING = dict(input_ids=None, labels=-100, attention_mask=0, token_type_ids=0, mm_token_type_ids=0)
 # With this key, images are [1, n, ...]: the first dimension is the row of the batch and not the image.
 ROW_KEY = 'pixel_attention_mask'
 # Says that a sample, or the rejected side of a pair, has images of its own, be it none.

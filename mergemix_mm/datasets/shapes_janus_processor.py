@@ -45,8 +45,8 @@ def shapes_janus_processor(image_size: int = 64, patch_size: int = 8) -> 'JanusP
         patch_size (int): Of the vision tower. Defaults to 8.
 
     Returns:
-        JanusProcessor: with a `LlamaTokenizerFast` and a `JanusImageProcessor`. Saved and loaded again, the class
-        forgets how many tokens an image has: set its ``num_image_tokens``.
+        JanusProcessor: with a fast tokenizer and a `JanusImageProcessor`. Saved and loaded again by transformers 4, the
+        class forgets how many tokens an image has: set its ``num_image_tokens``.
 
     Raises:
         ValueError: if image_size is not a multiple of patch_size.
@@ -64,21 +64,25 @@ def shapes_janus_processor(image_size: int = 64, patch_size: int = 8) -> 'JanusP
 
 
 def _build_tokenizer():
-    from tokenizers import Tokenizer
+    import transformers
+    from tokenizers import AddedToken, Tokenizer
     from tokenizers.models import WordLevel
     from tokenizers.pre_tokenizers import Whitespace
-    from transformers import LlamaTokenizerFast
 
     tokenizer = Tokenizer(WordLevel({word: i for i, word in enumerate(shapes_janus_words())}, unk_token='<unk>'))
     tokenizer.pre_tokenizer = Whitespace()
-    pad, bos, eos, image, begin, end, user, assistant, unk = JANUS_TOKENS
-    return LlamaTokenizerFast(
+    # The roles are no extra tokens of the tokenizer by name, whose lists transformers 5 merged.
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in JANUS_TOKENS])
+    pad, bos, eos, image, begin, end, _, _, unk = JANUS_TOKENS
+    # Version 5 of transformers takes any class, and on loading rebuilds those of a model as that model has them.
+    name = getattr(transformers.JanusProcessor, 'tokenizer_class', 'PreTrainedTokenizerFast')
+    return getattr(transformers, name)(
         tokenizer_object=tokenizer,
+        add_bos_token=True,
         pad_token=pad,
         bos_token=bos,
         eos_token=eos,
         unk_token=unk,
-        additional_special_tokens=[user, assistant],
         extra_special_tokens=dict(image_token=image, boi_token=begin, eoi_token=end),
         clean_up_tokenization_spaces=False,
         model_input_names=['input_ids', 'attention_mask'],

@@ -62,17 +62,16 @@ def test_tokens_are_padded_on_the_chosen_side(family, side):
 @pytest.mark.parametrize('side', ['left', 'right'])
 @pytest.mark.parametrize('family', FAMILIES)
 def test_a_mixed_batch_gives_the_logits_of_its_samples_alone(family, side):
-    from transformers import AutoConfig, AutoModelForImageTextToText
+    from mergemix_mm.models.vlms import HFVisionLanguageModel
 
     torch.manual_seed(0)
-    model = AutoModelForImageTextToText.from_config(AutoConfig.for_model(**tiny_vlms.tiny_config(family))).eval()
-    drop = ('original_sizes', 'labels', 'token_type_ids')
+    model = HFVisionLanguageModel(config=tiny_vlms.tiny_config(family)).eval()
 
     def logits(given):
         inputs = ConversationCollate(side)(given)['inputs']
         with torch.no_grad():
-            output = model(**{key: value for key, value in inputs.items() if key not in drop})
-        return [row[mask.bool()] for row, mask in zip(output.logits, inputs['attention_mask'])]
+            output = model.head(model.hidden(inputs))
+        return [row[mask.bool()] for row, mask in zip(output, inputs['attention_mask'])]
 
     given = samples(family)
     together = logits(given)

@@ -122,7 +122,7 @@ def test_models_of_all_libraries_with_plain_arguments_are_built(folder):
     timm = dict(type='timm.create_model', model_name='vit_tiny_patch16_224', img_size=28, depth=1, embed_dim=8,
                 num_heads=2, global_pool='', num_classes=0)  # fmt: skip
     config = tiny_sphinx.sphinx_config()
-    clip = dict(type='transformers.CLIPVisionModel', config=dict(vision, rope_scaling=dict(type='linear')))
+    clip = dict(type='transformers.CLIPVisionModel', config=dict(vision, rope_scaling=dict(type='linear', factor=1.0)))
     encoders = [dict(encoder=one, frozen=False, input_size=28) for one in (clip, timm, VIT)]
     config['backbone'] = dict(type='MultiBackbone', encoders=encoders)
     config['neck']['in_channels'] = [8, 8, 8]

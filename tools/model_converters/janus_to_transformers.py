@@ -17,7 +17,7 @@ from torch import Tensor
 from mergemix_mm.datasets.transforms.chat_template import find_chat_template
 from mergemix_mm.engine.launch import LaunchError
 from mergemix_mm.engine.weights import state_dict_of
-from mergemix_mm.models.vlms.saving import replaced_folder
+from mergemix_mm.models.vlms.saving import replaced_folder, save_processor
 from mergemix_mm.utils.safe_load import CheckpointError, safe_load
 from mergemix_mm.utils.text import shown
 
@@ -428,7 +428,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         config.dtype = weights[pieces[0].source].dtype
         config.save_pretrained(folder)
         generation_config(config, processor.tokenizer).save_pretrained(folder)
-        processor.save_pretrained(folder)
+        save_processor(processor, folder)
     print(f'Janus of {len(pieces)} tensors written to {args.out}')
 
 

@@ -10,8 +10,8 @@ from mmengine.registry import MODELS, TRANSFORMS, init_default_scope
 
 from mergemix_mm.engine import launch
 from mergemix_mm.engine.weights import read_state_dict
-from mergemix_mm.models.tuners.precision import widen_trained
-from mergemix_mm.models.vlms.saving import check_replaceable, replaced_folder
+from mergemix_mm.models.precision import widen_trained
+from mergemix_mm.models.vlms.saving import check_replaceable, replaced_folder, save_processor
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -24,6 +24,11 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         '--merge-lora', action='store_true', help='add the adapters to the weights and write the whole model'
     )
     launch.add_trust_argument(parser)
+    parser.add_argument(
+        '--dtype',
+        choices=('float32', 'bfloat16', 'float16'),
+        help='of the saved weights; default: that of model.vlm, to which weights that trained in float32 are rounded',
+    )
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='config keys to override, key=value')
     return parser.parse_args(argv)
 
@@ -52,7 +57,9 @@ def load_weights(path: Path, trust: bool = False) -> dict[str, torch.Tensor]:
     return found
 
 
-def convert(cfg: Config, checkpoint: Path, out: Path, merge_lora: bool = False, trust: bool = False) -> None:
+def convert(
+    cfg: Config, checkpoint: Path, out: Path, merge_lora: bool = False, trust: bool = False, dtype: str | None = None
+) -> None:
     """Build the config's model, load the checkpoint and write the folder."""
     try:
         check_replaceable(out)
@@ -72,9 +79,9 @@ def convert(cfg: Config, checkpoint: Path, out: Path, merge_lora: bool = False, 
             raise launch.LaunchError('--merge-lora: the config has no model.vlm.lora; leave the flag out')
         vlm.model = vlm.model.merge_and_unload()
     with replaced_folder(out) as folder:
-        vlm.save_pretrained(folder)
+        vlm.save_pretrained(folder, dtype)
         if cfg.model.get('processor') is not None:
-            TRANSFORMS.build(cfg.model.processor).save_pretrained(folder)
+            save_processor(TRANSFORMS.build(cfg.model.processor), folder)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -83,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     cfg = launch.load_config(args.config)
     launch.merge_options(cfg, args.cfg_options)
     init_default_scope(cfg.default_scope)
-    convert(cfg, args.checkpoint, args.out, args.merge_lora, args.trust_checkpoint)
+    convert(cfg, args.checkpoint, args.out, args.merge_lora, args.trust_checkpoint, args.dtype)
     print(f'Model written to {args.out}')
 
 

@@ -10,7 +10,9 @@ from PIL import Image
 from ..record_error import RecordError
 from .chat_template import image_token_of
 
-TEXT_KEYS = ('input_ids', 'attention_mask', 'token_type_ids', 'labels')
+TEXT_KEYS = ('input_ids', 'attention_mask', 'token_type_ids', 'mm_token_type_ids', 'labels')
+# Image processors that have put the channels first before they ask: of transformers 4, and of version 5.
+CHANNELS_FIRST = {'BaseImageProcessorFast', 'TorchvisionBackend', 'PilBackend'}
 # What processors write into a text between two replacements of their own.
 WRITTEN_BETWEEN = ('<placeholder>', '<|placeholder|>')
 # Written around an image by Qwen's template; other families' processors write such marks themselves.
@@ -120,7 +122,7 @@ def with_axes(processor, images: Sequence[Image.Image]) -> tuple[list, dict[str,
         tuple[list, dict[str, str]]: The images, and ``input_data_format``; no option for a processor of another kind,
         such as :class:`SphinxProcessor`.
     """
-    from transformers import BaseImageProcessor, BaseImageProcessorFast, LlavaNextImageProcessor
+    from transformers import BaseImageProcessor, LlavaNextImageProcessor
 
     images, found = list(images), getattr(processor, 'image_processor', processor)
     if not isinstance(found, BaseImageProcessor):
@@ -128,8 +130,8 @@ def with_axes(processor, images: Sequence[Image.Image]) -> tuple[list, dict[str,
     if isinstance(found, LlavaNextImageProcessor):
         # It pads without the option: a wide image that it has resized to 3 rows would become an image of 3 columns.
         images = [np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1)) for image in images]
-    # Those that end in Fast have put the channels first before they ask.
-    first = isinstance(found, (BaseImageProcessorFast, LlavaNextImageProcessor))
+    bases = {cls.__name__ for cls in type(found).__mro__}
+    first = bool(bases & CHANNELS_FIRST) or isinstance(found, LlavaNextImageProcessor)
     return images, dict(input_data_format='channels_first' if first else 'channels_last')
 
 

@@ -7,7 +7,8 @@ from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS, TRANSFORMS
 
-from ...models.vlms.saving import check_replaceable, check_whole, replaced_folder
+from ...models.vlms.loading import parse_dtype
+from ...models.vlms.saving import check_replaceable, check_whole, replaced_folder, save_processor
 from ...utils.files import clear_leftovers
 from ...utils.numbers import check_number
 
@@ -24,9 +25,11 @@ class SavePretrainedHook(Hook):
         processor (dict | ProcessorMixin, optional): Saved along: a processor of transformers, or the dict of
             ``EncodeConversation`` that makes one. Defaults to None: the tuner's own, if it has one.
         interval (int, optional): Save every so many iterations as well. Defaults to None: after training only.
+        dtype (str, optional): Of the saved weights. Defaults to None: the ``dtype`` of ``model.vlm``, to which weights
+            that trained in float32 are rounded; ``'float32'`` keeps them.
 
     Raises:
-        ValueError: If `interval` is not positive.
+        ValueError: If `interval` is not positive, or `dtype` is no floating dtype.
         TypeError: When training starts, if the processor cannot be saved or the model has no ``vlm``.
         RuntimeError: When training starts, if the weights are sharded over processes (FSDP, ZeRO-3).
         FileExistsError: When training starts, if the folder holds other files than a model.
@@ -37,12 +40,15 @@ class SavePretrainedHook(Hook):
 
     priority = 'LOW'
 
-    def __init__(self, out_dir: str | None = None, processor=None, interval: int | None = None) -> None:
+    def __init__(
+        self, out_dir: str | None = None, processor=None, interval: int | None = None, dtype: str | None = None
+    ) -> None:
         if interval is not None:
             allowed = 'at least 1, or None.'
             check_number('SavePretrainedHook: interval', interval, allowed, least=1, integer=True)
         self.out_dir = out_dir
         self.interval = interval
+        self.dtype = None if dtype is None else parse_dtype(dtype)
         self.processor = TRANSFORMS.build(processor) if isinstance(processor, dict) else processor
 
     def before_train(self, runner) -> None:
@@ -73,9 +79,9 @@ class SavePretrainedHook(Hook):
     def _save(self, runner) -> None:
         folder = self._folder(runner)
         with replaced_folder(folder) as temporary:
-            _find_tuner(runner).vlm.save_pretrained(temporary)
+            _find_tuner(runner).vlm.save_pretrained(temporary, **({} if self.dtype is None else dict(dtype=self.dtype)))
             if self.processor is not None:
-                self.processor.save_pretrained(temporary)
+                save_processor(self.processor, temporary)
         runner.logger.info(f'SavePretrainedHook: wrote the model to {folder}')
 
     def _folder(self, runner) -> Path:

@@ -54,7 +54,7 @@ def interaction_attention(
         tuple: output [B, L, H, D] and None.
 
     Raises:
-        ValueError: if the layer has soft-capped logits or attention sinks.
+        ValueError: if the layer has soft-capped logits or attention sinks, or records with a position bias.
     """
     for name, meaning in UNKNOWN_TO_SDPA.items():
         if kwargs.get(name) is not None:
@@ -69,6 +69,11 @@ def interaction_attention(
         options = dict(kwargs, scaling=scaling, dropout=dropout, is_causal=is_causal)
         return ALL_ATTENTION_FUNCTIONS['sdpa'](module, query, key, value, attention_mask, **options)
     interaction.check(module, layer)
+    if kwargs.get('position_bias') is not None:
+        raise ValueError(
+            f'{type(module).__name__} has a position bias (position_bias), which the recording leaves out: it would '
+            'compute another model. This model cannot be recorded'
+        )
     if attention_mask is not None:
         attention_mask = attention_mask[..., : key.size(2)]
     if is_causal is None:

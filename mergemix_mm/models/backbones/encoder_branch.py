@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ...functional import resize
 from ...utils.numbers import check_number, is_number
+from ..weight_names import adopt_names
 from .encoder_outputs import check_size, find_run, is_qformer
 from .token_map import TokenLayout, TokenMap, find_cell
 
@@ -96,6 +97,10 @@ class EncoderBranch(nn.Module):
         With this method MMEngine draws all weights of a model anew that has an `init_cfg`.
         """
         return super().apply(fn) if self.draws_weights else self
+
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args) -> None:
+        adopt_names(self, state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def train(self, mode: bool = True) -> 'EncoderBranch':
         """As always, but a frozen encoder stays in eval mode."""

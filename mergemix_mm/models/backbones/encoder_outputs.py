@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from ..vision_encoders.timm import check_timm_size
 
 Run = Callable[[nn.Module, Tensor], Tensor]
+# Classes of transformers whose last hidden state has not been through their final norm: of version 4, of version 5.
+CLIP_TOWERS = {'CLIPVisionTransformer', 'CLIPVisionModel'}
 
 
 def find_run(encoder: nn.Module) -> Run:
@@ -66,8 +68,9 @@ def _run_timm(encoder: nn.Module, images: Tensor) -> Tensor:
 def _run_transformers(encoder: nn.Module, images: Tensor) -> Tensor:
     """The last hidden state, normalised: CLIP itself normalises the class token only."""
     hidden = _call_transformers(encoder, images)
-    tower = getattr(encoder, 'vision_model', encoder)
-    return tower.post_layernorm(hidden) if type(tower).__name__ == 'CLIPVisionTransformer' else hidden
+    tower = getattr(encoder, 'vision_model', encoder)  # Of transformers 4, or a model with a projection.
+    names = {cls.__name__ for cls in type(tower).__mro__}
+    return tower.post_layernorm(hidden) if names & CLIP_TOWERS else hidden
 
 
 def _run_qformer(encoder: nn.Module, images: Tensor) -> Tensor:

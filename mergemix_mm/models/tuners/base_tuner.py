@@ -14,7 +14,7 @@ from ...functional import answer_logps
 from ...utils.numbers import check_number
 from ..attention import InteractionAlignment, interaction_spans
 from ..heads import AnswerScores
-from .precision import autocast_to, widen_trained
+from ..precision import autocast_to, widen_trained
 
 
 class BaseTuner(BaseModel):

@@ -13,15 +13,18 @@ ADAPTERS: dict[str, str | Callable[[nn.Module], VisionEncoder]] = {
     'mmpretrain.models.backbones.deit3.DeiT3': 'mmpretrain.DeiT3Encoder',
     'mmpretrain.models.backbones.vision_transformer.VisionTransformer': 'mmpretrain.MMPretrainEncoder',
     'timm.models.vision_transformer.VisionTransformer': 'timm.TimmEncoder',
+    # Of transformers 5: the models without a wrapper around them.
+    'transformers.models.clip.modeling_clip.CLIPVisionModel': 'transformers.CLIPEncoder',
     'transformers.models.clip.modeling_clip.CLIPVisionTransformer': 'transformers.CLIPEncoder',
     'transformers.models.dinov2.modeling_dinov2.Dinov2Model': 'transformers.Dinov2Encoder',
     'transformers.models.idefics3.modeling_idefics3.Idefics3VisionTransformer': 'transformers.Idefics3Encoder',
     'transformers.models.internvl.modeling_internvl.InternVLVisionModel': 'transformers.InternVLEncoder',
     'transformers.models.janus.modeling_janus.JanusVisionModel': 'transformers.JanusEncoder',
+    'transformers.models.siglip.modeling_siglip.SiglipVisionModel': 'transformers.SiglipEncoder',
     'transformers.models.siglip.modeling_siglip.SiglipVisionTransformer': 'transformers.SiglipEncoder',
     'transformers.models.smolvlm.modeling_smolvlm.SmolVLMVisionTransformer': 'transformers.SmolVLMEncoder',
 }
-# Wrappers and the attribute that holds the encoder.
+# Wrappers and the attribute that holds the encoder. In transformers 5, CLIPVisionModel and SiglipVisionModel are none.
 WRAPPERS = {
     f'{__package__.rpartition(".")[0]}.backbones.encoder_branch.EncoderBranch': 'encoder',
     'mmpretrain.models.backbones.timm_backbone.TIMMBackbone': 'timm_model',
@@ -46,8 +49,9 @@ def build_vision_encoder(model: nn.Module) -> VisionEncoder:
     """
     names = [f'{cls.__module__}.{cls.__name__}' for cls in type(model).__mro__]
     for name in names:
-        if name in WRAPPERS:
-            return build_vision_encoder(getattr(model, WRAPPERS[name]))
+        inner = getattr(model, WRAPPERS[name], None) if name in WRAPPERS else None
+        if inner is not None:
+            return build_vision_encoder(inner)
         if name in ADAPTERS:
             return _load(ADAPTERS[name])(model)
     raise UnsupportedEncoderError(model, 'no adapter knows its parts')

@@ -120,13 +120,14 @@ class Dinov2Layer(EncoderLayer):
     """`Dinov2Layer`: layer scale and stochastic depth on both branches."""
 
     def query_key_value(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        attn, x = self.module.attention.attention, self.module.norm1(x)
-        projections = (attn.query, attn.key, attn.value)
-        return tuple(split_heads(project(x), attn.num_attention_heads) for project in projections)
+        attn, x = self._attention, self.module.norm1(x)
+        names = ('q_proj', 'k_proj', 'v_proj') if hasattr(attn, 'q_proj') else ('query', 'key', 'value')
+        return tuple(split_heads(getattr(attn, name)(x), attn.num_attention_heads) for name in names)
 
     def add_attention(self, x: Tensor, attended: Tensor) -> Tensor:
-        layer = self.module
-        return x + layer.drop_path(layer.layer_scale1(layer.attention.output(attended, x)))
+        layer, attn = self.module, self.module.attention
+        projected = attn.o_proj(attended) if hasattr(attn, 'o_proj') else attn.output(attended, x)
+        return x + layer.drop_path(layer.layer_scale1(projected))
 
     def feed_forward(self, x: Tensor) -> Tensor:
         layer = self.module
@@ -134,7 +135,13 @@ class Dinov2Layer(EncoderLayer):
 
     @property
     def attention_dropout(self) -> float:
-        return self.module.attention.attention.dropout_prob
+        attn = self._attention
+        return attn.attention_dropout if hasattr(attn, 'attention_dropout') else attn.dropout_prob
+
+    @property
+    def _attention(self) -> nn.Module:
+        """The module with the projections, inside another one in transformers 4."""
+        return getattr(self.module.attention, 'attention', self.module.attention)
 
 
 class Dinov2Encoder(CLIPEncoder):
@@ -182,4 +189,5 @@ class InternVLEncoder(Dinov2Encoder):
     layer_type, layer_name = InternVLLayer, 'InternVLVisionLayer'
 
     def _embeddings(self, images: Tensor) -> Tensor:
-        return self.model.embeddings(images)[0]
+        embedded = self.model.embeddings(images)
+        return embedded if isinstance(embedded, Tensor) else embedded[0]  # With the grid in transformers 4.

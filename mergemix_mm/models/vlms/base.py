@@ -9,6 +9,7 @@ from abc import abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
@@ -79,5 +80,5 @@ class VisionLanguageModel(BaseModule):
         """Answer a batch of prompts; `kwargs` are the library's generation options."""
 
     @abstractmethod
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write the model in its library's own format."""
+    def save_pretrained(self, folder: str | Path, dtype: str | torch.dtype | None = None) -> None:
+        """Write the model in its library's own format, all its weights in one dtype: None is that of its config."""

@@ -1,11 +1,14 @@
 """What vision-language models have in common, whose parts a `Family` names: freezing, LoRA, forward and generation."""
 
 from collections.abc import Collection
+from contextlib import AbstractContextManager
 
 import torch
 from mmengine.model import initialize
 from torch import Tensor, nn
 
+from ..precision import autocast_to, low_beside_float32
+from ..weight_names import adopt_names
 from .base import Generation, VisionLanguageModel
 from .families import Family
 from .freezing import check_trainable, freeze, train_parts
@@ -39,6 +42,8 @@ class FamilyModel(VisionLanguageModel):
     ) -> None:
         super().__init__(init_cfg)
         self.family, self.model = family, family.model
+        # What a saved model gets; a tuner widens weights that train.
+        self.loaded_dtype = family.base.get_input_embeddings().weight.dtype
         self.trainable = check_trainable(family, trainable)
         self.gradient_checkpointing = gradient_checkpointing
         if lora is None:
@@ -66,6 +71,7 @@ class FamilyModel(VisionLanguageModel):
                 'training of the checkpoint, or make a folder of the checkpoint and set vlm.pretrained to it: '
                 'python tools/model_converters/save_pretrained.py CONFIG CHECKPOINT OUT (with --merge-lora after LoRA)'
             )
+        adopt_names(self, state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def train(self, mode: bool = True) -> 'FamilyModel':
@@ -82,8 +88,13 @@ class FamilyModel(VisionLanguageModel):
         return self.family.with_canvases(batch, canvases)
 
     def hidden(self, batch: dict, **attention_kwargs) -> Tensor:
-        inputs = self._decoder_inputs(self.family.forward_kwargs(batch))
-        return self.family.base(**inputs, use_cache=False, **attention_kwargs).last_hidden_state
+        with self.autocast(batch):
+            inputs = self._decoder_inputs(self.family.forward_kwargs(batch))
+            return self.family.base(**inputs, use_cache=False, **attention_kwargs).last_hidden_state
+
+    def autocast(self, batch: dict) -> AbstractContextManager:
+        """Autocast to the low precision of a model that has float32 weights as well, as after training."""
+        return autocast_to(low_beside_float32(self.parameters()), batch['input_ids'].device.type)
 
     def _decoder_inputs(self, inputs: dict) -> dict:
         """What `family.base` takes; a subclass that embeds images itself puts ``inputs_embeds`` for ids and pixels."""
@@ -115,14 +126,16 @@ class FamilyModel(VisionLanguageModel):
         """
         if max(kwargs.get('num_beams') or 1, kwargs.get('num_return_sequences') or 1) > 1:
             raise ValueError(f'{type(self).__name__}.generate: num_beams and num_return_sequences must be 1')
-        inputs = self._decoder_inputs(self.family.generate_kwargs(pad_left(batch)))
         ends = _as_list(kwargs.get('eos_token_id', self.family.model.generation_config.eos_token_id))
         if ends and self.family.model.generation_config.pad_token_id is None:
             kwargs.setdefault('pad_token_id', ends[0])
         kwargs.setdefault('do_sample', False)
         logps = AnswerLogps(ends)
         processors = [*kwargs.pop('logits_processor', ()), logps]
-        found = self.family.generate(**inputs, max_new_tokens=max_new_tokens, logits_processor=processors, **kwargs)
+        with self.autocast(batch):
+            inputs = self._decoder_inputs(self.family.generate_kwargs(pad_left(batch)))
+            kwargs |= dict(max_new_tokens=max_new_tokens, logits_processor=processors)
+            found = self.family.generate(**inputs, **kwargs)
         sequences = found if 'inputs_embeds' in inputs else found[:, inputs['input_ids'].size(1) :]
         return Generation(sequences, logps.sums(sequences[:, -1]))
 

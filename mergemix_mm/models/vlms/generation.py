@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 # Tensors of a batch that have one value per token.
-TOKEN_KEYS = ('input_ids', 'attention_mask', 'labels', 'token_type_ids')
+TOKEN_KEYS = ('input_ids', 'attention_mask', 'labels', 'token_type_ids', 'mm_token_type_ids')
 
 
 def pad_left(batch: dict) -> dict:

@@ -8,8 +8,8 @@ from mmengine.registry import MODELS
 
 from .families import find_family
 from .family_model import FamilyModel
-from .loading import load_vlm
-from .saving import check_whole, replaced_folder
+from .loading import load_vlm, parse_dtype
+from .saving import check_whole, replaced_folder, save_model
 from .vision_merge import VisionMerge
 
 
@@ -81,18 +81,26 @@ class HFVisionLanguageModel(FamilyModel):
     def _decoder_inputs(self, inputs: dict) -> dict:
         return inputs if self.vision_merge is None else self.vision_merge.embed(inputs)
 
-    def save_pretrained(self, folder: str | Path) -> None:
+    def save_pretrained(self, folder: str | Path, dtype: str | torch.dtype | None = None) -> None:
         """Write the model in transformers' format, or its adapters (with what trained beside them) in peft's.
 
         A folder of that name is replaced in one step, once everything is written.
 
+        Args:
+            folder (str | Path): The folder.
+            dtype (str | torch.dtype, optional): Of all weights, and of the config; adapters stay as they trained.
+                Defaults to None: that of this model, to which weights that trained in float32 are rounded.
+                ``'float32'`` keeps them.
+
         Raises:
+            ValueError: if `dtype` is no floating dtype.
             RuntimeError: if this process holds a shard of the weights only.
         """
+        dtype = self.loaded_dtype if dtype is None else parse_dtype(dtype)
         check_whole(self.model)
         with replaced_folder(folder) as temporary:
             if self.model is self.family.model:
-                self.model.save_pretrained(temporary)
+                save_model(self.model, temporary, dtype)
             else:
                 # Embeddings do not train; peft would ask the hub whether they have grown.
                 self.model.save_pretrained(temporary, save_embedding_layers=False)

@@ -3,7 +3,9 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 from torch import nn
@@ -14,7 +16,9 @@ from ..allowed_parts import check_attention
 from .families import find_family
 
 # What transformers raises of files that are not there, are damaged, or say what nobody expects.
-_DAMAGED = (OSError, ValueError, TypeError, AttributeError, LookupError, RecursionError)
+_DAMAGED = (OSError, ValueError, TypeError, AttributeError, LookupError, RecursionError, UnpicklingError)
+# Of safetensors, and of the checks of configs in transformers 5; both are imported only when they are needed.
+_DAMAGED_NAMES = {'SafetensorError', 'StrictDataclassError'}
 
 
 def load_vlm(pretrained: str | None, config: dict | str | None, model_type: str | None = None, **options) -> nn.Module:
@@ -61,17 +65,27 @@ def _load(
         if isinstance(folder, str):
             recover_folder(folder)
     auto_class = getattr(transformers, auto_class)
-    options = dict(dtype=_parse_dtype(dtype), trust_remote_code=trust_remote_code)
+    options = dict(dtype=parse_dtype(dtype), trust_remote_code=trust_remote_code)
     if attn_implementation is not None:
         options['attn_implementation'] = attn_implementation
     if config is not None:
-        return auto_class.from_config(_parse_config(config, check, trust_remote_code), **options)
+        config = _parse_config(config, check, trust_remote_code)
+        _tie_as_the_text_model(config)
+        return auto_class.from_config(config, **options)
     config = _find_config('pretrained', pretrained, revision=revision, trust_remote_code=trust_remote_code)
     check(config.model_type)
     if not trust_remote_code:
         check_attention(config, f'pretrained={pretrained!r}')
     with _explained('pretrained', pretrained):
-        return auto_class.from_pretrained(pretrained, config=config, revision=revision, **options)
+        options.update(_old_names(auto_class, config), config=config, revision=revision, output_loading_info=True)
+        model, info = auto_class.from_pretrained(pretrained, **options)
+    missing = sorted(info['missing_keys'])
+    if missing:
+        raise ValueError(
+            f'pretrained={pretrained!r} lacks weights of the model (names of transformers {version("transformers")}): '
+            f'{", ".join(missing[:3])}{f" and {len(missing) - 3} more" if len(missing) > 3 else ""}'
+        )
+    return model
 
 
 def _check_causal(found: str | None) -> None:
@@ -92,7 +106,12 @@ def _check_type(found: str | None, wanted: str | None) -> None:
         )
 
 
-def _parse_dtype(dtype: str | torch.dtype | None) -> torch.dtype:
+def parse_dtype(dtype: str | torch.dtype | None) -> torch.dtype:
+    """A floating dtype from its name; None is float32.
+
+    Raises:
+        ValueError: if it is none.
+    """
     if dtype is None:
         return torch.float32
     parsed = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
@@ -116,6 +135,28 @@ def _parse_config(config: dict | str, check: Callable[[str | None], None], trust
     return AutoConfig.for_model(model_type, **config)
 
 
+def _old_names(auto_class: type, config) -> dict:
+    """The option by which transformers 4 reads CLIP and SigLIP towers that version 5 saved, without their wrapper."""
+    vision = getattr(config, 'vision_config', None)
+    model_class = auto_class._model_mapping.get(type(config), None)
+    known = getattr(model_class, '_checkpoint_conversion_mapping', None)
+    if not known or getattr(vision, 'model_type', None) not in ('clip_vision_model', 'siglip_vision_model'):
+        return {}
+    part = r'(?=(?:embeddings|pre_layrnorm|encoder|post_layernorm|head)\.)'
+    return dict(key_mapping={rf'^(?:model\.)?vision_tower\.{part}': 'model.vision_tower.vision_model.', **known})
+
+
+def _tie_as_the_text_model(config) -> None:
+    """Let the config of the language model say whether head and embeddings are one weight, as transformers 4 does.
+
+    Version 5 reads the whole model's entry, which is True where nobody wrote it, as in configs of Janus and InternVL:
+    checkpoints whose head was trained on its own would lose it.
+    """
+    text = config.get_text_config(decoder=True)
+    if text is not config and hasattr(text, 'tie_word_embeddings'):
+        config.tie_word_embeddings = text.tie_word_embeddings
+
+
 def _find_config(key: str, name: str, **options):
     from transformers import AutoConfig
 
@@ -134,7 +175,8 @@ def _explained(key: str, name: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if not isinstance(error, _DAMAGED) and type(error).__name__ != 'SafetensorError':  # Imported only with weights.
+        names = {cls.__name__ for cls in type(error).__mro__}
+        if not isinstance(error, _DAMAGED) and not names & _DAMAGED_NAMES:
             raise
         reason = shown(' '.join(str(error).split()) or type(error).__name__, 400)
         raise OSError(

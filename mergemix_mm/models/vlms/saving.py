@@ -1,15 +1,19 @@
-"""Folders of models: written whole or not at all, and in the place of a model only."""
+"""Folders of models: written whole or not at all, in one dtype, and in the place of a model only."""
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from ...utils import files
 
 # One of them is in every folder of a model, or of adapters.
 MODEL_FILES = {'config.json', 'adapter_config.json'}
+# Of every tokenizer; others by name are those of a model, such as `image_token`.
+NAMED_TOKENS = {f'{name}_token' for name in ('bos', 'eos', 'unk', 'sep', 'pad', 'cls', 'mask')}
 
 
 def check_replaceable(folder: str | Path) -> None:
@@ -41,6 +45,73 @@ def replaced_folder(folder: str | Path) -> Iterator[Path]:
     check_replaceable(folder)
     with files.replaced_folder(folder) as new:
         yield new
+
+
+def save_model(model: nn.Module, folder: Path, dtype: torch.dtype) -> None:
+    """Write a model of transformers with all its weights in one dtype, and a config that says which.
+
+    After training, weights that trained are float32 beside others of lower precision: the library would read such a
+    folder as it is, and multiply the one by the other. The config also says whether head and embeddings are one
+    weight, at both places where the versions of transformers look for it.
+
+    Args:
+        model (nn.Module): The model; it stays as it is.
+        folder (Path): An existing folder.
+        dtype (torch.dtype): Of its weights there.
+    """
+    cast: dict[tuple, Tensor] = {}
+    weights = {}
+    for name, value in model.state_dict().items():
+        # Names of one weight get one tensor again, which the library writes once.
+        place = (value.data_ptr(), value.shape, value.stride(), value.dtype)
+        if place not in cast:
+            changes = value.is_floating_point() and value.dtype != dtype
+            cast[place] = value.to('cpu', dtype) if changes else value
+        weights[name] = cast[place]
+    model.save_pretrained(folder, state_dict=weights)
+    path = folder / 'config.json'
+    content = json.loads(path.read_text(encoding='utf-8'))
+    _set_dtype(content, str(dtype).removeprefix('torch.'))
+    head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
+    if head is not None:
+        for part in (content, content.get('text_config')):
+            if part is not None:
+                part['tie_word_embeddings'] = head.weight is embeddings.weight
+    files.write_json(path, content)
+
+
+def save_processor(processor, folder: str | Path) -> None:
+    """Write a processor so that transformers 4.57 and 5 read it.
+
+    Version 5 writes a class of tokenizers and a place for named tokens that version 4 does not know; it reads those of
+    version 4 as well.
+
+    Args:
+        processor (ProcessorMixin | SphinxProcessor): Whatever has a ``save_pretrained``.
+        folder (str | Path): Where to.
+    """
+    processor.save_pretrained(folder)
+    for path in Path(folder).rglob('tokenizer_config.json'):
+        content = json.loads(path.read_text(encoding='utf-8'))
+        extra = content.get('extra_special_tokens')
+        if content.get('tokenizer_class') != 'TokenizersBackend' and not isinstance(extra, list):
+            continue
+        if content.get('tokenizer_class') == 'TokenizersBackend':
+            content['tokenizer_class'] = 'PreTrainedTokenizerFast'
+        if isinstance(extra, list):
+            named = {key: content[key] for key in content if key.endswith('_token') and key not in NAMED_TOKENS}
+            content['extra_special_tokens'] = {key: token for key, token in named.items() if isinstance(token, str)}
+            content |= dict(additional_special_tokens=extra) if extra else {}
+        files.write_json(path, content)
+
+
+def _set_dtype(content: dict, dtype: str) -> None:
+    """Of a config and those inside it."""
+    for key, value in content.items():
+        if key in ('dtype', 'torch_dtype'):
+            content[key] = dtype
+        elif isinstance(value, dict):
+            _set_dtype(value, dtype)
 
 
 def check_whole(model: nn.Module) -> None:

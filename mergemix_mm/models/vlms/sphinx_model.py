@@ -4,6 +4,7 @@ from collections.abc import Collection
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
+import torch
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
@@ -11,8 +12,8 @@ from ...utils.files import recover_folder
 from ...utils.safe_load import guarded_mmengine
 from ..allowed_parts import FLAG
 from .family_model import FamilyModel
-from .loading import load_language_model
-from .saving import check_whole, replaced_folder
+from .loading import load_language_model, parse_dtype
+from .saving import check_whole, replaced_folder, save_model
 from .sphinx import SphinxFamily, SphinxNetwork, ViewEncoder
 from .sphinx.files import CONFIG_FILE, LANGUAGE_MODEL, load_vision, read_layout, save_vision, write_layout
 
@@ -131,12 +132,17 @@ class SphinxModel(FamilyModel):
         """What the language model reads of images, without markers; see :class:`ViewEncoder`."""
         return self.family.model.vision(images, real)
 
-    def save_pretrained(self, folder: str | Path) -> None:
+    def save_pretrained(self, folder: str | Path, dtype: str | torch.dtype | None = None) -> None:
         """Write ``language_model``, a folder of transformers; ``vision.safetensors``: neck, markers and all encoders
         that are not frozen (frozen ones come from where the config has them); and ``config.json``: the config of
         backbone and neck.
 
         A folder of that name is replaced in one step, once everything is written.
+
+        Args:
+            folder (str | Path): The folder.
+            dtype (str | torch.dtype, optional): Of the language model's weights. Defaults to None: as they were loaded;
+                what trained in float32 is rounded. The others keep theirs.
 
         Raises:
             RuntimeError: if this process holds a shard of the weights only.
@@ -148,8 +154,9 @@ class SphinxModel(FamilyModel):
                 'SphinxModel: the adapters of LoRA have to be added to the weights first: '
                 'python tools/model_converters/save_pretrained.py CONFIG CHECKPOINT OUT --merge-lora'
             )
+        dtype = self.loaded_dtype if dtype is None else parse_dtype(dtype)
         with replaced_folder(folder) as temporary:
-            self.model.language_model.save_pretrained(temporary / LANGUAGE_MODEL)
+            save_model(self.model.language_model, temporary / LANGUAGE_MODEL, dtype)
             save_vision(self.model, temporary)
             write_layout(self._layout, temporary)
 

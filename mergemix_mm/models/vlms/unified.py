@@ -1,6 +1,7 @@
 """Models that both read images and write them, code by code, with one language model."""
 
 from abc import abstractmethod
+from inspect import signature
 
 import torch
 from torch import Tensor, nn
@@ -53,10 +54,9 @@ class UnifiedModel(HFVisionLanguageModel):
         if not self.is_generation(batch):
             return super().hidden(batch, **attention_kwargs)
         batch = self.prepare(batch)
-        found = self.family.language_model(
-            inputs_embeds=self.embed(batch), attention_mask=batch['attention_mask'], use_cache=False, **attention_kwargs
-        )
-        return found.last_hidden_state
+        with self.autocast(batch):
+            kwargs = dict(attention_mask=batch['attention_mask'], use_cache=False, **attention_kwargs)
+            return self.family.language_model(inputs_embeds=self.embed(batch), **kwargs).last_hidden_state
 
     def modality(self, batch: dict) -> Tensor:
         """As always; the token before an image, and what else frames it, is ``MARKER``, the rest of a prompt ``TEXT``
@@ -109,7 +109,7 @@ class UnifiedModel(HFVisionLanguageModel):
             raise ValueError(f'generate_image: temperature={temperature} must be 0 (most probable) or above')
         prompts = dict(input_ids=batch['input_ids'], attention_mask=_attention_mask(batch))
         self.check_prompts(prompts)
-        with scoring_mode(self, prompts['input_ids'].device.type):
+        with self.autocast(prompts), scoring_mode(self, prompts['input_ids'].device.type):
             codes = self._generate_codes(pad_left(prompts), guidance_scale, temperature, generator)
             return ((self.decode_codes(codes).float() + 1) / 2).clamp(0, 1)
 
@@ -123,12 +123,13 @@ class UnifiedModel(HFVisionLanguageModel):
         if copies == 2:
             blank = self.drop_prompts(prompts, torch.ones_like(ids[:, 0], dtype=torch.bool))
             ids, mask = torch.cat([ids, blank['input_ids']]), mask.repeat(2, 1)
-        embeds, cache, codes = self.family.language_model.get_input_embeddings()(ids), None, []
+        model = self.family.language_model
+        # Its name in transformers 4 and early versions of 5, and in later ones.
+        key = 'cache' if 'cache' in signature(model.forward).parameters else 'past_key_values'
+        embeds, cache, codes = model.get_input_embeddings()(ids), None, []
         for place in range(1, rows * columns + 1):
-            found = self.family.language_model(
-                inputs_embeds=embeds, attention_mask=mask, past_key_values=cache, use_cache=True
-            )
-            cache = found.past_key_values
+            found = model(inputs_embeds=embeds, attention_mask=mask, use_cache=True, **{key: cache})
+            cache = found[key]
             logits = self.code_logits(found.last_hidden_state[:, -1]).float()
             if copies == 2:
                 given, blank = logits.chunk(2)

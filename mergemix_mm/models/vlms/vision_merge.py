@@ -13,7 +13,7 @@ from .families import Family
 from .generation import TOKEN_KEYS
 
 # What stands at padded positions; token ids take the config's padding token.
-_FILL = dict(attention_mask=0, labels=-100, token_type_ids=0)
+_FILL = dict(attention_mask=0, labels=-100, token_type_ids=0, mm_token_type_ids=0)
 
 
 class VisionMerge:

@@ -104,6 +104,17 @@ def test_a_folder_of_other_files_is_refused_before_training(tmp_path):
         SavePretrainedHook(str(tmp_path)).before_train(type('runner', (), dict(model=Tuner())))
 
 
+def test_the_dtype_is_that_of_the_vlm_or_the_one_that_is_asked_for(tmp_path):
+    from safetensors.torch import load_file
+
+    for dtype, expected in ((None, torch.float32), ('bfloat16', torch.bfloat16)):
+        folder = tmp_path / str(dtype)
+        train(tmp_path, Tuner(), SavePretrainedHook(str(folder), dtype=dtype))
+        assert {value.dtype for value in load_file(folder / 'model.safetensors').values()} == {expected}
+    with pytest.raises(ValueError, match="dtype='int8'"):
+        SavePretrainedHook(dtype='int8')
+
+
 def test_an_interval_below_one_is_refused():
     with pytest.raises(ValueError, match='interval=0'):
         SavePretrainedHook(interval=0)

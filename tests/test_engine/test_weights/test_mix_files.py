@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from limits import HANGS
+from pytorch_files import to_pytorch_files
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -166,10 +167,9 @@ def test_a_plain_state_dict_stays_one(tmp_path):
 def test_a_folder_of_pytorch_files_stays_one(tmp_path):
     from transformers import LlamaForCausalLM
 
-    states = [
-        save_llama(tmp_path / name, seed, safe_serialization=False, max_shard_size=4000)
-        for seed, name in enumerate(('real', 'syn'))
-    ]
+    states = [save_llama(tmp_path / name, seed, max_shard_size=4000) for seed, name in enumerate(('real', 'syn'))]
+    for name in ('real', 'syn'):
+        to_pytorch_files(tmp_path / name)
     mix(tmp_path, 0.5)
     assert len(list((tmp_path / 'out').glob('*.bin'))) > 2 and not list((tmp_path / 'out').glob('*.safetensors'))
     found = LlamaForCausalLM.from_pretrained(tmp_path / 'out', dtype=torch.bfloat16).state_dict()

@@ -7,6 +7,7 @@ from collections import OrderedDict
 import pytest
 import torch
 from mmengine.logging import HistoryBuffer
+from pytorch_files import to_pytorch_files
 from safetensors.torch import save_file
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -91,9 +92,11 @@ def test_folders_of_transformers_are_read_from_all_shards(tmp_path, safe):
     model = LlamaForCausalLM(
         LlamaConfig(vocab_size=50, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2)
     )
-    model.save_pretrained(tmp_path / 'whole', safe_serialization=safe)
-    model.save_pretrained(tmp_path / 'shards', safe_serialization=safe, max_shard_size=8000)
+    model.save_pretrained(tmp_path / 'whole')
+    model.save_pretrained(tmp_path / 'shards', max_shard_size=8000)
     for folder, sharded in (('whole', False), ('shards', True)):
+        if not safe:
+            to_pytorch_files(tmp_path / folder)
         weights = StoredWeights(tmp_path / folder)
         check(weights, model.state_dict())
         assert (len(weights.files) > 2, weights.index is not None) == (sharded, sharded)
@@ -166,7 +169,8 @@ def test_checkpoints_of_no_weights_are_refused(tmp_path):
     for content, message in (
         (torch.ones(1), 'holds no state dict, but: FakeTensor'),
         (dict(epoch=3, weight=torch.ones(1)), 'entries that are no plain tensors: epoch'),
-        (dict(a=torch.eye(2).to_sparse()), 'entries that are no plain tensors: a'),
+        # Torch 2.15 refuses to read one without memory.
+        (dict(a=torch.eye(2).to_sparse()), 'entries that are no plain tensors: a|is not loaded|cannot be loaded'),
     ):
         torch.save(content, path)
         with pytest.raises(ValueError, match=message):

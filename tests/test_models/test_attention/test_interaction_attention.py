@@ -1,5 +1,6 @@
 """The attention function in transformers' models: against sdpa's output and the library's own attention weights."""
 
+import inspect
 from functools import cache
 
 import pytest
@@ -87,7 +88,8 @@ def test_vision_modules_never_record(monkeypatch):
         vlm.family.model.set_attn_implementation(module.NAME)  # The tower as well.
         recording = recorder.recording(batch['labels'] != -100, vlm.modality(batch) == IMAGE)
         vlm.hidden(batch, **recording.attention_kwargs)
-        tower = vlm.family.vision_tower.vision_model.encoder.layers[0].self_attn
+        tower = vlm.family.vision_tower
+        tower = getattr(tower, 'vision_model', tower).encoder.layers[0].self_attn
         assert tower.config._attn_implementation == module.NAME and not hasattr(tower, 'layer_idx')
         query = torch.randn(1, 2, 5, 8)
         module.interaction_attention(tower, query, query, query, None, **recording.attention_kwargs)
@@ -161,11 +163,20 @@ def test_right_padding_needs_no_map_of_queries_by_keys(checkpointing, language_m
     assert plain.elements >= 3 * length * length  # What transformers' own mask takes.
 
 
+def queries(start, length):
+    """Where the queries are, as either version of transformers tells a mask."""
+    from transformers.masking_utils import sdpa_mask
+
+    if 'q_length' in inspect.signature(sdpa_mask).parameters:
+        return dict(q_length=length, q_offset=start)
+    return dict(cache_position=torch.arange(start, start + length))
+
+
 @pytest.mark.parametrize(('allowed', 'skips'), [(True, True), (False, False)])
 def test_a_mask_that_is_not_causal_is_kept(allowed, skips):
     from transformers.masking_utils import causal_mask_function
 
-    sizes = dict(batch_size=1, cache_position=torch.arange(4), kv_length=4, mask_function=causal_mask_function)
+    sizes = dict(batch_size=1, kv_length=4, mask_function=causal_mask_function, **queries(0, 4))
     mask = module.interaction_mask(
         attention_mask=torch.tensor([[True, True, True, False]]), allow_is_causal_skip=allowed, **sizes
     )
@@ -179,9 +190,9 @@ def test_the_mask_stays_where_queries_come_behind_padding():
     mask = module.interaction_mask(
         attention_mask=torch.tensor([[True, False, True]]),
         batch_size=1,
-        cache_position=torch.tensor([2]),
         kv_length=3,
         mask_function=causal_mask_function,
+        **queries(2, 1),
     )
     assert mask.tolist() == [[[[True, False, True]]]]
 

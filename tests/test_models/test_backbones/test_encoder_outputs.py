@@ -51,9 +51,10 @@ def transformers_model(name, config, **options):
 @torch.no_grad()
 def test_clip_of_transformers_normalises_all_tokens(size, wrapped):
     model = transformers_model('CLIPVisionModel', 'CLIPVisionConfig', intermediate_size=32)
-    images, found = run(model if wrapped else model.vision_model, *size)
+    tower = getattr(model, 'vision_model', model)  # The model itself in transformers 5.
+    images, found = run(model if wrapped else tower, *size)
     output = model(images, interpolate_pos_encoding=True)
-    tokens = model.vision_model.post_layernorm(output.last_hidden_state)
+    tokens = tower.post_layernorm(output.last_hidden_state)
     assert_tokens(found, tokens, (size[0] // 7, size[1] // 7), 1)
     torch.testing.assert_close(found.class_token, output.pooler_output)
 
@@ -85,7 +86,7 @@ def test_a_vision_transformer_that_no_adapter_knows_is_read_by_the_patch_size_of
 
 @torch.no_grad()
 def test_convnext_of_transformers_gives_its_last_map():
-    options = dict(hidden_sizes=[4, 4, 8, 16], depths=[1, 1, 1, 1], patch_size=4)
+    options = dict(hidden_sizes=[4, 4, 8, 16], depths=[1, 1, 1, 1], patch_size=4, num_hidden_layers=4)
     model = transformers_model('ConvNextModel', 'ConvNextConfig', **options)
     images, found = run(model, 65, 98)
     assert found.features.shape == (2, 16, 2, 3) and found.class_token is None

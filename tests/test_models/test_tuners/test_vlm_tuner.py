@@ -136,7 +136,8 @@ def test_tower_runs_twice_and_once_up_to_the_scored_layer(monkeypatch):
     calls = []
     tower = model.vlm.vision_encoder
     hooks = [
-        layer.register_forward_hook(lambda *_: calls.append('layer')) for layer in tower.vision_model.encoder.layers
+        layer.register_forward_hook(lambda *_: calls.append('layer'))
+        for layer in getattr(tower, 'vision_model', tower).encoder.layers
     ]
     hooks.append(model.vlm.family.base.language_model.register_forward_hook(lambda *_: calls.append('text')))
     loss_of(model, tiny_vlms.tiny_batch('llava', samples()))

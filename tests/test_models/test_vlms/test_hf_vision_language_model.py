@@ -7,15 +7,20 @@ from mmengine.config import ConfigDict
 from mmengine.registry import MODELS
 
 
+@pytest.mark.parametrize('side', ['left', 'right'])
 @pytest.mark.parametrize('family', tiny_vlms.FAMILIES)
-def test_hidden_and_head_give_the_librarys_logits(make, batch_of, family):
+def test_hidden_and_head_give_the_librarys_logits(make, batch_of, family, side):
     vlm = make(family).eval()
-    batch = batch_of(family)
+    batch = batch_of(family, padding_side=side)
     extra = {}
     if family == 'paligemma':  # It makes its mask from token types, and that only beside labels.
         extra['token_type_ids'] = (batch['labels'] != -100).long().cummax(dim=1).values
-    expected = vlm.model(**batch, **extra)
-    assert torch.allclose(vlm.head(vlm.hidden(batch)), expected.logits, atol=1e-6)
+    expected = vlm.model(**batch | extra, output_hidden_states=True)
+    real = batch['attention_mask'].bool()
+    assert not real.all()
+    hidden = vlm.hidden(batch)
+    assert torch.allclose(hidden[real], expected.hidden_states[-1][real], atol=1e-6)
+    assert torch.allclose(vlm.head(hidden)[real], expected.logits[real], atol=1e-6)
 
 
 @pytest.mark.parametrize('family', tiny_vlms.FAMILIES)

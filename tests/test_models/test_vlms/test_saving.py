@@ -1,7 +1,11 @@
+import json
+
 import pytest
 import tiny_vlms
 import torch
+from safetensors.torch import load_file, save_file
 
+from mergemix_mm.models.precision import widen_trained
 from mergemix_mm.models.vlms import HFVisionLanguageModel
 
 
@@ -18,6 +22,80 @@ def test_a_saved_model_reloads_in_plain_transformers(make, batch_of, tmp_path, f
     again = HFVisionLanguageModel(pretrained=str(tmp_path / 'model')).eval()
     assert torch.equal(again.hidden(batch), vlm.hidden(batch))
     assert [path.name for path in tmp_path.iterdir()] == ['model']
+
+
+def stored(folder):
+    tensors = load_file(folder / 'model.safetensors')
+    return {value.dtype for value in tensors.values() if value.is_floating_point()}
+
+
+def dtypes_of(content):
+    """What a config says, in all its parts."""
+    found = {value for key, value in content.items() if key in ('dtype', 'torch_dtype')}
+    return found.union(*(dtypes_of(value) for value in content.values() if isinstance(value, dict)))
+
+
+@pytest.mark.parametrize('trainable', [['projector'], ['language_model'], ['vision_tower', 'language_model']], ids=str)
+@pytest.mark.parametrize('family', tiny_vlms.ALL_FAMILIES)
+def test_a_model_that_trained_from_bfloat16_is_saved_in_it_and_answers_in_plain_transformers(
+    make, batch_of, tmp_path, family, trainable
+):
+    from transformers import AutoModelForImageTextToText
+
+    if family == 'emu3' and 'vision_tower' in trainable:
+        pytest.skip('it has no tower')
+    vlm = make(family, dtype='bfloat16', trainable=trainable).eval()
+    widen_trained(vlm.parameters())
+    before = {name: value.dtype for name, value in vlm.state_dict().items()}
+    vlm.save_pretrained(tmp_path / 'model')
+    assert {name: value.dtype for name, value in vlm.state_dict().items()} == before
+    assert stored(tmp_path / 'model') == {torch.bfloat16}
+    assert dtypes_of(json.loads((tmp_path / 'model' / 'config.json').read_text())) == {'bfloat16'}
+    plain = AutoModelForImageTextToText.from_pretrained(tmp_path / 'model', dtype='auto').eval()
+    assert {value.dtype for value in plain.parameters()} == {torch.bfloat16}
+    if family == 'emu3':  # Its library reads images of text only.
+        batch = dict(input_ids=torch.randint(50, 200, (2, 5)))
+    else:
+        batch = batch_of(family, labels=False)
+    assert plain.generate(**batch, max_new_tokens=2, min_new_tokens=2, do_sample=False).size(0) == 2
+
+
+def test_weights_that_trained_in_float32_are_kept_on_demand(make, tmp_path):
+    vlm = make(dtype='bfloat16', trainable=['projector'])
+    widen_trained(vlm.parameters())
+    trained = vlm.model.model.multi_modal_projector.linear_1.weight
+    trained.data.add_(1e-6)
+    vlm.save_pretrained(tmp_path / 'model', dtype='float32')
+    assert stored(tmp_path / 'model') == {torch.float32}
+    assert dtypes_of(json.loads((tmp_path / 'model' / 'config.json').read_text())) == {'float32'}
+    again = HFVisionLanguageModel(pretrained=str(tmp_path / 'model'))
+    assert torch.equal(again.model.model.multi_modal_projector.linear_1.weight, trained)
+    with pytest.raises(ValueError, match=r"dtype='int8'"):
+        vlm.save_pretrained(tmp_path / 'model', dtype='int8')
+
+
+@pytest.mark.parametrize('tied', [False, True])
+def test_a_saved_config_says_whether_head_and_embeddings_are_one_weight(tmp_path, tied):
+    config = tiny_vlms.tiny_config('internvl')  # Whose whole config says True by default.
+    config['text_config']['tie_word_embeddings'] = tied
+    vlm = HFVisionLanguageModel(config=config)
+    assert (vlm.head.weight is vlm.model.get_input_embeddings().weight) == tied
+    vlm.save_pretrained(tmp_path / 'model')
+    content = json.loads((tmp_path / 'model' / 'config.json').read_text())
+    assert content['tie_word_embeddings'] is content['text_config']['tie_word_embeddings'] is tied
+    again = HFVisionLanguageModel(pretrained=str(tmp_path / 'model'))
+    assert (again.head.weight is again.model.get_input_embeddings().weight) == tied
+    assert torch.equal(again.head.weight, vlm.head.weight)
+
+
+def test_a_folder_without_some_weights_is_refused_by_name(make, tmp_path):
+    make().save_pretrained(tmp_path / 'model')
+    tensors = load_file(tmp_path / 'model' / 'model.safetensors')
+    lost = next(name for name in tensors if name.endswith('multi_modal_projector.linear_2.weight'))
+    del tensors[lost]
+    save_file(tensors, tmp_path / 'model' / 'model.safetensors', metadata=dict(format='pt'))
+    with pytest.raises(ValueError, match=r'lacks weights.*multi_modal_projector\.linear_2\.weight$'):
+        HFVisionLanguageModel(pretrained=str(tmp_path / 'model'))
 
 
 def test_saving_replaces_a_folder_and_a_failure_leaves_it(make, tmp_path, monkeypatch):

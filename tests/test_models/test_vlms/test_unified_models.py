@@ -344,6 +344,7 @@ def test_codes_of_emu3_are_the_librarys_some_at_a_time():
     vlm = build('emu3')
     images = pictures('emu3', 3)
     expected = vlm.model.model.vqmodel.encode(images, [images.shape[-2:]] * 3)
+    expected = getattr(expected, 'image_tokens', expected)  # Of transformers 5.
     assert torch.equal(vlm.encode_images(images), torch.stack(expected))
     latents, codebook = torch.randn(2, 4, 3, 5), torch.randn(32, 4) * torch.linspace(0.1, 3, 32)[:, None]
     codes = torch.cdist(latents.permute(0, 2, 3, 1), codebook).argmin(-1)

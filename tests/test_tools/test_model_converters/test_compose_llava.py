@@ -134,7 +134,8 @@ def test_options_of_generation_that_cannot_be_saved_are_left_behind(tool, tmp_pa
     (tmp_path / 'language' / 'generation_config.json').write_text(json.dumps(options))
     tool.main([str(tmp_path / name) for name in ('vision', 'language', 'out')])
     generation = load(tmp_path / 'out')[0].generation_config
-    assert (generation.eos_token_id, generation.pad_token_id, generation.temperature) == ([2, 5], 260, 1.0)
+    assert (generation.eos_token_id, generation.pad_token_id) == ([2, 5], 260)
+    assert generation.temperature in (None, 1.0)  # Nothing was said: of transformers 5, and of version 4.
 
 
 def test_a_language_model_keeps_its_own_padding_and_spare_rows(tool, tmp_path):

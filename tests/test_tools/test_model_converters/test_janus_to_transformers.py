@@ -246,7 +246,7 @@ def test_processor_of_the_release_is_translated(tool, tmp_path):
     found = tool.translate_processor(tmp_path)
     image = tiny_vlms.random_image(30, 40, 0)
     expected = JanusImageProcessor(size=dict(height=28, width=28), **statistics)(image, return_tensors='pt')
-    assert torch.equal(found(text='Q', images=[image])['pixel_values'], expected['pixel_values'])
+    assert torch.equal(found(text='<image_placeholder>Q', images=[image])['pixel_values'], expected['pixel_values'])
     vocabulary = tiny_vlms.tiny_tokenizer('janus').get_vocab()
     assert found.tokenizer.get_vocab() == vocabulary
     assert found.tokenizer.pad_token_id == vocabulary['<｜▁pad▁｜>']

@@ -87,7 +87,7 @@ def test_adapters_are_written_alone_or_merged(tool, config, tmp_path, merge):
         assert torch.allclose(logits_of(model), logits_of(tuner.vlm.family.model), atol=1e-5)
 
 
-def test_trained_weights_stay_float32_beside_frozen_ones_of_low_precision(tool, config, tmp_path):
+def test_trained_weights_are_rounded_to_the_dtype_of_the_vlm_or_kept_on_demand(tool, config, tmp_path):
     from safetensors.torch import load_file
 
     cfg = Config.fromfile(config)
@@ -97,10 +97,13 @@ def test_trained_weights_stay_float32_beside_frozen_ones_of_low_precision(tool, 
     trained = tuner.vlm.model.model.multi_modal_projector.linear_1.weight
     trained.data += 1e-4  # Below the precision of bfloat16.
     torch.save(tuner.state_dict(), tmp_path / 'stage1.pth')
-    tool.main([str(config), str(tmp_path / 'stage1.pth'), str(tmp_path / 'out')])
-    saved = load_file(tmp_path / 'out' / 'model.safetensors')
-    assert torch.equal(saved['multi_modal_projector.linear_1.weight'], trained)
-    assert sum(weight.dtype == torch.bfloat16 for weight in saved.values()) == len(saved) - 4
+    for options, dtype in (([], torch.bfloat16), (['--dtype', 'float32'], torch.float32)):
+        tool.main([str(config), str(tmp_path / 'stage1.pth'), str(tmp_path / 'out'), *options])
+        saved = load_file(tmp_path / 'out' / 'model.safetensors')
+        name = next(name for name in saved if name.endswith('multi_modal_projector.linear_1.weight'))
+        assert torch.equal(saved[name], trained.to(dtype))
+        assert {weight.dtype for weight in saved.values()} == {dtype}
+    assert not torch.equal(trained.bfloat16().float(), trained)
 
 
 class Dangerous:

@@ -1,5 +1,7 @@
 """PaliGemma (https://arxiv.org/abs/2407.07726): image and prompt see each other, the answer is causal."""
 
+from inspect import signature
+
 import torch
 from torch import Tensor
 
@@ -9,17 +11,31 @@ from .base import Family
 class PaliGemmaFamily(Family):
     """``PaliGemmaForConditionalGeneration``.
 
-    The library makes the mask of the prefix from `token_type_ids` (0 prefix, 1 answer), but only with `labels` beside
-    them and with an `attention_mask`; without, every token sees every other, the answer included.
+    The library makes the mask of the prefix from `token_type_ids` (0 prefix, 1 answer). Version 4 does so only with
+    `labels` beside them and with an `attention_mask`; without, every token sees every other, the answer included.
+    Version 5 takes no labels in the model without its head; without token types, the prefix is causal.
     """
 
     def forward_kwargs(self, batch: dict) -> dict:
         """As always, with the token types that keep later answer tokens out of earlier positions."""
         kwargs = super().forward_kwargs(batch)
+        self._match_mask()
         kwargs.setdefault('attention_mask', torch.ones_like(batch['input_ids']))
         kwargs['token_type_ids'] = _token_types(batch)
-        kwargs['labels'] = kwargs['token_type_ids']  # Their presence is all that the model without its head reads.
+        if 'labels' in signature(self.base.forward).parameters:
+            kwargs['labels'] = kwargs['token_type_ids']  # Their presence is all that this model reads.
         return kwargs
+
+    def generate_kwargs(self, batch: dict) -> dict:
+        self._match_mask()
+        return super().generate_kwargs(batch) | dict(token_type_ids=_token_types(batch))
+
+    def _match_mask(self) -> None:
+        """Version 4 makes its mask in the dtype that the weights were loaded in, not in that of the queries."""
+        if hasattr(self.base, 'text_config_dtype'):
+            weight = self.model.get_input_embeddings().weight
+            autocast = torch.is_autocast_enabled(weight.device.type)
+            self.base.text_config_dtype = torch.get_autocast_dtype(weight.device.type) if autocast else weight.dtype
 
 
 def _token_types(batch: dict) -> Tensor:

@@ -1,5 +1,7 @@
 """Qwen2.5-VL (https://arxiv.org/abs/2502.13923) and Qwen2-VL: flattened patches of images of any size."""
 
+from inspect import signature
+
 import torch
 from torch import Tensor, nn
 
@@ -33,6 +35,18 @@ class Qwen2_5_VLFamily(Family):
 
     def modality(self, batch: dict) -> Tensor:
         return mark_frames(super().modality(batch))
+
+    def forward_kwargs(self, batch: dict) -> dict:
+        return self._with_types(super().forward_kwargs(batch), batch)
+
+    def generate_kwargs(self, batch: dict) -> dict:
+        return self._with_types(super().generate_kwargs(batch), batch)
+
+    def _with_types(self, kwargs: dict, batch: dict) -> dict:
+        """Add which tokens are an image's, 1 of [B, L]: without, transformers 5 gives images the positions of text."""
+        if 'mm_token_type_ids' in signature(self.base.forward).parameters:
+            kwargs['mm_token_type_ids'] = self.placeholders(batch).int()
+        return kwargs
 
     def canvases(self, batch: dict) -> list[Tensor]:
         if batch.get('pixel_values') is None:

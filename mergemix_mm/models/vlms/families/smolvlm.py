@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from itertools import pairwise
 
+import torch
 from torch import Tensor
 
 from ..base import MARKER, TEXT
@@ -45,6 +46,31 @@ class SmolVLMFamily(Family):
         language_model=('model.text_model', 'lm_head'),
     )
     forward_keys = ('input_ids', 'attention_mask', 'pixel_values', 'pixel_attention_mask')
+
+    def forward_kwargs(self, batch: dict) -> dict:
+        return self._embed(super().forward_kwargs(batch), batch)
+
+    def generate_kwargs(self, batch: dict) -> dict:
+        return self._embed(super().generate_kwargs(batch), batch)
+
+    def _embed(self, kwargs: dict, batch: dict) -> dict:
+        """The library writes image features into the text's embeddings as they are, which fails for two dtypes: where
+        only one of the two trains, and under autocast. So they are written here, in the dtype of the text.
+        """
+        if 'pixel_values' not in kwargs:
+            return kwargs
+        images = {key: kwargs.pop(key) for key in ('pixel_values', 'pixel_attention_mask') if key in kwargs}
+        features = self.base.get_image_features(**images)
+        if not isinstance(features, Tensor):  # In transformers 5, one of each sample.
+            features = torch.cat(list(features.pooler_output))
+        embeds = self.model.get_input_embeddings()(kwargs.pop('input_ids'))
+        places = self.placeholders(batch)
+        if places.any() and places.sum() != features.shape[:-1].numel():
+            raise ValueError(
+                f'{int(places.sum())} image tokens in input_ids for {features.shape[:-1].numel()} of the images in '
+                'pixel_values: texts and images of a batch must come from one call of the processor'
+            )
+        return {**kwargs, 'inputs_embeds': embeds.masked_scatter(places[..., None], features.to(embeds.dtype))}
 
     def image_lengths(self, batch: dict) -> Tensor:
         images, tokens = self._images(batch), runs(self.placeholders(batch))[:, 2]

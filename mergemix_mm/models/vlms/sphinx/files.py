@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ....utils.text import shown
 from ...allowed_parts import check_parts
+from ...weight_names import adopt_names
 from .network import SphinxNetwork
 
 LANGUAGE_MODEL, VISION_FILE, CONFIG_FILE = 'language_model', 'vision.safetensors', 'config.json'
@@ -87,6 +88,7 @@ def load_vision(network: SphinxNetwork, folder: str | Path) -> None:
     except SafetensorError as error:
         raise ValueError(f'SphinxModel: {path} is damaged, or no safetensors file: {error}') from None
     wanted = _vision_weights(network)
+    adopt_names(network, found)
     wrong = [name for name in found.keys() & wanted.keys() if found[name].shape != wanted[name].shape]
     missing, unknown = sorted(wanted.keys() - found.keys()), sorted(found.keys() - wanted.keys())
     if wrong or missing or unknown:

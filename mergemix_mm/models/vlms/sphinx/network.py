@@ -25,6 +25,9 @@ class SphinxNetwork(nn.Module):
         ValueError: if the neck's channels are not those of the language model.
     """
 
+    # Peft asks for the part of a model of transformers that its name begins with; here, no part has one.
+    base_model_prefix = ''
+
     def __init__(self, language_model: nn.Module, vision: ViewEncoder, image_token_id: int) -> None:
         super().__init__()
         # The first module of transformers in here is the one whose attention `InteractionRecorder` records.

@@ -22,6 +22,11 @@ def widen_trained(parameters: Iterable[nn.Parameter]) -> torch.dtype | None:
     for parameter in parameters:
         if parameter.requires_grad and parameter.dtype in LOW:
             parameter.data = parameter.data.float()
+    return low_beside_float32(parameters)
+
+
+def low_beside_float32(parameters: Iterable[nn.Parameter]) -> torch.dtype | None:
+    """The low precision that a model has beside float32: it runs under autocast. None for a model of one dtype."""
     found = {parameter.dtype for parameter in parameters}
     return next((dtype for dtype in LOW if dtype in found and len(found) > 1), None)
 

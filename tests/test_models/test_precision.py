@@ -6,6 +6,8 @@ import torch
 from mmengine.registry import MODELS
 from mmpretrain.structures import DataSample
 
+from mergemix_mm.models.precision import widen_trained
+
 LORA = dict(lora=dict(r=4))
 PROJECTOR = dict(trainable=['projector'])
 
@@ -45,6 +47,38 @@ def test_it_computes_in_the_low_precision_with_and_without_the_trainers_autocast
     prompts = {key: value for key, value in batch.items() if key != 'labels'}
     samples = model.eval()(prompts, [DataSample() for _ in range(3)], mode='predict')
     assert all(0 < sample.pred_confidence <= 1 for sample in samples)
+
+
+@pytest.mark.parametrize('trainable', [[], ['projector'], ['language_model'], ['language_model', 'projector']], ids=str)
+@pytest.mark.parametrize('family', tiny_vlms.ALL_FAMILIES)
+def test_a_model_answers_outside_of_its_tuner(family, trainable):
+    torch.manual_seed(0)
+    config = tiny_vlms.tiny_config(family)
+    vlm = MODELS.build(dict(type='HFVisionLanguageModel', config=config, dtype='bfloat16', trainable=trainable)).eval()
+    widen_trained(vlm.parameters())
+    images = [[tiny_vlms.random_image(40, 56, i)] for i in range(2)]
+    batch = tiny_vlms.tiny_batch(family, [(group, 'what?', 'abc') for group in images])
+    del batch['labels']
+    assert vlm.hidden(batch).isfinite().all()
+    found = vlm.generate(batch, max_new_tokens=3)
+    assert found.sequences.shape == (2, 3) and found.logps.isfinite().all()
+
+
+@pytest.mark.parametrize('trainable', [[], ['language_model'], None], ids=str)
+@pytest.mark.parametrize('family', tiny_vlms.UNIFIED)
+def test_a_model_draws_images_outside_of_its_tuner(family, trainable):
+    options = {} if trainable is None else dict(trainable=trainable)
+    kind = 'JanusModel' if family == 'janus' else 'Emu3Model'
+    vlm = MODELS.build(dict(type=kind, config=tiny_vlms.tiny_config(family), dtype='bfloat16', **options)).eval()
+    widen_trained(vlm.parameters())
+    if family == 'janus':
+        ids = torch.randint(20, 200, (2, 6))
+        ids[:, -1] = tiny_vlms.token_id('janus', '<begin_of_image>')
+    else:
+        text = '<|extra_203|>dog<|image start|>3*4<|image token|>'
+        ids = tiny_vlms.tiny_tokenizer('emu3')([text] * 2, add_special_tokens=False, return_tensors='pt')['input_ids']
+    found = vlm.generate_image(dict(input_ids=ids, attention_mask=torch.ones_like(ids)))
+    assert found.dtype == torch.float32 and found.shape[:2] == (2, 3) and found.isfinite().all()
 
 
 def test_a_model_of_one_precision_runs_as_it_is(batch):

@@ -1,0 +1,74 @@
+"""Weights under the names of either version of transformers: what was saved under one is loaded under the other.
+
+Version 5 took the wrapper off CLIP's and SigLIP's vision models, and renamed parts of DINOv2, DINOv3 and ViT; one
+weight of DINOv2's SwiGLU became two. ``tests/transformers_versions/weight_names.json`` holds the names of both.
+"""
+
+import re
+from collections.abc import Iterable
+from itertools import chain
+
+import torch
+from torch import Tensor, nn
+
+# What differs between the versions, brought to one form; the form itself is no name of either.
+COMMON = tuple(
+    (re.compile(pattern), form)
+    for pattern, form in (
+        (r'(^|\.)vision_model\.(?=(?:embeddings|pre_layrnorm|encoder|post_layernorm|head)\.)', r'\1'),
+        (r'(^|\.)(?:(?:encoder|model)\.)*layers?\.(?=\d+\.)', r'\1layer.'),
+        (r'\.attention\.attention\.([qkv])(?:uery|ey|alue)\.', r'.attention.\1_proj.'),
+        (r'\.attention\.output\.dense\.', '.attention.o_proj.'),
+        (r'(\.\d+)\.intermediate\.dense\.', r'\1.mlp.fc1.'),
+        (r'(\.\d+)\.output\.dense\.', r'\1.mlp.fc2.'),
+        (r'\.mlp\.weights_out\.', '.mlp.down_proj.'),
+    )
+)
+# The weight of version 4 whose rows are those of two weights of version 5.
+WHOLE, HALVES = '.mlp.weights_in.', ('.mlp.gate_proj.', '.mlp.up_proj.')
+
+
+def adopt_names(module: nn.Module, state_dict: dict[str, Tensor], prefix: str = '') -> None:
+    """Rename weights that another version of transformers wrote to what the modules of this one are called, in place.
+
+    A name is changed only if no weight of the module has it, and exactly one weight of the module is without a value
+    and matches it. Whatever else is missing or unknown stays for the loader to report.
+
+    Args:
+        module (nn.Module): That will load them.
+        state_dict (dict[str, Tensor]): Names of the module with `prefix` in front of them, and possibly others.
+        prefix (str): Defaults to ``''``.
+    """
+    named = chain(module.named_parameters(remove_duplicate=False), module.named_buffers(remove_duplicate=False))
+    own = {f'{prefix}{name}' for name, _ in named}
+    unknown = [name for name in state_dict if name.startswith(prefix) and name not in own]
+    if not unknown:
+        return
+    _join_or_split(state_dict, unknown, own)
+    missing = _by_form(own - state_dict.keys(), prefix)
+    unknown = _by_form([name for name in unknown if name in state_dict], prefix)
+    for form, names in unknown.items():
+        if len(names) == len(missing.get(form, ())) == 1:
+            state_dict[missing[form][0]] = state_dict.pop(names[0])
+
+
+def _by_form(names: Iterable[str], prefix: str) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for name in names:
+        form = f'.{name.removeprefix(prefix)}'
+        for pattern, replacement in COMMON:
+            form = pattern.sub(replacement, form)
+        found.setdefault(form, []).append(name)
+    return found
+
+
+def _join_or_split(state_dict: dict[str, Tensor], unknown: list[str], own: set[str]) -> None:
+    """Make the weight of one version out of the two of the other."""
+    first, second = HALVES
+    for name in unknown:
+        if WHOLE in name and name.replace(WHOLE, first) in own:
+            halves = state_dict.pop(name).chunk(2)
+            state_dict.update(zip((name.replace(WHOLE, half) for half in HALVES), halves))
+        elif first in name and name.replace(first, WHOLE) in own and name.replace(first, second) in state_dict:
+            parts = state_dict.pop(name), state_dict.pop(name.replace(first, second))
+            state_dict[name.replace(first, WHOLE)] = torch.cat(parts)
