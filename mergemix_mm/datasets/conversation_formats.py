@@ -1,7 +1,7 @@
 """The layouts of conversation files, turned into one: turns, questions with answers, preference pairs."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from copy import deepcopy
 from typing import Any
 
@@ -54,23 +54,31 @@ REJECTED_KEYS = (
 )
 # False says that the answer is one to unlearn, in files for KTO.
 DESIRED_KEYS = ('label', 'kto_tag')
-SYSTEM_KEYS = ('system', 'system_prompt')
+SYSTEM_KEYS = ('system', 'system_prompt', 'system_message', 'system_instruction', 'sys_prompt')
+REJECTED_IMAGE_KEYS = ('rejected_images', 'rejected_image')
 # Where turns may stand, and in them images.
 TURN_COLUMNS = (*TURN_KEYS, 'prompt', *PAIR_KEYS)
 # What belongs to the layouts of one question only.
 QUESTION_PARTS = ('input', 'history')
 REFUSED_KEYS = {
-    **dict.fromkeys(('video', 'videos', 'video_path', 'video_paths', 'video_url'), 'videos'),
-    **dict.fromkeys(('audio', 'audios', 'audio_path', 'audio_paths', 'audio_url', 'speech'), 'sound'),
+    **dict.fromkeys(('video', 'videos', 'video_path', 'video_paths', 'video_url', 'video_urls'), 'videos'),
+    **dict.fromkeys(('video_file', 'video_files', 'video_bytes'), 'videos'),
+    **dict.fromkeys(('audio', 'audios', 'audio_path', 'audio_paths', 'audio_url', 'audio_urls'), 'sound'),
+    **dict.fromkeys(('audio_file', 'audio_files', 'audio_bytes', 'speech', 'sound', 'sounds'), 'sound'),
     **dict.fromkeys(('tools', 'tool_calls', 'functions', 'function_call', 'function_calls'), 'tools'),
+    **dict.fromkeys(('tool_list', 'available_tools'), 'tools'),
 }
 REFUSED_MEDIA = {key: what for key, what in REFUSED_KEYS.items() if what != 'tools'}
 ROLE_NAMES, CONTENT_NAMES = ('role', 'from'), ('content', 'value')
 # Whether an answer is labelled.
-TRAIN_NAMES = ('train', 'training', 'loss', 'weight', 'loss_weight', 'loss_scale')
+TRAIN_NAMES = (
+    *('train', 'training', 'loss', 'weight', 'loss_weight', 'loss_scale'),
+    *('trainable', 'do_train', 'train_on', 'train_on_turn', 'compute_loss', 'learn'),
+)
 # They would change what is labelled, but their sense differs from tool to tool, or is finer than a turn.
 REFUSED_IN_TURNS = {
-    **dict.fromkeys(('mask', 'masked', 'loss_mask', 'label_mask', 'ignore_loss'), 'a mask of the loss'),
+    **dict.fromkeys(('mask', 'masked', 'is_masked', 'loss_mask', 'label_mask'), 'a mask of the loss'),
+    **dict.fromkeys(('ignore', 'ignore_loss', 'skip_loss', 'no_loss'), 'a mask of the loss'),
     **dict.fromkeys(('train_detail', 'training_detail'), 'a mask of the loss'),
     **dict.fromkeys(('reasoning', 'reasoning_content', 'thinking'), 'reasoning'),
     **dict.fromkeys(('tool_call_id',), 'tools'),
@@ -78,7 +86,7 @@ REFUSED_IN_TURNS = {
 }
 KNOWN_IN_TURNS = frozenset((*ROLE_NAMES, *CONTENT_NAMES, *TRAIN_NAMES, *REFUSED_IN_TURNS, 'user', 'assistant'))
 USED_KEYS = frozenset(
-    (*TURN_COLUMNS, *REJECTED_KEYS, *SYSTEM_KEYS, *IMAGE_KEYS, 'rejected_images', *REFUSED_KEYS)
+    (*TURN_COLUMNS, *REJECTED_KEYS, *SYSTEM_KEYS, *IMAGE_KEYS, *REJECTED_IMAGE_KEYS, *REFUSED_KEYS)
 )  # fmt: skip
 USED_BY_QUESTIONS = frozenset((*QUESTION_KEYS, *ANSWER_KEYS, *QUESTION_PARTS))
 PART_IMAGE_NAMES = ('image', 'path', 'url', 'image_url', 'base64', 'source')
@@ -105,7 +113,12 @@ def other_keys(raw: Mapping[str, Any]) -> Iterator[str]:
     yield from metadata_keys(raw)
     for key in (*TURN_KEYS, *PAIR_KEYS):
         turns = [turn for turn in raw[key] if isinstance(turn, dict)] if isinstance(raw.get(key), list) else []
-        found = {name for turn in turns for name in turn.keys() - KNOWN_IN_TURNS if is_given(turn[name])}
+        found = {
+            name
+            for turn in turns
+            for name in turn.keys() - KNOWN_IN_TURNS
+            if is_given(turn[name]) or turn[name] is False
+        }
         yield from (f'{key}[].{name}' for name in sorted(found))
 
 
@@ -146,12 +159,16 @@ def parse_conversation(raw: dict, answered: bool = True) -> dict[str, Any]:
             answer is missing, a weight is neither 0 nor 1, or placeholders and images differ in number.
     """
     refuse_keys(raw, REFUSED_KEYS)
+    _refuse_other_case(raw, USED_KEYS)
     for key in DESIRED_KEYS:
         if raw.get(key) is False:
             raise ValueError(f'has {key}=False, an answer that must not be learned; take the record out')
+    for key in TRAIN_NAMES:
+        if raw.get(key) is False or ('weight' in key and raw.get(key) == 0):
+            raise ValueError(f'has {key}={raw[key]}: nothing of it is to be trained; take the record out')
     images = images_of(raw)
     messages, rejected = _read_turns(raw, answered)
-    own_images = images_of(raw, ('rejected_images',)) if is_given(raw.get('rejected_images')) else None
+    own_images = images_of(raw, REJECTED_IMAGE_KEYS) or None
     if own_images is not None and rejected is None:
         rejected = deepcopy(messages)
     if not images and not any('path' in part for message in messages for part in message['content']):
@@ -197,6 +214,13 @@ def refuse_keys(raw: Mapping[str, Any], refused: Mapping[str, str], where: str =
                 f'{where}has {key!r}; {what} cannot be trained on, and without it the record means something else: '
                 'take the record or the key out'
             )
+
+
+def _refuse_other_case(raw: Mapping[str, Any], keys: Collection[str], where: str = '') -> None:
+    """Refuse a key that is known in another case: nobody would look there."""
+    for key, value in raw.items():
+        if key not in keys and key.lower() in keys and (is_given(value) or value is False):
+            raise ValueError(f'{where}has {key!r}, which is not read; write {key.lower()!r}')
 
 
 def _refuse_foreign_texts(raw: Mapping[str, Any], messages: list[dict]) -> None:
@@ -382,6 +406,7 @@ def _to_message(turn: Any) -> dict:
         raise ValueError(f'unknown role {short(role)}; allowed are {sorted(ROLES)}')
     refuse_keys(turn, REFUSED_IN_TURNS, f'a turn of role {role!r} ')
     _refuse_images(turn, f'a turn of role {role!r}')
+    _refuse_other_case(turn, KNOWN_IN_TURNS, f'a turn of role {role!r} ')
     content_name = _one_of(turn, CONTENT_NAMES, 'contents')
     content = None if content_name is None else turn[content_name]
     if isinstance(content, dict):

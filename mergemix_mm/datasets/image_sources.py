@@ -9,8 +9,8 @@ from .record_error import short
 IMAGE_KEYS = ('image', 'images')
 # Keys under which other tools write images; passing over them would train on text only.
 FOREIGN_IMAGE_KEY = re.compile(
-    r'(?:images?|imgs?|pictures?|photos?|pics?)(?:[_ -]?(?:paths?|files?|file_?names?|names?|urls?|uris?|bytes|base64|'
-    r'data|\d+))?|jpe?g|png|webp',
+    r'(?:chosen_)?(?:images?|imgs?|pictures?|photos?|pics?|frames)'
+    r'(?:[_ -]?(?:paths?|files?|file_?names?|names?|lists?|urls?|uris?|bytes|base64|data|\d+))?|jpe?g|png|webp',
     re.IGNORECASE,
 )
 Source = str | bytes | Mapping[str, Any]

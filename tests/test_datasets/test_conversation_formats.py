@@ -201,7 +201,7 @@ def chat(*turns, **raw):
     return dict(messages=[dict(role=role, content=content, **dict(*more)) for role, content, *more in turns], **raw)
 
 
-@pytest.mark.parametrize('key', ['system', 'system_prompt'])
+@pytest.mark.parametrize('key', ['system', 'system_prompt', 'system_message'])
 def test_a_system_prompt_beside_the_turns_is_the_first_message(key):
     parsed = parse_conversation(llava('<image>Q', 'A', image='a.png', **{key: ' Be\n brief. '}))
     system = dict(role='system', content=[text(' Be\n brief. ')])
@@ -223,7 +223,7 @@ def test_an_empty_system_prompt_is_none(empty):
 @pytest.mark.parametrize(
     'key, no, yes',
     [('loss', False, True), ('train', False, True), ('weight', 0, 1), ('weight', 0.0, 1.0), ('loss_scale', 0.0, 1.0),
-     ('training', False, None), ('loss', 0, 1)],
+     ('training', False, None), ('loss', 0, 1), ('trainable', False, True)],
 )  # fmt: skip
 def test_an_answer_with_no_weight_is_marked_as_not_to_be_trained(key, no, yes):
     raw = chat(('user', 'Q'), ('assistant', 'A', {key: no}), ('user', 'R'), ('assistant', 'B', {key: yes}))
@@ -317,6 +317,9 @@ def test_empty_keys_mean_nothing(empty):
         ('videos', ['a.mp4'], 'videos'),
         ('audio', 'a.wav', 'sound'),
         ('audios', ['a.wav'], 'sound'),
+        ('video_file', 'a.mp4', 'videos'),
+        ('sound', 'a.wav', 'sound'),
+        ('available_tools', ['f'], 'tools'),
         ('tools', '[{"name": "f"}]', 'tools'),
         ('functions', [dict(name='f')], 'tools'),
     ],
@@ -378,7 +381,7 @@ def test_images_beside_the_turns_of_every_spelling(value):
     assert parse_conversation(llava('Q', 'A', image=dict(bytes=None, path=None)))['images'] == []
 
 
-@pytest.mark.parametrize('key', ['image_path', 'img', 'image_url', 'img_path', 'image_1', 'Image', 'image_file_name'])
+@pytest.mark.parametrize('key', ['image_path', 'img', 'image_url', 'img_path', 'image_1', 'frames', 'chosen_images'])
 def test_an_image_under_another_key_is_not_passed_over(key):
     with pytest.raises(ValueError, match=f"no 'image', but '{key}', which is not read"):
         parse_conversation(llava('Q', 'A', **{key: 'a.png'}))
@@ -426,8 +429,34 @@ def test_an_answer_to_unlearn_is_not_trained(key):
     assert parse_conversation(dict(prompt='Q', completion='A', **{key: True}))[key] is True
 
 
+@pytest.mark.parametrize('more', [dict(train=False), dict(loss=False), dict(weight=0), dict(loss_weight=0.0)])
+def test_a_record_without_anything_to_train_is_refused(more):
+    with pytest.raises(ValueError, match=rf'has {next(iter(more))}=(False|0|0\.0): nothing of it is to be trained'):
+        parse_conversation(llava('Q', 'A', **more))
+    assert parse_conversation(llava('Q', 'A', loss=2.5, weight=1, train='yes'))['loss'] == 2.5
+
+
+@pytest.mark.parametrize('key', ['System', 'Video', 'Images', 'MESSAGES', 'Rejected'])
+def test_a_key_in_another_case_is_not_passed_over(key):
+    with pytest.raises(ValueError, match=f"has '{key}', which is not read; write '{key.lower()}'"):
+        parse_conversation(llava('Q', 'A', **{key: 'x'}))
+    turns = [dict(role='user', content='Q'), dict(role='assistant', content='A', Loss=False)]
+    with pytest.raises(ValueError, match="a turn of role 'assistant' has 'Loss', which is not read; write 'loss'"):
+        parse_conversation(dict(messages=turns))
+
+
+def test_a_false_key_of_a_turn_is_told():
+    turns = [dict(role='user', content='Q'), dict(role='assistant', content='A', checked=False, name='')]
+    assert list(other_keys(dict(messages=turns))) == ['messages[].checked']
+
+
 def test_tools_that_are_an_empty_list_in_a_text_are_none():
     assert parse_conversation(llava('Q', 'A', tools='[]'))['messages'] == [user('Q'), answer('A')]
+
+
+def test_one_rejected_image_makes_a_pair():
+    parsed = parse_conversation(llava('<image>Q', 'A', image='a.png', rejected_image='b.png'))
+    assert parsed['rejected_images'] == ['b.png'] and 'rejected_image' not in parsed
 
 
 @pytest.mark.parametrize('key', ['rejected_conversations', 'rejected_answer', 'rejected_output'])
