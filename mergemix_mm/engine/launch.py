@@ -39,6 +39,10 @@ from .schedules import fit_schedule
 _CPU_WRAPPER = dict(type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False)
 
 
+# How MMEngine ends its error for a checkpoint that is missing, or a folder.
+_NOT_FOUND = ' can not be found.'
+
+
 class LaunchError(SystemExit):
     """A mistake in the command or the config: ends the program with a message instead of a traceback.
 
@@ -82,13 +86,18 @@ def safe_checkpoints(trust: bool = False) -> Iterator[None]:
         trust (bool): Whether ``--trust-checkpoint`` was given. Defaults to False.
 
     Raises:
-        LaunchError: If a file holds more than weights and logs, or is damaged.
+        LaunchError: If a file holds more than weights and logs, is damaged, or is not there.
     """
     with guarded_mmengine(trust):
         try:
             yield
         except CheckpointError as error:
             raise LaunchError(str(error)) from None
+        except FileNotFoundError as error:
+            # MMEngine's own error for a checkpoint has neither number nor name.
+            if error.errno is not None or not str(error).endswith(_NOT_FOUND):
+                raise
+            raise LaunchError(f'CHECKPOINT: there is no file {str(error).removesuffix(_NOT_FOUND)}') from None
 
 
 def load_config(path: str | os.PathLike, argument: str = 'CONFIG') -> Config:
@@ -406,6 +415,8 @@ def use_own_hooks(cfg: Config) -> None:
     defaults.setdefault('finite_loss', dict(type='NonFiniteLossHook'))
     if defaults['finite_loss'] is None:
         defaults.pop('finite_loss')
+    elif isinstance(defaults['finite_loss'], dict):  # --cfg-options default_hooks.finite_loss.patience=20
+        defaults['finite_loss'].setdefault('type', 'NonFiniteLossHook')
     cfg.default_hooks = defaults
     with HOOKS.switch_scope_and_registry(cfg.get('default_scope')) as registry:
         for hook in [*cfg.default_hooks.values(), *(cfg.get('custom_hooks') or ())]:

@@ -11,6 +11,7 @@ from mmengine.logging import print_log
 
 from ..utils import files
 from .hooks.atomic_checkpoint_hook import name_pattern
+from .hooks.plain_checkpoint_hook import find_unresumable
 
 LAST = 'last_checkpoint'
 
@@ -134,11 +135,4 @@ def _find_problem_of_file(path: Path) -> str | None:
         content = _load_checkpoint(str(path), map_location='cpu')
     except Exception as error:  # A damaged file can raise whatever Python has.
         return ' '.join(str(error).split())[:300] or type(error).__name__
-    meta = content.get('meta') if isinstance(content, dict) else None
-    if (
-        not isinstance(meta, dict)
-        or not {'epoch', 'iter'} <= set(meta)
-        or not {'state_dict', 'message_hub'} <= set(content)
-    ):
-        return 'it is not the checkpoint of a training run'
-    return None
+    return find_unresumable(content)

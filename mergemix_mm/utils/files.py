@@ -240,7 +240,11 @@ def check_writable(folder: str | os.PathLike) -> None:
     """
     folder = Path(folder).absolute()
     with explained(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError, FileNotFoundError) as error:
+            reason = 'a file is in the way' if not isinstance(error, FileNotFoundError) else error.strerror
+            raise WriteError(error.errno, f'cannot write {folder}: {reason}; name another folder') from error
         probe = folder / f'.writable.{os.getpid()}.tmp'
         try:
             probe.write_bytes(bytes(4096))

@@ -206,7 +206,11 @@ def guarded_mmengine(trust: bool = False, flag: str = FLAG) -> Iterator[None]:
     from mmengine.runner import checkpoint
 
     def load(file, map_location=None, weights_only=None):
-        return safe_load(file, map_location, trust, flag)
+        content = safe_load(file, map_location, trust, flag)
+        if not isinstance(content, dict):
+            name = printable(file if isinstance(file, str | os.PathLike) else getattr(file, 'name', 'the checkpoint'))
+            raise CheckpointError(f'{name} holds no weights by name, but: {type(content).__name__}')
+        return content
 
     def load_url(*args, **kwargs):  # It calls torch.load itself.
         try:

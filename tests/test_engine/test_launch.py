@@ -239,6 +239,11 @@ def test_a_hook_that_nobody_names_is_added_and_one_that_is_left_out_stays_out():
     assert kept.default_hooks.checkpoint.type is OwnHook and kept.default_hooks.finite_loss.patience == 9
 
 
+def test_the_patience_of_the_command_line_needs_no_type():
+    kept = hooks_of(default_hooks=dict(finite_loss=dict(patience=9)))
+    assert kept.default_hooks.finite_loss.to_dict() == dict(type='NonFiniteLossHook', patience=9)
+
+
 def test_a_checkpoint_that_resume_names_has_to_be_there(tmp_path):
     with pytest.raises(LaunchError, match='--resume .*none.pth: there is no such file'):
         check_resume(Config(dict(resume=True, load_from=str(tmp_path / 'none.pth'))))

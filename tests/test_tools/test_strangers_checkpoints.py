@@ -126,3 +126,48 @@ def test_a_converter_reads_old_pickles_with_the_flag(tmp_path, monkeypatch, load
     with pytest.raises(SystemExit, match=r'old\.pth holds more .*argparse\.Namespace.*--trust-checkpoint'):
         tool.load_weights(tmp_path / 'old.pth')
     assert tool.load_weights(tmp_path / 'old.pth', trust=True) == {'a': torch.ones(1)}
+
+
+def write_checkpoint(path, kind):
+    if kind == 'folder':
+        path.mkdir()
+    elif kind != 'missing':
+        content = dict(list=[torch.zeros(2)], number=3, weights=dict(state_dict=dict(x=torch.zeros(2))))[kind]
+        torch.save(content, path)
+
+
+@pytest.mark.parametrize(
+    ('kind', 'message'),
+    [
+        ('missing', r'CHECKPOINT: there is no file .*found\.pth$'),
+        ('folder', r'CHECKPOINT: there is no file .*found\.pth$'),
+        ('list', r'found\.pth holds no weights by name, but: list$'),
+        ('number', r'found\.pth holds no weights by name, but: int$'),
+    ],
+)
+@pytest.mark.parametrize('way', ['test', 'load_from', 'init_cfg'])
+def test_what_is_no_checkpoint_is_one_line(config, tmp_path, run_tool, kind, message, way):
+    path = tmp_path / 'found.pth'
+    write_checkpoint(path, kind)
+    lines = dict(
+        load_from=f'load_from = {str(path)!r}\n',
+        init_cfg=f"model['backbone']['init_cfg'] = dict(type='Pretrained', checkpoint={str(path)!r})\n",
+    )
+    config.write_text(config.read_text() + lines.get(way, ''))
+    tool = ['test', config, path] if way == 'test' else ['train', config]
+    with pytest.raises(SystemExit, match=message) as error:
+        run_tool(*tool, '--work-dir', tmp_path / 'work')
+    assert '\n' not in str(error.value)
+
+
+def test_weights_alone_cannot_be_resumed_from_and_the_error_names_load_from(config, tmp_path, run_tool):
+    write_checkpoint(tmp_path / 'found.pth', 'weights')
+    with pytest.raises(SystemExit, match=r'^--resume: .*found\.pth .*not the checkpoint of a training run.*load_from'):
+        run_tool('train', config, '--work-dir', tmp_path / 'work', '--resume', tmp_path / 'found.pth')
+
+
+@pytest.mark.parametrize('place', ['file', 'file/below', '/proc/none'])
+def test_a_work_directory_that_cannot_be_made_is_one_line(config, tmp_path, run_tool, place):
+    (tmp_path / 'file').write_text('')
+    with pytest.raises(SystemExit, match=f'^cannot write .*{place}: .*; name another folder$'):
+        run_tool('train', config, '--work-dir', tmp_path / place)

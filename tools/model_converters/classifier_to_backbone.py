@@ -51,7 +51,14 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help="patches of the classifier's images; read from the config in the checkpoint, or square, if left out",
     )
     launch.add_trust_argument(parser)
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.grid is not None and min(args.grid) < 1:
+        parser.error(f'--grid {args.grid[0]} {args.grid[1]}: rows and columns must be at least 1')
+    try:
+        re.compile(args.drop or '')
+    except re.error as error:
+        parser.error(f'--drop {shown(args.drop)}: no regular expression: {error}')
+    return args
 
 
 def read_backbone(
@@ -198,8 +205,9 @@ def convert(
     try:
         backbone.load_state_dict(fit_position(weights, backbone, grids, grid))
     except (RuntimeError, AssertionError) as error:
+        what = ' '.join(str(error).split())
         raise launch.LaunchError(
-            f'{checkpoint} and the {type(backbone).__name__} at {key} differ: {error}\n'
+            f'{checkpoint} and the {type(backbone).__name__} at {key} differ: {what} '
             'Give it the arch, patch_size and layers of the classifier; --drop leaves out weights that it does without'
         ) from None
     fitted = backbone.state_dict()

@@ -1,12 +1,13 @@
 """Keeps checkpoints to tensors and plain values, so that reading one never needs to run code."""
 
 from logging import WARNING
+from typing import Any
 
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.registry import HOOKS
 
-from ...utils.safe_load import plain, restored
+from ...utils.safe_load import CheckpointError, plain, restored
 
 
 @HOOKS.register_module()
@@ -42,4 +43,19 @@ class PlainCheckpointHook(Hook):
             )
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
+        problem = find_unresumable(checkpoint) if getattr(runner, '_resume', False) else None
+        if problem is not None:
+            raise CheckpointError(
+                f'--resume: {runner._load_from} cannot be resumed from: {problem}. To start a new training from its '
+                'weights, set load_from and leave --resume out'
+            )
         restored(checkpoint)
+
+
+def find_unresumable(content: Any) -> str | None:
+    """Why no run can go on from what a file holds, None if one can."""
+    meta = content.get('meta') if isinstance(content, dict) else None
+    is_whole = (
+        isinstance(meta, dict) and {'epoch', 'iter'} <= set(meta) and {'state_dict', 'message_hub'} <= set(content)
+    )
+    return None if is_whole else 'it is not the checkpoint of a training run'

@@ -1,5 +1,7 @@
 """From a classifier that MixupClassifier trained to the backbone of a detector: whole, in its grid, or not at all."""
 
+import re
+
 import pytest
 import torch
 from mmengine.config import Config
@@ -225,3 +227,22 @@ def test_the_config_of_a_checkpoint_is_read_and_never_run(tool, tmp_path, monkey
     monkeypatch.chdir(tmp_path)
     assert tool.read_grids(dict(meta=dict(cfg=text))) == []
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ('flags', 'message'),
+    [
+        (['--grid', '-4', '-4'], '--grid -4 -4: rows and columns must be at least 1'),
+        (['--drop', '('], r'--drop \(: no regular expression: missing \)'),
+    ],
+)
+def test_flags_that_cannot_be_used_are_named(tool, capsys, flags, message):
+    with pytest.raises(SystemExit):
+        tool.parse_args(['config.py', 'in.pth', 'out.pth', *flags])
+    assert re.search(message, capsys.readouterr().err)
+
+
+def test_the_error_of_weights_that_do_not_fit_is_one_line(tool, detector, checkpoint, tmp_path):
+    with pytest.raises(SystemExit) as error:
+        tool.main([detector(final_norm=False), str(checkpoint()[0]), str(tmp_path / 'out.pth')])
+    assert '\n' not in str(error.value) and '\t' not in str(error.value)
