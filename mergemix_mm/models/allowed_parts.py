@@ -27,6 +27,8 @@ CODE = {
     'weights_only',
 }
 ATTENTION = ('attn_implementation', '_attn_implementation', '_attn_implementation_internal')
+# Where a config says which model of timm is meant; "local-dir:" and "hf-hub:" load a config and weights as well.
+TIMM_NAMES = ('model_name', 'architecture', 'backbone')
 DEEPEST = 50
 FLAG = 'trust_remote_code=True (in tools --trust-remote-code)'
 
@@ -84,7 +86,7 @@ def _refused_argument(key: str, name: Any, value: Any, part: dict) -> Iterator[t
         yield key, value, f'a scope may be one of {", ".join(SCOPES)}'
     if name in ATTENTION and _is_on_hub(value):
         yield key, value, 'it names code on the hub'
-    if name == 'model_name' and isinstance(value, str) and ':' in value:
+    if name in TIMM_NAMES and isinstance(value, str) and ':' in value:
         yield key, value, 'it names a place to load a model from, not a model of timm'
 
 

@@ -238,3 +238,17 @@ def test_damaged_weights_of_a_folder_are_named(folder):
     with pytest.raises(OSError, match='language_model') as caught:
         SphinxModel(pretrained=str(folder))
     assert '\n' not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    'config',
+    [
+        dict(model_type='timm_wrapper', architecture='local-dir:/somewhere'),
+        dict(model_type='timm_backbone', backbone='hf-hub:somebody/model'),
+        dict(model_type='detr', backbone='local-dir:/somewhere', use_timm_backbone=True),
+    ],
+)
+def test_a_config_of_transformers_names_no_place_to_load_a_model_of_timm_from(config):
+    part = dict(type='transformers.AutoModel.from_config', config=config)
+    with pytest.raises(ValueError, match=r"backbone\.config\.\w+='(local-dir|hf-hub):.*names a place to load"):
+        check_parts(dict(backbone=part), 'folder')

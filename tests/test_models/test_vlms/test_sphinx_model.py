@@ -337,6 +337,8 @@ def test_the_language_model_of_a_folder_can_be_exchanged(tmp_path):
     [
         (dict(grid=4), r'grid=4 must be one of \(1, 2, 3\)'),
         (dict(crop_pool=2), r'crop_pool=2 needs crops \(grid=1'),
+        (dict(image_token_id=-1), 'image_token_id=-1 must be an integer of at least 0'),
+        (dict(image_token_id=1 << 80), 'image_token_id=1208925819614629174706176 must be an integer'),
         (dict(grid=True), r'grid=True must be one of \(1, 2, 3\)'),
         (dict(grid=2, crop_pool=True), 'crop_pool=True needs crops'),
         (dict(grid=2, crop_pool=float('nan')), 'crop_pool=nan needs crops'),

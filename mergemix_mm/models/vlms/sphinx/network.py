@@ -2,6 +2,7 @@
 
 from torch import Tensor, nn
 
+from ....utils.numbers import check_number
 from .causal_head import causal_head
 from .view_encoder import ViewEncoder
 
@@ -30,6 +31,8 @@ class SphinxNetwork(nn.Module):
 
     def __init__(self, language_model: nn.Module, vision: ViewEncoder, image_token_id: int) -> None:
         super().__init__()
+        allowed = 'an integer of at least 0, below 2 ** 31'
+        check_number('SphinxModel: image_token_id', image_token_id, allowed, least=0, below=1 << 31, integer=True)
         # The first module of transformers in here is the one whose attention `InteractionRecorder` records.
         self.language_model = language_model
         self.vision = vision
