@@ -56,7 +56,7 @@ class CocoFile:
                 check_keys(category, {'id', 'name'})
             except ValueError as error:
                 raise DataError(f'{where} {error}.') from error
-            if not _is_id(category['id']) or not isinstance(category['name'], str):
+            if not is_id(category['id']) or not isinstance(category['name'], str):
                 raise DataError(
                     f'{where} needs an id (a whole number) and a name; it has {_shown(category, ("id", "name"))}.'
                 )
@@ -69,7 +69,7 @@ class CocoFile:
         """The category of an annotation."""
         check_keys(annotation, {'category_id'})
         category = annotation['category_id']
-        if not _is_id(category) or category not in self.categories:
+        if not is_id(category) or category not in self.categories:
             raise ValueError(f'annotation {annotation["id"]}: there is no category {short(category)}')
         return self.categories[category]
 
@@ -83,7 +83,7 @@ class CocoFile:
         if not {'height', 'width'} <= set(image):
             return fields
         size = (image['height'], image['width'])
-        if not all(_is_id(side) and side > 0 for side in size):
+        if not all(is_id(side) and side > 0 for side in size):
             raise ValueError(
                 f'image {image["id"]}: height and width must be whole numbers of pixels, found {short(size)}'
             )
@@ -148,7 +148,7 @@ def _with_numbers(
 
     def note(raw: dict) -> bool:
         values = [raw.get(name) for name in (*names, *optional)]
-        columns.extend(value if _is_id(value) else -1 for value in values)
+        columns.extend(value if is_id(value) else -1 for value in values)
         return flag is not None and flag(raw)
 
     records = JsonRecords(path, flag=note, key=key)
@@ -168,7 +168,8 @@ def _is_number(value) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < MAX_COORDINATE
 
 
-def _is_id(value) -> bool:
+def is_id(value) -> bool:
+    """Whether a value is a whole number from 0 that fits into 64 bits."""
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 63
 
 

@@ -6,11 +6,12 @@ from typing import Any
 import numpy as np
 from mmengine.registry import DATASETS
 
-from .coco_file import CocoFile, find_places
+from .coco_file import CocoFile, find_places, is_id
 from .conversation_formats import check_keys
 from .json_records import JsonRecords
 from .plain_pickle import load_plain_pickle
 from .record_dataset import RecordDataset
+from .record_error import short
 
 
 @DATASETS.register_module()
@@ -104,6 +105,8 @@ def _read_refs(path: str) -> list[dict]:
     for number, ref in enumerate(refs):
         try:
             check_keys(ref, {'ref_id', 'ann_id', 'split', 'sentences'})
+            if not is_id(ref['ann_id']):
+                raise ValueError(f'has ann_id={short(ref["ann_id"])}; it must be a whole number from 0 of 64 bits')
             for sentence in ref['sentences']:
                 check_keys(sentence, {'sent_id', 'sent'})
         except (TypeError, ValueError) as error:

@@ -12,10 +12,11 @@ Coordinates = tuple[float, ...]
 
 # Half a unit of the usual last decimal: what stands so far outside of [0, 1] is rounding.
 TOLERANCE = 5e-4
-_NUMBER = re.compile(r'[+-]?(?:\d+\.?\d*|\.\d+)')
+# One way to read each text, so that a row of thousands of digits takes no quadratic time.
+_NUMBER = re.compile(r'[+-]?(?:\d+(?:\.\d*)?|\.\d+)')
 _BRACKET = re.compile(r'\[([^\[\]]*)\]')
 _PHRASE = re.compile(r'<p>((?:(?!</?p>).)*)</p>', re.DOTALL)
-_PLAIN = r'[+-]?(?:\d+\.?\d*|\.\d+)%?'
+_PLAIN = rf'{_NUMBER.pattern}%?'
 _FAMILY_BOX = re.compile(
     rf'\[\s*{_PLAIN}(?:\s*,\s*{_PLAIN}){{3}}\s*\]'
     rf'|\(\s*{_PLAIN}(?:\s*,\s*{_PLAIN}){{3}}\s*\)'

@@ -115,6 +115,9 @@ def test_files_in_another_layout_are_refused(tmp_path):
         dataset(tmp_path, [REFS[0], dict(split='val')])
     with pytest.raises(ValueError, match=r"reference 0 lacks \['sent'\]"):
         dataset(tmp_path, [dict(REFS[0], sentences=[dict(sent_id=1)])])
+    for wrong in (1 << 63, -1, '7', None, True):
+        with pytest.raises(ValueError, match=r'refs\(unc\)\.p: reference 0 has ann_id='):
+            dataset(tmp_path, [dict(REFS[0], ann_id=wrong)])
     with pytest.raises(ValueError, match='must hold a list of references, found a dict'):
         dataset(tmp_path, dict(val=REFS))
     with pytest.raises(ValueError, match=r'instances\.json: annotations have no \[77\], which are referred to'):

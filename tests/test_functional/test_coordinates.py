@@ -12,6 +12,7 @@ from mergemix_mm.functional import (
     format_boxes,
     format_phrase,
     parse_boxes,
+    parse_family_boxes,
     parse_phrases,
 )
 
@@ -154,3 +155,11 @@ def test_marks_without_a_counterpart_are_refused(text):
         parse_phrases(text)
     with pytest.raises(CoordinateError, match='holds a mark of phrases'):
         format_phrase(text, [(0, 0)])
+
+
+def test_a_row_of_many_digits_is_read_in_linear_time():
+    # Over 100 s where a pattern has several ways to read one number; the limit is far above what one way takes.
+    text = f'<box>(100,200),(300,{20_000 * "9"}'
+    with pytest.raises(CoordinateError):
+        parse_family_boxes(f'{text})</box>', (1000, 1000))
+    assert parse_family_boxes(text.replace('(', ''), (1000, 1000)) == []
