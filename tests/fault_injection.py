@@ -109,6 +109,8 @@ def in_child(job: Callable[[], None]) -> int:
     pid = os.fork()
     if pid == 0:
         try:
+            # The threads of OpenMP that the parent has started do not exist in a child, which would wait for them.
+            torch.set_num_threads(1)
             job()
         except BaseException:
             traceback.print_exc()

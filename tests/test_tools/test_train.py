@@ -82,7 +82,7 @@ def test_a_killed_and_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != 'linux', reason='forks')
 def test_a_run_killed_in_the_middle_of_a_save_goes_on(config, tmp_path, run_tool):
-    run_tool('train', config, '--work-dir', tmp_path / 'whole')
+    assert in_child(lambda: run_tool('train', config, '--work-dir', tmp_path / 'whole')) == 0
     killed, put, saved = tmp_path / 'killed', LocalBackend.put, []
 
     def job():
@@ -98,7 +98,7 @@ def test_a_run_killed_in_the_middle_of_a_save_goes_on(config, tmp_path, run_tool
 
     assert in_child(job) == -signal.SIGKILL
     assert [path.name for path in killed.glob('*.pth')] == ['epoch_1.pth'] and list(killed.glob('.*.tmp'))
-    run_tool('train', config, '--work-dir', killed, '--resume')
+    assert in_child(lambda: run_tool('train', config, '--work-dir', killed, '--resume')) == 0
     assert_same_weights(tmp_path / 'whole' / 'epoch_2.pth', killed / 'epoch_2.pth')
     assert not list(killed.glob('.*'))
 
