@@ -36,7 +36,7 @@ RECORDS = {'llava-mix665k': 665_298, 'llava-pretrain558k': 558_128}
 TEST_DATASETS = {'pope': 'POPEDataset', 'scienceqa': 'ScienceQADataset', 'vqav2': 'VQAv2Dataset'}
 # Questions in the files below: two for each kind of POPE, and one of ScienceQA's two has an image.
 NUM_TESTED = {'pope': 6, 'scienceqa': 1, 'vqav2': 2}
-METRICS = {'pope': 'pope/accuracy', 'scienceqa': 'choice/accuracy', 'vqav2': 'VQA/acc'}
+METRICS = {'pope': 'pope/accuracy', 'scienceqa': 'choice/accuracy', 'vqav2': 'vqa/official_accuracy'}
 STRATEGY_OF_NAME = {None: None, 'fsdp': 'FSDPStrategy', 'zero2': 'DeepSpeedStrategy'}
 # Type and mask of the mixers that are not called as their name in the files.
 MIXERS = {

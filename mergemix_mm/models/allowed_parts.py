@@ -78,7 +78,10 @@ def _join(key: str, name: Any) -> str:
 
 
 def _refused_argument(key: str, name: Any, value: Any, part: dict) -> Iterator[tuple[str, Any, str]]:
-    if name in CODE and value not in (None, False, '', {}) and not (name == 'weights_only' and value is True):
+    plain = (
+        value in (None, False, '', {}) or (name == 'weights_only' and value is True) or _is_weights_of_timm(name, value)
+    )
+    if name in CODE and not plain:
         yield key, value, 'it can run code that comes with weights'
     if name == 'weights_only' and value is False:
         yield key, value, 'it can run code that comes with weights'
@@ -88,6 +91,11 @@ def _refused_argument(key: str, name: Any, value: Any, part: dict) -> Iterator[t
         yield key, value, 'it names code on the hub'
     if name in TIMM_NAMES and isinstance(value, str) and ':' in value:
         yield key, value, 'it names a place to load a model from, not a model of timm'
+
+
+def _is_weights_of_timm(name: str, value: Any) -> bool:
+    """Whether an argument of timm names a file of weights and nothing else: timm reads it with ``weights_only``."""
+    return name == 'pretrained_cfg_overlay' and isinstance(value, dict) and set(value) == {'file'}
 
 
 def _refused_type(kind: Any) -> str | None:

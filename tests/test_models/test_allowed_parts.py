@@ -84,6 +84,8 @@ COMMAND = dict(type='os.system', command='touch ran')
                                              checkpoint_path='evil.pth'), "checkpoint_path='evil.pth'"),
         ('backbone.encoders.0.encoder', dict(type='TIMMBackbone', model_name='resnet18',
                                              pretrained_cfg=dict(file='evil.pth')), 'pretrained_cfg='),
+        ('backbone.encoders.0.encoder', dict(type='timm.create_model', model_name='resnet18',
+                                             pretrained_cfg_overlay=dict(file='x.pth', custom_load=True)), 'overlay='),
         ('language_model', dict(pretrained='x', trust_remote_code=True), 'language_model'),
         ('trust_remote_code', True, 'trust_remote_code'),
         ('grid', COMMAND, 'grid='),
