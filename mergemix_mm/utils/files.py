@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +20,8 @@ NEW, OLD = 'new', 'old'
 _TEMPORARY = re.compile(r'\.(?P<name>.+)\.(?P<process>\d+)(?:\.\w{8})?\.tmp(?:\.\w+)?')
 # What this process is writing now.
 _active: set[Path] = set()
+# Held while a folder is made and noted above, so that no other thread takes it for a leftover in between.
+_noting = threading.Lock()
 # Errors of libraries that write by themselves: torch says only that it could not, Rust's libraries give a number.
 _WRITER_FAILED = re.compile(r'PytorchStreamWriter|inline_container|unexpected pos|file write failed')
 _OS_ERROR = re.compile(r'\(os error (\d+)\)')
@@ -118,8 +121,9 @@ def begin_replacement(path: str | os.PathLike) -> Path:
     with explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         clear_leftovers(path.parent, path.name)
-        work = Path(tempfile.mkdtemp(prefix=f'.{path.name}.{os.getpid()}.', suffix='.tmp', dir=path.parent))
-        _active.add(work)
+        with _noting:
+            work = Path(tempfile.mkdtemp(prefix=f'.{path.name}.{os.getpid()}.', suffix='.tmp', dir=path.parent))
+            _active.add(work)
         return work
 
 
@@ -202,7 +206,9 @@ def clear_leftovers(folder: str | os.PathLike, name: str | None = None) -> list[
     folder, removed = Path(folder), []
     if not folder.is_dir():
         return removed
-    for path in _temporaries(folder, name):
+    with _noting:
+        leftovers = _temporaries(folder, name)
+    for path in leftovers:
         recover_folder(folder / _TEMPORARY.fullmatch(path.name)['name'])
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)

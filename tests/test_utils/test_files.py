@@ -6,6 +6,8 @@ import os
 import signal
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -63,6 +65,27 @@ def test_a_folder_is_replaced_whole(tmp_path):
         raise Stop
     assert names(folder) == ['new.txt']
     assert names(tmp_path) == ['model']
+
+
+def test_threads_that_write_one_folder_do_not_take_each_other_for_leftovers(tmp_path, monkeypatch):
+    # Between the making of a temporary folder and its note, another thread looks for leftovers.
+    make = files.tempfile.mkdtemp
+
+    def slow(*args, **kwargs):
+        made = make(*args, **kwargs)
+        time.sleep(0.01)
+        return made
+
+    monkeypatch.setattr(files.tempfile, 'mkdtemp', slow)
+
+    def write(number):
+        with files.replaced_folder(tmp_path / 'set', keep=True) as temporary:
+            (temporary / 'whole.txt').write_text(str(number))
+
+    with ThreadPoolExecutor(4) as pool:
+        for done in [pool.submit(write, number) for number in range(8)]:
+            done.result()
+    assert names(tmp_path) == ['set'] and names(tmp_path / 'set') == ['whole.txt']
 
 
 def test_a_folder_that_another_process_made_is_kept_on_demand(tmp_path):
