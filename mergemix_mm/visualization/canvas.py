@@ -50,6 +50,8 @@ def _make_texts_plain(figure: 'Figure') -> None:
     ticks = [tick for axis in numeric for tick in (*axis.get_major_ticks(), *axis.get_minor_ticks())]
     labels = [*(axis.get_offset_text() for axis in numeric), *(text for t in ticks for text in (t.label1, t.label2))]
     own = {id(text) for text in labels}
+    for text in labels:
+        text.set_parse_math(True)  # The tools switch formulas off for what MMEngine draws.
     for text in figure.findobj(Text):
         if id(text) not in own:
             text.set_parse_math(False)

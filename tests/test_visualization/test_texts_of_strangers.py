@@ -4,6 +4,7 @@ import importlib
 from pathlib import Path
 from types import SimpleNamespace
 
+import matplotlib
 import numpy as np
 import pytest
 import torch
@@ -60,12 +61,14 @@ def test_a_name_with_an_underscore_in_front_is_in_the_legend(drawn):
     assert {' _gen', 'und'} <= {text.get_text() for text in drawn}
 
 
-def test_the_numbers_along_an_axis_stay_formulas():
-    figure = Figure()
-    axes = figure.subplots()
-    axes.plot([1, 1000], [1, 2])
-    axes.set_xscale('log')
-    figure_to_image(figure)
+@pytest.mark.parametrize('by_default', [True, False])
+def test_the_numbers_along_an_axis_stay_formulas(by_default):
+    with matplotlib.rc_context({'text.parse_math': by_default}):
+        figure = Figure()
+        axes = figure.subplots()
+        axes.plot([1, 1000], [1, 2])
+        axes.set_xscale('log')
+        figure_to_image(figure)
     assert all(text.get_parse_math() for text in axes.get_xticklabels())
 
 
