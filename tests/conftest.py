@@ -12,3 +12,14 @@ def forget_default_scope():
     from mmengine.registry import DefaultScope
 
     DefaultScope._instance_dict.clear()
+
+
+# Whole folders and files whose tests run programs, or train what configs say.
+SLOW = ('test_tools/', 'test_projects/', 'test_docs.py', '_configs.py')
+
+
+def pytest_collection_modifyitems(items):
+    """Mark them as slow; single tests elsewhere carry the marker themselves."""
+    for item in items:
+        if any(part in item.nodeid for part in SLOW):
+            item.add_marker(pytest.mark.slow)
