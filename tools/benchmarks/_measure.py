@@ -1,4 +1,4 @@
-"""What the benchmarks share: interleaved timing, peak memory, tables in Markdown, results in JSON."""
+"""What the benchmarks share: timing and peak memory on a CPU or a GPU, tables in Markdown, results in JSON."""
 
 import argparse
 import gc
@@ -18,6 +18,8 @@ from torch.profiler import ProfilerActivity, profile
 
 from mergemix_mm.utils import files
 
+DTYPES = dict(float32=torch.float32, bfloat16=torch.bfloat16, float16=torch.float16)
+
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options that every benchmark has: --output, --seed, --threads, --quick."""
@@ -27,6 +29,14 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--quick', action='store_true', help='tiny sizes: shows that it runs, measures nothing')
 
 
+def add_device_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add --device and --dtype, for benchmarks that run on a GPU as well."""
+    parser.add_argument('--device', type=torch.device, default='cpu', help='cpu or cuda (default: %(default)s)')
+    parser.add_argument(
+        '--dtype', choices=DTYPES, default='float32', help='of autocast, or of the tensors (default: %(default)s)'
+    )
+
+
 def prepare(args: argparse.Namespace) -> None:
     """Set the threads and the seed that the command line asks for."""
     if args.threads is not None:
@@ -34,7 +44,14 @@ def prepare(args: argparse.Namespace) -> None:
     torch.manual_seed(args.seed)
 
 
-def interleaved_times(arms: Mapping[str, Callable[[], object]], rounds: int, warmup: int = 1) -> dict[str, list[float]]:
+def autocast(args: argparse.Namespace) -> torch.autocast:
+    """Autocast to --dtype on --device; with float32 it does nothing."""
+    return torch.autocast(args.device.type, DTYPES[args.dtype], enabled=args.dtype != 'float32')
+
+
+def interleaved_times(
+    arms: Mapping[str, Callable[[], object]], rounds: int, warmup: int = 1, device: torch.device | str = 'cpu'
+) -> dict[str, list[float]]:
     """Time the arms round robin, so that whatever else the machine does hits all of them alike.
 
     Every other round runs backwards: no arm always follows the same one.
@@ -43,6 +60,8 @@ def interleaved_times(arms: Mapping[str, Callable[[], object]], rounds: int, war
         arms (Mapping[str, Callable]): What to time, by name.
         rounds (int): How often to time each arm, >= 1.
         warmup (int): Rounds before these that are not counted. Defaults to 1.
+        device (torch.device | str): Where they run. CUDA: events around the call, after what is queued has ended.
+            Defaults to ``'cpu'``.
 
     Returns:
         dict[str, list[float]]: seconds per arm and round.
@@ -55,12 +74,24 @@ def interleaved_times(arms: Mapping[str, Callable[[], object]], rounds: int, war
     times = {name: [] for name in arms}
     for i in range(warmup + rounds):
         for name in list(arms)[:: -1 if i % 2 else 1]:
-            start = time.perf_counter()
-            arms[name]()
-            seconds = time.perf_counter() - start
+            seconds = _seconds(arms[name], torch.device(device))
             if i >= warmup:
                 times[name].append(seconds)
     return times
+
+
+def _seconds(function: Callable[[], object], device: torch.device) -> float:
+    if device.type != 'cuda':
+        start = time.perf_counter()
+        function()
+        return time.perf_counter() - start
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize(device)
+    start.record()
+    function()
+    end.record()
+    torch.cuda.synchronize(device)
+    return start.elapsed_time(end) / 1000
 
 
 def median_ratio(times: Sequence[float], reference: Sequence[float]) -> float:
@@ -80,26 +111,37 @@ def ratio_cells(times: Sequence[float], reference: Sequence[float]) -> tuple[str
     return f'{median_ratio(times, reference):.2f}', f'{low:.2f} - {high:.2f}'
 
 
-def measure_arms(arms: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, dict]:
+def measure_arms(
+    arms: Mapping[str, Callable[[], object]], rounds: int, device: torch.device | str = 'cpu'
+) -> dict[str, dict]:
     """Times (s, per round) and peak memory (MB) of the arms, by name."""
-    times = interleaved_times(arms, rounds)
-    return dict(times=times, memory={name: peak_memory(arm) for name, arm in arms.items()})
+    times = interleaved_times(arms, rounds, device=device)
+    return dict(times=times, memory={name: peak_memory(arm, device) for name, arm in arms.items()})
 
 
-def peak_memory(function: Callable[[], object]) -> float:
-    """Peak of the tensor memory that a call allocates on the CPU, above what is held when it starts.
+def peak_memory(function: Callable[[], object], device: torch.device | str = 'cpu') -> float:
+    """Peak of the tensor memory that a call allocates, above what is held when it starts.
 
-    Summed up from every allocation that torch's profiler records. Unlike the resident set of the process this depends
-    neither on what malloc keeps nor on the arms that ran before, and it repeats; workspaces that a BLAS library
-    allocates by itself are not in it.
+    On a CPU it is summed up from every allocation that torch's profiler records. Unlike the resident set of the process
+    this depends neither on what malloc keeps nor on the arms that ran before, and it repeats; workspaces that a BLAS
+    library allocates by itself are not in it. On a GPU torch's caching allocator counts it.
 
     Args:
         function (Callable): Called once.
+        device (torch.device | str): Whose memory. Defaults to ``'cpu'``.
 
     Returns:
         float: MB (2**20 bytes).
     """
     gc.collect()
+    device = torch.device(device)
+    if device.type == 'cuda':
+        torch.cuda.synchronize(device)
+        held = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        function()
+        torch.cuda.synchronize(device)
+        return (torch.cuda.max_memory_allocated(device) - held) / 2**20
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as profiler:
         function()
     with tempfile.TemporaryDirectory() as folder:
@@ -112,6 +154,24 @@ def peak_memory(function: Callable[[], object]) -> float:
         held += event['args']['Bytes']
         peak = max(peak, held)
     return peak / 2**20
+
+
+def kernels(function: Callable[[], object], device: torch.device | str) -> tuple[int, float] | None:
+    """Number and summed time (s) of the kernels that a call runs on a GPU; None on a CPU.
+
+    Where the call takes longer than its kernels, the GPU waits to be given work.
+
+    Args:
+        function (Callable): Called once.
+        device (torch.device | str): Where it runs.
+    """
+    if torch.device(device).type != 'cuda':
+        return None
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA], acc_events=True) as profiler:
+        function()
+        torch.cuda.synchronize(device)
+    on_gpu = [event for event in profiler.events() if event.device_type == torch.autograd.DeviceType.CUDA]
+    return len(on_gpu), sum(event.self_device_time_total for event in on_gpu) / 1e6
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
@@ -137,6 +197,7 @@ def machine_info() -> dict:
         threads=torch.get_num_threads(),
         cpus=os.cpu_count(),
         load_average=os.getloadavg() if hasattr(os, 'getloadavg') else None,
+        gpu=torch.cuda.get_device_name() if torch.cuda.is_initialized() else None,
     )
 
 

@@ -8,7 +8,10 @@ from functools import partial
 import torch
 from _measure import (
     add_common_arguments,
+    add_device_arguments,
+    autocast,
     interleaved_times,
+    kernels,
     markdown_table,
     median_ratio,
     peak_memory,
@@ -35,7 +38,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         description=__doc__,
         epilog='The arms take turns, and each step is compared with the CutMix step of the same round. A step is '
         'mixing, forward, backward and AdamW update. Memory is that of torch tensors, above weights, gradients and '
-        'optimizer state.',
+        'optimizer state. GPU busy: the time of the kernels / the time of the step.',
     )
     parser.add_argument('--arch', default='deit-s', help='of the VisionTransformer (default: %(default)s)')
     parser.add_argument('--batch-size', type=int, default=16, help='(default: %(default)s)')
@@ -52,6 +55,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help='image sizes of the scoring pass whose memory is measured, batch 1 (default: 224 448 896)',
     )
     add_common_arguments(parser)
+    add_device_arguments(parser)
     args = parser.parse_args(argv)
     if args.quick:
         args.arch, args.batch_size, args.image_size, args.patch_size = TINY_ARCH, 4, 32, 4
@@ -71,7 +75,7 @@ def build_backbone(args: argparse.Namespace, image_size: int) -> torch.nn.Module
             patch_size=args.patch_size,
             _scope_='mmpretrain',
         )
-    )
+    ).to(args.device)
 
 
 def build_model(args: argparse.Namespace) -> MixupClassifier:
@@ -82,7 +86,7 @@ def build_model(args: argparse.Namespace) -> MixupClassifier:
     head = dict(type='VisionTransformerClsHead', num_classes=NUM_CLASSES, in_channels=backbone.embed_dims, loss=loss)
     head['_scope_'] = 'mmpretrain'
     model = MixupClassifier(backbone=backbone, head=head, data_preprocessor=preprocessor)
-    return model.train()
+    return model.to(args.device).train()
 
 
 def build_arms(args: argparse.Namespace) -> dict[str, Callable | None]:
@@ -101,37 +105,43 @@ def measure_steps(args: argparse.Namespace) -> list[dict]:
     """Time and peak memory of one step per arm, all with the same model and images."""
     model = build_model(args)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
-    images = torch.randn(args.batch_size, 3, args.image_size, args.image_size)
-    samples = [DataSample().set_gt_label(i % NUM_CLASSES) for i in range(args.batch_size)]
+    images = torch.randn(args.batch_size, 3, args.image_size, args.image_size, device=args.device)
+    samples = [DataSample().set_gt_label(i % NUM_CLASSES).to(args.device) for i in range(args.batch_size)]
     arms = build_arms(args)
 
     def step(augment: Callable | None) -> None:
         model.augments = RandomBatchAugment([augment]) if augment is not None else None
-        losses = model(images, samples, mode='loss')
+        with autocast(args):
+            losses = model(images, samples, mode='loss')
         losses['loss'].backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=False)  # Gradients stay allocated: no arm pays for them alone.
         model.mix_result = None
 
-    times = interleaved_times({name: partial(step, augment) for name, augment in arms.items()}, args.rounds)
-    scorers = {name: augment for name, augment in arms.items() if isinstance(augment, MergeMix)}
-    scoring = interleaved_times(
-        {name: partial(augment.score, images, model.backbone) for name, augment in scorers.items()},
-        args.rounds,
-    )
+    def score(augment: MergeMix) -> None:
+        with autocast(args):
+            augment.score(images, model.backbone)
+
+    steps = {name: partial(step, augment) for name, augment in arms.items()}
+    times = interleaved_times(steps, args.rounds, device=args.device)
+    scorers = {name: partial(score, augment) for name, augment in arms.items() if isinstance(augment, MergeMix)}
+    scoring = interleaved_times(scorers, args.rounds, device=args.device)
     rows = []
-    for name, augment in arms.items():
+    for name, one_step in steps.items():
         print(f'memory of: {name}', flush=True)
         low, high = ratio_range(times[name], times[REFERENCE])
+        seconds, ran = statistics.median(times[name]), kernels(one_step, args.device)
         rows.append(
             dict(
                 arm=name,
-                seconds=statistics.median(times[name]),
+                seconds=seconds,
                 ratio=median_ratio(times[name], times[REFERENCE]),
                 ratio_low=low,
                 ratio_high=high,
                 scoring_seconds=statistics.median(scoring[name]) if name in scoring else None,
-                peak_mb=peak_memory(partial(step, augment)),
+                peak_mb=peak_memory(one_step, args.device),
+                kernels=ran and ran[0],
+                busy=ran and min(ran[1] / seconds, 1.0),
                 all_seconds=times[name],
             )
         )
@@ -146,11 +156,12 @@ def measure_scoring_memory(args: argparse.Namespace) -> list[dict]:
 
 def _scoring_memory(args: argparse.Namespace, image_size: int, layer: int) -> dict:
     backbone = build_backbone(args, image_size)
-    images = torch.randn(1, 3, image_size, image_size)
+    images = torch.randn(1, 3, image_size, image_size, device=args.device)
     row = dict(image_size=image_size, patches=(image_size // args.patch_size) ** 2, layer=layer)
     for key, augment in (('mergemix', MergeMix(layer=layer)), ('release', ReleaseScheme(layer=layer))):
         print(f'memory of scoring {image_size} px: {key}', flush=True)
-        row[f'{key}_mb'] = peak_memory(partial(augment.score, images, backbone))
+        with autocast(args):
+            row[f'{key}_mb'] = peak_memory(partial(augment.score, images, backbone), args.device)
     return row
 
 
@@ -165,15 +176,15 @@ def main(argv: Sequence[str] | None = None) -> dict:
     """
     args = parse_args(argv)
     prepare(args)
-    results = dict(
-        benchmark='step_cost',
-        options=vars(args),
-        steps=measure_steps(args),
-        scoring_memory=measure_scoring_memory(args),
-    )
+    results = dict(benchmark='step_cost', options=vars(args), steps=measure_steps(args), scoring_memory=[])
+    if args.output:
+        write_json(args.output, results)
+    results['scoring_memory'] = measure_scoring_memory(args)
     print(f'\nOne training step: {args.arch}, {args.image_size} px, batch {args.batch_size}\n')
     header = ('arm', 'step (s)', f'/ {REFERENCE}', 'lowest - highest', 'scoring alone (s)', 'peak memory (MB)')
-    print(markdown_table(header, [_step_row(row) for row in results['steps']]))
+    if args.device.type == 'cuda':
+        header += ('kernels', 'GPU busy')
+    print(markdown_table(header, [_step_row(row)[: len(header)] for row in results['steps']]))
     print('\nMemory of one scoring pass, one image, half of the patches merged\n')
     header = ('patches L', 'MergeMix (MB)', 'MB per 1,000 patches', "release's scheme (MB)", 'MB per 1,000 patches')
     print(markdown_table(header, [_memory_row(row) for row in results['scoring_memory']]))
@@ -187,11 +198,13 @@ def _step_row(row: dict) -> list:
     scoring = row['scoring_seconds']
     return [
         row['arm'],
-        f'{row["seconds"]:.3f}',
+        f'{row["seconds"]:.4g}',
         f'{row["ratio"]:.3f}',
         f'{row["ratio_low"]:.3f} - {row["ratio_high"]:.3f}',
-        None if scoring is None else f'{scoring:.3f}',
+        None if scoring is None else f'{scoring:.4g}',
         f'{row["peak_mb"]:,.0f}',
+        row['kernels'],
+        row['busy'] and f'{row["busy"]:.0%}',
     ]
 
 

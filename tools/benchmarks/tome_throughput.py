@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from _measure import (
     add_common_arguments,
+    add_device_arguments,
+    autocast,
     interleaved_times,
     markdown_table,
     median_ratio,
@@ -36,6 +38,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--inflection', type=float, default=0.0, help='of the schedule (default: %(default)s)')
     parser.add_argument('--rounds', type=int, default=15, help='forwards per model (default: %(default)s)')
     add_common_arguments(parser)
+    add_device_arguments(parser)
     args = parser.parse_args(argv)
     if args.quick:
         args.arch, args.batch_size, args.image_size, args.patch_size, args.rounds = TINY_ARCH, 4, 32, 4, 2
@@ -68,13 +71,13 @@ def main(argv: Sequence[str] | None = None) -> dict:
         model.load_state_dict(models[REFERENCE].state_dict())
         models[f'ToMeVisionTransformer, {percent}% merged'] = model
     for model in models.values():
-        model.eval()  # Not chained: MMPretrain's backbones return None.
-    images = torch.randn(args.batch_size, 3, args.image_size, args.image_size)
+        model.to(args.device).eval()  # Not chained: MMPretrain's backbones return None.
+    images = torch.randn(args.batch_size, 3, args.image_size, args.image_size, device=args.device)
 
-    with torch.inference_mode():
+    with torch.inference_mode(), autocast(args):
         arms = {name: lambda model=model: model(images) for name, model in models.items()}
-        times = interleaved_times(arms, args.rounds)
-        memory = {name: peak_memory(arm) for name, arm in arms.items()}
+        times = interleaved_times(arms, args.rounds, device=args.device)
+        memory = {name: peak_memory(arm, args.device) for name, arm in arms.items()}
     rows = []
     for name, model in models.items():
         low, high = ratio_range(times[REFERENCE], times[name])
