@@ -406,6 +406,9 @@ def _internvl_processor(tokenizer):
 
 
 def _smolvlm_processor(tokenizer):
+    import pytest
+
+    pytest.importorskip('num2words')  # The class asks for it, and writes numbers of films with it.
     from transformers import SmolVLMImageProcessor, SmolVLMProcessor, SmolVLMVideoProcessor
 
     sizes = dict(size=dict(longest_edge=84), max_image_size=dict(longest_edge=28))

@@ -36,11 +36,14 @@ def randomise(model):
 
 
 def in_the_other_version(weights, pairs, prefix):
-    """Weights of this version under the names of the other one, as transformers itself has translated them."""
+    """Weights of this version under the names of the other one, as transformers itself has translated them.
+
+    Early releases of version 5 still have some of the names of version 4.
+    """
     found = dict(weights)
     for old, new in pairs:
         both = [prefix + name for name in ([new] if isinstance(new, str) else new)]
-        if OLD:
+        if prefix + old in weights:
             value = found.pop(prefix + old)
             found.update(zip(both, value.chunk(len(both))))
         else:
