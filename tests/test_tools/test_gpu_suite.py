@@ -1,0 +1,106 @@
+"""Tests of tools/benchmarks/gpu_suite.py with programs that end, fail and hang, and once as it is, on the CPU."""
+
+import importlib
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+TOOLS = Path(__file__).parents[2] / 'tools' / 'benchmarks'
+MEASURE = """
+import argparse, json, pathlib, sys, time
+parser = argparse.ArgumentParser()
+parser.add_argument('--device')
+parser.add_argument('--quick', action='store_true')
+parser.add_argument('--output', type=pathlib.Path)
+args = parser.parse_args()
+args.output.write_text(json.dumps(dict(rows=[vars(args)['device'], args.quick])))
+print('measured')
+"""
+
+
+@pytest.fixture
+def suite(monkeypatch):
+    monkeypatch.syspath_prepend(str(TOOLS))
+    return importlib.import_module('gpu_suite')
+
+
+@pytest.fixture
+def parts(suite, monkeypatch, tmp_path):
+    """A part that ends, one that fails, one that hangs after it measured, and the tests."""
+    programs = dict(ends=MEASURE, fails='raise SystemExit("no memory")', hangs=MEASURE + 'time.sleep(1000)')
+    for name, code in programs.items():
+        (tmp_path / f'{name}.py').write_text(code)
+    parts = {name: suite.Part(name, 10 if name == 'hangs' else 1000, str(tmp_path / f'{name}.py')) for name in programs}
+    monkeypatch.setattr(suite, 'PARTS', parts)
+    return parts
+
+
+def run(suite, path, *options):
+    return suite.main(['--device', 'cpu', '--tiny', '--output', str(path), *options])
+
+
+def test_each_part_says_how_it_ended_and_what_it_measured_until_then(suite, parts, tmp_path):
+    results = run(suite, tmp_path / 'gpu.json', '--parts', *parts)
+    assert {name: part['status'] for name, part in results.items()} == dict(
+        ends='done', fails='exit 1', hangs='stopped after 10 s'
+    )
+    assert results['ends']['results'] == results['hangs']['results'] == dict(rows=['cpu', True])
+    assert results['ends']['output'] == 'measured\n'
+    assert 'no memory' in results['fails']['output']
+    assert 'results' not in results['fails']
+    assert json.loads((tmp_path / 'gpu.json').read_text())['parts'] == results
+
+
+def test_resume_runs_what_is_not_done_and_keeps_the_rest(suite, parts, tmp_path):
+    path = tmp_path / 'gpu.json'
+    before = run(suite, path, '--parts', 'ends', 'fails')
+    Path(parts['fails'].program).write_text(MEASURE)
+    Path(parts['ends'].program).write_text('raise SystemExit("ran again")')
+    after = run(suite, path, '--resume', '--parts', 'ends', 'fails')
+    assert after['ends'] == before['ends']
+    assert after['fails']['status'] == 'done'
+
+
+def test_the_suite_ends_in_time_and_names_what_it_left_out(suite, parts, tmp_path):
+    results = run(suite, tmp_path / 'gpu.json', '--minutes', '0.1', '--parts', 'ends')
+    assert results == dict(ends=dict(status='not run: no time left'))
+    assert json.loads((tmp_path / 'gpu.json').read_text())['parts'] == results
+
+
+def test_reports_of_tests_are_counted_and_failures_named(suite, tmp_path):
+    (tmp_path / 'report').write_text(
+        '<testsuites><testsuite>'
+        '<testcase classname="tests.test_a" name="test_good" time="0.5"/>'
+        '<testcase classname="tests.test_a" name="test_bad[x]" time="2">'
+        '<failure message="first line&#10;second"/></testcase>'
+        '<testcase classname="tests.test_a" name="test_left_out" time="0"><skipped message="why"/></testcase>'
+        '</testsuite></testsuites>'
+    )
+    results = suite.junit_results(tmp_path / 'report')
+    assert results['passed'] == results['failed'] == results['skipped'] == 1
+    assert results['failures'] == {'tests.test_a::test_bad[x]': 'first line'}
+    assert next(iter(results['slowest'])) == 'tests.test_a::test_bad[x]'
+
+
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        (['--device', 'cpu'], '--tiny'),
+        (['--minutes', '0'], '--minutes 0 must be more than 0'),
+        (['--resume'], 'there is no file'),
+        (['--parts', 'nothing'], "invalid choice: 'nothing'"),
+    ],
+)
+def test_wrong_options_stop_with_one_line(suite, tmp_path, capsys, options, message):
+    with pytest.raises(SystemExit):
+        suite.parse_args(['--output', str(tmp_path / 'gpu.json'), *options])
+    assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason='there is a GPU')
+def test_without_a_gpu_it_says_so(suite, tmp_path):
+    with pytest.raises(SystemExit, match='no CUDA device'):
+        suite.main(['--output', str(tmp_path / 'gpu.json')])
+    assert not (tmp_path / 'gpu.json').exists()

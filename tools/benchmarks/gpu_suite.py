@@ -1,0 +1,214 @@
+"""Everything that can only be shown on a GPU, in one command of some minutes: random weights, drawn data, no network.
+
+The parts are programs of their own, most valuable first. Each has a time limit, and its results are in the output file
+as soon as it has ended, whatever happens to the next. What a part measured before it was stopped is kept as well.
+"""
+
+import argparse
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from xml.etree import ElementTree
+
+from _measure import markdown_table, write_json
+
+ROOT = Path(__file__).parents[2]
+# Below this a part could not even import what it measures.
+LEAST_SECONDS = 15
+DONE = 'done'
+
+
+@dataclass(frozen=True)
+class Part:
+    """A program of the suite.
+
+    Args:
+        title (str): What it shows.
+        seconds (int): It is stopped after this time, as it then probably hangs.
+        program (str): Path below the repository, or ``'pytest'``.
+        options (str): Of the program, on a GPU; ``--quick`` has its own sizes.
+    """
+
+    title: str
+    seconds: int
+    program: str
+    options: str = ''
+
+
+PARTS = dict(
+    tests=Part('tests of CUDA devices', 120, 'pytest'),
+    attention=Part("AIA's attention", 90, 'tools/benchmarks/attention_backends.py', '--dtype bfloat16'),
+    mixing=Part(
+        'a training step with MergeMix',
+        60,
+        'tools/benchmarks/step_cost.py',
+        '--dtype bfloat16 --batch-size 256 --layers 9 12 --rounds 9',
+    ),
+    steps=Part('steps of 7B and 1B models', 120, 'tools/benchmarks/large_steps.py', '--dtype bfloat16'),
+    merging=Part(
+        'throughput of ToMe',
+        40,
+        'tools/benchmarks/tome_throughput.py',
+        '--dtype bfloat16 --batch-size 256',
+    ),
+    head=Part(
+        'the answer head at a vocabulary of 152,000',
+        40,
+        'tools/benchmarks/answer_head.py',
+        '--dtype bfloat16 --vocabulary 152000 --hidden 3584',
+    ),
+)
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog='Parts: ' + '; '.join(f'{name} - {part.title}' for name, part in PARTS.items()),
+    )
+    parser.add_argument('--minutes', type=float, default=8, help='for all parts together (default: %(default)s)')
+    parser.add_argument('--output', type=Path, required=True, help='JSON file of the results, written after each part')
+    parser.add_argument('--resume', action='store_true', help='keep the parts that are done in --output already')
+    parser.add_argument('--parts', nargs='+', choices=PARTS, default=list(PARTS), help='(default: all)')
+    parser.add_argument('--device', choices=('cuda', 'cpu'), default='cuda', help='(default: %(default)s)')
+    parser.add_argument('--tiny', action='store_true', help='tiny sizes: shows that it runs, measures nothing')
+    args = parser.parse_args(argv)
+    if not args.minutes > 0:
+        parser.error(f'--minutes {args.minutes:g} must be more than 0')
+    if args.device == 'cpu' and not args.tiny:
+        parser.error('--device cpu needs --tiny: the sizes are those of a GPU')
+    if args.resume and not args.output.exists():
+        parser.error(f'--resume: there is no file {args.output}')
+    return args
+
+
+def command_of(name: str, args: argparse.Namespace, results: Path) -> list[str]:
+    """The command line of a part, which writes its results to a file."""
+    part = PARTS[name]
+    if part.program == 'pytest':
+        return [sys.executable, '-m', 'pytest', '-q', '-m', 'cuda', 'tests/test_cuda', f'--junitxml={results}']
+    options = ['--quick'] if args.tiny else shlex.split(part.options)
+    return [sys.executable, part.program, '--device', args.device, *options, '--output', str(results)]
+
+
+def run(command: list[str], device: str, seconds: float, log: Path) -> int | None:
+    """Run a command in the repository.
+
+    Args:
+        command (list[str]): The command line.
+        device (str): Where tests of CUDA devices run; ``'cpu'`` shows that they run at all.
+        seconds (float): After this time it is killed, with all its children.
+        log (Path): File of what it prints.
+
+    Returns:
+        int | None: its exit status; None if it was killed.
+    """
+    paths = [str(ROOT), *filter(None, [os.environ.get('PYTHONPATH')])]
+    environment = dict(os.environ, PYTHONPATH=os.pathsep.join(paths), MERGEMIX_CUDA_TESTS_ON=device)
+    with log.open('wb') as stream:
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=stream, stderr=subprocess.STDOUT, start_new_session=True
+        )
+        try:
+            return process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return None
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+
+
+def junit_results(report: Path) -> dict:
+    """Counts, and the failures with their first line, of a JUnit report."""
+    cases = ElementTree.parse(report).getroot().iter('testcase')
+    counts, failures = dict(passed=0, failed=0, skipped=0), {}
+    slowest = {}
+    for case in cases:
+        name = f'{case.get("classname")}::{case.get("name")}'
+        slowest[name] = float(case.get('time', 0))
+        problem = next((child for child in case if child.tag in ('failure', 'error', 'skipped')), None)
+        kind = 'passed' if problem is None else 'skipped' if problem.tag == 'skipped' else 'failed'
+        counts[kind] += 1
+        if kind == 'failed':
+            failures[name] = (problem.get('message') or problem.tag).splitlines()[0]
+    slowest = dict(sorted(slowest.items(), key=lambda item: -item[1])[:10])
+    return counts | dict(failures=failures, slowest=slowest)
+
+
+def run_part(name: str, args: argparse.Namespace, seconds: float) -> dict:
+    """Run a part, and say how it ended and what it measured.
+
+    Args:
+        name (str): One of PARTS.
+        args (argparse.Namespace): Of the suite.
+        seconds (float): The time that it may take.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        results, log = Path(folder) / 'results', Path(folder) / 'log'
+        command, start = command_of(name, args, results), time.monotonic()
+        status = run(command, args.device, seconds, log)
+        part = dict(
+            status=DONE if status == 0 else f'stopped after {seconds:.0f} s' if status is None else f'exit {status}',
+            seconds=round(time.monotonic() - start, 1),
+            command=shlex.join(['python', *command[1:]]).replace(str(results), 'FILE'),
+            output=log.read_text(errors='replace')[-10000:],
+        )
+        if results.exists():
+            part['results'] = junit_results(results) if name == 'tests' else json.loads(results.read_text())
+    return part
+
+
+def main(argv: Sequence[str] | None = None) -> dict:
+    """Run the parts that are asked for and not done yet, in their order of value.
+
+    Args:
+        argv (Sequence[str], optional): The command line. Defaults to that of the process.
+
+    Returns:
+        dict: by part: how it ended, seconds, command, output, results.
+    """
+    args = parse_args(argv)
+    if args.device == 'cuda':
+        check_cuda()
+    deadline = time.monotonic() + 60 * args.minutes
+    parts = json.loads(args.output.read_text())['parts'] if args.resume else {}
+    for name in PARTS:
+        left = deadline - time.monotonic()
+        if name not in args.parts or parts.get(name, {}).get('status') == DONE:
+            continue
+        if left < LEAST_SECONDS:
+            parts.setdefault(name, dict(status='not run: no time left'))
+            continue
+        print(f'==> {name}: {PARTS[name].title}', flush=True)
+        parts[name] = run_part(name, args, min(PARTS[name].seconds, left))
+        write_json(args.output, dict(benchmark='gpu_suite', options=vars(args), parts=parts))
+        print('\n'.join(parts[name]['output'].splitlines()[-40:]), flush=True)
+    write_json(args.output, dict(benchmark='gpu_suite', options=vars(args), parts=parts))
+    rows = [(name, PARTS[name].title, part['status'], part.get('seconds')) for name, part in parts.items()]
+    print(markdown_table(('part', 'what', 'end', 'seconds'), rows))
+    return parts
+
+
+def check_cuda() -> None:
+    """Stop where torch sees no GPU.
+
+    Raises:
+        SystemExit: with one line.
+    """
+    import torch
+
+    if not torch.cuda.is_available():
+        raise SystemExit('--device cuda: torch sees no CUDA device here. --device cpu --tiny shows that the suite runs')
+
+
+if __name__ == '__main__':
+    sys.exit(any(part['status'] != DONE for part in main().values()))
