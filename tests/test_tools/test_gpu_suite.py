@@ -32,7 +32,7 @@ def parts(suite, monkeypatch, tmp_path):
     programs = dict(ends=MEASURE, fails='raise SystemExit("no memory")', hangs=MEASURE + 'time.sleep(1000)')
     for name, code in programs.items():
         (tmp_path / f'{name}.py').write_text(code)
-    parts = {name: suite.Part(name, 10 if name == 'hangs' else 1000, str(tmp_path / f'{name}.py')) for name in programs}
+    parts = {name: suite.Part(name, 1, str(tmp_path / f'{name}.py')) for name in programs}
     monkeypatch.setattr(suite, 'PARTS', parts)
     return parts
 
@@ -41,16 +41,21 @@ def run(suite, path, *options):
     return suite.main(['--device', 'cpu', '--tiny', '--output', str(path), *options])
 
 
-def test_each_part_says_how_it_ended_and_what_it_measured_until_then(suite, parts, tmp_path):
-    results = run(suite, tmp_path / 'gpu.json', '--parts', *parts)
-    assert {name: part['status'] for name, part in results.items()} == dict(
-        ends='done', fails='exit 1', hangs='stopped after 10 s'
-    )
-    assert results['ends']['results'] == results['hangs']['results'] == dict(rows=['cpu', True])
+def test_each_part_says_how_it_ended_and_what_it_measured(suite, parts, tmp_path):
+    results = run(suite, tmp_path / 'gpu.json', '--parts', 'ends', 'fails')
+    assert {name: part['status'] for name, part in results.items()} == dict(ends='done', fails='exit 1')
+    assert results['ends']['results'] == dict(rows=['cpu', True])
     assert results['ends']['output'] == 'measured\n'
     assert 'no memory' in results['fails']['output']
     assert 'results' not in results['fails']
     assert json.loads((tmp_path / 'gpu.json').read_text())['parts'] == results
+
+
+def test_what_a_part_measured_before_its_time_was_up_is_kept(suite, parts, tmp_path):
+    args = suite.parse_args(['--device', 'cpu', '--tiny', '--output', str(tmp_path / 'gpu.json')])
+    part = suite.run_part('hangs', args, seconds=10)
+    assert part['status'] == 'stopped after 10 s'
+    assert part['results'] == dict(rows=['cpu', True])
 
 
 def test_resume_runs_what_is_not_done_and_keeps_the_rest(suite, parts, tmp_path):
