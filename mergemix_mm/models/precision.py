@@ -36,3 +36,22 @@ def autocast_to(dtype: torch.dtype | None, device_type: str) -> AbstractContextM
     if dtype is None or torch.is_autocast_enabled(device_type):
         return nullcontext()
     return torch.autocast(device_type, dtype=dtype)
+
+
+def cast_at_norms(module: nn.Module) -> None:
+    """Let layer norms of low precision take float32 on a CPU as well: autocast sees to that on a GPU only.
+
+    Such inputs come from a part that trains before a part that is frozen.
+
+    Args:
+        module (nn.Module): That holds the norms.
+    """
+    for norm in module.modules():
+        if isinstance(norm, nn.LayerNorm):
+            norm.register_forward_pre_hook(_in_own_dtype)
+
+
+def _in_own_dtype(norm: nn.LayerNorm, inputs: tuple) -> tuple | None:
+    own, (found, *_) = norm.weight, inputs
+    mixed = own is not None and own.dtype in LOW and found.dtype == torch.float32
+    return (found.to(own.dtype),) if mixed and found.device.type == 'cpu' else None

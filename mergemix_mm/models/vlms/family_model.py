@@ -7,11 +7,11 @@ import torch
 from mmengine.model import initialize
 from torch import Tensor, nn
 
-from ..precision import autocast_to, low_beside_float32
+from ..precision import autocast_to, cast_at_norms, low_beside_float32
 from ..weight_names import adopt_names
 from .base import Generation, VisionLanguageModel
 from .families import Family
-from .freezing import check_trainable, freeze, train_parts
+from .freezing import check_trainable, freeze, part_modules, train_parts
 from .generation import AnswerLogps, pad_left
 from .lora import add_lora
 
@@ -45,6 +45,8 @@ class FamilyModel(VisionLanguageModel):
         # What a saved model gets; a tuner widens weights that train.
         self.loaded_dtype = family.base.get_input_embeddings().weight.dtype
         self.trainable = check_trainable(family, trainable)
+        for path in part_modules(family, 'projector'):  # Embeddings take images in their own dtype.
+            cast_at_norms(family.model.get_submodule(path))
         self.gradient_checkpointing = gradient_checkpointing
         if lora is None:
             freeze(family, self.trainable)

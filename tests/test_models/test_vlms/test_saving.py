@@ -35,31 +35,6 @@ def dtypes_of(content):
     return found.union(*(dtypes_of(value) for value in content.values() if isinstance(value, dict)))
 
 
-@pytest.mark.parametrize('trainable', [['projector'], ['language_model'], ['vision_tower', 'language_model']], ids=str)
-@pytest.mark.parametrize('family', tiny_vlms.ALL_FAMILIES)
-def test_a_model_that_trained_from_bfloat16_is_saved_in_it_and_answers_in_plain_transformers(
-    make, batch_of, tmp_path, family, trainable
-):
-    from transformers import AutoModelForImageTextToText
-
-    if family == 'emu3' and 'vision_tower' in trainable:
-        pytest.skip('it has no tower')
-    vlm = make(family, dtype='bfloat16', trainable=trainable).eval()
-    widen_trained(vlm.parameters())
-    before = {name: value.dtype for name, value in vlm.state_dict().items()}
-    vlm.save_pretrained(tmp_path / 'model')
-    assert {name: value.dtype for name, value in vlm.state_dict().items()} == before
-    assert stored(tmp_path / 'model') == {torch.bfloat16}
-    assert dtypes_of(json.loads((tmp_path / 'model' / 'config.json').read_text())) == {'bfloat16'}
-    plain = AutoModelForImageTextToText.from_pretrained(tmp_path / 'model', dtype='auto').eval()
-    assert {value.dtype for value in plain.parameters()} == {torch.bfloat16}
-    if family == 'emu3':  # Its library reads images of text only.
-        batch = dict(input_ids=torch.randint(50, 200, (2, 5)))
-    else:
-        batch = batch_of(family, labels=False)
-    assert plain.generate(**batch, max_new_tokens=2, min_new_tokens=2, do_sample=False).size(0) == 2
-
-
 def test_weights_that_trained_in_float32_are_kept_on_demand(make, tmp_path):
     vlm = make(dtype='bfloat16', trainable=['projector'])
     widen_trained(vlm.parameters())
