@@ -1,0 +1,60 @@
+"""What tests on a device other than the CPU need: moving whatever holds tensors, and comparing with the CPU."""
+
+import dataclasses
+from contextlib import contextmanager
+
+import torch
+
+
+def moved(value, device, dtype=None):
+    """The same value with its tensors on a device, its floating ones in a dtype."""
+    if isinstance(value, torch.Tensor):
+        return value.to(device, dtype if value.is_floating_point() else None)
+    if isinstance(value, torch.nn.Module):
+        return value.to(device, dtype)
+    if dataclasses.is_dataclass(value):
+        fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+        return dataclasses.replace(value, **{name: moved(one, device, dtype) for name, one in fields.items()})
+    if isinstance(value, dict):
+        return type(value)({key: moved(one, device, dtype) for key, one in value.items()})
+    if isinstance(value, list | tuple):
+        return type(value)(moved(one, device, dtype) for one in value)
+    return value
+
+
+def tensors(value, name='result'):
+    """Name and tensor of all that a value holds."""
+    if isinstance(value, torch.Tensor):
+        yield name, value
+    elif dataclasses.is_dataclass(value):
+        for field in dataclasses.fields(value):
+            yield from tensors(getattr(value, field.name), f'{name}.{field.name}')
+    elif isinstance(value, dict):
+        for key, one in value.items():
+            yield from tensors(one, f'{name}[{key!r}]')
+    elif isinstance(value, list | tuple):
+        for index, one in enumerate(value):
+            yield from tensors(one, f'{name}[{index}]')
+
+
+def assert_close_to_cpu(found, expected, device, **tolerance):
+    """`found` lies on the device, all of it, and equals what the CPU gave."""
+    found, expected = dict(tensors(found)), dict(tensors(expected))
+    assert found.keys() == expected.keys() and found
+    for name, value in found.items():
+        assert value.device.type == device.type, f'{name} is on {value.device}'
+        assert value.dtype == expected[name].dtype, f'{name} is {value.dtype}, on the CPU {expected[name].dtype}'
+        torch.testing.assert_close(value.cpu(), expected[name], msg=lambda text: f'{name}: {text}', **tolerance)
+
+
+@contextmanager
+def no_waiting(device):
+    """Fail where the program waits for the device."""
+    if device.type == 'cuda':
+        torch.cuda.synchronize()
+        torch.cuda.set_sync_debug_mode('error')
+    try:
+        yield
+    finally:
+        if device.type == 'cuda':
+            torch.cuda.set_sync_debug_mode('default')

@@ -1,0 +1,54 @@
+"""Tests that show what only a CUDA device can show. Elsewhere they are skipped.
+
+``MERGEMIX_CUDA_TESTS_ON=cpu`` runs them on the CPU instead: their code is then known to work before it meets a device.
+"""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+PLACE = os.environ.get('MERGEMIX_CUDA_TESTS_ON', 'cuda')
+# The most valuable first; an error of CUDA ends all that follows in its process, so the riskiest come last.
+ORDER = (
+    'functional',
+    'attention',
+    'mixing',
+    'tuners',
+    'generation',
+    'runner',
+    'memory',
+    'determinism',
+    'compile',
+    'nccl',
+)
+
+
+def pytest_collection_modifyitems(items):
+    here = [item for item in items if item.path.parent == Path(__file__).parent]
+    for item in here:
+        item.add_marker(pytest.mark.cuda)
+        if PLACE == 'cuda' and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason='needs a CUDA device (MERGEMIX_CUDA_TESTS_ON=cpu runs it without)'))
+    here.sort(key=lambda item: ORDER.index(item.path.stem.removeprefix('test_')))
+    places = [index for index, item in enumerate(items) if item.path.parent == Path(__file__).parent]
+    for index, item in zip(places, here):
+        items[index] = item
+
+
+@pytest.fixture
+def device():
+    """The device under test."""
+    return torch.device(PLACE)
+
+
+@pytest.fixture(autouse=True)
+def exact(monkeypatch):
+    """Float32 as the CPU computes it, and the same numbers in every run."""
+    monkeypatch.setattr(torch.backends.cudnn, 'allow_tf32', False)
+    monkeypatch.setattr(torch.backends.cuda.matmul, 'allow_tf32', False)
+    torch.manual_seed(0)
+    yield
+    if PLACE == 'cuda' and torch.cuda.is_available():
+        torch.cuda.set_sync_debug_mode('default')
