@@ -3,6 +3,7 @@
 import dataclasses
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 
 
@@ -58,3 +59,37 @@ def no_waiting(device):
     finally:
         if device.type == 'cuda':
             torch.cuda.set_sync_debug_mode('default')
+
+
+# Of training: the name of an optimizer wrapper, and its dtype.
+PRECISIONS = ('float32', 'bfloat16', 'float16')
+
+
+def optim_wrapper(model, precision, device, monkeypatch, **options):
+    """MMEngine's wrapper of AdamW: plain in float32, else with autocast, in float16 with a scaled loss."""
+    from mmengine.optim import AmpOptimWrapper, OptimWrapper
+    from mmengine.optim.optimizer import amp_optimizer_wrapper
+    from mmengine.runner import amp
+
+    optimizer = torch.optim.AdamW([one for one in model.parameters() if one.requires_grad], lr=1e-3)
+    if precision == 'float32':
+        return OptimWrapper(optimizer, **options)
+    if device.type == 'cpu':  # MMEngine's refuses CPUs.
+        monkeypatch.setattr(amp_optimizer_wrapper, 'is_cuda_available', lambda: True)
+        monkeypatch.setattr(amp_optimizer_wrapper, 'GradScaler', lambda **kwargs: torch.amp.GradScaler('cpu', **kwargs))
+        monkeypatch.setattr(amp, 'autocast', lambda dtype: torch.autocast('cpu', dtype=dtype))
+    # The first steps of a dynamic scale may be skipped: it starts at 65536.
+    scale = dict(init_scale=1024.0) if precision == 'float16' else dict(enabled=False)
+    return AmpOptimWrapper(optimizer=optimizer, loss_scale=scale, dtype=precision, **options)
+
+
+def train_step(model, data, wrapper):
+    """One step of MMEngine's; the losses as numbers. Every weight that trains has to move, and to stay finite."""
+    before = {name: one.detach().clone() for name, one in model.named_parameters() if one.requires_grad}
+    losses = {name: value.item() for name, value in model.train_step(data, wrapper).items()}
+    assert all(np.isfinite(value) for value in losses.values()), losses
+    weights = {name: one for name, one in model.named_parameters() if one.requires_grad}
+    assert all(one.isfinite().all() for one in weights.values())
+    still = [name for name, one in weights.items() if torch.equal(one, before[name])]
+    assert len(still) < len(weights) / 2, still
+    return losses

@@ -4,8 +4,10 @@
 """
 
 import os
+import random
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -44,11 +46,14 @@ def device():
 
 
 @pytest.fixture(autouse=True)
-def exact(monkeypatch):
+def exact():
     """Float32 as the CPU computes it, and the same numbers in every run."""
-    monkeypatch.setattr(torch.backends.cudnn, 'allow_tf32', False)
-    monkeypatch.setattr(torch.backends.cuda.matmul, 'allow_tf32', False)
+    before = torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
+    torch.backends.cudnn.allow_tf32 = False
+    torch.set_float32_matmul_precision('highest')
     torch.manual_seed(0)
+    np.random.seed(0)
+    random.seed(0)
     yield
-    if PLACE == 'cuda' and torch.cuda.is_available():
-        torch.cuda.set_sync_debug_mode('default')
+    torch.backends.cudnn.allow_tf32 = before[0]
+    torch.set_float32_matmul_precision(before[1])
