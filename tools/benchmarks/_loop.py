@@ -1,6 +1,6 @@
-"""The loop of the benchmarks that train a tuner: batches in turn, AdamW, warm-up and cosine, clipped gradients."""
+"""The loops of the benchmarks that train a tuner: over batches in turn, and one step again and again to be timed."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import cycle, islice
 
 import torch
@@ -44,3 +44,39 @@ def fit(tuner: BaseModel, batches: Iterator[Batch], steps: int, optimizer: Mappi
         nn.utils.clip_grad_norm_(parameters, max_norm)
         adamw.step()
         schedule.step()
+
+
+def idle_optimizer(model: nn.Module) -> torch.optim.AdamW:
+    """AdamW over what is not frozen, at learning rate 0: arms that take turns find the same weights in each step.
+
+    Gradients and moments are allocated. On a GPU it is fused, which needs no further memory.
+    """
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=0.0, fused=parameters[0].is_cuda)
+    for parameter in parameters:
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    return optimizer
+
+
+def training_step(
+    losses: Callable[[], dict[str, Tensor]], optimizer: torch.optim.Optimizer
+) -> Callable[[], dict[str, Tensor]]:
+    """Forward, backward and update of one batch, to be called again and again.
+
+    Args:
+        losses (Callable): The forward; what a tuner's ``loss`` returns.
+        optimizer (torch.optim.Optimizer): Of the model.
+
+    Returns:
+        Callable: takes a step and returns the losses; gradients stay until the next one.
+    """
+
+    def step() -> dict[str, Tensor]:
+        optimizer.zero_grad(set_to_none=False)  # Gradients stay allocated, as they are not what the arms differ in.
+        found = losses()
+        sum(value for key, value in found.items() if 'loss' in key).backward()
+        optimizer.step()
+        return {key: value.detach() for key, value in found.items()}
+
+    return step

@@ -4,8 +4,10 @@ maps, against next tokens alone.
 
 import argparse
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
+from _loop import idle_optimizer, training_step
 from _measure import add_common_arguments, markdown_table, measure_arms, prepare, ratio_cells, write_json
 from mmengine.registry import MODELS
 from torch import Tensor
@@ -16,7 +18,9 @@ from mergemix_mm.models.tuners import UnifiedTuner
 
 NTP, FUSED, MAPS = 'next tokens alone', 'AIA, fused', 'AIA, attention maps'
 TASKS = dict(gen='generation', und='understanding')
+BACKENDS = {NTP: None, FUSED: 'fused', MAPS: 'eager'}
 PAD, BOS, EOS, IMAGE, BEGIN = range(5)
+SPECIAL_TOKENS = dict(pad_token_id=PAD, bos_token_id=BOS, eos_token_id=EOS)
 PATCH = 16
 
 
@@ -56,11 +60,10 @@ def num_codes(args: argparse.Namespace) -> int:
     return (args.image_size // PATCH) ** 2
 
 
-def build_tuner(args: argparse.Namespace) -> UnifiedTuner:
-    """A small Janus with random weights, the same in all arms; its VQ model is tiny, as no arm runs it."""
-    torch.manual_seed(args.seed)
+def small_config(args: argparse.Namespace) -> dict:
+    """Config of a small Janus; its VQ model is tiny, as no arm runs it."""
     heads = max(args.width // 64, 2)
-    config = dict(
+    return dict(
         model_type='janus',
         vision_config=dict(
             hidden_size=args.width,
@@ -80,10 +83,8 @@ def build_tuner(args: argparse.Namespace) -> UnifiedTuner:
             num_hidden_layers=args.text_layers,
             num_attention_heads=heads,
             num_key_value_heads=heads,
-            pad_token_id=PAD,
-            bos_token_id=BOS,
-            eos_token_id=EOS,
             tie_word_embeddings=False,
+            **SPECIAL_TOKENS,
         ),
         vq_config=dict(
             embed_dim=8,
@@ -97,47 +98,52 @@ def build_tuner(args: argparse.Namespace) -> UnifiedTuner:
         ),
         image_token_id=IMAGE,
     )
-    vlm = dict(type='JanusModel', config=config)
-    return MODELS.build(dict(type='UnifiedTuner', vlm=vlm, drop_prompt=0.0))
 
 
-def random_batches(args: argparse.Namespace) -> dict[str, dict]:
+def build_tuner(vlm: dict) -> UnifiedTuner:
+    """Both tasks; no prompt is dropped, so that all samples are aligned."""
+    return MODELS.build(dict(type='UnifiedTuner', vlm=vlm, drop_prompt=0.0)).train()
+
+
+def random_batches(config: dict, batch_size: int, length: int, answer: int) -> dict[str, dict]:
     """A batch per task, all sequences of one length: a prompt and an image, or an image, a question and an answer."""
-    text = torch.randint(BEGIN + 1, args.vocabulary, (args.batch_size, args.length - num_codes(args)))
+    vision, vocabulary = config['vision_config'], config['text_config']['vocab_size']
+    codes = torch.randint(config['vq_config']['num_embeddings'], (batch_size, vision['num_image_tokens']))
+    text = torch.randint(BEGIN + 1, vocabulary, (batch_size, length - codes.size(1)))
     prompts = torch.cat([torch.full_like(text[:, :1], BOS), text[:, 2:], torch.full_like(text[:, :1], BEGIN)], dim=1)
-    codes = torch.randint(args.codes, (args.batch_size, num_codes(args)))
     ids = torch.cat([torch.full_like(codes, IMAGE), text], dim=1)
     labels = ids.clone()
-    labels[:, : -args.answer] = -100
-    pixels = torch.randn(args.batch_size, 3, args.image_size, args.image_size)
+    labels[:, :-answer] = -100
+    pixels = torch.randn(batch_size, 3, vision['image_size'], vision['image_size'])
     return dict(
         gen=dict(task='gen', input_ids=prompts, attention_mask=torch.ones_like(prompts), codes=codes),
         und=dict(task='und', input_ids=ids, attention_mask=torch.ones_like(ids), labels=labels, pixel_values=pixels),
     )
 
 
-def build_arm(args: argparse.Namespace, batch: dict, arm: str) -> Callable[[], dict[str, Tensor]]:
-    """One training step, called again and again; returns the losses."""
-    tuner = build_tuner(args).train()
-    optimizer = torch.optim.AdamW([p for p in tuner.parameters() if p.requires_grad], lr=1e-5)
-    if arm != NTP:
-        backend = 'eager' if arm == MAPS else 'fused'
-        tuner.alignment = InteractionAlignment(tuner.vlm, AIALoss('janus_pro'), backend=backend)
-        tuner.alignment.recorder.start()
+def build_arm(
+    tuner: UnifiedTuner, batch: dict, optimizer: torch.optim.Optimizer, backend: str | None
+) -> Callable[[], dict[str, Tensor]]:
+    """One training step, called again and again; with a backend, all layers are recorded and aligned."""
+    step = training_step(partial(tuner, batch, mode='loss'), optimizer)
+    if backend is None:
+        return step
+    alignment = InteractionAlignment(tuner.vlm, AIALoss('janus_pro'), backend=backend)
 
-    def step() -> dict[str, Tensor]:
-        losses = tuner.loss(batch)
-        tuner.parse_losses(losses)[0].backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=False)  # Gradients stay allocated, as they are not what the arms differ in.
-        return {key: value.detach() for key, value in losses.items()}
+    def aligned() -> dict[str, Tensor]:
+        with alignment.recorder:  # Until the backward has ended, which may compute layers again.
+            tuner.alignment = alignment
+            losses = step()
+            tuner.alignment = None
+        return losses
 
-    return step
+    return aligned
 
 
-def measure(args: argparse.Namespace, batch: dict) -> dict[str, dict]:
+def measure(args: argparse.Namespace, tuner: UnifiedTuner, batch: dict) -> dict[str, dict]:
     """Times (s) and peak memory (MB) of the arms on a batch; the two ways to record must agree."""
-    arms = {name: build_arm(args, batch, name) for name in (NTP, FUSED, MAPS)}
+    optimizer = idle_optimizer(tuner)
+    arms = {name: build_arm(tuner, batch, optimizer, backend) for name, backend in BACKENDS.items()}
     torch.testing.assert_close(arms[FUSED](), arms[MAPS](), rtol=1e-3, atol=1e-5)
     return measure_arms(arms, args.rounds)
 
@@ -156,7 +162,10 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict]:
     """Measure all arms on batches of both tasks, and print them against the step without AIA."""
     args = parse_args(argv)
     prepare(args)
-    measured = {task: measure(args, batch) for task, batch in random_batches(args).items()}
+    config = small_config(args)
+    tuner = build_tuner(dict(type='JanusModel', config=config))
+    batches = random_batches(config, args.batch_size, args.length, args.answer)
+    measured = {task: measure(args, tuner, batch) for task, batch in batches.items()}
     print(table(measured))
     if args.output:
         write_json(args.output, dict(benchmark='aia_step', options=vars(args), results=measured))

@@ -1,13 +1,15 @@
 """Cost of one preference-tuning step of a small LLaVA, in time and memory, against supervised fine-tuning alone."""
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 
 import torch
+from _loop import idle_optimizer, training_step
 from _measure import add_common_arguments, markdown_table, measure_arms, prepare, ratio_cells, write_json
 from mmengine.registry import MODELS
 from release_scheme import ReleaseScheme
-from torch import Tensor
+from torch import Tensor, nn
 
 from mergemix_mm.functional import simpo_loss
 from mergemix_mm.models import VLMTuner
@@ -53,11 +55,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def build_tuner(args: argparse.Namespace, mixer: dict | None) -> VLMTuner:
-    """A small LLaVA with random weights, the same in all arms."""
-    torch.manual_seed(args.seed)
+def small_config(args: argparse.Namespace) -> dict:
+    """Config of a small LLaVA."""
     common = dict(hidden_size=args.width, intermediate_size=4 * args.width, num_attention_heads=args.width // 16)
-    config = dict(
+    return dict(
         model_type='llava',
         vision_config=dict(
             model_type='clip_vision_model',
@@ -75,37 +76,49 @@ def build_tuner(args: argparse.Namespace, mixer: dict | None) -> VLMTuner:
         ),
         image_token_index=IMAGE_TOKEN,
     )
+
+
+def build_tuner(vlm: dict | nn.Module, mixer: dict | ReleaseScheme | None = None) -> VLMTuner:
+    """SFT of a VLM, or SFT with SimPO where there is a mixer."""
     head = dict(type='SFTHead' if mixer is None else 'SimPOHead')
-    vlm = dict(type='HFVisionLanguageModel', config=config)
-    return MODELS.build(dict(type='VLMTuner', vlm=vlm, head=head, mixer=mixer))
+    return MODELS.build(dict(type='VLMTuner', vlm=vlm, head=head, mixer=mixer)).train()
 
 
-def random_batch(args: argparse.Namespace) -> dict[str, Tensor]:
+def random_batch(config: dict, batch_size: int, prompt: int, answer: int) -> dict[str, Tensor]:
     """Image, prompt and answer of each sample, all of equal length."""
-    image = torch.full((args.batch_size, (args.image_size // 16) ** 2), IMAGE_TOKEN)
-    text = torch.randint(2, args.vocabulary, (args.batch_size, args.prompt + args.answer))
+    size, vocabulary = config['vision_config']['image_size'], config['text_config']['vocab_size']
+    image = torch.full((batch_size, (size // config['vision_config']['patch_size']) ** 2), IMAGE_TOKEN)
+    text = torch.randint(IMAGE_TOKEN + 1, vocabulary, (batch_size, prompt + answer))
     ids = torch.cat([image, text], dim=1)
     labels = ids.clone()
-    labels[:, : -args.answer] = -100
-    pixels = torch.randn(args.batch_size, 3, args.image_size, args.image_size)
+    labels[:, :-answer] = -100
+    pixels = torch.randn(batch_size, 3, size, size)
     return dict(input_ids=ids, attention_mask=torch.ones_like(ids), labels=labels, pixel_values=pixels)
 
 
-def tuner_loss(tuner: VLMTuner, batch: dict) -> Tensor:
-    """The loss as MMEngine sums it."""
-    return tuner.parse_losses(tuner.loss(batch))[0]
+def tuner_losses(tuner: VLMTuner, batch: dict) -> dict[str, Tensor]:
+    """What MMEngine's loops sum."""
+    return tuner(batch, mode='loss')
 
 
-def release_loss(tuner: VLMTuner, batch: dict) -> Tensor:
+def transformers_losses(tuner: VLMTuner, batch: dict) -> dict[str, Tensor]:
+    """Transformers' own forward with labels, as its users train: logits of all positions."""
+    with tuner.vlm.autocast(batch):
+        return dict(loss_sft=tuner.vlm.model(**batch).loss)
+
+
+def release_losses(tuner: VLMTuner, batch: dict) -> dict[str, Tensor]:
     """As the release trains: three full forwards with all logits, the loser without gradient, lengths with padding."""
     model, labels = tuner.vlm.model, batch['labels']
     inputs = {key: value for key, value in batch.items() if key != 'labels'}
-    sft = model(**batch).loss
-    result = tuner.mix(batch)
-    won = _mean_logps(model(**inputs).logits, labels)
-    with torch.no_grad():
-        lost = _mean_logps(model(**inputs | dict(pixel_values=torch.stack(result.images))).logits, labels)
-    return (sft + simpo_loss(won, lost, beta=1.0, margin=float(1 - result.ratio[0])).mean()) / 2
+    with tuner.vlm.autocast(batch):
+        sft = model(**batch).loss
+        result = tuner.mix(batch)
+        won = _mean_logps(model(**inputs).logits, labels)
+        with torch.no_grad():
+            lost = _mean_logps(model(**inputs | dict(pixel_values=torch.stack(result.images))).logits, labels)
+        simpo = simpo_loss(won, lost, beta=1.0, margin=float(1 - result.ratio[0])).mean()
+        return dict(loss=(sft + simpo) / 2)
 
 
 def _mean_logps(logits: Tensor, labels: Tensor) -> Tensor:
@@ -113,29 +126,18 @@ def _mean_logps(logits: Tensor, labels: Tensor) -> Tensor:
     return (logps * (labels != -100)).sum(dim=1) / labels.size(1)
 
 
-def build_arm(args: argparse.Namespace, batch: dict, mixer: dict | None, loss: Callable) -> Callable[[], None]:
-    """One training step, called again and again."""
-    tuner = build_tuner(args, mixer).train()
-    if loss is release_loss:
-        tuner.mixer = ReleaseScheme()
-    optimizer = torch.optim.AdamW([p for p in tuner.parameters() if p.requires_grad], lr=1e-5)
-
-    def step() -> None:
-        loss(tuner, batch).backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=False)  # Gradients stay allocated, as they are not what the arms differ in.
-
-    return step
-
-
 def main() -> None:
     """Measure all arms, and print them against SFT."""
     args = parse_args()
     prepare(args)
-    batch = random_batch(args)
-    arms = {SFT: build_arm(args, batch, None, tuner_loss)}
-    arms |= {f'SFT + SimPO, {name}': build_arm(args, batch, mixer, tuner_loss) for name, mixer in MIXERS.items()}
-    arms['scheme of the release, MergeMix'] = build_arm(args, batch, MIXERS['MergeMix'], release_loss)
+    config = small_config(args)
+    batch = random_batch(config, args.batch_size, args.prompt, args.answer)
+    sft = build_tuner(dict(type='HFVisionLanguageModel', config=config))
+    tuners = {f'SFT + SimPO, {name}': build_tuner(sft.vlm, mixer) for name, mixer in MIXERS.items()}
+    losses = {name: partial(tuner_losses, tuner) for name, tuner in ({SFT: sft} | tuners).items()}
+    losses['scheme of the release, MergeMix'] = partial(release_losses, build_tuner(sft.vlm, ReleaseScheme()))
+    optimizer = idle_optimizer(sft)
+    arms = {name: training_step(partial(function, batch), optimizer) for name, function in losses.items()}
     measured = measure_arms(arms, args.rounds)
     times, memory = measured['times'], measured['memory']
     rows = [(name, *ratio_cells(times[name], times[SFT]), f'{memory[name]:.0f}') for name in arms]

@@ -1,0 +1,113 @@
+"""Tests of the benchmark of full-size steps: tiny runs, full sizes on the meta device, and what it finds wrong."""
+
+import importlib
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+pytestmark = pytest.mark.slow
+
+TOOLS = Path(__file__).parents[2] / 'tools' / 'benchmarks'
+
+
+@pytest.fixture
+def large(monkeypatch):
+    monkeypatch.syspath_prepend(str(TOOLS))
+    return importlib.import_module('large_steps')
+
+
+def rows_of(results):
+    return {(row['model'], row['batch'], row['arm']): row for row in results['rows']}
+
+
+def test_all_arms_of_both_models_run_in_bfloat16_and_are_written(large, tmp_path, capsys):
+    from mergemix_mm.functional.interaction import BACKENDS
+
+    path = tmp_path / 'steps.json'
+    results = large.main(['--quick', '--dtype', 'bfloat16', '--output', str(path)])
+    rows = rows_of(results)
+    assert results['problems'] == []
+    ours = ['SFT', 'SFT + SimPO, MergeMix', 'SFT + SimPO, swap', 'scheme of the release, MergeMix']
+    aligned = ['next tokens alone', *(f'AIA, {backend}' for backend in BACKENDS)]
+    expected = [('LLaVA-1.5-7B, LoRA', 'conversations', arm) for arm in ["transformers' loop", *ours]]
+    for batch in ('generation', 'understanding'):
+        expected += [('Janus-Pro-1B, all weights', batch, arm) for arm in ["transformers' loop", *aligned]]
+    assert list(rows) == expected
+    for row in rows.values():
+        assert row['above_gib'] > 0 and row['peak_gib'] is None
+        assert row['tokens_per_second'] == pytest.approx(row['tokens'] / row['times'][0])
+    # 2 samples of 4 image, 4 prompt and 4 answer tokens.
+    assert {row['tokens'] for row in rows.values()} == {24}
+    assert rows[expected[0]]['ratio'] == 1
+    assert json.loads(path.read_text())['rows'] == json.loads(json.dumps(results['rows']))
+    assert '| LLaVA-1.5-7B, LoRA | conversations | SFT + SimPO, MergeMix ' in capsys.readouterr().out
+
+
+def test_an_arm_that_fails_is_named_and_takes_no_other_along(large, monkeypatch, tmp_path):
+    def fails(*_):
+        raise RuntimeError('out of\nmemory')
+
+    monkeypatch.setattr(large.tuning_step, 'release_losses', fails)
+    path = tmp_path / 'steps.json'
+    with pytest.raises(SystemExit, match='scheme of the release, MergeMix: RuntimeError: out of memory'):
+        large.main(['--quick', '--models', 'llava', '--output', str(path)])
+    *others, failed = json.loads(path.read_text())['rows']
+    assert 'times' not in failed and failed['error'] == 'RuntimeError: out of memory'
+    assert len(others) == 4 and all(row['ratio'] > 0 for row in others)
+
+
+@pytest.mark.parametrize(
+    ('change', 'problem'),
+    [
+        (dict(losses=dict(loss_sft=2.1)), "loss_sft is 2.1, that of transformers' loop 2.0"),
+        (dict(losses=dict(loss_sft=float('nan'))), 'nan'),
+        (dict(gradient_norm=0.0), 'norm of the gradients 0.0'),
+        (dict(gradient_norm=1.2), 'norm of the gradients is 1.2'),
+    ],
+)
+def test_numbers_that_disagree_or_are_not_finite_are_problems(large, change, problem):
+    group = large.Group('LLaVA', 'conversations', {}, None, 24, ('loss_sft',))
+    right = dict(model='LLaVA', batch='conversations', losses=dict(loss_sft=2.0), gradient_norm=1.0)
+    rows = [dict(right, arm=large.LIBRARY), dict(right, arm=large.SFT, losses=dict(loss_sft=2.001, logp=-2.0))]
+    assert large.problems_of(group, rows, 'bfloat16') == []
+    problems = large.problems_of(group, [rows[0], rows[1] | change], 'bfloat16')
+    assert problems and all('LLaVA, conversations, SFT' in one for one in problems) and problem in problems[0]
+
+
+def test_a_loser_like_its_winner_is_refused(large):
+    args = large.parse_args(['--quick'])
+    model = large.recipe('llava', args)
+    tuner = large.tuning_step.build_tuner(model['vlm'], dict(type='SwapImages'))
+    batch = large.tuning_step.random_batch(model['vlm']['config'], 2, 4, 4)
+    large.check_losers(tuner, batch)
+    batch['pixel_values'][1] = batch['pixel_values'][0]
+    with pytest.raises(RuntimeError, match='winner and loser would be the same'):
+        large.check_losers(tuner, batch)
+
+
+@pytest.mark.parametrize(
+    ('name', 'module', 'millions', 'trained'),
+    [
+        # llava-hf/llava-1.5-7b-hf: 7,063 M; LoRA of rank 128 in 7 layers of 32 blocks: 320 M; a copy of the projector.
+        ('llava', 'tuning_step', 7063.4 + 319.8 + 21.0, 319.8 + 21.0),
+        ('janus', 'aia_step', 2076.6, 1701.1),
+    ],
+)
+def test_full_sizes_have_as_many_weights_as_the_released_models(large, name, module, millions, trained):
+    model = large.recipe(name, large.parse_args(['--dtype', 'bfloat16']))
+    with torch.device('meta'):
+        tuner = getattr(large, module).build_tuner(model['vlm'])
+    sizes = [(parameter.numel() / 1e6, parameter.requires_grad) for parameter in tuner.parameters()]
+    assert sum(size for size, _ in sizes) == pytest.approx(millions, abs=0.1)
+    assert sum(size for size, trains in sizes if trains) == pytest.approx(trained, abs=0.1)
+    assert {tensor.device.type for tensor in (*tuner.parameters(), *tuner.buffers())} == {'meta'}
+    layers = tuner.vlm.family.language_model.modules()
+    assert all(layer.gradient_checkpointing for layer in layers if hasattr(layer, 'gradient_checkpointing'))
+
+
+def test_a_batch_of_one_is_refused(large, capsys):
+    with pytest.raises(SystemExit):
+        large.parse_args(['--batch-size', '1'])
+    assert '--batch-size 1 must be at least 2' in capsys.readouterr().err

@@ -1,0 +1,355 @@
+"""Steps of full-size models with random weights on one GPU: mixed SimPO with LoRA of a LLaVA-1.5-7B, and AIA of a
+Janus-Pro-1B, against transformers' own loop.
+"""
+
+import argparse
+import gc
+import math
+import statistics
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import aia_step
+import torch
+import torch.nn.functional as F
+import tuning_step
+from _loop import idle_optimizer, training_step
+from _measure import (
+    add_common_arguments,
+    add_device_arguments,
+    interleaved_times,
+    markdown_table,
+    median_ratio,
+    peak_memory,
+    prepare,
+    ratio_range,
+    write_json,
+)
+from mmengine.config import Config
+from release_scheme import ReleaseScheme
+from torch import Tensor, nn
+
+from mergemix_mm import config_path
+from mergemix_mm.functional.interaction import BACKENDS
+from mergemix_mm.models import UnifiedTuner
+
+# What is trained, and how: LoRA, parts, MergeMix and checkpointing come from these configs.
+RECIPES = dict(
+    llava='simpo/llava-v1.5-7b_8xb16-simpo-mergemix-lora-coslr-1e_llava-mix665k.py',
+    janus='aia/janus-pro-1b_8xb16-aia-coslr-1e_llava-mix665k-t2i.py',
+)
+# The released sizes. Ids of special tokens are those of the small models: they cost nothing.
+LLAVA_7B = dict(
+    model_type='llava',
+    vision_config=dict(
+        model_type='clip_vision_model',
+        hidden_size=1024,
+        intermediate_size=4096,
+        num_hidden_layers=24,
+        num_attention_heads=16,
+        image_size=336,
+        patch_size=14,
+        projection_dim=768,
+    ),
+    text_config=dict(
+        model_type='llama',
+        vocab_size=32064,
+        hidden_size=4096,
+        intermediate_size=11008,
+        num_hidden_layers=32,
+        num_attention_heads=32,
+        num_key_value_heads=32,
+        tie_word_embeddings=False,
+    ),
+    image_token_index=tuning_step.IMAGE_TOKEN,
+)
+JANUS_1B = dict(
+    model_type='janus',
+    vision_config=dict(
+        hidden_size=1024,
+        num_hidden_layers=24,
+        num_attention_heads=16,
+        image_size=384,
+        patch_size=16,
+        num_image_tokens=576,
+        projection_dim=2048,
+        depth=2,
+    ),
+    text_config=dict(
+        model_type='llama',
+        vocab_size=102400,
+        hidden_size=2048,
+        intermediate_size=5632,
+        num_hidden_layers=24,
+        num_attention_heads=16,
+        num_key_value_heads=16,
+        tie_word_embeddings=False,
+        **aia_step.SPECIAL_TOKENS,
+    ),
+    vq_config=dict(
+        embed_dim=8,
+        num_embeddings=16384,
+        latent_channels=256,
+        base_channels=128,
+        channel_multiplier=[1, 1, 2, 2, 4],
+        num_res_blocks=2,
+        projection_dim=2048,
+        image_token_embed_dim=2048,
+    ),
+    image_token_id=aia_step.IMAGE,
+)
+LIBRARY, SFT, NTP = "transformers' loop", 'SFT', 'next tokens alone'
+# How far apart losses, and norms of gradients, may be that two ways compute of the same.
+TOLERANCE = dict(float32=(1e-4, 1e-3), bfloat16=(1e-2, 5e-2), float16=(1e-2, 5e-2))
+GIB = 2**30
+
+
+@dataclass
+class Group:
+    """Steps that are compared with each other.
+
+    Args:
+        model (str): What trains.
+        batch (str): On what.
+        arms (dict[str, Callable]): The steps by name, that of transformers' loop first; each returns its losses.
+        tuner (nn.Module): Owns the weights that all of them train.
+        tokens (int): In the batch.
+        same (tuple[str, ...]): Names of losses that all arms that have them must agree on.
+    """
+
+    model: str
+    batch: str
+    arms: dict[str, Callable[[], dict[str, Tensor]]]
+    tuner: nn.Module
+    tokens: int
+    same: tuple[str, ...]
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog='The arms share one model, whose weights stay as they are (learning rate 0), and take turns; each is '
+        "compared with transformers' loop in the same round. A step is mixing, forwards, backward and AdamW "
+        'update, with gradient checkpointing. Tokens are those of the batch, image tokens included, each counted once. '
+        'Frozen weights have --dtype, those that train are float32 under autocast, in all arms.',
+    )
+    parser.add_argument('--models', nargs='+', choices=RECIPES, default=list(RECIPES), help='(default: both)')
+    parser.add_argument('--batch-size', type=int, default=8, help='(default: %(default)s)')
+    parser.add_argument('--prompt', type=int, default=40, help='prompt tokens (default: %(default)s)')
+    parser.add_argument('--answer', type=int, default=60, help='answer tokens (default: %(default)s)')
+    parser.add_argument('--rounds', type=int, default=3, help='steps per arm (default: %(default)s)')
+    add_common_arguments(parser)
+    add_device_arguments(parser)
+    args = parser.parse_args(argv)
+    if args.quick:
+        args.batch_size, args.prompt, args.answer, args.rounds = 2, 4, 4, 1
+    if args.batch_size < 2:
+        parser.error(f'--batch-size {args.batch_size} must be at least 2: an image is mixed with another one')
+    return args
+
+
+def recipe(name: str, args: argparse.Namespace) -> dict:
+    """The config of a tuner as its recipe has it, but with random weights."""
+    model = Config.fromfile(config_path(RECIPES[name])).model.to_dict()
+    del model['vlm']['pretrained'], model['processor']
+    if args.quick:
+        small = dict(llava=tuning_step, janus=aia_step)[name]
+        config = small.small_config(small.parse_args(['--quick']))
+    else:
+        config = dict(llava=LLAVA_7B, janus=JANUS_1B)[name]
+    model['vlm'] |= dict(config=config, dtype=args.dtype)
+    return model
+
+
+def on_device(batch: Mapping, device: torch.device) -> dict:
+    """A batch with its tensors on a device."""
+    return {key: value.to(device) if torch.is_tensor(value) else value for key, value in batch.items()}
+
+
+def llava_groups(args: argparse.Namespace) -> Iterator[Group]:
+    """Supervised and preference tuning of a LLaVA with LoRA."""
+    model = recipe('llava', args)
+    config, mixer = model['vlm']['config'], model['mixer']
+    if args.quick:
+        del mixer['num_merge']  # Of 576 patches; a tiny tower has less.
+    with args.device:  # Weights are drawn where they stay: none of them passes through the host.
+        sft = tuning_step.build_tuner(model['vlm'])
+    sft.to(args.device)
+    batch = on_device(tuning_step.random_batch(config, args.batch_size, args.prompt, args.answer), args.device)
+    mergemix, swap = (tuning_step.build_tuner(sft.vlm, one) for one in (mixer, dict(type='SwapImages')))
+    release = tuning_step.build_tuner(sft.vlm, ReleaseScheme(num_merge=mixer.get('num_merge')))
+    check_losers(mergemix, batch)
+    losses = {
+        LIBRARY: partial(tuning_step.transformers_losses, sft),
+        SFT: partial(tuning_step.tuner_losses, sft),
+        'SFT + SimPO, MergeMix': partial(tuning_step.tuner_losses, mergemix),
+        'SFT + SimPO, swap': partial(tuning_step.tuner_losses, swap),
+        'scheme of the release, MergeMix': partial(tuning_step.release_losses, release),
+    }
+    optimizer = idle_optimizer(sft)
+    arms = {name: training_step(partial(function, batch), optimizer) for name, function in losses.items()}
+    yield Group('LLaVA-1.5-7B, LoRA', 'conversations', arms, sft, batch['input_ids'].numel(), ('loss_sft',))
+
+
+def check_losers(tuner: nn.Module, batch: dict) -> None:
+    """Make sure that the pairs differ.
+
+    Raises:
+        RuntimeError: if a mixed image is the clean one.
+    """
+    mix = tuner.mix(batch)
+    if any(torch.equal(*pair) for pair in zip(mix.images, mix.clean, strict=True)):
+        raise RuntimeError('MergeMix left images as they were: winner and loser would be the same')
+
+
+def janus_groups(args: argparse.Namespace) -> Iterator[Group]:
+    """Alignment of a Janus that trains as a whole, but for its tower: generation, then understanding."""
+    model = recipe('janus', args)
+    config = model['vlm']['config']
+    with args.device:
+        tuner = aia_step.build_tuner(model['vlm'])
+    tuner.to(args.device)
+    optimizer = idle_optimizer(tuner)
+    length = config['vision_config']['num_image_tokens'] + args.prompt + args.answer
+    for task, batch in aia_step.random_batches(config, args.batch_size, length, args.answer).items():
+        batch = on_device(batch, args.device)
+        arms = {LIBRARY: training_step(partial(transformers_losses, tuner, batch), optimizer)}
+        backends = {NTP: None} | {f'AIA, {backend}': backend for backend in BACKENDS}
+        arms |= {name: aia_step.build_arm(tuner, batch, optimizer, backend) for name, backend in backends.items()}
+        same = (f'loss_ntp_{task}', f'loss_aia_{task}')
+        yield Group('Janus-Pro-1B, all weights', aia_step.TASKS[task], arms, tuner, args.batch_size * length, same)
+
+
+def transformers_losses(tuner: UnifiedTuner, batch: dict) -> dict[str, Tensor]:
+    """Next-token loss as users of transformers train: its forward with labels; for images, its parts in turn."""
+    model, inputs = tuner.vlm.model, {key: value for key, value in batch.items() if key != 'task'}
+    with tuner.vlm.autocast(batch):
+        if batch['task'] == 'und':
+            return dict(loss_ntp_und=model(**inputs).loss)
+        prompt = model.get_input_embeddings()(batch['input_ids'])
+        image = model.prepare_embeddings_for_image_generation(batch['codes'])
+        embeds = torch.cat([prompt, image.to(prompt.dtype)], dim=1)
+        hidden = model.model.language_model(inputs_embeds=embeds, use_cache=False).last_hidden_state
+        logits = model.model.generation_head(hidden[:, prompt.size(1) - 1 : -1])
+        return dict(loss_ntp_gen=F.cross_entropy(logits.flatten(0, 1).float(), batch['codes'].flatten()))
+
+
+def first_steps(group: Group, args: argparse.Namespace) -> list[dict]:
+    """A step of each arm: losses, norm of the gradients, peak memory (GiB); or why there is none."""
+    rows = []
+    for name, arm in group.arms.items():
+        row = dict(model=group.model, batch=group.batch, arm=name, tokens=group.tokens)
+        try:
+            row |= _first_step(arm, group.tuner, args)
+        except Exception as error:  # One that cannot run, or needs too much memory, must not take the others along.
+            row['error'] = f'{type(error).__name__}: {" ".join(str(error).split())[:300]}'
+            group.tuner.alignment = None
+        rows.append(row)
+        release_memory(args.device)
+    return rows
+
+
+def _first_step(arm: Callable[[], dict[str, Tensor]], tuner: nn.Module, args: argparse.Namespace) -> dict:
+    torch.manual_seed(args.seed)  # Of dropout, the same in all arms.
+    losses = {}
+    above = peak_memory(lambda: losses.update(arm()), args.device) / 2**10
+    peak = torch.cuda.max_memory_allocated(args.device) / GIB if args.device.type == 'cuda' else None
+    norm = nn.utils.get_total_norm([p.grad for p in tuner.parameters() if p.grad is not None])
+    found = {key: value.item() for key, value in losses.items()}
+    return dict(losses=found, gradient_norm=norm.item(), above_gib=above, peak_gib=peak)
+
+
+def release_memory(device: torch.device) -> None:
+    """Give back what nobody holds any more."""
+    gc.collect()
+    if device.type == 'cuda':
+        torch.cuda.empty_cache()
+
+
+def problems_of(group: Group, rows: Sequence[dict], dtype: str) -> list[str]:
+    """What is wrong with the first steps of a group: numbers that are not finite, or that should agree and do not."""
+    loss_tolerance, norm_tolerance = TOLERANCE[dtype]
+    problems, found = [], {}
+    for row in rows:
+        name = f'{row["model"]}, {row["batch"]}, {row["arm"]}'
+        if 'error' in row:
+            problems.append(f'{name}: {row["error"]}')
+            continue
+        if not all(map(math.isfinite, row['losses'].values())) or not 0 < row['gradient_norm'] < math.inf:
+            problems.append(f'{name}: losses {row["losses"]}, norm of the gradients {row["gradient_norm"]}')
+        values = {key: (row['losses'][key], loss_tolerance) for key in group.same if key in row['losses']}
+        if row['arm'] in (LIBRARY, SFT, NTP):
+            values['norm of the gradients'] = row['gradient_norm'], norm_tolerance
+        for key, (value, tolerance) in values.items():
+            other, expected = found.setdefault(key, (row['arm'], value))
+            if not math.isclose(value, expected, rel_tol=tolerance):
+                problems.append(f'{name}: {key} is {value}, that of {other} {expected}')
+    return problems
+
+
+def measure(group: Group, args: argparse.Namespace, keep: Callable[[list[dict], list[str]], None]) -> None:
+    """Check the arms of a group, time those that run, and hand over what is known after either."""
+    rows = first_steps(group, args)
+    problems = problems_of(group, rows, args.dtype)
+    keep(rows, problems)
+    runs = {row['arm']: group.arms[row['arm']] for row in rows if 'error' not in row}
+    if not runs:
+        return
+    times = interleaved_times(runs, args.rounds, warmup=0, device=args.device)
+    for row in rows:
+        seconds = times.get(row['arm'])
+        if seconds is None:
+            continue
+        row |= dict(times=seconds, tokens_per_second=group.tokens / statistics.median(seconds))
+        if LIBRARY in times:
+            row['ratio'] = median_ratio(seconds, times[LIBRARY])
+            row['ratio_range'] = ratio_range(seconds, times[LIBRARY])
+    keep(rows, problems)
+
+
+def table(rows: Sequence[dict]) -> str:
+    """One line per arm, against transformers' loop on the same batch."""
+    header = ('model', 'batch', 'step', 'tokens/s', f'time / {LIBRARY}', 'range', 'peak (GiB)', 'above weights (GiB)')
+    return markdown_table(header, [[row['model'], row['batch'], row['arm'], *_cells(row)] for row in rows])
+
+
+def _cells(row: dict) -> list[str | None]:
+    low, high = row.get('ratio_range', (None, None))
+    numbers = [
+        (row.get('tokens_per_second'), '.0f'),
+        (row.get('ratio'), '.2f'),
+        (row.get('peak_gib'), '.1f'),
+        (row.get('above_gib'), '.1f'),
+    ]
+    speed, ratio, peak, above = (None if number is None else format(number, spec) for number, spec in numbers)
+    return [speed, ratio, None if low is None else f'{low:.2f} - {high:.2f}', peak, above]
+
+
+def main(argv: Sequence[str] | None = None) -> dict:
+    """Measure all arms of both models, and print them as they come."""
+    args = parse_args(argv)
+    prepare(args)
+    results = dict(benchmark='large_steps', options=vars(args), rows=[], problems=[])
+    groups = dict(llava=llava_groups, janus=janus_groups)
+    for name in args.models:
+        for group in groups[name](args):
+            before = dict(results)
+
+            def keep(rows: list[dict], problems: list[str], before: dict = before) -> None:
+                results.update(rows=before['rows'] + rows, problems=before['problems'] + problems)
+                if args.output:
+                    write_json(args.output, results)
+
+            measure(group, args, keep)
+            print(table(results['rows'][len(before['rows']) :]), flush=True)
+            del group
+        release_memory(args.device)
+    if results['problems']:
+        raise SystemExit('\n'.join(['These arms are wrong:', *results['problems']]))
+    return results
+
+
+if __name__ == '__main__':
+    main()
