@@ -1,6 +1,7 @@
 """What trains is float32, beside frozen weights of low precision."""
 
 import pytest
+import tiny_sphinx
 import tiny_vlms
 import torch
 from mmengine.registry import MODELS
@@ -49,36 +50,75 @@ def test_it_computes_in_the_low_precision_with_and_without_the_trainers_autocast
     assert all(0 < sample.pred_confidence <= 1 for sample in samples)
 
 
+@pytest.mark.parametrize('dtype', ['bfloat16', 'float16'])
 @pytest.mark.parametrize('trainable', [[], ['projector'], ['language_model'], ['language_model', 'projector']], ids=str)
 @pytest.mark.parametrize('family', tiny_vlms.ALL_FAMILIES)
-def test_a_model_answers_outside_of_its_tuner(family, trainable):
+def test_a_model_answers_outside_of_its_tuner(family, trainable, dtype):
+    """As it was loaded, and after training; a batch of unequal length, with and without images, padded on each side."""
     torch.manual_seed(0)
     config = tiny_vlms.tiny_config(family)
-    vlm = MODELS.build(dict(type='HFVisionLanguageModel', config=config, dtype='bfloat16', trainable=trainable)).eval()
-    widen_trained(vlm.parameters())
-    images = [[tiny_vlms.random_image(40, 56, i)] for i in range(2)]
-    batch = tiny_vlms.tiny_batch(family, [(group, 'what?', 'abc') for group in images])
-    del batch['labels']
-    assert vlm.hidden(batch).isfinite().all()
-    found = vlm.generate(batch, max_new_tokens=3)
-    assert found.sequences.shape == (2, 3) and found.logps.isfinite().all()
+    vlm = MODELS.build(dict(type='HFVisionLanguageModel', config=config, dtype=dtype, trainable=trainable)).eval()
+    images = [tiny_vlms.random_image(40, 56, i) for i in range(2)]
+    samples = [([images[0]], 'what is it?', ''), ([images[1]], 'a', ''), ([], 'hello there', '')]
+    for widened in (False, True):
+        if widened:
+            widen_trained(vlm.parameters())
+        answers = []
+        for side in ('left', 'right'):
+            batch = tiny_vlms.tiny_batch(family, samples, side)
+            del batch['labels']
+            assert (batch['attention_mask'] == 0).any()
+            assert vlm.hidden(batch).isfinite().all()
+            found = vlm.generate(batch, max_new_tokens=3, min_new_tokens=3)
+            assert found.sequences.shape == (3, 3) and found.logps.isfinite().all()
+            answers.append(found.sequences)
+        assert torch.equal(*answers)
 
 
+@pytest.mark.parametrize('dtype', ['bfloat16', 'float16'])
 @pytest.mark.parametrize('trainable', [[], ['language_model'], None], ids=str)
 @pytest.mark.parametrize('family', tiny_vlms.UNIFIED)
-def test_a_model_draws_images_outside_of_its_tuner(family, trainable):
+def test_a_model_draws_images_outside_of_its_tuner(family, trainable, dtype):
     options = {} if trainable is None else dict(trainable=trainable)
     kind = 'JanusModel' if family == 'janus' else 'Emu3Model'
-    vlm = MODELS.build(dict(type=kind, config=tiny_vlms.tiny_config(family), dtype='bfloat16', **options)).eval()
-    widen_trained(vlm.parameters())
-    if family == 'janus':
-        ids = torch.randint(20, 200, (2, 6))
-        ids[:, -1] = tiny_vlms.token_id('janus', '<begin_of_image>')
-    else:
-        text = '<|extra_203|>dog<|image start|>3*4<|image token|>'
-        ids = tiny_vlms.tiny_tokenizer('emu3')([text] * 2, add_special_tokens=False, return_tensors='pt')['input_ids']
-    found = vlm.generate_image(dict(input_ids=ids, attention_mask=torch.ones_like(ids)))
-    assert found.dtype == torch.float32 and found.shape[:2] == (2, 3) and found.isfinite().all()
+    torch.manual_seed(0)
+    vlm = MODELS.build(dict(type=kind, config=tiny_vlms.tiny_config(family), dtype=dtype, **options)).eval()
+    end = '<begin_of_image>' if family == 'janus' else '<|image start|>3*4<|image token|>'
+    texts = [f'dog{end}', f'two red cats{end}']
+    for widened in (False, True):
+        if widened:
+            widen_trained(vlm.parameters())
+        pictures = []
+        for side in ('left', 'right'):
+            given = dict(add_special_tokens=False, return_tensors='pt', padding=True, padding_side=side)
+            batch = dict(tiny_vlms.tiny_tokenizer(family)(texts, **given))
+            assert (batch['attention_mask'] == 0).any()
+            found = vlm.generate_image(batch, temperature=0)
+            assert found.dtype == torch.float32 and found.shape[:2] == (2, 3) and found.isfinite().all()
+            pictures.append(found)
+        assert torch.equal(*pictures)
+
+
+@pytest.mark.parametrize('dtype', ['bfloat16', 'float16'])
+@pytest.mark.parametrize('parts', [[], ['projector'], ['language_model'], ['vision_tower', 'projector']], ids=str)
+def test_sphinx_answers_outside_of_its_tuner(parts, dtype):
+    config = tiny_sphinx.sphinx_config(trainable=parts)
+    config['language_model']['dtype'] = dtype
+    config['backbone']['encoders'][0]['frozen'] = 'vision_tower' not in parts
+    torch.manual_seed(0)
+    vlm = MODELS.build(config).eval()
+    images = [tiny_vlms.random_image(40, 40, i) for i in range(2)]
+    samples = [([images[0]], 'what is it?', 'a'), ([images[1]], 'a', 'a'), ([], 'hello there', 'a')]
+    batch = tiny_sphinx.batch(tiny_sphinx.processor(), samples, generate=True)['inputs']
+    assert (batch['attention_mask'] == 0).any()
+    order = (batch['attention_mask'] == 0).long().argsort(dim=1, stable=True)
+    tokens = {key: batch[key].gather(1, order) for key in ('input_ids', 'attention_mask')}
+    for widened in (False, True):
+        if widened:
+            widen_trained(vlm.parameters())
+        found = [vlm.generate(one, max_new_tokens=3, min_new_tokens=3) for one in (batch, {**batch, **tokens})]
+        assert found[0].sequences.shape == (3, 3) and found[0].logps.isfinite().all()
+        assert torch.equal(found[0].sequences, found[1].sequences)
 
 
 def test_a_model_of_one_precision_runs_as_it_is(batch):
