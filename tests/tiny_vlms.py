@@ -136,6 +136,10 @@ def tiny_batch(family, samples, padding_side='right'):
     """
     import torch
 
+    if family == 'paligemma' and not any(images for images, _, _ in samples):  # Its call asks for an image.
+        batch = tiny_batch(family, [*samples, ([random_image(28, 28, 0)], '', '')], padding_side)
+        used = batch['attention_mask'][:-1].any(dim=0)
+        return {key: batch[key][:-1, used] for key in ('input_ids', 'attention_mask', 'token_type_ids', 'labels')}
     processor, images = tiny_processor(family), [images for images, _, _ in samples]
     prompts = [IMAGE_TEXTS.get(family, image_token(family)) * len(group) + text for group, text, _ in samples]
     answers = [answer for _, _, answer in samples]

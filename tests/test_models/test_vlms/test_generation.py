@@ -3,17 +3,37 @@ import tiny_vlms
 import torch
 
 
-@pytest.mark.parametrize('family', tiny_vlms.FAMILIES)
-def test_generation_equals_the_librarys_and_one_by_one(make, batch_of, family):
-    vlm = make(family).eval()
-    texts = ('what is it?', 'a b c')
-    found = vlm.generate(batch_of(family, texts, 'right', labels=False), max_new_tokens=6)
-    left = batch_of(family, texts, 'left', labels=False)
-    expected = vlm.model.generate(**left, max_new_tokens=6, do_sample=False)[:, left['input_ids'].size(1) :]
+IMAGES = [tiny_vlms.random_image(40, 56, seed) for seed in range(2)]
+SAMPLES = dict(
+    images=[([IMAGES[0]], 'what is it?', ''), ([IMAGES[1]], 'a b c', '')],
+    some=[([], 'what is it, then?', ''), ([IMAGES[1]], 'a b c', '')],
+    text=[([], 'what is it?', ''), ([], 'a b c', '')],
+)
+
+
+def prompts(family, samples, side='right'):
+    batch = tiny_vlms.tiny_batch(family, samples, side)
+    del batch['labels']
+    return batch
+
+
+@pytest.mark.parametrize('samples', SAMPLES)
+@pytest.mark.parametrize('family', tiny_vlms.ALL_FAMILIES)
+def test_generation_equals_the_librarys_and_one_by_one(make, family, samples):
+    vlm, samples = make(family).eval(), SAMPLES[samples]
+    found = [vlm.generate(prompts(family, samples, side), max_new_tokens=6) for side in ('right', 'left')]
+    assert torch.equal(found[0].sequences, found[1].sequences)
+    assert torch.allclose(found[0].logps, found[1].logps, atol=1e-4)
+    found = found[0]
+    left = prompts(family, samples, 'left')
+    assert (left['attention_mask'] == 0).any()
+    given = {key: value for key, value in left.items() if key != 'original_sizes'}
+    if family == 'emu3':  # The library's model with head drops the images: it gets the text that they are.
+        given = dict(input_ids=vlm.family.with_codes(left), attention_mask=left['attention_mask'])
+    expected = vlm.model.generate(**given, max_new_tokens=6, do_sample=False)[:, left['input_ids'].size(1) :]
     assert torch.equal(found.sequences, expected)
-    for row, text in enumerate(texts):
-        alone = batch_of(family, [text], labels=False, first_image=row)
-        one = vlm.generate(alone, max_new_tokens=6)
+    for row, sample in enumerate(samples):
+        one = vlm.generate(prompts(family, [sample]), max_new_tokens=6)
         assert torch.equal(one.sequences[0], found.sequences[row, : one.sequences.size(1)])
         assert torch.allclose(one.logps[0], found.logps[row], atol=1e-4)
 

@@ -7,28 +7,52 @@ from mmengine.config import ConfigDict
 from mmengine.registry import MODELS
 
 
+IMAGES = [tiny_vlms.random_image(40, 56, seed) for seed in range(3)]
+SAMPLES = dict(
+    images=[([IMAGES[0]], 'what is it?', ' that'), ([IMAGES[1]], 'a b', ' c d')],
+    several=[(IMAGES[:2], 'what is it?', ' both'), ([], 'who', ' me'), ([IMAGES[2]], 'a', 'b')],
+    text=[([], 'what is it?', ' that'), ([], 'a', 'b')],
+)
+
+
+def of_the_library(vlm, batch):
+    """Last hidden states and logits as the library's own forward computes them."""
+    batch = {key: value for key, value in batch.items() if key != 'original_sizes'}
+    if vlm.model.config.model_type == 'emu3':  # Its model with head drops the images without a word.
+        del batch['labels']
+        hidden = vlm.model.model(**batch).last_hidden_state
+        return hidden, vlm.model.lm_head(hidden)
+    if vlm.model.config.model_type == 'paligemma':  # It makes its mask from token types, and that only beside labels.
+        batch['token_type_ids'] = (batch['labels'] != -100).long().cummax(dim=1).values
+    found = vlm.model(**batch, output_hidden_states=True)
+    return found.hidden_states[-1], found.logits
+
+
+@torch.no_grad()
+@pytest.mark.parametrize('samples', SAMPLES)
 @pytest.mark.parametrize('side', ['left', 'right'])
-@pytest.mark.parametrize('family', tiny_vlms.FAMILIES)
-def test_hidden_and_head_give_the_librarys_logits(make, batch_of, family, side):
+@pytest.mark.parametrize('family', tiny_vlms.ALL_FAMILIES)
+def test_hidden_and_head_give_the_librarys_states_and_logits(make, family, side, samples):
     vlm = make(family).eval()
-    batch = batch_of(family, padding_side=side)
-    extra = {}
-    if family == 'paligemma':  # It makes its mask from token types, and that only beside labels.
-        extra['token_type_ids'] = (batch['labels'] != -100).long().cummax(dim=1).values
-    expected = vlm.model(**batch | extra, output_hidden_states=True)
+    batch = tiny_vlms.tiny_batch(family, SAMPLES[samples], side)
+    hidden = vlm.hidden(vlm.prepare(batch))
+    logits = vlm.head(hidden)
+    expected_hidden, expected_logits = of_the_library(vlm, batch)
     real = batch['attention_mask'].bool()
-    assert not real.all()
-    hidden = vlm.hidden(batch)
-    assert torch.allclose(hidden[real], expected.hidden_states[-1][real], atol=1e-6)
-    assert torch.allclose(vlm.head(hidden)[real], expected.logits[real], atol=1e-6)
+    assert not real.all() and expected_logits[real].std() > 0.1
+    assert torch.allclose(hidden[real], expected_hidden[real], atol=1e-6)
+    assert torch.allclose(logits[real], expected_logits[real], atol=1e-6)
 
 
-@pytest.mark.parametrize('family', tiny_vlms.FAMILIES)
-def test_hidden_states_do_not_depend_on_the_side_of_the_padding(make, batch_of, family):
+@torch.no_grad()
+@pytest.mark.parametrize('family', tiny_vlms.ALL_FAMILIES)
+def test_hidden_states_depend_neither_on_the_side_of_the_padding_nor_on_the_batch(make, family):
     vlm = make(family).eval()
-    left, right = batch_of(family, padding_side='left'), batch_of(family, padding_side='right')
+    left, right = (tiny_vlms.tiny_batch(family, SAMPLES['several'], side) for side in ('left', 'right'))
     found = [vlm.hidden(batch)[batch['attention_mask'].bool()] for batch in (left, right)]
     assert torch.allclose(*found, atol=2e-5)
+    alone = [vlm.hidden(tiny_vlms.tiny_batch(family, [sample]))[0] for sample in SAMPLES['several']]
+    assert torch.allclose(found[0], torch.cat(alone), atol=2e-5)
 
 
 @pytest.mark.parametrize('lora', [None, dict(r=2)])
