@@ -2,7 +2,6 @@ import pytest
 import tiny_vlms
 import torch
 
-
 IMAGES = [tiny_vlms.random_image(40, 56, seed) for seed in range(2)]
 SAMPLES = dict(
     images=[([IMAGES[0]], 'what is it?', ''), ([IMAGES[1]], 'a b c', '')],

@@ -6,7 +6,6 @@ import torch
 from mmengine.config import ConfigDict
 from mmengine.registry import MODELS
 
-
 IMAGES = [tiny_vlms.random_image(40, 56, seed) for seed in range(3)]
 SAMPLES = dict(
     images=[([IMAGES[0]], 'what is it?', ' that'), ([IMAGES[1]], 'a b', ' c d')],
