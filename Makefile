@@ -10,8 +10,8 @@ VENV ?= .venv
 TORCH := torch==2.12.1 torchvision==0.27.1
 DEMO_CONFIG := configs/mergemix/vit-tiny_1xb32-mergemix-coslr-30e_digits.py
 DEMO_DIR := work_dirs/demo
-# Every benchmark that is a program; the others are modules that these share.
-BENCH = $(shell grep -l __main__ tools/benchmarks/*.py)
+# Every benchmark that is a program and serves a CPU; the others need a GPU, or are modules that these share.
+BENCH = $(filter-out %/gpu_suite.py %/large_steps.py,$(shell grep -l __main__ tools/benchmarks/*.py))
 
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check --no-input
