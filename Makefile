@@ -1,5 +1,5 @@
 # One command from a fresh machine: `make demo` trains, `make test` checks. `make help` lists the rest.
-# Needs Python >= 3.10 and a C++ compiler; everything is installed into $(VENV), once.
+# Needs Python 3.10 to 3.14 and a C++ compiler; everything is installed into $(VENV), once.
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
@@ -8,7 +8,10 @@ SHELL := bash
 
 # Which versions of torch and transformers: the default, for which the wheel with compiled ops exists, or both ends of the
 # ranges in requirements/. Each has a virtual environment of its own.
-STACK ?= default
+STACK := default
+ifeq ($(filter default oldest newest,$(STACK)),)
+$(error STACK is '$(STACK)'; it can be default, oldest or newest)
+endif
 VENV_default := .venv
 TORCH_default := torch==2.12.1 torchvision==0.27.1
 TRANSFORMERS_default := 'transformers>=5,<6'
@@ -31,7 +34,8 @@ BENCH = $(filter-out %/gpu_suite.py %/large_steps.py,$(shell grep -l __main__ to
 
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check --no-input
-# A stamp is written after its install has succeeded, so an interrupted install is done again.
+# A stamp is written after its install has succeeded, so an interrupted install is done again. A stamp that names versions
+# replaces those of other versions, so going back to these installs them again.
 STAMPS := $(VENV)/.stamps
 VENV_DONE := $(STAMPS)/venv
 as_name = $(subst $() ,_,$(subst ',,$(subst <,-below-,$(subst >=,-from-,$(subst ==,-,$(subst $(comma),,$(1)))))))
@@ -92,12 +96,12 @@ clean: ## remove caches, builds and the demo's results; the virtual environment 
 $(VENV_DONE):
 	@if ! $(PY) -m pip --version >/dev/null 2>&1; then \
 	  for python in $(or $(PYTHON),python3.11 python3.12 python3.10 python3.13 python3.14 python3 python); do \
-	    if "$$python" -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; then \
+	    if "$$python" -c 'import ensurepip, sys, venv; sys.exit(not (3, 10) <= sys.version_info < (3, 15))' 2>/dev/null; then \
 	      found=$$python; break; \
 	    fi; \
 	  done; \
 	  if [ -z "$${found:-}" ]; then \
-	    echo 'make: no Python >= 3.10 with the venv module was found ($(or $(PYTHON),python3.10 to python3.14)).'; \
+	    echo 'make: no Python 3.10 to 3.14 with the venv module was found (tried: $(or $(PYTHON),python3.10 to python3.14 and python3)).'; \
 	    echo 'Install one (Debian, Ubuntu: apt install python3 python3-venv python3-dev), or run: make PYTHON=/path/to/python'; \
 	    exit 1; \
 	  fi; \
@@ -110,6 +114,7 @@ $(VENV_DONE):
 
 $(TORCH_DONE): $(VENV_DONE)
 	@echo "==> installing $(TORCH): about 2 minutes"
+	@rm -f $(STAMPS)/torch-*
 	$(PIP) install $(TORCH)
 	@touch $@
 
@@ -125,6 +130,7 @@ $(RUNTIME_DONE): requirements/runtime.txt setup.py pyproject.toml $(TORCH_DONE)
 
 $(TESTS_DONE): requirements/tests.txt requirements/optional.txt requirements/detection.txt requirements/docs.txt $(RUNTIME_DONE)
 	@echo '==> installing the test requirements'
+	@rm -f $(STAMPS)/tests-*
 	$(PIP) install $(TORCH) $(TRANSFORMERS) -r requirements/tests.txt
 	@touch $@
 

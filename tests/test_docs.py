@@ -216,8 +216,8 @@ def test_anchors_are_those_of_github(tmp_path):
 
 
 def test_every_make_target_that_a_page_names_is_one_that_make_help_lists():
-    listed = set(re.findall(r'^([a-z]+):.*## ', (ROOT / 'Makefile').read_text(), re.MULTILINE))
-    named = {name for page in PAGES for name in re.findall(r'(?:`|^)make ([a-z]+)', page.read_text(), re.MULTILINE)}
+    listed = set(re.findall(r'^([a-z-]+):.*## ', (ROOT / 'Makefile').read_text(), re.MULTILINE))
+    named = {name for page in PAGES for name in re.findall(r'(?:`|^)make ([a-z-]+)', page.read_text(), re.MULTILINE)}
     assert {'docs', 'gallery'} <= listed and {'demo', 'test', 'gallery'} <= named
     assert named <= listed
 
