@@ -2,7 +2,8 @@
 
 The intensity of a layer is the attention that queries of one modality pay to the keys of the other: summed over those
 keys, mean over those queries and the heads. Attention sums values, so a value that is 1 at those keys and 0 elsewhere
-gives the sum for every query: one more column of the value, no map of all queries by all keys.
+gives the sum for every query: one more column of the value, no map of all queries by all keys. Another way there is the
+log-sum-exp of every query, which attention kernels compute anyway: see `lse_attention.py`.
 
 Shapes: B samples, H heads, Hkv heads of keys and values (a divisor of H), L queries, S keys, D head width.
 """
@@ -10,8 +11,11 @@ Shapes: B samples, H heads, Hkv heads of keys and values (a divisor of H), L que
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend
 
-BACKENDS = ('fused', 'eager')
+from .lse_attention import Places, attention_with_shares, pick_kernel
+
+BACKENDS = ('auto', 'fused', 'lse', 'eager')
 # Columns that the fused way adds to the value: one is read, the others keep the width aligned for GPU kernels.
 EXTRA_COLUMNS = 8
 # A float mask at or below this blocks its key. A row of finite minima only would otherwise spread attention over all
@@ -31,6 +35,7 @@ def attention_with_intensity(
     scale: float | None = None,
     dropout: float = 0.0,
     backend: str = 'fused',
+    places: tuple[Places, Places] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Scaled dot-product attention and, from the same weights, its interaction intensity::
 
@@ -52,9 +57,20 @@ def attention_with_intensity(
         is_causal (bool): Whether a query sees no later keys; needs L = S and no `attention_mask`. Defaults to False.
         scale (float, optional): of the logits. Defaults to None: D ** -0.5.
         dropout (float): Share of the attention weights that is set to 0, in [0, 1). Defaults to 0.0.
-        backend (str): ``'fused'``: one call of torch's attention, memory linear in S where its kernels' is (on a CPU:
-            without dropout). ``'eager'``: the weights in full, softmax in float32; the reference, and a way out for
-            widths above 248, at which GPUs may leave the flash kernel. Defaults to ``'fused'``.
+        backend (str): How the weights' sums come about; the results are the same up to rounding.
+
+            - ``'fused'``: one call of torch's attention with more columns, memory linear in S where its kernels' is (on
+              a CPU: without dropout).
+            - ``'lse'``: one call at the layer's own width, and the weights of the counted queries over the counted keys
+              from its log-sum-exp; memory linear in S. Where torch's kernel gives none (dropout, a mask with gradient,
+              on GPUs a width that 8 does not divide or a dtype without kernel), this is ``'fused'``.
+            - ``'eager'``: the weights in full, softmax in float32; the reference, and a way out for widths above 248,
+              at which GPUs may leave the flash kernel.
+            - ``'auto'``: the fastest for the device, dtype and width, see :func:`fastest_backend`.
+
+            Defaults to ``'fused'``.
+        places (tuple[Places, Places], optional): ``Places.of`` both masks, for ``'lse'``: calls that share masks look
+            only once, which a GPU has to be waited for. Defaults to None: looked up here.
 
     Returns:
         tuple: output [B, H, L, D], and intensity [B] in [0, 1], float32 (float64 for float64 queries). 0 for a sample
@@ -64,10 +80,15 @@ def attention_with_intensity(
         ValueError: if shapes do not fit, or an argument is out of its range.
     """
     _check(query, key, value, query_mask, key_mask, attention_mask, is_causal, backend)
+    backend = fastest_backend(query) if backend == 'auto' else backend
     options = dict(attention_mask=attention_mask, is_causal=is_causal, scale=scale, dropout=dropout)
     if backend == 'eager':
         return _eager(query, key, value, query_mask, key_mask, **options)
     options['scale'] = query.size(-1) ** -0.5 if scale is None else scale
+    if backend == 'lse':
+        found = _lse(query, key, value, query_mask, key_mask, places, **options)
+        if found is not None:
+            return found
     width = value.size(-1)
     indicator = value.new_zeros(*value.shape[:-1], EXTRA_COLUMNS)
     indicator[..., 0] = key_mask.unsqueeze(1)
@@ -87,6 +108,7 @@ def interaction_intensity(
     is_causal: bool = False,
     scale: float | None = None,
     backend: str = 'fused',
+    places: tuple[Places, Places] | None = None,
 ) -> Tensor:
     """The intensity alone, at the price of one attention; arguments and errors of :func:`attention_with_intensity`.
 
@@ -95,11 +117,25 @@ def interaction_intensity(
     """
     indicator = torch.zeros_like(key)
     _check(query, key, indicator, query_mask, key_mask, attention_mask, is_causal, backend)
+    backend = fastest_backend(query) if backend == 'auto' else backend
     options = dict(attention_mask=attention_mask, is_causal=is_causal, scale=scale, dropout=0.0)
     if backend == 'eager':
         return _eager(query, key, indicator, query_mask, key_mask, **options)[1]
+    if backend == 'lse':
+        options['scale'] = query.size(-1) ** -0.5 if scale is None else scale
+        found = _lse(query, key, indicator, query_mask, key_mask, places, **options)
+        if found is not None:
+            return found[1]
     indicator[..., 0] = key_mask.unsqueeze(1)
     return _mean_over_queries(_fused(query, key, indicator, **options)[..., 0], query_mask)
+
+
+def fastest_backend(query: Tensor) -> str:
+    """What ``backend='auto'`` stands for: the fastest way measured for a query's device, dtype and width.
+
+    The table is in docs/benchmarks.md (`tools/benchmarks/attention_backends.py` makes it).
+    """
+    return 'fused'  # Not measured on a GPU yet. On CPUs the two ways differ by less than the machine's noise.
 
 
 def aia_loss(intensity: Tensor, target: Tensor, delta: Tensor, valid: Tensor | None = None) -> Tensor:
@@ -148,11 +184,7 @@ def _fused(
     scale: float | None,
     dropout: float,
 ) -> Tensor:
-    grouped = query.size(1) != key.size(1)
-    if grouped and attention_mask is not None:
-        # With a mask, GPU kernels for grouped heads are not available and torch would build the map.
-        key, value = _repeat_heads(key, query.size(1)), _repeat_heads(value, query.size(1))
-        grouped = False
+    key, value = _repeat_where_needed(query, key, value, attention_mask)
     return F.scaled_dot_product_attention(
         query,
         key,
@@ -161,8 +193,38 @@ def _fused(
         dropout_p=dropout,
         is_causal=is_causal,
         scale=scale,
-        enable_gqa=grouped,
+        enable_gqa=query.size(1) != key.size(1),
     )
+
+
+def _lse(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    query_mask: Tensor,
+    key_mask: Tensor,
+    places: tuple[Places, Places] | None,
+    attention_mask: Tensor | None,
+    is_causal: bool,
+    scale: float,
+    dropout: float,
+) -> tuple[Tensor, Tensor] | None:
+    """Output and intensity, or None if torch's kernel for this attention gives no log-sum-exp."""
+    if dropout:
+        return None
+    query, key, value = (_autocast(x) for x in (query, key, value))
+    key, value = _repeat_where_needed(query, key, value, attention_mask)
+    bias = _blocking(attention_mask, query.dtype)
+    if bias is not None:
+        bias = bias[(None,) * (4 - bias.dim())]
+        if bias.dtype == torch.bool:
+            bias = torch.zeros_like(bias, dtype=query.dtype).masked_fill(~bias, -torch.inf)
+    kernel = pick_kernel(query, key, value, bias, is_causal, scale)
+    if kernel == SDPBackend.MATH.value:
+        return None
+    queries, keys = places or (Places.of(query_mask), Places.of(key_mask))
+    output, shares = attention_with_shares(query, key, value, queries, keys, bias, is_causal, scale, kernel)
+    return output, _mean_over_queries(shares, queries.real)
 
 
 def _eager(
@@ -206,6 +268,23 @@ def _blocking(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
 
 def _causal(length: int, device: torch.device) -> Tensor:
     return torch.ones(length, length, dtype=torch.bool, device=device).tril()
+
+
+def _repeat_where_needed(
+    query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Keys and values with as many heads as the query, unless the kernel that reads them can do with fewer."""
+    if query.is_cuda and attention_mask is None:
+        return key, value
+    # Torch would build the map: kernels for grouped heads take no mask, and older CPU kernels want all heads.
+    return _repeat_heads(key, query.size(1)), _repeat_heads(value, query.size(1))
+
+
+def _autocast(x: Tensor) -> Tensor:
+    """As autocast hands it to torch's own attention."""
+    if x.dtype == torch.float64 or not torch.is_autocast_enabled(x.device.type):
+        return x
+    return x.to(torch.get_autocast_dtype(x.device.type))
 
 
 def _repeat_heads(x: Tensor, num_heads: int) -> Tensor:
