@@ -11,7 +11,6 @@ Shapes: B samples, H heads, Hkv heads of keys and values (a divisor of H), L que
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention import SDPBackend
 
 from .lse_attention import Places, attention_with_shares, pick_kernel
 
@@ -80,22 +79,16 @@ def attention_with_intensity(
         ValueError: if shapes do not fit, or an argument is out of its range.
     """
     _check(query, key, value, query_mask, key_mask, attention_mask, is_causal, backend)
-    backend = fastest_backend(query) if backend == 'auto' else backend
-    options = dict(attention_mask=attention_mask, is_causal=is_causal, scale=scale, dropout=dropout)
-    if backend == 'eager':
-        return _eager(query, key, value, query_mask, key_mask, **options)
-    options['scale'] = query.size(-1) ** -0.5 if scale is None else scale
+    scale = query.size(-1) ** -0.5 if scale is None else scale
+    options = dict(attention_mask=attention_mask, is_causal=is_causal, scale=scale)
+    backend = _way(backend, query, attention_mask, dropout)
     if backend == 'lse':
-        found = _lse(query, key, value, query_mask, key_mask, places, **options)
-        if found is not None:
-            return found
-    width = value.size(-1)
-    indicator = value.new_zeros(*value.shape[:-1], EXTRA_COLUMNS)
-    indicator[..., 0] = key_mask.unsqueeze(1)
-    # Zeros change no product of query and key; kernels want one width for all three.
-    query, key = F.pad(query, (0, EXTRA_COLUMNS)), F.pad(key, (0, EXTRA_COLUMNS))
-    output = _fused(query, key, torch.cat([value, indicator], dim=-1), **options)
-    return output[..., :width], _mean_over_queries(output[..., width], query_mask)
+        queries, keys = places or (Places.of(query_mask), Places.of(key_mask))
+        return _lse(query, key, value, *queries, *keys, **options)
+    if backend == 'eager':
+        return _eager(query, key, value, query_mask, key_mask, dropout=dropout, **options)
+    output, rows = _fused(query, key, value, key_mask, dropout=dropout, **options)
+    return output, _mean_over_queries(rows, query_mask)
 
 
 def interaction_intensity(
@@ -117,17 +110,16 @@ def interaction_intensity(
     """
     indicator = torch.zeros_like(key)
     _check(query, key, indicator, query_mask, key_mask, attention_mask, is_causal, backend)
-    backend = fastest_backend(query) if backend == 'auto' else backend
-    options = dict(attention_mask=attention_mask, is_causal=is_causal, scale=scale, dropout=0.0)
-    if backend == 'eager':
-        return _eager(query, key, indicator, query_mask, key_mask, **options)[1]
+    scale = query.size(-1) ** -0.5 if scale is None else scale
+    options = dict(attention_mask=attention_mask, is_causal=is_causal, scale=scale)
+    backend = _way(backend, query, attention_mask)
     if backend == 'lse':
-        options['scale'] = query.size(-1) ** -0.5 if scale is None else scale
-        found = _lse(query, key, indicator, query_mask, key_mask, places, **options)
-        if found is not None:
-            return found[1]
+        queries, keys = places or (Places.of(query_mask), Places.of(key_mask))
+        return _lse(query, key, indicator, *queries, *keys, **options)[1]
+    if backend == 'eager':
+        return _eager(query, key, indicator, query_mask, key_mask, dropout=0.0, **options)[1]
     indicator[..., 0] = key_mask.unsqueeze(1)
-    return _mean_over_queries(_fused(query, key, indicator, **options)[..., 0], query_mask)
+    return _mean_over_queries(_torch_attention(query, key, indicator, dropout=0.0, **options)[..., 0], query_mask)
 
 
 def fastest_backend(query: Tensor) -> str:
@@ -179,9 +171,38 @@ def _fused(
     query: Tensor,
     key: Tensor,
     value: Tensor,
+    key_mask: Tensor,
     attention_mask: Tensor | None,
     is_causal: bool,
-    scale: float | None,
+    scale: float,
+    dropout: float = 0.0,
+) -> tuple[Tensor, Tensor]:
+    """Output [B, H, L, D], and for every query the sum of its weights over the keys in the mask, [B, H, L]."""
+    width = value.size(-1)
+    indicator = value.new_zeros(*value.shape[:-1], EXTRA_COLUMNS)
+    indicator[..., 0] = key_mask.unsqueeze(1)
+    # Zeros change no product of query and key; kernels want one width for all three.
+    query, key = F.pad(query, (0, EXTRA_COLUMNS)), F.pad(key, (0, EXTRA_COLUMNS))
+    value = torch.cat([value, indicator], dim=-1)
+    output = _torch_attention(query, key, value, attention_mask, is_causal, scale, dropout)
+    return output[..., :width], output[..., width]
+
+
+def _way(backend: str, query: Tensor, attention_mask: Tensor | None, dropout: float = 0.0) -> str:
+    """The backend that computes: `auto` is one of the others, and the log-sum-exp way has its limits."""
+    if backend == 'auto':
+        backend = fastest_backend(query)
+    masked_with_gradient = attention_mask is not None and attention_mask.requires_grad
+    return 'fused' if backend == 'lse' and (dropout or masked_with_gradient) else backend
+
+
+def _torch_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    is_causal: bool,
+    scale: float,
     dropout: float,
 ) -> Tensor:
     key, value = _repeat_where_needed(query, key, value, attention_mask)
@@ -197,21 +218,20 @@ def _fused(
     )
 
 
+# torch.compile takes this as one piece: it could not follow the choice of a kernel.
+@torch.compiler.allow_in_graph
 def _lse(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    query_mask: Tensor,
-    key_mask: Tensor,
-    places: tuple[Places, Places] | None,
+    query_index: Tensor,
+    query_real: Tensor,
+    key_index: Tensor,
+    key_real: Tensor,
     attention_mask: Tensor | None,
     is_causal: bool,
     scale: float,
-    dropout: float,
-) -> tuple[Tensor, Tensor] | None:
-    """Output and intensity, or None if torch's kernel for this attention gives no log-sum-exp."""
-    if dropout:
-        return None
+) -> tuple[Tensor, Tensor]:
     query, key, value = (_autocast(x) for x in (query, key, value))
     key, value = _repeat_where_needed(query, key, value, attention_mask)
     bias = _blocking(attention_mask, query.dtype)
@@ -219,12 +239,15 @@ def _lse(
         bias = bias[(None,) * (4 - bias.dim())]
         if bias.dtype == torch.bool:
             bias = torch.zeros_like(bias, dtype=query.dtype).masked_fill(~bias, -torch.inf)
+    queries, keys = Places(query_index, query_real), Places(key_index, key_real)
     kernel = pick_kernel(query, key, value, bias, is_causal, scale)
-    if kernel == SDPBackend.MATH.value:
-        return None
-    queries, keys = places or (Places.of(query_mask), Places.of(key_mask))
-    output, shares = attention_with_shares(query, key, value, queries, keys, bias, is_causal, scale, kernel)
-    return output, _mean_over_queries(shares, queries.real)
+    if kernel is None:
+        key_mask = torch.zeros_like(key[:, 0, :, 0], dtype=torch.bool).scatter(1, key_index, key_real)
+        output, rows = _fused(query, key, value, key_mask, bias, is_causal, scale)
+        shares = rows.gather(2, query_index.unsqueeze(1).expand(-1, rows.size(1), -1))
+    else:
+        output, shares = attention_with_shares(query, key, value, queries, keys, bias, is_causal, scale, kernel)
+    return output, _mean_over_queries(shares, query_real)
 
 
 def _eager(
@@ -235,11 +258,11 @@ def _eager(
     key_mask: Tensor,
     attention_mask: Tensor | None,
     is_causal: bool,
-    scale: float | None,
+    scale: float,
     dropout: float,
 ) -> tuple[Tensor, Tensor]:
     key, value = _repeat_heads(key, query.size(1)), _repeat_heads(value, query.size(1))
-    logits = query @ key.transpose(-1, -2) * (query.size(-1) ** -0.5 if scale is None else scale)
+    logits = query @ key.transpose(-1, -2) * scale
     logits = logits.to(_wide(logits))
     bias = _causal(query.size(2), query.device) if is_causal else attention_mask
     weights = _softmax(logits, _blocking(bias, logits.dtype))

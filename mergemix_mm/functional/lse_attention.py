@@ -1,7 +1,7 @@
 """Attention and the share of it that goes to some keys, from the log-sum-exp that torch's kernels compute anyway.
 
-A kernel that builds no map of all queries by all keys still knows, for each query, the logarithm of the sum that softmax
-divides by. With it, the weights between a few queries and a few keys are one small product::
+A kernel that builds no map of all queries by all keys still knows, for each query, the logarithm of the sum that
+softmax divides by. With it, the weights between a few queries and a few keys are one small product::
 
     weights[q, k] = exp(query[q] @ key[k] * scale - lse[q])
 
@@ -20,9 +20,13 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import FunctionCtx
 from torch.nn.attention import SDPBackend
 
+FLASH, EFFICIENT, CUDNN = (
+    int(backend.value)
+    for backend in (SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION)
+)
 # Kernels that read a mask want its rows to begin at a multiple of so many elements.
 MASK_ALIGNMENT = 16
 # Norms of gradients below this count as 0: their squares must stay normal numbers in float32.
@@ -52,18 +56,21 @@ class Places(NamedTuple):
         return Places(self.index.to(device), self.real.to(device))
 
 
-def pick_kernel(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, is_causal: bool, scale: float) -> int:
-    """Torch's own choice of a kernel for this attention, or ``SDPBackend.MATH`` if it gives no log-sum-exp here."""
-    math, device = int(SDPBackend.MATH.value), query.device.type
-    if device not in ('cpu', 'cuda') or (bias is not None and bias.requires_grad):
-        return math
+def pick_kernel(
+    query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, is_causal: bool, scale: float
+) -> int | None:
+    """Torch's own choice of a kernel for this attention, a number of `SDPBackend`; None if it gives no log-sum-exp."""
+    if query.device.type not in _KERNELS:
+        return None
     grouped = query.size(1) != key.size(1)
     choice = torch._fused_sdp_choice(query, key, value, bias, 0.0, is_causal, scale=scale, enable_gqa=grouped)
-    if device == 'cpu':
-        return choice if choice == int(SDPBackend.FLASH_ATTENTION.value) else math
-    if choice not in _KERNELS or query.size(-1) % 8:  # Torch pads odd widths for its kernels.
-        return math
-    return int(SDPBackend.EFFICIENT_ATTENTION.value) if bias is not None else choice
+    if choice not in _KERNELS[query.device.type]:
+        return None
+    if query.device.type == 'cpu':
+        return choice
+    if query.size(-1) % 8:
+        return None  # Torch pads such widths for its kernels.
+    return choice if bias is None else EFFICIENT  # The others want masks in forms of their own.
 
 
 def attention_with_shares(
@@ -89,14 +96,14 @@ def attention_with_shares(
             blocks. It gets no gradient.
         is_causal (bool): Whether a query sees no later keys.
         scale (float): of the logits.
-        kernel (int): of :func:`pick_kernel`, not ``MATH``.
+        kernel (int): of :func:`pick_kernel`.
 
     Returns:
         tuple: output [B, H, L, D], and shares [B, H, n], float32 (float64 for float64 queries), 0 at places that do
             not count.
     """
     if bias is not None:
-        bias = _aligned(bias.expand(query.size(0), query.size(1), query.size(2), key.size(2)))
+        bias = _aligned(bias).expand(*query.shape[:3], key.size(2))
     return _AttentionWithShares.apply(query, key, value, *queries, *keys, bias, is_causal, scale, kernel)
 
 
@@ -116,7 +123,7 @@ class _AttentionWithShares(torch.autograd.Function):
         scale: float,
         kernel: int,
     ) -> tuple[Tensor, Tensor]:
-        forward, _ = _kernels(query, kernel)
+        forward, _ = _KERNELS[query.device.type][kernel]
         output, lse, state, ctx.sizes = forward(query, key, value, bias, is_causal, scale)
         lse = lse.reshape(*query.shape[:2], -1)[..., : query.size(2)]  # Some kernels add rows, or a dimension of 1.
         ctx.block = Places(query_index, query_real), Places(key_index, key_real), is_causal, scale
@@ -127,14 +134,13 @@ class _AttentionWithShares(torch.autograd.Function):
         return output, shares
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: FunctionCtx, grad_output: Tensor, grad_shares: Tensor) -> tuple:
         query, key, value, bias, output, lse, shares, *state = ctx.saved_tensors
         queries, _, is_causal, scale = ctx.block
         index = queries.index.unsqueeze(1).expand_as(shares)
         shift = shares.new_zeros(lse.shape).scatter(2, index, grad_shares * shares)
         output, grad_output = _shifted(output, grad_output, shift)
-        _, backward = _kernels(query, ctx.kernel)
+        _, backward = _KERNELS[query.device.type][ctx.kernel]
         tensors = (grad_output, query, key, value, bias, output, lse)
         grad_query, grad_key, grad_value = backward(*tensors, state, ctx.sizes, is_causal, scale)
 
@@ -208,7 +214,8 @@ def _shifted(output: Tensor, grad: Tensor, shift: Tensor) -> tuple[Tensor, Tenso
 
 def _aligned(bias: Tensor) -> Tensor:
     length = bias.size(-1)
-    return F.pad(bias, (0, -length % MASK_ALIGNMENT))[..., :length]
+    missing = -length % MASK_ALIGNMENT
+    return F.pad(bias, (0, missing))[..., :length] if missing and length > 1 else bias
 
 
 # --- torch's kernels: what the forward gives is (output, lse, further tensors, further sizes) -------------------------
@@ -270,12 +277,11 @@ def _cudnn_backward(grad, query, key, value, bias, output, lse, state, sizes, is
     )
 
 
-_KERNELS = {
-    int(SDPBackend.FLASH_ATTENTION.value): (_flash, _flash_backward),
-    int(SDPBackend.EFFICIENT_ATTENTION.value): (_efficient, _efficient_backward),
-    int(SDPBackend.CUDNN_ATTENTION.value): (_cudnn, _cudnn_backward),
-}
-
-
-def _kernels(query: Tensor, kernel: int):
-    return (_cpu, _cpu_backward) if query.device.type == 'cpu' else _KERNELS[kernel]
+_KERNELS = dict(
+    cpu={FLASH: (_cpu, _cpu_backward)},
+    cuda={
+        FLASH: (_flash, _flash_backward),
+        EFFICIENT: (_efficient, _efficient_backward),
+        CUDNN: (_cudnn, _cudnn_backward),
+    },
+)
