@@ -297,9 +297,9 @@ def _repeat_where_needed(
     query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """Keys and values with as many heads as the query, unless the kernel that reads them can do with fewer."""
-    if query.is_cuda and attention_mask is None:
+    if query.is_cuda and attention_mask is None and query.dtype in (torch.float16, torch.bfloat16):
         return key, value
-    # Torch would build the map: kernels for grouped heads take no mask, and older CPU kernels want all heads.
+    # Torch would build the map: kernels for grouped heads take no mask and no float32, those of CPUs may want all heads.
     return _repeat_heads(key, query.size(1)), _repeat_heads(value, query.size(1))
 
 

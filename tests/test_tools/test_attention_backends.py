@@ -23,7 +23,7 @@ def test_a_quick_run_measures_every_way_and_writes_it(program, tmp_path, capsys)
     cases = {(row['width'], row['task']) for row in rows}
     assert cases == {(8, 'gen'), (16, 'gen'), (8, 'und')}
     for row in rows:
-        if row['way'] == program.FLEX:  # Its backward needs a GPU.
+        if row['way'] == program.FLEX and 'error' in row:  # Newer torch: its backward needs a GPU.
             assert 'does not support backward on CPU' in row['error']
             continue
         assert len(row['milliseconds']) == 1 and row['memory_mb'] > 0
