@@ -299,7 +299,7 @@ def _repeat_where_needed(
     """Keys and values with as many heads as the query, unless the kernel that reads them can do with fewer."""
     if query.is_cuda and attention_mask is None and query.dtype in (torch.float16, torch.bfloat16):
         return key, value
-    # Torch would build the map: kernels for grouped heads take no mask and no float32, those of CPUs may want all heads.
+    # Else torch may build the map: kernels for grouped heads take no mask and no float32, and CPUs had none before 2.9.
     return _repeat_heads(key, query.size(1)), _repeat_heads(value, query.size(1))
 
 
