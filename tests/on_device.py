@@ -65,19 +65,25 @@ def no_waiting(device):
 PRECISIONS = ('float32', 'bfloat16', 'float16')
 
 
+def allow_amp(device, monkeypatch):
+    """MMEngine's wrapper with autocast refuses CPUs: where the device is one, let it take that."""
+    from mmengine.optim.optimizer import amp_optimizer_wrapper
+    from mmengine.runner import amp
+
+    if device.type == 'cpu':
+        monkeypatch.setattr(amp_optimizer_wrapper, 'is_cuda_available', lambda: True)
+        monkeypatch.setattr(amp_optimizer_wrapper, 'GradScaler', lambda **kwargs: torch.amp.GradScaler('cpu', **kwargs))
+        monkeypatch.setattr(amp, 'autocast', lambda dtype=None: torch.autocast('cpu', dtype=dtype or torch.float16))
+
+
 def optim_wrapper(model, precision, device, monkeypatch, **options):
     """MMEngine's wrapper of AdamW: plain in float32, else with autocast, in float16 with a scaled loss."""
     from mmengine.optim import AmpOptimWrapper, OptimWrapper
-    from mmengine.optim.optimizer import amp_optimizer_wrapper
-    from mmengine.runner import amp
 
     optimizer = torch.optim.AdamW([one for one in model.parameters() if one.requires_grad], lr=1e-3)
     if precision == 'float32':
         return OptimWrapper(optimizer, **options)
-    if device.type == 'cpu':  # MMEngine's refuses CPUs.
-        monkeypatch.setattr(amp_optimizer_wrapper, 'is_cuda_available', lambda: True)
-        monkeypatch.setattr(amp_optimizer_wrapper, 'GradScaler', lambda **kwargs: torch.amp.GradScaler('cpu', **kwargs))
-        monkeypatch.setattr(amp, 'autocast', lambda dtype: torch.autocast('cpu', dtype=dtype))
+    allow_amp(device, monkeypatch)
     # The first steps of a dynamic scale may be skipped: it starts at 65536.
     scale = dict(init_scale=1024.0) if precision == 'float16' else dict(enabled=False)
     return AmpOptimWrapper(optimizer=optimizer, loss_scale=scale, dtype=precision, **options)

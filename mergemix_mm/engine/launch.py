@@ -439,6 +439,9 @@ def build_runner(cfg: Config) -> Runner | FlexibleRunner:
             directory cannot be written to.
     """
     use_own_hooks(cfg)
+    if (cfg.get('randomness') or {}).get('deterministic'):
+        # Some releases of torch refuse products of matrices on CUDA without; it is read once, at the first of them.
+        os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')
     try:
         fit_schedule(cfg)
     except ValueError as error:

@@ -13,6 +13,9 @@ def resize(x: Tensor, size: tuple[int, int]) -> Tensor:
     """
     if tuple(x.shape[-2:]) == tuple(size):
         return x
+    if torch.are_deterministic_algorithms_enabled() and torch.is_grad_enabled() and x.requires_grad:
+        # On CUDA, the gradient of the interpolation has no deterministic way, and torch refuses it.
+        return _weighted(x, size, (x.size(2) / size[0], x.size(3) / size[1]))
     return F.interpolate(x.float(), size=size, mode='bilinear', antialias=True).to(x.dtype)
 
 
@@ -33,6 +36,11 @@ def sample_cells(x: Tensor, size: tuple[int, int], cell: tuple[float, float]) ->
     """
     if all(abs(number * length - known) < 1e-4 for number, length, known in zip(size, cell, x.shape[-2:], strict=True)):
         return resize(x, size)
+    return _weighted(x, size, cell)
+
+
+def _weighted(x: Tensor, size: tuple[int, int], cell: tuple[float, float]) -> Tensor:
+    """What :func:`sample_cells` hands out, as products of matrices."""
     down, across = (_weights(known, *pair, x.device) for known, *pair in zip(x.shape[-2:], size, cell, strict=True))
     with torch.autocast(x.device.type, enabled=False):  # Which would multiply in half precision.
         return (down @ x.float() @ across.T).to(x.dtype)

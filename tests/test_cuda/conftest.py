@@ -26,8 +26,8 @@ ORDER = (
     'runner',
     'memory',
     'determinism',
-    'compile',
     'nccl',
+    'compile',
 )
 
 
@@ -41,6 +41,15 @@ def pytest_collection_modifyitems(items):
     places = [index for index, item in enumerate(items) if item.path.parent == Path(__file__).parent]
     for index, item in zip(places, here):
         items[index] = item
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    """End where the device has failed as a whole: nothing after that would tell anything."""
+    report = yield
+    if report.failed and 'CUDA error' in str(report.longrepr):
+        item.session.shouldstop = f'the CUDA device fails after {item.nodeid}'
+    return report
 
 
 @pytest.fixture

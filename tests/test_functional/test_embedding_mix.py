@@ -94,3 +94,22 @@ def test_cells_are_resampled_in_float32_under_autocast():
     expected = resample_grid(token_map, (3, 4), (2.0, 2.0))
     with torch.autocast('cpu', torch.bfloat16):
         assert torch.equal(resample_grid(token_map, (3, 4), (2.0, 2.0)), expected)
+
+
+@pytest.mark.parametrize('grid', [(6, 6), (3, 20), (16, 12), (9, 4), (1, 1)])
+def test_a_deterministic_run_resamples_the_same_by_products_that_have_a_deterministic_gradient(grid):
+    x = torch.randn(2, 3, 9, 10, requires_grad=True)
+    expected = F.interpolate(x, grid, mode='bilinear', antialias=True)
+    assert torch.equal(resample_grid(x, grid), expected)
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    try:
+        found = resample_grid(x, grid)
+        assert 'Upsample' in expected.grad_fn.name() and 'Upsample' not in found.grad_fn.name()
+        assert torch.equal(resample_grid(x.detach(), grid), expected.detach())  # Nothing to derive.
+    finally:
+        torch.use_deterministic_algorithms(before)
+    weight = torch.randn_like(found)
+    gradients = [torch.autograd.grad((one * weight).sum(), x)[0] for one in (found, expected)]
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(*gradients, atol=1e-5, rtol=1e-5)

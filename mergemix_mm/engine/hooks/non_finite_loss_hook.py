@@ -43,9 +43,11 @@ class NonFiniteLossHook(Hook):
     def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
         """Count the steps, and stop when there are too many."""
         losses = _losses(outputs)
-        bad = torch.stack([~torch.isfinite(value).all() for value in losses.values()]).any() if losses else None
-        if bad is None:
-            bad = torch.zeros((), dtype=torch.bool)
+        # Plain numbers, and the losses of a model on several devices, meet on one.
+        device = next((value.device for value in losses.values() if value.device.type != 'cpu'), torch.device('cpu'))
+        bad = torch.zeros((), dtype=torch.bool, device=device)
+        for value in losses.values():
+            bad = bad | (~torch.isfinite(value).all()).to(device)
         count = torch.zeros((), dtype=torch.int64, device=bad.device) if self._count is None else self._count
         self._count = torch.where(bad, count.to(bad.device) + 1, 0)
         if (runner.iter + 1) % self.patience:

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...functional import resize
 from ..batch_augments import MergeMix, MixResult, SwapImages, mix_batch
 from ..vision_encoders import build_vision_encoder
 
@@ -120,6 +121,4 @@ def _stack(canvases: list[Tensor], size: tuple[int, int]) -> Tensor:
 
 
 def _resize(canvas: Tensor, size: tuple[int, int]) -> Tensor:
-    if canvas.shape[-2:] == tuple(size):
-        return canvas
-    return F.interpolate(canvas[None], tuple(size), mode='bilinear', antialias=True, align_corners=False)[0]
+    return resize(canvas[None], size)[0]
