@@ -52,7 +52,11 @@ setup(
     long_description_content_type='text/markdown',
     license='Apache-2.0',
     license_files=['LICENSE'],
-    python_requires='>=3.10',
+    python_requires='>=3.10,<3.15',
+    classifiers=[
+        'Programming Language :: Python :: 3',
+        *(f'Programming Language :: Python :: 3.{minor}' for minor in range(10, 15)),
+    ],
     packages=find_packages(include=['mergemix_mm', 'mergemix_mm.*']),
     package_data={'mergemix_mm': ['datasets/chat_templates/*.jinja']},
     install_requires=read_requirements('runtime'),

@@ -34,8 +34,8 @@ class _MissingOps(ModuleType):
 
         def missing(*args, **kwargs) -> NoReturn:
             raise ImportError(
-                f'{op} is a compiled op, and onedl-mmcv was installed without them. Build it with a C++ compiler, in '
-                f'about 20 minutes: {INSTALL}'
+                f'{op} is a compiled op, and onedl-mmcv was installed without them. Build them with a C++ compiler and '
+                f'torch 2.12 or older, in about 20 minutes: {INSTALL}'
             )
 
         return missing

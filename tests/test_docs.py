@@ -216,10 +216,29 @@ def test_anchors_are_those_of_github(tmp_path):
 
 
 def test_every_make_target_that_a_page_names_is_one_that_make_help_lists():
-    listed = set(re.findall(r'^([a-z]+):.*## ', (ROOT / 'Makefile').read_text(), re.MULTILINE))
-    named = {name for page in PAGES for name in re.findall(r'(?:`|^)make ([a-z]+)', page.read_text(), re.MULTILINE)}
+    listed = set(re.findall(r'^([a-z-]+):.*## ', (ROOT / 'Makefile').read_text(), re.MULTILINE))
+    named = {name for page in PAGES for name in re.findall(r'(?:`|^)make ([a-z-]+)', page.read_text(), re.MULTILINE)}
     assert {'docs', 'gallery'} <= listed and {'demo', 'test', 'gallery'} <= named
     assert named <= listed
+
+
+def test_pages_and_the_makefile_name_the_versions_that_the_requirements_allow():
+    lines = [line for path in (ROOT / 'requirements').glob('*.txt') for line in path.read_text().split('\n')]
+    ranges = dict(match.groups() for line in lines if (match := re.match(r'(torch|transformers)(>=.+)', line)))
+    assert ranges.keys() == {'torch', 'transformers'}
+    for page in PAGES:
+        for name, found in re.findall(r'\b(torch|transformers)(>=[\d.,<=]+)', page.read_text()):
+            assert found == ranges[name], f'{page.name}: {name}{found}'
+    makefile, metadata = (ROOT / 'Makefile').read_text(), (ROOT / 'setup.py').read_text()
+    for name, found in ranges.items():
+        low, high = re.fullmatch(r'>=([\d.]+),(<[\d.]+)', found).groups()
+        assert re.search(rf'_oldest := .*{name}[=>]={re.escape(low)}', makefile)
+        assert re.search(rf'_newest := .*{name}>=[\d.]+,{re.escape(high)}\'', makefile)
+    assert {f'3.{minor}' for minor in range(10, 15)} == set(re.findall(r'python(3\.\d+)', makefile))
+    assert "'>=3.10,<3.15'" in metadata and 'range(10, 15)' in metadata
+    assert all(
+        '3.10 to 3.14' in (ROOT / page).read_text() for page in ('README.md', 'docs/get_started.md', 'docs/faq.md')
+    )
 
 
 # The site.

@@ -368,9 +368,9 @@ def test_the_tiny_mask_rcnn_learns_to_find_the_shapes_of_a_few_images(shapes, tm
 def test_detrs_need_no_compiled_ops_and_the_others_are_skipped_with_the_command():
     # As with a plain `pip install onedl-mmcv`: the same tests in a process that cannot import the ops.
     code = "import pytest, sys; sys.modules['mmcv._ext'] = None; sys.exit(pytest.main(sys.argv[1:]))"
-    tests = [__file__, '-q', '-rs', '-k', 'takes_a_training', '-p', 'no:cacheprovider']
+    tests = [__file__, '-q', '-rs', '-k', 'takes_a_training and tiny-', '-p', 'no:cacheprovider']
     done = subprocess.run([sys.executable, '-c', code, *tests], capture_output=True, text=True, cwd=ROOT, timeout=HANGS)
-    assert '4 passed, 7 skipped' in done.stdout, done.stdout + done.stderr
+    assert '2 passed, 4 skipped' in done.stdout, done.stdout + done.stderr
     assert 'MaskRCNN needs the compiled ops of onedl-mmcv: lay a wheel' in done.stdout and INSTALL in done.stdout
 
 

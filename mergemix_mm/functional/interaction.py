@@ -2,7 +2,8 @@
 
 The intensity of a layer is the attention that queries of one modality pay to the keys of the other: summed over those
 keys, mean over those queries and the heads. Attention sums values, so a value that is 1 at those keys and 0 elsewhere
-gives the sum for every query: one more column of the value, no map of all queries by all keys.
+gives the sum for every query: one more column of the value, no map of all queries by all keys. Another way there is the
+log-sum-exp of every query, which attention kernels compute anyway: see `lse_attention.py`.
 
 Shapes: B samples, H heads, Hkv heads of keys and values (a divisor of H), L queries, S keys, D head width.
 """
@@ -11,7 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-BACKENDS = ('fused', 'eager')
+from .lse_attention import Places, attention_with_shares, pick_kernel
+
+BACKENDS = ('auto', 'fused', 'lse', 'eager')
 # Columns that the fused way adds to the value: one is read, the others keep the width aligned for GPU kernels.
 EXTRA_COLUMNS = 8
 # A float mask at or below this blocks its key. A row of finite minima only would otherwise spread attention over all
@@ -31,6 +34,7 @@ def attention_with_intensity(
     scale: float | None = None,
     dropout: float = 0.0,
     backend: str = 'fused',
+    places: tuple[Places, Places] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Scaled dot-product attention and, from the same weights, its interaction intensity::
 
@@ -52,9 +56,20 @@ def attention_with_intensity(
         is_causal (bool): Whether a query sees no later keys; needs L = S and no `attention_mask`. Defaults to False.
         scale (float, optional): of the logits. Defaults to None: D ** -0.5.
         dropout (float): Share of the attention weights that is set to 0, in [0, 1). Defaults to 0.0.
-        backend (str): ``'fused'``: one call of torch's attention, memory linear in S where its kernels' is (on a CPU:
-            without dropout). ``'eager'``: the weights in full, softmax in float32; the reference, and a way out for
-            widths above 248, at which GPUs may leave the flash kernel. Defaults to ``'fused'``.
+        backend (str): How the weights' sums come about; the results are the same up to rounding.
+
+            - ``'fused'``: one call of torch's attention with more columns, memory linear in S where its kernels' is (on
+              a CPU: without dropout).
+            - ``'lse'``: one call at the layer's own width, and the weights of the counted queries over the counted keys
+              from its log-sum-exp; memory linear in S. Where torch's kernel gives none (dropout, a mask with gradient,
+              on GPUs a width that 8 does not divide or a dtype without kernel), this is ``'fused'``.
+            - ``'eager'``: the weights in full, softmax in float32; the reference, and a way out for widths above 248,
+              at which GPUs may leave the flash kernel.
+            - ``'auto'``: the fastest for the device, dtype and width, see :func:`fastest_backend`.
+
+            Defaults to ``'fused'``.
+        places (tuple[Places, Places], optional): ``Places.of`` both masks, for ``'lse'``: calls that share masks look
+            only once, which a GPU has to be waited for. Defaults to None: looked up here.
 
     Returns:
         tuple: output [B, H, L, D], and intensity [B] in [0, 1], float32 (float64 for float64 queries). 0 for a sample
@@ -64,17 +79,16 @@ def attention_with_intensity(
         ValueError: if shapes do not fit, or an argument is out of its range.
     """
     _check(query, key, value, query_mask, key_mask, attention_mask, is_causal, backend)
-    options = dict(attention_mask=attention_mask, is_causal=is_causal, scale=scale, dropout=dropout)
+    scale = query.size(-1) ** -0.5 if scale is None else scale
+    options = dict(attention_mask=attention_mask, is_causal=is_causal, scale=scale)
+    backend = _way(backend, query, attention_mask, dropout)
+    if backend == 'lse':
+        queries, keys = places or (Places.of(query_mask), Places.of(key_mask))
+        return _lse(query, key, value, *queries, *keys, **options)
     if backend == 'eager':
-        return _eager(query, key, value, query_mask, key_mask, **options)
-    options['scale'] = query.size(-1) ** -0.5 if scale is None else scale
-    width = value.size(-1)
-    indicator = value.new_zeros(*value.shape[:-1], EXTRA_COLUMNS)
-    indicator[..., 0] = key_mask.unsqueeze(1)
-    # Zeros change no product of query and key; kernels want one width for all three.
-    query, key = F.pad(query, (0, EXTRA_COLUMNS)), F.pad(key, (0, EXTRA_COLUMNS))
-    output = _fused(query, key, torch.cat([value, indicator], dim=-1), **options)
-    return output[..., :width], _mean_over_queries(output[..., width], query_mask)
+        return _eager(query, key, value, query_mask, key_mask, dropout=dropout, **options)
+    output, rows = _fused(query, key, value, key_mask, dropout=dropout, **options)
+    return output, _mean_over_queries(rows, query_mask)
 
 
 def interaction_intensity(
@@ -87,6 +101,7 @@ def interaction_intensity(
     is_causal: bool = False,
     scale: float | None = None,
     backend: str = 'fused',
+    places: tuple[Places, Places] | None = None,
 ) -> Tensor:
     """The intensity alone, at the price of one attention; arguments and errors of :func:`attention_with_intensity`.
 
@@ -95,11 +110,24 @@ def interaction_intensity(
     """
     indicator = torch.zeros_like(key)
     _check(query, key, indicator, query_mask, key_mask, attention_mask, is_causal, backend)
-    options = dict(attention_mask=attention_mask, is_causal=is_causal, scale=scale, dropout=0.0)
+    scale = query.size(-1) ** -0.5 if scale is None else scale
+    options = dict(attention_mask=attention_mask, is_causal=is_causal, scale=scale)
+    backend = _way(backend, query, attention_mask)
+    if backend == 'lse':
+        queries, keys = places or (Places.of(query_mask), Places.of(key_mask))
+        return _lse(query, key, indicator, *queries, *keys, **options)[1]
     if backend == 'eager':
-        return _eager(query, key, indicator, query_mask, key_mask, **options)[1]
+        return _eager(query, key, indicator, query_mask, key_mask, dropout=0.0, **options)[1]
     indicator[..., 0] = key_mask.unsqueeze(1)
-    return _mean_over_queries(_fused(query, key, indicator, **options)[..., 0], query_mask)
+    return _mean_over_queries(_torch_attention(query, key, indicator, dropout=0.0, **options)[..., 0], query_mask)
+
+
+def fastest_backend(query: Tensor) -> str:
+    """What ``backend='auto'`` stands for: the fastest way measured for a query's device, dtype and width.
+
+    The table is in docs/benchmarks.md (`tools/benchmarks/attention_backends.py` makes it).
+    """
+    return 'fused'  # Not measured on a GPU yet. On CPUs the two ways differ by less than the machine's noise.
 
 
 def aia_loss(intensity: Tensor, target: Tensor, delta: Tensor, valid: Tensor | None = None) -> Tensor:
@@ -143,18 +171,41 @@ def _fused(
     query: Tensor,
     key: Tensor,
     value: Tensor,
+    key_mask: Tensor,
     attention_mask: Tensor | None,
     is_causal: bool,
-    scale: float | None,
+    scale: float,
+    dropout: float = 0.0,
+) -> tuple[Tensor, Tensor]:
+    """Output [B, H, L, D], and for every query the sum of its weights over the keys in the mask, [B, H, L]."""
+    width = value.size(-1)
+    indicator = value.new_zeros(*value.shape[:-1], EXTRA_COLUMNS)
+    indicator[..., 0] = key_mask.unsqueeze(1)
+    # Zeros change no product of query and key; kernels want one width for all three.
+    query, key = F.pad(query, (0, EXTRA_COLUMNS)), F.pad(key, (0, EXTRA_COLUMNS))
+    value = torch.cat([value, indicator], dim=-1)
+    output = _torch_attention(query, key, value, attention_mask, is_causal, scale, dropout)
+    return output[..., :width], output[..., width]
+
+
+def _way(backend: str, query: Tensor, attention_mask: Tensor | None, dropout: float = 0.0) -> str:
+    """The backend that computes: `auto` is one of the others, and the log-sum-exp way has its limits."""
+    if backend == 'auto':
+        backend = fastest_backend(query)
+    masked_with_gradient = attention_mask is not None and attention_mask.requires_grad
+    return 'fused' if backend == 'lse' and (dropout or masked_with_gradient) else backend
+
+
+def _torch_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    is_causal: bool,
+    scale: float,
     dropout: float,
 ) -> Tensor:
-    grouped = query.size(1) != key.size(1)
-    wide = query.device.type != 'cpu' and query.dtype not in (torch.float16, torch.bfloat16)
-    if grouped and (wide or attention_mask is not None):
-        # Of the GPU kernels, only flash attention takes grouped heads, in half precision and without a mask. For others
-        # torch would build the map.
-        key, value = _repeat_heads(key, query.size(1)), _repeat_heads(value, query.size(1))
-        grouped = False
+    key, value = _repeat_where_needed(query, key, value, attention_mask)
     return F.scaled_dot_product_attention(
         query,
         key,
@@ -163,8 +214,40 @@ def _fused(
         dropout_p=dropout,
         is_causal=is_causal,
         scale=scale,
-        enable_gqa=grouped,
+        enable_gqa=query.size(1) != key.size(1),
     )
+
+
+# torch.compile takes this as one piece: it could not follow the choice of a kernel.
+@torch.compiler.allow_in_graph
+def _lse(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    query_index: Tensor,
+    query_real: Tensor,
+    key_index: Tensor,
+    key_real: Tensor,
+    attention_mask: Tensor | None,
+    is_causal: bool,
+    scale: float,
+) -> tuple[Tensor, Tensor]:
+    query, key, value = (_autocast(x) for x in (query, key, value))
+    key, value = _repeat_where_needed(query, key, value, attention_mask)
+    bias = _blocking(attention_mask, query.dtype)
+    if bias is not None:
+        bias = bias[(None,) * (4 - bias.dim())]
+        if bias.dtype == torch.bool:
+            bias = torch.zeros_like(bias, dtype=query.dtype).masked_fill(~bias, -torch.inf)
+    queries, keys = Places(query_index, query_real), Places(key_index, key_real)
+    kernel = pick_kernel(query, key, value, bias, is_causal, scale)
+    if kernel is None:
+        key_mask = torch.zeros_like(key[:, 0, :, 0], dtype=torch.bool).scatter(1, key_index, key_real)
+        output, rows = _fused(query, key, value, key_mask, bias, is_causal, scale)
+        shares = rows.gather(2, query_index.unsqueeze(1).expand(-1, rows.size(1), -1))
+    else:
+        output, shares = attention_with_shares(query, key, value, queries, keys, bias, is_causal, scale, kernel)
+    return output, _mean_over_queries(shares, query_real)
 
 
 def _eager(
@@ -175,11 +258,11 @@ def _eager(
     key_mask: Tensor,
     attention_mask: Tensor | None,
     is_causal: bool,
-    scale: float | None,
+    scale: float,
     dropout: float,
 ) -> tuple[Tensor, Tensor]:
     key, value = _repeat_heads(key, query.size(1)), _repeat_heads(value, query.size(1))
-    logits = query @ key.transpose(-1, -2) * (query.size(-1) ** -0.5 if scale is None else scale)
+    logits = query @ key.transpose(-1, -2) * scale
     logits = logits.to(_wide(logits))
     bias = _causal(query.size(2), query.device) if is_causal else attention_mask
     weights = _softmax(logits, _blocking(bias, logits.dtype))
@@ -208,6 +291,23 @@ def _blocking(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
 
 def _causal(length: int, device: torch.device) -> Tensor:
     return torch.ones(length, length, dtype=torch.bool, device=device).tril()
+
+
+def _repeat_where_needed(
+    query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Keys and values with as many heads as the query, unless the kernel that reads them can do with fewer."""
+    if query.is_cuda and attention_mask is None and query.dtype in (torch.float16, torch.bfloat16):
+        return key, value
+    # Else torch may build the map: kernels for grouped heads take no mask and no float32, and CPUs had none before 2.9.
+    return _repeat_heads(key, query.size(1)), _repeat_heads(value, query.size(1))
+
+
+def _autocast(x: Tensor) -> Tensor:
+    """As autocast hands it to torch's own attention."""
+    if x.dtype == torch.float64 or not torch.is_autocast_enabled(x.device.type):
+        return x
+    return x.to(torch.get_autocast_dtype(x.device.type))
 
 
 def _repeat_heads(x: Tensor, num_heads: int) -> Tensor:

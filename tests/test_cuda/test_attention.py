@@ -1,10 +1,12 @@
-"""Attention with its interaction intensity on a device: both backends, every kind of mask, every precision."""
+"""Attention with its interaction intensity on a device: every backend, every kind of mask, every precision."""
 
 import pytest
 import torch
 from on_device import moved
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mergemix_mm.functional import attention_with_intensity, interaction_intensity
+from mergemix_mm.functional.lse_attention import pick_kernel
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 # Relative error of a whole tensor against float64.
@@ -46,7 +48,7 @@ def run(arguments, options, dtype, device):
 
 
 @pytest.mark.parametrize('dtype', DTYPES)
-@pytest.mark.parametrize('backend', ['fused', 'eager'])
+@pytest.mark.parametrize('backend', ['fused', 'lse', 'eager'])
 @pytest.mark.parametrize('mask', ['none', 'causal', 'padded', 'float'])
 @pytest.mark.parametrize(('heads', 'width'), [(4, 64), (2, 64), (1, 128), (4, 20)])
 def test_output_intensity_and_gradients_are_those_of_float64(heads, width, mask, backend, dtype, device):
@@ -60,7 +62,7 @@ def test_output_intensity_and_gradients_are_those_of_float64(heads, width, mask,
 
 
 @pytest.mark.parametrize('dtype', DTYPES)
-@pytest.mark.parametrize('backend', ['fused', 'eager'])
+@pytest.mark.parametrize('backend', ['fused', 'lse', 'eager'])
 @pytest.mark.parametrize('kind', ['bool', 'float', 'minimum'])
 def test_queries_that_see_nothing_have_output_and_gradients_of_zero(kind, backend, dtype, device):
     arguments = case()
@@ -75,7 +77,7 @@ def test_queries_that_see_nothing_have_output_and_gradients_of_zero(kind, backen
     assert not query[0].any() and not key[0].any() and query[1, :, 80:].any()
 
 
-@pytest.mark.parametrize('backend', ['fused', 'eager'])
+@pytest.mark.parametrize('backend', ['fused', 'lse', 'eager'])
 def test_dropout_drops_and_its_expectation_is_the_intensity(backend, device):
     query, key, value, query_mask, key_mask, _ = moved(case(), device, torch.float32)
     options = dict(is_causal=True, backend=backend)
@@ -96,3 +98,22 @@ def test_the_intensity_alone_is_the_same(dtype, device):
     alone = interaction_intensity(query, key, query_mask, key_mask, **options)
     assert alone.dtype == torch.float32 and alone.device.type == device.type
     torch.testing.assert_close(alone, both, rtol=ERROR[dtype], atol=ERROR[dtype])
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize('kernel', ['FLASH_ATTENTION', 'EFFICIENT_ATTENTION', 'CUDNN_ATTENTION'])
+@pytest.mark.parametrize(('heads', 'width'), [(4, 64), (4, 96), (4, 128), (2, 64)])
+def test_each_kernel_gives_its_log_sum_exp_and_takes_the_moved_output(heads, width, kernel, dtype, device):
+    arguments = case(heads, width)
+    options, choice = dict(is_causal=True, backend='lse'), SDPBackend.__members__[kernel]
+    expected = run(arguments, dict(options, backend='eager'), torch.float64, torch.device('cpu'))
+    with sdpa_kernel(choice):
+        query, key, value = moved(arguments[:3], device, dtype)
+        try:
+            pick_kernel(query, key, value, None, True, width**-0.5)
+        except RuntimeError as error:
+            pytest.skip(f'{kernel}: {error}')
+        found = run(arguments, options, dtype, device)
+    for name, got, want in zip(('output', 'intensity', 'query', 'key', 'value'), found, expected, strict=True):
+        error = float((got - want).norm() / want.norm())
+        assert error < ERROR[dtype] * (3 if name in ('query', 'key') else 1), (name, error)

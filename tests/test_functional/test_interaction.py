@@ -1,4 +1,4 @@
-"""Interaction intensity, fused and eager, against hand-built weights and against each other; the AIA loss."""
+"""Interaction intensity, by all backends, against hand-built weights and against each other; the AIA loss."""
 
 import pytest
 import torch
@@ -7,6 +7,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from mergemix_mm.functional import aia_loss, attention_with_intensity, interaction_intensity
 
+WAYS = ('fused', 'lse', 'eager')
 BATCH, LENGTH = 3, 12
 INF = float('inf')
 
@@ -48,9 +49,9 @@ def draw(kv_heads=4, width=8, dtype=torch.float32, seed=0):
     return [tensor.requires_grad_() for tensor in tensors], (query_mask, key_mask)
 
 
-def both(tensors, masks, **options):
-    """Output, intensity and gradients of a scalar that depends on both, fused and eager."""
-    for backend in ('fused', 'eager'):
+def each(tensors, masks, **options):
+    """Output, intensity and gradients of a scalar that depends on both, by every way."""
+    for backend in WAYS:
         output, intensity = attention_with_intensity(*tensors, *masks, backend=backend, **options)
         weights = torch.tensor([1.0, -2.0, 3.0], dtype=intensity.dtype)
         scalar = (intensity * weights).sum() + output.double().square().mean()
@@ -76,7 +77,7 @@ def test_a_hand_built_attention_matrix_gives_its_sums():
     rows = torch.tensor([[0.1, 0.2, 0.3, 0.4], [0.4, 0.3, 0.2, 0.1], [0.25, 0.25, 0.25, 0.25], [0.7, 0.1, 0.1, 0.1]])
     query, key = rows.log().view(1, 1, 4, 4), torch.eye(4).view(1, 1, 4, 4)
     query_mask, key_mask = torch.tensor([[True, True, False, True]]), torch.tensor([[False, True, True, False]])
-    for backend in ('fused', 'eager'):
+    for backend in WAYS:
         found = interaction_intensity(query, key, query_mask, key_mask, scale=1.0, backend=backend)
         assert float(found) == pytest.approx(((0.2 + 0.3) + (0.3 + 0.2) + (0.1 + 0.1)) / 3, abs=1e-6)
 
@@ -87,17 +88,18 @@ def test_the_intensity_is_that_of_the_definition(side):
     allowed = padding_mask(side)
     masks = (masks[0] & allowed[:, 0, -1], masks[1])
     expected = definition(query.detach(), key.detach(), masks, allowed[:, 0])
-    for _, intensity, _ in both((query, key, value), masks, attention_mask=allowed):
+    for _, intensity, _ in each((query, key, value), masks, attention_mask=allowed):
         torch.testing.assert_close(intensity, expected)
 
 
 @pytest.mark.parametrize('kv_heads', [4, 2, 1])
 @pytest.mark.parametrize('width', [8, 5])
 @pytest.mark.parametrize('name', CASES)
-def test_fused_equals_eager_in_value_and_gradient(name, width, kv_heads):
+def test_every_way_equals_eager_in_value_and_gradient(name, width, kv_heads):
     tensors, masks = draw(kv_heads, width)
-    fused, eager = both(tensors, masks, **CASES[name])
+    fused, lse, eager = each(tensors, masks, **CASES[name])
     torch.testing.assert_close(fused, eager, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(lse, eager, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize('name', CASES)
@@ -108,7 +110,7 @@ def test_the_output_is_that_of_torch(name):
     if mask is not None and mask.dtype != torch.bool and name != 'bias':
         mask = mask == 0
     expected = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, **options)
-    for output, _, _ in both((query, key, value), masks, **CASES[name]):
+    for output, _, _ in each((query, key, value), masks, **CASES[name]):
         torch.testing.assert_close(output, expected)
 
 
@@ -117,7 +119,7 @@ def test_the_output_is_that_of_torch(name):
 def test_the_intensity_alone_is_the_one_beside_the_output(name, kv_heads):
     (query, key, value), masks = draw(kv_heads)
     _, expected = attention_with_intensity(query, key, value, *masks, **CASES[name])
-    for backend in ('fused', 'eager'):
+    for backend in WAYS:
         found = interaction_intensity(query, key, *masks, backend=backend, **CASES[name])
         torch.testing.assert_close(found, expected)
         weights = torch.tensor([1.0, -2.0, 3.0])
@@ -125,15 +127,16 @@ def test_the_intensity_alone_is_the_one_beside_the_output(name, kv_heads):
         torch.testing.assert_close(torch.autograd.grad((found * weights).sum(), (query, key)), wanted)
 
 
+@pytest.mark.parametrize('backend', ['fused', 'lse'])
 @pytest.mark.parametrize('name', ['causal', 'left padding', 'minimum'])
-def test_gradients_are_those_of_finite_differences(name):
+def test_gradients_are_those_of_finite_differences(name, backend):
     tensors, masks = draw(kv_heads=2, width=3, dtype=torch.float64)
-    function = lambda *inputs: attention_with_intensity(*inputs, *masks, **CASES[name])  # noqa: E731
+    function = lambda *inputs: attention_with_intensity(*inputs, *masks, backend=backend, **CASES[name])  # noqa: E731
     assert torch.autograd.gradcheck(function, tensors)
     assert function(*tensors)[1].dtype == torch.float64
 
 
-@pytest.mark.parametrize('backend', ['fused', 'eager'])
+@pytest.mark.parametrize('backend', WAYS)
 @pytest.mark.parametrize('name', ['minimum', 'half minimum', 'infinity', 'left padding'])
 def test_a_query_that_may_attend_nowhere_has_output_and_gradient_zero(name, backend):
     (query, key, value), masks = draw()
@@ -145,13 +148,13 @@ def test_a_query_that_may_attend_nowhere_has_output_and_gradient_zero(name, back
 
 def test_finite_minima_give_what_a_bool_mask_gives():
     (query, key, value), masks = draw()
-    results = [both((query, key, value), masks, **CASES[name]) for name in ('left padding', 'minimum', 'half minimum')]
-    (expected, *_), *others = [list(result) for result in results]
-    for fused, _ in others:
-        torch.testing.assert_close(fused, expected, rtol=0, atol=0)
+    results = [each((query, key, value), masks, **CASES[name]) for name in ('left padding', 'minimum', 'half minimum')]
+    (*expected, _), *others = [list(result) for result in results]
+    for *found, _ in others:
+        torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize('backend', ['fused', 'eager'])
+@pytest.mark.parametrize('backend', WAYS)
 def test_half_precision_stays_within_its_rounding(backend):
     tensors, masks = draw(kv_heads=2)
     _, exact = attention_with_intensity(*tensors, *masks, is_causal=True)
@@ -160,7 +163,7 @@ def test_half_precision_stays_within_its_rounding(backend):
     torch.testing.assert_close(found, exact, rtol=0, atol=2e-3)
 
 
-@pytest.mark.parametrize('backend', ['fused', 'eager'])
+@pytest.mark.parametrize('backend', WAYS)
 def test_autocast_runs_in_half_precision_with_float32_intensity_and_gradients(backend):
     tensors, masks = draw(kv_heads=2)
     _, exact = attention_with_intensity(*tensors, *masks, **CASES['minimum'])
@@ -172,7 +175,7 @@ def test_autocast_runs_in_half_precision_with_float32_intensity_and_gradients(ba
     torch.testing.assert_close(torch.autograd.grad(found.sum(), tensors[:2]), expected, rtol=0.05, atol=2e-3)
 
 
-@pytest.mark.parametrize('backend', ['fused', 'eager'])
+@pytest.mark.parametrize('backend', WAYS)
 def test_with_dropout_the_intensity_is_that_of_the_weights_behind_the_output(backend):
     (query, key, value), (query_mask, key_mask) = draw()
     options = dict(attention_mask=padding_mask(), dropout=0.5, backend=backend)
@@ -187,7 +190,7 @@ def test_with_dropout_the_intensity_is_that_of_the_weights_behind_the_output(bac
     torch.testing.assert_close(torch.stack(draws).mean(dim=0), kept, rtol=0, atol=0.03)
 
 
-@pytest.mark.parametrize('backend', ['fused', 'eager'])
+@pytest.mark.parametrize('backend', WAYS)
 def test_a_sample_without_queries_or_keys_is_zero_and_leaves_the_others_alone(backend):
     tensors, (query_mask, key_mask) = draw()
     _, expected = attention_with_intensity(*tensors, query_mask, key_mask, is_causal=True, backend=backend)
@@ -218,12 +221,12 @@ class LargestTensor(TorchDispatchMode):
 
 @pytest.mark.parametrize('kv_heads', [4, 2])
 @pytest.mark.parametrize('alone', [True, False])
-def test_the_fused_way_builds_no_map_of_queries_by_keys(alone, kv_heads):
+def test_only_the_eager_way_builds_a_map_of_queries_by_keys(alone, kv_heads):
     length, width = 512, 8
     query, key, value = (torch.randn(1, heads, length, width, requires_grad=True) for heads in (4, kv_heads, kv_heads))
     mask = torch.arange(length)[None] < 100
     largest = {}
-    for backend in ('fused', 'eager'):
+    for backend in WAYS:
         with LargestTensor() as seen:
             if alone:
                 found = interaction_intensity(query, key, ~mask, mask, is_causal=True, backend=backend)
@@ -232,6 +235,7 @@ def test_the_fused_way_builds_no_map_of_queries_by_keys(alone, kv_heads):
             found.sum().backward()
         largest[backend] = seen.elements
     assert largest['fused'] <= 4 * length * (width + 8) < length * length
+    assert largest['lse'] <= 4 * length * width
     assert largest['eager'] >= 4 * length * length
 
 
@@ -248,7 +252,7 @@ def test_what_cannot_be_computed_is_refused():
         interaction_intensity(query, key, query_mask, key_mask.long())
     with pytest.raises(ValueError, match=r'query_mask \[3, 11\]'):
         interaction_intensity(query, key, query_mask[:, 1:], key_mask)
-    with pytest.raises(ValueError, match=r"backend='flash' must be one of \('fused', 'eager'\)"):
+    with pytest.raises(ValueError, match=r"backend='flash' must be one of \('auto', 'fused', 'lse', 'eager'\)"):
         interaction_intensity(query, key, *masks, backend='flash')
 
 
@@ -257,7 +261,7 @@ def test_more_keys_than_queries_work_with_a_mask():
     whole = attention_with_intensity(*tensors, query_mask, key_mask, is_causal=True)
     late = [tensors[0][:, :, 4:], *tensors[1:]]
     mask = torch.ones(LENGTH, LENGTH, dtype=torch.bool).tril()[4:]
-    for backend in ('fused', 'eager'):
+    for backend in WAYS:
         output, found = attention_with_intensity(
             *late, query_mask[:, 4:], key_mask, attention_mask=mask, backend=backend
         )
@@ -310,20 +314,3 @@ def test_targets_that_do_not_fit_the_layers_are_refused():
         aia_loss(intensity, torch.rand(1), torch.rand(2))
     with pytest.raises(ValueError, match=r'valid \[2\] must be \[3\]'):
         aia_loss(intensity, torch.rand(2), torch.rand(2), torch.ones(2, dtype=torch.bool))
-
-
-@pytest.mark.parametrize(('dtype', 'grouped'), [(torch.float32, False), (torch.bfloat16, True), (torch.float16, True)])
-def test_on_other_devices_only_half_precision_keeps_its_heads_in_groups(monkeypatch, dtype, grouped):
-    """What kernels of GPUs know; for anything else torch would build a map of all queries by all keys."""
-    seen, attend = [], F.scaled_dot_product_attention
-    monkeypatch.setattr(
-        F,
-        'scaled_dot_product_attention',
-        lambda *args, **kwargs: seen.append((args, kwargs)) or attend(*args, **kwargs),
-    )
-    query, key = (torch.empty(2, heads, 9, 16, dtype=dtype, device='meta') for heads in (4, 2))
-    mask = torch.empty(2, 9, dtype=torch.bool, device='meta')
-    output, intensity = attention_with_intensity(query, key, key, mask, mask, is_causal=True)
-    assert output.shape == query.shape and intensity.shape == (2,)
-    (((_, used, _), options),) = seen
-    assert options['enable_gqa'] == grouped and used.size(1) == (2 if grouped else 4)

@@ -96,7 +96,7 @@ def test_a_loser_like_its_winner_is_refused(large):
     ],
 )
 def test_full_sizes_have_as_many_weights_as_the_released_models(large, name, module, millions, trained):
-    model = large.recipe(name, large.parse_args(['--dtype', 'bfloat16']))
+    model = large.recipe(name, large.parse_args(['--device', 'cuda', '--dtype', 'bfloat16']))
     with torch.device('meta'):
         tuner = getattr(large, module).build_tuner(model['vlm'])
     sizes = [(parameter.numel() / 1e6, parameter.requires_grad) for parameter in tuner.parameters()]
@@ -107,7 +107,14 @@ def test_full_sizes_have_as_many_weights_as_the_released_models(large, name, mod
     assert all(layer.gradient_checkpointing for layer in layers if hasattr(layer, 'gradient_checkpointing'))
 
 
-def test_a_batch_of_one_is_refused(large, capsys):
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        (['--device', 'cuda', '--batch-size', '1'], '--batch-size 1 must be at least 2'),
+        ([], '--device cpu needs --quick'),
+    ],
+)
+def test_a_batch_of_one_and_full_sizes_on_a_cpu_are_refused(large, options, message, capsys):
     with pytest.raises(SystemExit):
-        large.parse_args(['--batch-size', '1'])
-    assert '--batch-size 1 must be at least 2' in capsys.readouterr().err
+        large.parse_args(options)
+    assert message in capsys.readouterr().err

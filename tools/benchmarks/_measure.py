@@ -165,13 +165,27 @@ def kernels(function: Callable[[], object], device: torch.device | str) -> tuple
         function (Callable): Called once.
         device (torch.device | str): Where it runs.
     """
+    found = kernels_by_name(function, device)
+    return found and (sum(len(times) for times in found.values()), sum(map(sum, found.values())))
+
+
+def kernels_by_name(function: Callable[[], object], device: torch.device | str) -> dict[str, list[float]] | None:
+    """Times (s) of the kernels that a call runs on a GPU, the name with the most time first; None on a CPU.
+
+    Args:
+        function (Callable): Called once.
+        device (torch.device | str): Where it runs.
+    """
     if torch.device(device).type != 'cuda':
         return None
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA], acc_events=True) as profiler:
         function()
         torch.cuda.synchronize(device)
-    on_gpu = [event for event in profiler.events() if event.device_type == torch.autograd.DeviceType.CUDA]
-    return len(on_gpu), sum(event.self_device_time_total for event in on_gpu) / 1e6
+    found = {}
+    for event in profiler.events():
+        if event.device_type == torch.autograd.DeviceType.CUDA:
+            found.setdefault(event.name, []).append(event.self_device_time_total / 1e6)
+    return dict(sorted(found.items(), key=lambda item: -sum(item[1])))
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:

@@ -145,6 +145,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.quick:
         args.batch_size, args.prompt, args.answer, args.rounds = 2, 4, 4, 1
+    elif args.device.type == 'cpu':
+        parser.error('--device cpu needs --quick: the sizes are those of a GPU')
     if args.batch_size < 2:
         parser.error(f'--batch-size {args.batch_size} must be at least 2: an image is mixed with another one')
     return args

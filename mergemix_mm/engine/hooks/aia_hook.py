@@ -38,7 +38,9 @@ class AIAHook(Hook):
         schedule (Sequence[tuple[float, float]], optional): Points (progress of the training in [0, 1], factor of the
             weight), linear between them, e.g. ``[(0, 0), (0.1, 1)]``. Defaults to None: constant.
         interval (int): Iterations between two curves. Defaults to 100.
-        backend (str): ``'fused'``, or ``'eager'`` to build the attention maps. Defaults to ``'fused'``.
+        backend (str): How attention gives its intensity: ``'fused'`` (more columns of the value), ``'lse'`` (from the
+            log-sum-exp), ``'auto'`` (the faster one), or ``'eager'`` (attention maps), see
+            :func:`mergemix_mm.functional.attention_with_intensity`. Defaults to ``'fused'``.
 
     Raises:
         ValueError: If an argument cannot be used; when training starts, if the targets leave a layer or a task out, or

@@ -37,7 +37,8 @@ class InteractionAlignment:
         model (nn.Module): The VLM; anything that :class:`InteractionRecorder` takes.
         criterion (AIALoss): Targets and weights.
         layers (Iterable[int], optional): Layers that are recorded and aligned. Defaults to None: all.
-        backend (str): ``'fused'`` or ``'eager'``. Defaults to ``'fused'``.
+        backend (str): ``'auto'``, ``'fused'``, ``'lse'`` or ``'eager'``, see
+            :func:`mergemix_mm.functional.attention_with_intensity`. Defaults to ``'fused'``.
         tasks (Iterable[str]): Tasks that will come, whose targets are looked up at once. Defaults to both.
 
     Raises:

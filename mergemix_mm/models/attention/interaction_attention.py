@@ -78,6 +78,7 @@ def interaction_attention(
         attention_mask = attention_mask[..., : key.size(2)]
     if is_causal is None:
         is_causal = query.size(2) > 1 and attention_mask is None and getattr(module, 'is_causal', True)
+    places = interaction.places
     output, intensity = attention_with_intensity(
         query,
         key,
@@ -89,6 +90,7 @@ def interaction_attention(
         scale=scaling,
         dropout=dropout,
         backend=interaction.backend,
+        places=places and tuple(found.to(query.device) for found in places),
     )
     interaction.record(layer, intensity)
     return output.transpose(1, 2).contiguous(), None

@@ -22,8 +22,8 @@ class InteractionRecorder:
             `VisionLanguageModel`, a tuner, a peft or DDP wrapper).
         layers (Iterable[int], optional): Layers to record, from 0, e.g. ``range(10, 20)``; the others cost nothing.
             Defaults to None: all.
-        backend (str): ``'fused'`` or ``'eager'``, see :func:`mergemix_mm.functional.attention_with_intensity`. Defaults
-            to ``'fused'``.
+        backend (str): ``'auto'``, ``'fused'``, ``'lse'`` or ``'eager'``, see
+            :func:`mergemix_mm.functional.attention_with_intensity`. Defaults to ``'fused'``.
 
     Raises:
         ValueError: if an argument cannot be used, or the model cannot be recorded (no attention interface, soft-capped

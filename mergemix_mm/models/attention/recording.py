@@ -5,6 +5,8 @@ import weakref
 import torch
 from torch import Tensor, nn
 
+from ...functional.lse_attention import Places
+
 
 class Recording:
     """Interaction intensities of one forward pass (https://arxiv.org/abs/2511.22663).
@@ -63,6 +65,9 @@ class Probe:
         self.query_mask = query_mask
         self.key_mask = key_mask
         self.backend = backend
+        # Looked up once for all layers: their number depends on the data, so that a GPU is waited for.
+        found = backend in ('lse', 'auto')
+        self.places = (Places.of(query_mask), Places.of(key_mask)) if found else None
         self.layers = frozenset(recording.layers)
         self._recording = weakref.ref(recording)
         self._needs_grad = torch.is_grad_enabled()

@@ -10,6 +10,8 @@ import torch
 import torch.distributed as dist
 
 pytest.importorskip('transformers')
+from mergemix_mm.functional.interaction import BACKENDS
+from mergemix_mm.functional.lse_attention import Places
 from mergemix_mm.models import HFVisionLanguageModel
 from mergemix_mm.models.attention import InteractionRecorder
 from mergemix_mm.models.attention.interaction_attention import NAME
@@ -104,7 +106,8 @@ def test_threads_that_share_a_model_do_not_mix(language_model, padded):
         torch.testing.assert_close(together[index], results[index])
 
 
-def test_checkpointing_records_once_with_the_same_gradients(language_model, padded, gradients):
+@pytest.mark.parametrize('backend', ['fused', 'lse'])
+def test_checkpointing_records_once_with_the_same_gradients(backend, language_model, padded, gradients):
     model, (inputs, queries, keys) = language_model(), padded()
     found = []
     for checkpointing in (False, True):
@@ -112,7 +115,7 @@ def test_checkpointing_records_once_with_the_same_gradients(language_model, padd
             model.gradient_checkpointing_enable({'use_reentrant': False})
         layers = []
         hooks = [layer.self_attn.register_forward_hook(lambda *_: layers.append(1)) for layer in model.model.layers]
-        with InteractionRecorder(model) as recorder:
+        with InteractionRecorder(model, backend=backend) as recorder:
             recording, hidden = record(recorder, inputs, queries, keys, model.model)
             intensity, recorded = recording.intensity(), dict(recording.found)
             grads = gradients(hidden, intensity, inputs['attention_mask'], model)
@@ -125,14 +128,15 @@ def test_checkpointing_records_once_with_the_same_gradients(language_model, padd
     torch.testing.assert_close(*found)
 
 
-def test_gradients_under_checkpointing_may_come_from_the_intensity_alone(language_model, padded):
+@pytest.mark.parametrize('backend', ['fused', 'lse'])
+def test_gradients_under_checkpointing_may_come_from_the_intensity_alone(backend, language_model, padded):
     model, arguments = language_model(), padded()
     grads = []
     for checkpointing in (False, True):
         if checkpointing:
             model.gradient_checkpointing_enable({'use_reentrant': False})
         model.zero_grad()
-        with InteractionRecorder(model, [1, 2]) as recorder:
+        with InteractionRecorder(model, [1, 2], backend=backend) as recorder:
             recording, _ = record(recorder, *arguments, model)
             recording.intensity().sum().backward()
         grads.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
@@ -153,10 +157,11 @@ def test_reentrant_checkpointing_is_refused_with_the_reason(language_model, padd
         assert recording.intensity().shape == (4, 3)
 
 
-def test_a_forward_without_backward_leaks_nothing_under_checkpointing(language_model, padded):
+@pytest.mark.parametrize('backend', ['fused', 'lse'])
+def test_a_forward_without_backward_leaks_nothing_under_checkpointing(backend, language_model, padded):
     model, arguments = language_model(), padded()
     model.gradient_checkpointing_enable({'use_reentrant': False})
-    with InteractionRecorder(model) as recorder:
+    with InteractionRecorder(model, backend=backend) as recorder:
         recording, hidden = record(recorder, *arguments, model.model)
     watched = [weakref.ref(hidden), weakref.ref(recording), weakref.ref(recording.found[0])]
     del recording, hidden
@@ -241,6 +246,26 @@ def test_wrapped_models_record_with_the_same_gradients(wrapper, checkpointing, l
         grads = [p.grad.full_tensor() if hasattr(p.grad, 'full_tensor') else p.grad for p in model.parameters()]
         found.append((recording.intensity(), grads))
     torch.testing.assert_close(*found)
+
+
+@pytest.mark.parametrize('name', ['llama', 'mistral, sliding', 'gemma3_text'])
+@pytest.mark.parametrize('side', ['right', 'left'])
+def test_every_backend_records_the_same_and_looks_for_the_tokens_once(
+    name, side, language_model, padded, gradients, monkeypatch
+):
+    model, (inputs, queries, keys) = language_model(name), padded(side)
+    looked, original = [], Places.of
+    monkeypatch.setattr(Places, 'of', lambda mask: looked.append(mask) or original(mask))
+    found = {}
+    for backend in BACKENDS:
+        looked.clear()
+        with InteractionRecorder(model, backend=backend) as recorder:
+            recording, hidden = record(recorder, inputs, queries, keys, model.model)
+            intensity = recording.intensity()
+            found[backend] = intensity, gradients(hidden, intensity, inputs['attention_mask'], model)
+        assert len(looked) == (2 if backend in ('lse', 'auto') else 0)
+    for backend in BACKENDS:
+        torch.testing.assert_close(found[backend], found['eager'], rtol=1e-4, atol=1e-5)
 
 
 def test_a_recording_serves_one_forward(language_model, padded):

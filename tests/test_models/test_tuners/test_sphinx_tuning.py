@@ -74,12 +74,13 @@ def test_the_recorder_sees_the_language_model_and_not_the_encoders():
     vlm = tuner.vlm
     spans = interaction_spans('und', vlm.modality(batch), batch['labels'])
     found = {}
-    for backend in ('fused', 'eager'):
+    for backend in ('fused', 'lse', 'eager'):
         with InteractionRecorder(vlm, backend=backend) as recorder:
             recording = recorder.recording(*spans)
             found[backend] = vlm.hidden(batch, **recording.attention_kwargs), recording.intensity()
     assert found['fused'][1].shape == (2, 4)
     assert torch.allclose(found['fused'][1], found['eager'][1], atol=1e-5)
+    assert torch.allclose(found['lse'][1], found['eager'][1], atol=1e-5)
     real = batch['attention_mask'].bool()
     assert torch.allclose(found['fused'][0][real], vlm.hidden(batch)[real], atol=1e-5)
     assert recording.valid.tolist() == [True, True, True, False]
