@@ -20,7 +20,7 @@ def freeze(family: Family, trainable: Collection[str]) -> None:
     """Let the parameters of the named parts require gradients, and no others."""
     # Tied weights have one name only in named_parameters; all names are in one part.
     for name, parameter in family.model.named_parameters():
-        parameter.requires_grad_(_part_of(name, family.parts) in trainable)
+        parameter.requires_grad_(part_of(name, family.parts) in trainable)
 
 
 def train_parts(family: Family, trainable: Collection[str], gradient_checkpointing: bool = False) -> None:
@@ -48,7 +48,8 @@ def _by_depth(parts: dict[str, tuple[str, ...]]) -> list[tuple[str, str]]:
     return sorted(((path, part) for part, paths in parts.items() for path in paths), key=lambda item: len(item[0]))
 
 
-def _part_of(name: str, parts: dict[str, tuple[str, ...]]) -> str | None:
+def part_of(name: str, parts: dict[str, tuple[str, ...]]) -> str | None:
+    """The part of a `Family` that a parameter belongs to, by its dotted name; None if it belongs to no part."""
     owner = None
     for path, part in _by_depth(parts):
         if name == path or name.startswith(f'{path}.'):

@@ -1,0 +1,25 @@
+"""What a training takes, before anything is downloaded: full-size models without weights, and memory on each GPU."""
+
+from .batches import UnknownBatchError, image_input, training_batches
+from .parts import PartSize, part_sizes
+from .plan import GIB, MemoryPlan, PlanError, StepPeaks, plan_memory, step_peaks
+from .step_memory import StepMemory
+from .weightless import HubConfigError, build_weightless, read_hub_configs
+
+__all__ = [
+    'GIB',
+    'HubConfigError',
+    'MemoryPlan',
+    'PartSize',
+    'PlanError',
+    'StepMemory',
+    'StepPeaks',
+    'UnknownBatchError',
+    'build_weightless',
+    'image_input',
+    'part_sizes',
+    'plan_memory',
+    'read_hub_configs',
+    'step_peaks',
+    'training_batches',
+]

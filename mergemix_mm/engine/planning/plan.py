@@ -1,0 +1,268 @@
+"""What a training of a config holds on each GPU: weights, gradients, optimizer states, and what a step needs beside."""
+
+import inspect
+from collections.abc import Iterable
+from contextlib import nullcontext
+from copy import deepcopy
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+import torch
+from mmengine.config import Config
+from mmengine.optim import OptimWrapper, build_optim_wrapper
+from mmengine.registry import HOOKS, OPTIMIZERS
+from torch import nn
+
+from ...models.vlms.loading import parse_dtype
+from ...models.vlms.wrap_policy import wrap_decoder_layers
+from .batches import training_batches
+from .step_memory import StepMemory
+from .weightless import HubConfigs, build_weightless
+
+GIB = 2**30
+# CUDA's context, NCCL's buffers, workspaces of the BLAS library, and what the allocator keeps in pieces.
+RESERVED = 2 * GIB
+# Layers that are gathered at a time: the one that computes, and the next.
+GATHERED = 2
+
+
+@dataclass
+class MemoryPlan:
+    """Bytes on each GPU, by one way to train.
+
+    Args:
+        name (str): ``'DDP'``, ``'FSDP2'`` or ``'FSDP2, CPU offload'``; ``'one GPU'`` in the place of the first.
+        weights (int): Parameters and buffers.
+        gradients (int): With those in the buckets of DDP.
+        optimizer (int): States of the optimizer.
+        step (int): What a step holds beside them at its peak: activations, copies in low precision, gathered layers.
+        host (int): In the memory of the machine, per process.
+    """
+
+    name: str
+    weights: int
+    gradients: int
+    optimizer: int
+    step: int
+    host: int = 0
+
+    @property
+    def total(self) -> int:
+        """On each GPU, with what is reserved."""
+        return self.weights + self.gradients + self.optimizer + self.step + RESERVED
+
+    def fits(self, gpu_memory: int) -> bool:
+        """Whether a GPU of so many bytes can hold it."""
+        return self.total <= gpu_memory
+
+
+@dataclass
+class StepPeaks:
+    """What a simulated training holds.
+
+    Args:
+        weights (int): Bytes of parameters and buffers.
+        gradients (int): Bytes of all gradients.
+        optimizer (int): Bytes of the optimizer's states.
+        loss (int): Peak of forward and backward, gradients included, above weights and states.
+        update (int): Peak of the optimizer's step, gradients included, above weights and states.
+    """
+
+    weights: int
+    gradients: int
+    optimizer: int
+    loss: int
+    update: int
+
+
+class PlanError(ValueError):
+    """A config whose training cannot be planned."""
+
+
+def plan_memory(
+    cfg: Config, gpus: int, hub_configs: HubConfigs | None = None, text_tokens: int | None = None
+) -> list[MemoryPlan]:
+    """Plan the training of a config.
+
+    A step is simulated as `step_peaks` does it, once as one GPU runs it, and once in low precision with gradients that
+    go at once, as sharded layers do.
+
+    Rules of FSDP2: parameters, gradients and states are divided by the number of GPUs. Each decoder layer of the
+    language model, and each encoder of a `MultiBackbone`, is a unit; two units are gathered at a time, in the low
+    precision, and two gradients of units are on their way. All else is the root, which stays gathered in a step.
+
+    Args:
+        cfg (Config): A config that trains.
+        gpus (int): Number of GPUs, >= 1.
+        hub_configs (Mapping, optional): As `build_weightless` takes it.
+        text_tokens (int, optional): As `training_batches` takes it.
+
+    Returns:
+        list[MemoryPlan]: DDP, FSDP2 and FSDP2 with CPU offload.
+
+    Raises:
+        PlanError: if the config does not train.
+        UnknownBatchError: if no batch can be made up.
+        HubConfigError: if the config of a hub model is missing.
+    """
+    for key in ('model', 'train_dataloader', 'optim_wrapper'):
+        if not cfg.get(key):
+            raise PlanError(f'CONFIG has no {key}: memory is planned of configs that train')
+    low = low_precision(cfg)
+    whole = step_peaks(cfg, hub_configs, text_tokens, autocast=low)
+    copies = whole.weights if any('EMAHook' in str(hook.get('type')) for hook in cfg.get('custom_hooks') or ()) else 0
+    buckets = whole.gradients if gpus > 1 else 0
+    plans = [
+        MemoryPlan(
+            'DDP' if gpus > 1 else 'one GPU',
+            weights=whole.weights + copies,
+            gradients=whole.gradients + buckets,
+            optimizer=whole.optimizer,
+            step=max(whole.loss, whole.update) - whole.gradients,
+        )
+    ]
+    sharded = step_peaks(cfg, hub_configs, text_tokens, compute=low, release=True)
+    units = unit_sizes(build_weightless(cfg.model, hub_configs))
+    size = parse_dtype(low).itemsize
+    layers = min(GATHERED, units.number) * units.largest
+    gathered = size * (units.root + layers)
+    # Gradients of a layer are summed over the GPUs in float32, those of the root at the end.
+    reduced = 4 * max(min(GATHERED, units.number) * units.largest_trained, units.root_trained)
+    states = dict(weights=whole.weights + copies, gradients=whole.gradients, optimizer=whole.optimizer)
+    shards = {name: -(-value // gpus) for name, value in states.items()}
+    update = (whole.update - whole.gradients) // gpus
+    step = max(sharded.loss + gathered + reduced, update)
+    plans.append(MemoryPlan('FSDP2', **shards, step=step))
+    offloaded = MemoryPlan('FSDP2, CPU offload', 0, 0, 0, step=sharded.loss + gathered + reduced)
+    offloaded.host = sum(shards.values()) + update
+    return [*plans, offloaded]
+
+
+def step_peaks(
+    cfg: Config,
+    hub_configs: HubConfigs | None = None,
+    text_tokens: int | None = None,
+    autocast: torch.dtype | None = None,
+    compute: torch.dtype | None = None,
+    release: bool = False,
+    foreach: bool = True,
+) -> StepPeaks:
+    """Simulate a training step of each task on tensors without content.
+
+    Args:
+        cfg (Config): A config that trains.
+        hub_configs (Mapping, optional): As `build_weightless` takes it.
+        text_tokens (int, optional): As `training_batches` takes it.
+        autocast (torch.dtype, optional): The step runs under autocast to it. Defaults to None: it does not.
+        compute (torch.dtype, optional): The parameters are cast to it. Defaults to None: they are not.
+        release (bool): Whether gradients go as soon as they are complete. Defaults to False.
+        foreach (bool): Whether the optimizer takes all parameters at once, as it does on a GPU. Defaults to True.
+
+    Returns:
+        StepPeaks: of the task that needs most.
+    """
+    model = build_weightless(cfg.model, hub_configs)
+    memory = StepMemory()
+    memory.adopt_module(model, compute)
+    weights = sum(one.numel() * one.element_size() for one in (*model.parameters(), *model.buffers()))
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    gradients = sum(one.numel() * one.element_size() for one in trained)
+    model.train()
+    for hook in cfg.get('custom_hooks') or ():
+        if str(hook.get('type')).endswith('AIAHook'):
+            HOOKS.build(deepcopy(hook)).before_train(SimpleNamespace(model=model))
+    batches = training_batches(cfg, model, memory, text_tokens)
+    peaks = StepPeaks(weights, gradients, 0, 0, 0)
+    with memory:
+        wrapper = None if release else _optim_wrapper(cfg, model, foreach)
+        if wrapper is not None:
+            # A first update makes the states, which are there from then on.
+            for parameter in trained:
+                parameter.grad = torch.empty_like(parameter)
+            wrapper.step()
+            wrapper.zero_grad()
+            peaks.optimizer = memory.held
+        else:
+            for parameter in trained:
+                parameter.register_post_accumulate_grad_hook(_let_go)
+    for make in batches.values():
+        with memory:
+            for _ in range(2 if cfg.optim_wrapper.get('accumulative_counts', 1) > 1 else 1):
+                memory.peak = memory.held
+                batch = make()
+                with nullcontext() if autocast is None else torch.autocast('cpu', dtype=autocast):
+                    losses = model(**batch)
+                loss, _ = model.parse_losses(losses)
+                del losses
+                loss.backward()
+                del loss, batch
+                peaks.loss = max(peaks.loss, memory.peak - peaks.optimizer)
+            if wrapper is not None:
+                memory.peak = memory.held
+                if wrapper.clip_grad_kwargs:
+                    wrapper._clip_grad()
+                wrapper.step()
+                peaks.update = max(peaks.update, memory.peak - peaks.optimizer)
+                wrapper.zero_grad()
+    return peaks
+
+
+def _let_go(parameter: nn.Parameter) -> None:
+    parameter.grad = None
+
+
+def _optim_wrapper(cfg: Config, model: nn.Module, foreach: bool) -> OptimWrapper:
+    """The config's optimizer in a plain wrapper: others ask for GPUs, or for a sharded model."""
+    wrapper = deepcopy(cfg.optim_wrapper)
+    kept = ('optimizer', 'paramwise_cfg', 'constructor', 'clip_grad')
+    wrapper = {key: wrapper[key] for key in kept if wrapper.get(key) is not None}
+    optimizer_class = OPTIMIZERS.get(wrapper['optimizer']['type'])
+    takes = inspect.signature(optimizer_class).parameters if optimizer_class is not None else {}
+    if foreach and 'foreach' in takes and not wrapper['optimizer'].get('fused'):
+        wrapper['optimizer'].setdefault('foreach', True)
+    return build_optim_wrapper(model, dict(wrapper, type='OptimWrapper'))
+
+
+def low_precision(cfg: Config) -> torch.dtype | None:
+    """The precision that a config computes in, by its wrapper or its strategy; None is that of the weights."""
+    wrapper, strategy = cfg.optim_wrapper, cfg.get('strategy') or {}
+    if str(wrapper.get('type')).endswith('AmpOptimWrapper'):
+        # Torch's own choice on a GPU.
+        return parse_dtype(wrapper.get('dtype') or 'float16')
+    mixed = (strategy.get('model_wrapper') or {}).get('mixed_precision') or strategy.get('mixed_precision') or {}
+    if mixed.get('param_dtype'):
+        return parse_dtype(mixed['param_dtype'])
+    for key, dtype in (('bf16', torch.bfloat16), ('fp16', torch.float16)):
+        if (strategy.get(key) or {}).get('enabled'):
+            return dtype
+    return None
+
+
+@dataclass
+class UnitSizes:
+    """Parameters of what FSDP2 gathers at a time: the root, and the largest of the units."""
+
+    number: int = 0
+    root: int = 0
+    root_trained: int = 0
+    largest: int = 0
+    largest_trained: int = 0
+
+
+def unit_sizes(model: nn.Module) -> UnitSizes:
+    """Divide a model into units, by the rule of `wrap_decoder_layers`."""
+    sizes, inside = UnitSizes(), set()
+    for module in model.modules():
+        if wrap_decoder_layers(module, False, 0):
+            parameters = {id(one): one for one in module.parameters()}
+            sizes.number += 1
+            sizes.largest = max(sizes.largest, _total(parameters.values()))
+            sizes.largest_trained = max(sizes.largest_trained, _total(parameters.values(), trained=True))
+            inside |= parameters.keys()
+    rest = [one for one in model.parameters() if id(one) not in inside]
+    sizes.root, sizes.root_trained = _total(rest), _total(rest, trained=True)
+    return sizes
+
+
+def _total(parameters: Iterable[nn.Parameter], trained: bool = False) -> int:
+    return sum(one.numel() for one in parameters if one.requires_grad or not trained)

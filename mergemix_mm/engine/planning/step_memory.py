@@ -1,0 +1,117 @@
+"""Runs a training step on tensors without content and adds up what it would hold at its peak.
+
+torch's fake tensors have shapes, dtypes and storages, and no memory. So a step of any size runs in seconds, through the
+same code as in training, and every allocation and release of it is seen.
+"""
+
+import weakref
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+
+_VALUE = torch.ops.aten._local_scalar_dense.default
+_EQUAL = torch.ops.aten.equal.default
+_NONZERO = torch.ops.aten.nonzero.default
+_CONVOLUTION = torch.ops.aten.convolution.default
+_INDEXED = (torch.ops.aten.index.Tensor, torch.ops.aten.index_put.default, torch.ops.aten.index_put_.default)
+
+
+class StepMemory(TorchDispatchMode):
+    """Counts the bytes of all storages that are made while it is entered, and releases them when they go.
+
+    Tensors with content (token ids, masks, positions) stay what they are, so that code may look at them. Where code
+    looks at the value of a tensor without content, it finds True, or 1; two of them are never equal; and none of their
+    elements is zero. So nothing is left out of the step that a value decides upon.
+
+    Attributes:
+        held (int): Bytes now.
+        peak (int): Most bytes at a time so far.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fake = FakeTensorMode(allow_non_fake_inputs=True)
+        self.held = self.peak = 0
+        self._known: set[int] = set()
+
+    def empty(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        """A tensor without content that is not counted: it was there before the step."""
+        return self.adopt(torch.empty(*shape, dtype=dtype, device='meta'))
+
+    def adopt(self, tensor: Tensor) -> Tensor:
+        """A tensor of the meta device as one of the CPU without content, not counted."""
+        tensor = FakeTensor(self.fake, tensor.detach(), torch.device('cpu'))
+        self._register(tensor, 0)
+        return tensor
+
+    def adopt_module(self, module: nn.Module, dtype: torch.dtype | None = None) -> None:
+        """Give a module on the meta device parameters and buffers without content, in place.
+
+        Args:
+            module (nn.Module): The module; shared parameters stay shared.
+            dtype (torch.dtype, optional): Of its floating parameters. Defaults to None: as they are.
+        """
+        made: dict[int, nn.Parameter] = {}
+        for part in module.modules():
+            for name, parameter in part._parameters.items():
+                if parameter is None:
+                    continue
+                if id(parameter) not in made:
+                    value = parameter.detach()
+                    value = value.to(dtype) if dtype is not None and value.is_floating_point() else value
+                    made[id(parameter)] = nn.Parameter(self.adopt(value), requires_grad=parameter.requires_grad)
+                part._parameters[name] = made[id(parameter)]
+            for name, buffer in part._buffers.items():
+                if buffer is not None and buffer.is_meta:
+                    part._buffers[name] = self.adopt(buffer)
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        empty = any(isinstance(one, FakeTensor) for one in tree_iter((args, kwargs)))
+        if empty and function is _VALUE:
+            return True if args[0].dtype is torch.bool else 1 if not args[0].is_floating_point() else 1.0
+        if empty and function is _EQUAL:
+            return False
+        if empty and function is _NONZERO:
+            result = args[0].new_empty((args[0].numel(), args[0].ndim), dtype=torch.int64)
+        else:
+            if empty and function in _INDEXED:
+                args = (args[0], _as_positions(args[1]), *args[2:])
+            result = function(*args, **kwargs)
+        for tensor in tree_iter(result):
+            if isinstance(tensor, Tensor):
+                self._register(tensor)
+        if empty and function is _CONVOLUTION:
+            # Its kernels write their output in a layout of their own first.
+            self.peak = max(self.peak, self.held + result.untyped_storage().nbytes())
+        return result
+
+    def _register(self, tensor: Tensor, size: int | None = None) -> None:
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key in self._known:
+            return
+        size = storage.nbytes() if size is None else size
+        self._known.add(key)
+        self.held += size
+        self.peak = max(self.peak, self.held)
+        weakref.finalize(storage, self._release, key, size)
+
+    def _release(self, key: int, size: int) -> None:
+        self._known.discard(key)
+        self.held -= size
+
+
+def _as_positions(indices: Iterable[Tensor | None]) -> list[Tensor | None]:
+    """Flags with content become positions: how many there are is not known of tensors without."""
+    result = []
+    for index in indices:
+        if index is not None and index.dtype is torch.bool and not isinstance(index, FakeTensor):
+            result.extend(index.nonzero().unbind(1))
+        else:
+            result.append(index)
+    return result
