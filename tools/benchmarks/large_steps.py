@@ -218,7 +218,7 @@ def janus_groups(args: argparse.Namespace) -> Iterator[Group]:
     for task, batch in aia_step.random_batches(config, args.batch_size, length, args.answer).items():
         batch = on_device(batch, args.device)
         arms = {LIBRARY: training_step(partial(transformers_losses, tuner, batch), optimizer)}
-        backends = {NTP: None} | {f'AIA, {backend}': backend for backend in BACKENDS}
+        backends = {NTP: None} | {f'AIA, {one}': one for one in BACKENDS if one != 'auto'}  # One of the others.
         arms |= {name: aia_step.build_arm(tuner, batch, optimizer, backend) for name, backend in backends.items()}
         same = (f'loss_ntp_{task}', f'loss_aia_{task}')
         yield Group('Janus-Pro-1B, all weights', aia_step.TASKS[task], arms, tuner, args.batch_size * length, same)
