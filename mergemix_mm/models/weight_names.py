@@ -2,6 +2,7 @@
 
 Version 5 took the wrapper off CLIP's and SigLIP's vision models, and renamed parts of DINOv2, DINOv3 and ViT; one
 weight of DINOv2's SwiGLU became two. ``tests/transformers_versions/weight_names.json`` holds the names of both.
+Modules that ``torch.compile`` wrapped have their weights under one more name.
 """
 
 import re
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 COMMON = tuple(
     (re.compile(pattern), form)
     for pattern, form in (
+        (r'(^|\.)_orig_mod\.', r'\1'),
         (r'(^|\.)vision_model\.(?=(?:embeddings|pre_layrnorm|encoder|post_layernorm|head)\.)', r'\1'),
         (r'(^|\.)(?:(?:encoder|model)\.)*layers?\.(?=\d+\.)', r'\1layer.'),
         (r'\.attention\.attention\.([qkv])(?:uery|ey|alue)\.', r'.attention.\1_proj.'),

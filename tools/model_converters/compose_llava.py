@@ -1,6 +1,7 @@
 """Makes an untrained LLaVA-1.5 of a trained vision tower and a trained language model, with a new projector between.
 
 This is what stage 1 of LLaVA (https://arxiv.org/abs/2310.03744) starts from: everything but the projector is trained.
+All weights are written in the dtype of the language model.
 """
 
 import argparse
@@ -13,7 +14,7 @@ from torch import nn
 from mergemix_mm.datasets.llava_padding import pad_to_square
 from mergemix_mm.datasets.transforms.chat_template import find_chat_template
 from mergemix_mm.engine.launch import LaunchError
-from mergemix_mm.models.vlms.saving import check_replaceable, replaced_folder, save_processor
+from mergemix_mm.models.vlms.saving import check_replaceable, replaced_folder, save_model, save_processor
 from mergemix_mm.utils.text import shown
 
 # model_type of a config -> transformers' class of the tower alone, and whether a class token stands before the patches.
@@ -179,7 +180,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise LaunchError(f'--chat-template: {error}') from error
     model = compose(vision, language, tokenizer, has_class_token, args.seed)
     with replaced_folder(args.out) as folder:
-        model.save_pretrained(folder)
+        save_model(model, folder, language.dtype)
         save_processor(processor, folder)
     print(f'Model with a new projector written to {args.out}')
 

@@ -392,7 +392,7 @@ def write_weights(weights: Weights, pieces: Sequence[Piece], folder: Path, shard
     batch: dict[str, Tensor] = {}
     size = total = 0
     for piece in pieces:
-        tensor = piece.cut(weights[piece.source])
+        tensor = piece.cut(weights[piece.source]).to(weights[pieces[0].source].dtype)  # One, as the config says.
         if batch and size + tensor.nbytes > shard_bytes:
             shards.append(_write_shard(batch, folder, len(shards)))
             batch, size = {}, 0

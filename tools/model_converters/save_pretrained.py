@@ -1,6 +1,7 @@
 """Writes the vision-language model of an MMEngine checkpoint, and its processor, in transformers' format."""
 
 import argparse
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -48,6 +49,8 @@ def load_weights(path: Path, trust: bool = False) -> dict[str, torch.Tensor]:
         weights = read_state_dict(path, trust)
     except (OSError, ValueError) as error:
         raise launch.LaunchError(f'CHECKPOINT: {error}') from None
+    # As MMEngine reads them: with or without what wrapped the model.
+    weights = {re.sub(r'^((module|_orig_mod)\.)+', '', name): weight for name, weight in weights.items()}
     found = {name.removeprefix('vlm.'): weight for name, weight in weights.items() if name.startswith('vlm.')}
     if not found:
         raise launch.LaunchError(

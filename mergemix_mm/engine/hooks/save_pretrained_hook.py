@@ -4,11 +4,10 @@ from pathlib import Path
 
 from mmengine.dist import is_main_process, master_only
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS, TRANSFORMS
 
 from ...models.vlms.loading import parse_dtype
-from ...models.vlms.saving import check_replaceable, check_whole, replaced_folder, save_processor
+from ...models.vlms.saving import check_replaceable, check_whole, replaced_folder, save_processor, unwrapped
 from ...utils.files import clear_leftovers
 from ...utils.numbers import check_number
 
@@ -89,7 +88,7 @@ class SavePretrainedHook(Hook):
 
 
 def _find_tuner(runner):
-    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+    model = unwrapped(runner.model)
     if not hasattr(model, 'vlm'):
         raise TypeError(
             f'SavePretrainedHook: the model {type(model).__name__} has no vlm to save. Use it with '

@@ -14,6 +14,7 @@ from .families import Family
 from .freezing import check_trainable, freeze, part_modules, train_parts
 from .generation import AnswerLogps, pad_left
 from .lora import add_lora
+from .saving import unwrapped
 
 
 class FamilyModel(VisionLanguageModel):
@@ -66,7 +67,7 @@ class FamilyModel(VisionLanguageModel):
         # MMEngine would only warn that no name fits, and go on without the checkpoint.
         names = [name for name in state_dict if name.startswith(f'{prefix}model.')]
         adapted = any(name.startswith(f'{prefix}model.base_model.') for name in names)
-        if names and adapted != (self.model is not self.family.model):
+        if names and adapted != (unwrapped(self.model) is not self.family.model):
             has, lacks = ('checkpoint', 'model') if adapted else ('model', 'checkpoint')
             raise ValueError(
                 f'{type(self).__name__}: the {has} has adapters of LoRA, the {lacks} has none. Set vlm.lora as in the '

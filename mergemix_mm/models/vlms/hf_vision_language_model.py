@@ -9,7 +9,7 @@ from mmengine.registry import MODELS
 from .families import find_family
 from .family_model import FamilyModel
 from .loading import load_vlm, parse_dtype
-from .saving import check_whole, replaced_folder, save_model
+from .saving import check_whole, replaced_folder, save_adapters, save_model, unwrapped
 from .vision_merge import VisionMerge
 
 
@@ -94,13 +94,12 @@ class HFVisionLanguageModel(FamilyModel):
 
         Raises:
             ValueError: if `dtype` is no floating dtype.
-            RuntimeError: if this process holds a shard of the weights only.
+            RuntimeError: if this process holds a shard of the weights only, or adapters are inside of wrapped modules.
         """
         dtype = self.loaded_dtype if dtype is None else parse_dtype(dtype)
         check_whole(self.model)
         with replaced_folder(folder) as temporary:
-            if self.model is self.family.model:
+            if unwrapped(self.model) is self.family.model:
                 save_model(self.model, temporary, dtype)
             else:
-                # Embeddings do not train; peft would ask the hub whether they have grown.
-                self.model.save_pretrained(temporary, save_embedding_layers=False)
+                save_adapters(self.model, temporary)

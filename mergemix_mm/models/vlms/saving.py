@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from mmengine.model import is_model_wrapper
 from torch import Tensor, nn
 
 from ...utils import files
@@ -52,7 +53,8 @@ def save_model(model: nn.Module, folder: Path, dtype: torch.dtype) -> None:
 
     After training, weights that trained are float32 beside others of lower precision: the library would read such a
     folder as it is, and multiply the one by the other. The config also says whether head and embeddings are one
-    weight, at both places where the versions of transformers look for it.
+    weight, at both places where the versions of transformers look for it. What was compiled or wrapped inside of the
+    model is written under the names that it had before.
 
     Args:
         model (nn.Module): The model; it stays as it is.
@@ -61,16 +63,22 @@ def save_model(model: nn.Module, folder: Path, dtype: torch.dtype) -> None:
     """
     cast: dict[tuple, Tensor] = {}
     weights = {}
+    model = unwrapped(model)
+    wrappers = _wrappers(model)
     for name, value in model.state_dict().items():
         # Names of one weight get one tensor again, which the library writes once.
         place = (value.data_ptr(), value.shape, value.stride(), value.dtype)
         if place not in cast:
             changes = value.is_floating_point() and value.dtype != dtype
             cast[place] = value.to('cpu', dtype) if changes else value
+        for path, plain in wrappers:
+            name = plain + name.removeprefix(path) if name.startswith(path) else name
         weights[name] = cast[place]
-    model.save_pretrained(folder, state_dict=weights)
+    with _any_generation_config(model, folder):
+        model.save_pretrained(folder, state_dict=weights)
     path = folder / 'config.json'
     content = json.loads(path.read_text(encoding='utf-8'))
+    content['dtype'] = content.pop('torch_dtype', None)
     _set_dtype(content, str(dtype).removeprefix('torch.'))
     head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
     if head is not None:
@@ -78,6 +86,64 @@ def save_model(model: nn.Module, folder: Path, dtype: torch.dtype) -> None:
             if part is not None:
                 part['tie_word_embeddings'] = head.weight is embeddings.weight
     files.write_json(path, content)
+
+
+def save_adapters(model: nn.Module, folder: Path) -> None:
+    """Write adapters of LoRA, and what trained beside them, in peft's format and the dtype in which they trained.
+
+    Args:
+        model (nn.Module): Peft's model.
+        folder (Path): An existing folder.
+
+    Raises:
+        RuntimeError: if modules inside of it are wrapped: peft would write their names along.
+    """
+    model = unwrapped(model)
+    if wrapped := [path for path, _ in _wrappers(model)]:
+        raise RuntimeError(
+            f'adapters inside of wrapped modules ({wrapped[0]}*) would not be found again: compile with '
+            'module.compile(), which wraps nothing, instead of torch.compile(module)'
+        )
+    # Embeddings do not train; peft would ask the hub whether they have grown.
+    model.save_pretrained(folder, save_embedding_layers=False)
+
+
+def unwrapped(module: nn.Module) -> nn.Module:
+    """The module inside of those that ``torch.compile`` and distributed training put around it."""
+    while (inner := _inner(module)) is not None:
+        module = getattr(module, inner)
+    return module
+
+
+def _inner(module: nn.Module) -> str | None:
+    """Where a wrapper has its module; None for any other module."""
+    if '_orig_mod' in module._modules:
+        return '_orig_mod'
+    return 'module' if is_model_wrapper(module) and 'module' in module._modules else None
+
+
+def _wrappers(model: nn.Module) -> list[tuple[str, str]]:
+    """What names of weights begin with inside of wrapped modules, and would without the wrapper; innermost first."""
+    found = [(path, inner) for path, module in model.named_modules() if (inner := _inner(module)) is not None]
+    return [(f'{path}.{inner}.', f'{path}.') for path, inner in found[::-1]]
+
+
+@contextmanager
+def _any_generation_config(model: nn.Module, folder: Path) -> Iterator[None]:
+    """Write a generation config that transformers 4 reads, and refuses to write: a temperature without sampling."""
+    own = getattr(model, 'generation_config', None)
+    try:
+        if own is not None:
+            own.validate(strict=True)
+    except ValueError:
+        model.generation_config = type(own)()
+        try:
+            yield
+        finally:
+            model.generation_config = own
+        own.to_json_file(folder / 'generation_config.json')
+    else:
+        yield
 
 
 def save_processor(processor, folder: str | Path) -> None:

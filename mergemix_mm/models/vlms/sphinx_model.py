@@ -13,7 +13,7 @@ from ...utils.safe_load import guarded_mmengine
 from ..allowed_parts import FLAG
 from .family_model import FamilyModel
 from .loading import load_language_model, parse_dtype
-from .saving import check_whole, replaced_folder, save_model
+from .saving import check_whole, replaced_folder, save_model, unwrapped
 from .sphinx import SphinxFamily, SphinxNetwork, ViewEncoder
 from .sphinx.files import CONFIG_FILE, LANGUAGE_MODEL, load_vision, read_layout, save_vision, write_layout
 
@@ -149,7 +149,7 @@ class SphinxModel(FamilyModel):
             ValueError: with LoRA: its adapters have to be merged before.
         """
         check_whole(self.model)
-        if self.model is not self.family.model:
+        if unwrapped(self.model) is not self.family.model:
             raise ValueError(
                 'SphinxModel: the adapters of LoRA have to be added to the weights first: '
                 'python tools/model_converters/save_pretrained.py CONFIG CHECKPOINT OUT --merge-lora'
