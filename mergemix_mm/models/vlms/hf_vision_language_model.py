@@ -94,7 +94,7 @@ class HFVisionLanguageModel(FamilyModel):
 
         Raises:
             ValueError: if `dtype` is no floating dtype.
-            RuntimeError: if this process holds a shard of the weights only, or adapters are inside of wrapped modules.
+            RuntimeError: if this process holds a shard of the weights only.
         """
         dtype = self.loaded_dtype if dtype is None else parse_dtype(dtype)
         check_whole(self.model)

@@ -61,21 +61,9 @@ def save_model(model: nn.Module, folder: Path, dtype: torch.dtype) -> None:
         folder (Path): An existing folder.
         dtype (torch.dtype): Of its weights there.
     """
-    cast: dict[tuple, Tensor] = {}
-    weights = {}
     model = unwrapped(model)
-    wrappers = _wrappers(model)
-    for name, value in model.state_dict().items():
-        # Names of one weight get one tensor again, which the library writes once.
-        place = (value.data_ptr(), value.shape, value.stride(), value.dtype)
-        if place not in cast:
-            changes = value.is_floating_point() and value.dtype != dtype
-            cast[place] = value.to('cpu', dtype) if changes else value
-        for path, plain in wrappers:
-            name = plain + name.removeprefix(path) if name.startswith(path) else name
-        weights[name] = cast[place]
-    with _any_generation_config(model, folder):
-        model.save_pretrained(folder, state_dict=weights)
+    with _without_wrappers(model), _any_generation_config(model, folder):
+        model.save_pretrained(folder, state_dict=_cast(model.state_dict(), dtype))
     path = folder / 'config.json'
     content = json.loads(path.read_text(encoding='utf-8'))
     content['dtype'] = content.pop('torch_dtype', None)
@@ -94,18 +82,23 @@ def save_adapters(model: nn.Module, folder: Path) -> None:
     Args:
         model (nn.Module): Peft's model.
         folder (Path): An existing folder.
-
-    Raises:
-        RuntimeError: if modules inside of it are wrapped: peft would write their names along.
     """
     model = unwrapped(model)
-    if wrapped := [path for path, _ in _wrappers(model)]:
-        raise RuntimeError(
-            f'adapters inside of wrapped modules ({wrapped[0]}*) would not be found again: compile with '
-            'module.compile(), which wraps nothing, instead of torch.compile(module)'
-        )
-    # Embeddings do not train; peft would ask the hub whether they have grown.
-    model.save_pretrained(folder, save_embedding_layers=False)
+    with _without_wrappers(model):
+        # Embeddings do not train; peft would ask the hub whether they have grown.
+        model.save_pretrained(folder, save_embedding_layers=False)
+
+
+def _cast(weights: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    """Floats in one dtype; names of one weight get one tensor again, which the library writes once."""
+    cast: dict[tuple, Tensor] = {}
+    for name, value in weights.items():
+        place = (value.data_ptr(), value.shape, value.stride(), value.dtype)
+        if place not in cast:
+            changes = value.is_floating_point() and value.dtype != dtype
+            cast[place] = value.to('cpu', dtype) if changes else value
+        weights[name] = cast[place]
+    return weights
 
 
 def unwrapped(module: nn.Module) -> nn.Module:
@@ -122,10 +115,18 @@ def _inner(module: nn.Module) -> str | None:
     return 'module' if is_model_wrapper(module) and 'module' in module._modules else None
 
 
-def _wrappers(model: nn.Module) -> list[tuple[str, str]]:
-    """What names of weights begin with inside of wrapped modules, and would without the wrapper; innermost first."""
-    found = [(path, inner) for path, module in model.named_modules() if (inner := _inner(module)) is not None]
-    return [(f'{path}.{inner}.', f'{path}.') for path, inner in found[::-1]]
+@contextmanager
+def _without_wrappers(model: nn.Module) -> Iterator[None]:
+    """Take out what is wrapped around modules inside of a model, whose names the libraries read; then put it back."""
+    children = [(parent, name, child) for parent in model.modules() for name, child in parent._modules.items()]
+    wrapped = [one for one in children if one[2] is not None and _inner(one[2]) is not None]
+    for parent, name, child in wrapped:
+        parent._modules[name] = unwrapped(child)
+    try:
+        yield
+    finally:
+        for parent, name, child in wrapped:
+            parent._modules[name] = child
 
 
 @contextmanager

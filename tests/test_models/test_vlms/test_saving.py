@@ -182,13 +182,15 @@ def test_names_of_wrapped_modules_are_those_without_their_wrappers(make, tmp_pat
         assert all(torch.equal(value, plain.state_dict()[name]) for name, value in again.state_dict().items())
 
 
-def test_adapters_in_wrapped_modules_are_refused(make, tmp_path):
+def test_adapters_in_wrapped_modules_are_written_under_their_plain_names(make, tmp_path):
     vlm = make(lora=dict(r=2))
     decoder = vlm.family.model.model
+    vlm.save_pretrained(tmp_path / 'plain')
     decoder.language_model = Wrapper(decoder.language_model)
-    with pytest.raises(RuntimeError, match=r'language_model\._orig_mod\.\*.*module\.compile\(\)'):
-        vlm.save_pretrained(tmp_path / 'model')
-    assert not list(tmp_path.iterdir())
+    vlm.save_pretrained(tmp_path / 'wrapped')
+    assert isinstance(decoder.language_model, Wrapper)
+    files = [tmp_path / name / 'adapter_model.safetensors' for name in ('plain', 'wrapped')]
+    assert files[0].read_bytes() == files[1].read_bytes()
 
 
 def test_a_folder_without_some_weights_is_refused_by_name(make, tmp_path):

@@ -2,12 +2,16 @@
 
 import json
 from functools import cache
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import tiny_sphinx
 import tiny_vlms
 import torch
+from mmengine.config import Config
 from mmengine.logging import MMLogger
+from mmengine.model import MMDistributedDataParallel
 from mmengine.optim import OptimWrapper
 from mmengine.registry import MODELS
 
@@ -135,6 +139,11 @@ def test_what_trained_from_bfloat16_is_saved_in_it_and_plain_transformers_answer
     tuner = trained(family, released(family, 'bfloat16'), trainable=parts)
     folder = save(tuner, tmp_path / 'saved')
     check_generation(folder, family, check_folder(folder, torch.bfloat16), torch.bfloat16)
+    generation = 'generation_config.json'
+    ids = [
+        json.loads(Path(one, generation).read_text())['eos_token_id'] for one in (folder, released(family, 'bfloat16'))
+    ]
+    assert ids[0] == ids[1] == tiny_vlms.token_id(family, tiny_vlms.SPECIAL_TOKENS[family][2])
     # The masters stay, and are what is saved.
     assert {p.dtype for p in tuner.parameters() if p.requires_grad} == {torch.float32}
 
@@ -182,3 +191,116 @@ def test_adapters_that_trained_beside_bfloat16_answer_in_plain_peft_and_merged(r
     tuner.vlm.model = tuner.vlm.model.merge_and_unload()
     folder = save(tuner, tmp_path / 'merged')
     check_generation(folder, family, check_folder(folder, torch.bfloat16), torch.bfloat16)
+
+
+@pytest.mark.parametrize('family', tiny_vlms.ALL_FAMILIES)
+def test_the_processor_and_its_template_stand_beside_the_model_and_training_goes_on_from_the_folder(
+    released, tmp_path, family
+):
+    from transformers import AutoProcessor
+
+    tuner = trained(family, released(family, 'bfloat16'))
+    tuner.processor.chat_template = '{% for message in messages %}{{ message["content"] }}!{% endfor %}'
+    folder = save(tuner, tmp_path / 'saved')
+    again = AutoProcessor.from_pretrained(folder)
+    assert again.apply_chat_template([dict(role='user', content='hello')]) == 'hello!'
+    if family not in ('janus', 'emu3'):  # Whose classes know sizes of released models only.
+        image, token = tiny_vlms.random_image(28, 28, 0), tiny_vlms.image_token(family)
+        given = dict(text=[f'{token}what?'], images=[[image]] if family == 'smolvlm' else [image], return_tensors='pt')
+        assert torch.equal(again(**given)['input_ids'], tuner.processor(**given)['input_ids'])
+    assert again.tokenizer.eos_token == tiny_vlms.SPECIAL_TOKENS[family][2]
+    before = {name: value.bfloat16() for name, value in tuner.vlm.state_dict().items() if value.is_floating_point()}
+    more = trained(family, str(folder))
+    moved = [name for name, value in before.items() if not torch.equal(more.vlm.state_dict()[name].bfloat16(), value)]
+    trainable = {name for name, p in more.vlm.named_parameters() if p.requires_grad}
+    assert moved and set(moved) <= trainable | {'model.lm_head.weight'}
+
+
+@pytest.mark.parametrize('family', tiny_vlms.ALL_FAMILIES)
+def test_a_checkpoint_becomes_the_folder_that_the_hook_wrote(released, tmp_path, family):
+    import runpy
+
+    tool = runpy.run_path(str(Path(__file__).parents[3] / 'tools' / 'model_converters' / 'save_pretrained.py'))
+    tuner = trained(family, released(family, 'bfloat16'))
+    folder = save(tuner, tmp_path / 'saved')
+    weights = {f'module.{name}': value for name, value in tuner.state_dict().items()}
+    torch.save(dict(state_dict=weights), tmp_path / 'iter_1.pth')
+    vlm = dict(type='HFVisionLanguageModel', pretrained=released(family, 'bfloat16'), dtype='bfloat16')
+    cfg = Config(dict(model=dict(type='VLMTuner', vlm=vlm)))
+    tool['convert'](cfg, tmp_path / 'iter_1.pth', tmp_path / 'converted')
+    for name in ('model.safetensors', 'config.json', 'generation_config.json'):
+        assert (tmp_path / 'converted' / name).read_bytes() == (folder / name).read_bytes()
+
+
+@pytest.mark.parametrize('wrap', [MMDistributedDataParallel, torch.compile, 'both'], ids=['ddp', 'compiled', 'both'])
+def test_wrapped_tuners_are_saved_as_they_are_without(released, tmp_path, wrap):
+    tuner = trained('llava', released('llava', 'bfloat16'))
+    torch.distributed.init_process_group('gloo', store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        wrapped = torch.compile(MMDistributedDataParallel(tuner)) if wrap == 'both' else wrap(tuner)
+        folder = save(wrapped, tmp_path / 'wrapped')
+    finally:
+        torch.distributed.destroy_process_group()
+    check_folder(folder, torch.bfloat16)
+    plain = save(tuner, tmp_path / 'plain')
+    assert (folder / 'model.safetensors').read_bytes() == (plain / 'model.safetensors').read_bytes()
+
+
+UNIFIED = dict(
+    janus=('JanusModel', [['generation'], ['projector', 'language_model', 'generation']]),
+    emu3=('Emu3Model', [['language_model']]),
+)
+
+
+@pytest.mark.parametrize('family, parts', [(name, one) for name, (_, both) in UNIFIED.items() for one in both], ids=str)
+def test_what_learnt_to_draw_from_bfloat16_draws_the_same_from_its_folder(released, tmp_path, family, parts):
+    kind = UNIFIED[family][0]
+    vlm = dict(type=kind, pretrained=released(family, 'bfloat16'), dtype='bfloat16', trainable=parts)
+    tuner = MODELS.build(dict(type='UnifiedTuner', vlm=vlm, drop_prompt=0.0))
+    end = '<begin_of_image>' if family == 'janus' else '<|image start|>3*4<|image token|>'
+    given = dict(add_special_tokens=False, return_tensors='pt', padding=True)
+    batch = dict(processor_of(family).tokenizer([f'dog{end}', f'red cat{end}'], **given))
+    size = (8, 8) if family == 'janus' else (6, 8)
+    batch['target_images'] = torch.rand(2, 3, *size, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    weights = [p for p in tuner.parameters() if p.requires_grad]
+    optim_wrapper = OptimWrapper(torch.optim.AdamW(weights, lr=1e-3))
+    tuner.train_step(dict(inputs=batch), optim_wrapper)
+    folder = save(tuner, tmp_path / 'saved')
+    check_folder(folder, torch.bfloat16)
+    prompt = {key: batch[key] for key in ('input_ids', 'attention_mask')}
+    again = MODELS.build(dict(type=kind, pretrained=str(folder), dtype='bfloat16', trainable=[])).eval()
+    for weight in weights:
+        weight.data = weight.data.bfloat16()
+    drawn = [one.generate_image(prompt, temperature=0) for one in (again, tuner.vlm.eval())]
+    assert torch.equal(*drawn)
+
+
+@pytest.mark.parametrize('parts', [['projector'], ['language_model', 'projector'], ['vision_tower']], ids='+'.join)
+def test_sphinx_that_trained_beside_bfloat16_has_a_language_model_of_one_dtype(tmp_path, parts):
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    config = tiny_sphinx.sphinx_config(trainable=parts)
+    config['language_model']['dtype'] = 'bfloat16'
+    config['backbone']['encoders'][0]['frozen'] = False
+    tuner = MODELS.build(dict(type='VLMTuner', vlm=config))
+    image = tiny_vlms.random_image(40, 40, 0)
+    given = [([image], 'what is it?', 'a dog'), ([image], 'a', 'b')]
+    batch = tiny_sphinx.batch(tiny_sphinx.processor(), given)['inputs']
+    optim_wrapper = OptimWrapper(torch.optim.AdamW([p for p in tuner.parameters() if p.requires_grad], lr=1e-3))
+    tuner.train_step(dict(inputs=batch), optim_wrapper)
+    folder = save(tuner, tmp_path / 'saved')
+    inner = folder / 'language_model'
+    assert set(header(inner / 'model.safetensors').values()) == {'BF16'}
+    assert dtypes_of(json.loads((inner / 'config.json').read_text())) == {'bfloat16'}
+    plain = AutoModelForCausalLM.from_pretrained(inner, dtype='auto').eval()
+    assert {p.dtype for p in plain.parameters()} == {torch.bfloat16}
+    assert plain.generate(input_ids=batch['input_ids'][:, -3:], max_new_tokens=2, min_new_tokens=2).size(1) == 5
+    # Neck, markers and encoders keep what they learnt.
+    options = dict(pretrained=str(folder), language_model=dict(pretrained=str(inner), dtype='bfloat16'))
+    again = MODELS.build(config | options | dict(trainable=[])).eval()
+    found, wanted = again.state_dict(), tuner.vlm.state_dict()
+    assert found.keys() == wanted.keys()
+    assert all(torch.equal(found[name], value.to(found[name].dtype)) for name, value in wanted.items())
+    prompt = tiny_sphinx.batch(tiny_sphinx.processor(), given, generate=True)['inputs']
+    assert again.generate(prompt, max_new_tokens=3, min_new_tokens=3).sequences.shape == (2, 3)
