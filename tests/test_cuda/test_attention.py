@@ -10,7 +10,7 @@ from mergemix_mm.functional.lse_attention import pick_kernel
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 # Relative error of a whole tensor against float64.
-ERROR = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}
+ERROR = {torch.float32: 5e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}
 L = 133
 
 

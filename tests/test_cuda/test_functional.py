@@ -261,7 +261,8 @@ def test_autocast_does_not_reach_what_is_computed_in_float32(dtype, device):
     with torch.autocast(device.type, dtype=dtype):
         found = results()
     for (name, got), (_, want) in zip(tensors(found), tensors(expected), strict=True):
-        assert torch.equal(got, want), name
+        # Sums of merged tokens come in any order on a GPU; half precision would differ by a thousandth.
+        torch.testing.assert_close(got, want, atol=2e-6, rtol=2e-6, msg=lambda text, name=name: f'{name}: {text}')
 
 
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
