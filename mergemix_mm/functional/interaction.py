@@ -224,9 +224,9 @@ def _lse(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    query_index: Tensor,
+    query_index: Tensor | None,
     query_real: Tensor,
-    key_index: Tensor,
+    key_index: Tensor | None,
     key_real: Tensor,
     attention_mask: Tensor | None,
     is_causal: bool,
@@ -242,9 +242,10 @@ def _lse(
     queries, keys = Places(query_index, query_real), Places(key_index, key_real)
     kernel = pick_kernel(query, key, value, bias, is_causal, scale)
     if kernel is None:
-        key_mask = torch.zeros_like(key[:, 0, :, 0], dtype=torch.bool).scatter(1, key_index, key_real)
+        key_mask = torch.zeros_like(key[:, 0, :, 0], dtype=torch.bool)
+        key_mask = key_mask.scatter(1, keys.positions(key.size(2)), key_real)
         output, rows = _fused(query, key, value, key_mask, bias, is_causal, scale)
-        shares = rows.gather(2, query_index.unsqueeze(1).expand(-1, rows.size(1), -1))
+        shares = queries.take(rows)
     else:
         output, shares = attention_with_shares(query, key, value, queries, keys, bias, is_causal, scale, kernel)
     return output, _mean_over_queries(shares, query_real)
@@ -299,7 +300,7 @@ def _repeat_where_needed(
     """Keys and values with as many heads as the query, unless the kernel that reads them can do with fewer."""
     if query.is_cuda and attention_mask is None and query.dtype in (torch.float16, torch.bfloat16):
         return key, value
-    # Else torch may build the map: kernels for grouped heads take no mask and no float32, and CPUs had none before 2.9.
+    # Else torch may build the map: no kernel for grouped heads takes a mask or float32, and older CPU kernels want all.
     return _repeat_heads(key, query.size(1)), _repeat_heads(value, query.size(1))
 
 

@@ -29,6 +29,8 @@ FLASH, EFFICIENT, CUDNN = (
 )
 # Kernels that read a mask want its rows to begin at a multiple of so many elements.
 MASK_ALIGNMENT = 16
+# Share of the positions that count from which cutting them out costs more than it saves.
+MOST = 0.75
 # Norms of gradients below this count as 0: their squares must stay normal numbers in float32.
 SMALLEST_NORM = 1e-15
 
@@ -37,39 +39,59 @@ class Places(NamedTuple):
     """The positions of a mask's True, row by row: what a block of some queries and some keys is cut out with.
 
     Args:
-        index (Tensor): [B, n] int64, first the positions that count, then others; n is the largest number of a row.
+        index (Tensor, optional): [B, n] int64, first the positions that count, then others; n is the largest number of
+            a row. None: all positions in their order, where most count and cutting out would cost more than it saves.
         real (Tensor): [B, n] bool, which of them count.
     """
 
-    index: Tensor
+    index: Tensor | None
     real: Tensor
 
     @classmethod
     def of(cls, mask: Tensor) -> 'Places':
         """Find them in a mask [B, L] bool. The size depends on the data: a GPU is waited for."""
         most = max(int(mask.sum(dim=1).max()), 1)
+        if most > MOST * mask.size(1):
+            return cls(None, mask)
         index = mask.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :most]
         return cls(index, mask.gather(1, index))
 
     def to(self, device: torch.device) -> 'Places':
         """The same on another device."""
-        return Places(self.index.to(device), self.real.to(device))
+        return Places(self.index if self.index is None else self.index.to(device), self.real.to(device))
+
+    def positions(self, length: int) -> Tensor:
+        """All of them as [B, n] int64, among `length`."""
+        if self.index is None:
+            return torch.arange(length, device=self.real.device).expand(len(self.real), -1)
+        return self.index
+
+    def take(self, x: Tensor) -> Tensor:
+        """Their rows [B, H, n, ...] of x [B, H, L, ...]."""
+        return x if self.index is None else x.gather(2, self._rows(x))
+
+    def add(self, x: Tensor, rows: Tensor) -> Tensor:
+        """x [B, H, L, ...] after `rows` [B, H, n, ...] were added to it, in place, at their positions."""
+        return x.add_(rows) if self.index is None else x.scatter_add_(2, self._rows(rows), rows)
+
+    def _rows(self, x: Tensor) -> Tensor:
+        index = self.index.view(len(self.index), 1, -1, *[1] * (x.dim() - 3))
+        return index.expand(-1, x.size(1), -1, *x.shape[3:])
 
 
 def pick_kernel(
     query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, is_causal: bool, scale: float
 ) -> int | None:
     """Torch's own choice of a kernel for this attention, a number of `SDPBackend`; None if it gives no log-sum-exp."""
-    if query.device.type not in _KERNELS:
+    if query.device.type == 'cpu':  # Asked under torch.compile, where tensors have no data, torch would say: none.
+        dense = all(x.numel() and x.stride(-1) == 1 for x in (query, key, value))
+        return FLASH if dense and torch.backends.cuda.flash_sdp_enabled() else None
+    if query.device.type not in _KERNELS or query.size(-1) % 8:  # Torch pads such widths for its kernels.
         return None
     grouped = query.size(1) != key.size(1)
     choice = torch._fused_sdp_choice(query, key, value, bias, 0.0, is_causal, scale=scale, enable_gqa=grouped)
     if choice not in _KERNELS[query.device.type]:
         return None
-    if query.device.type == 'cpu':
-        return choice
-    if query.size(-1) % 8:
-        return None  # Torch pads such widths for its kernels.
     return choice if bias is None else EFFICIENT  # The others want masks in forms of their own.
 
 
@@ -90,8 +112,8 @@ def attention_with_shares(
         query (Tensor): [B, H, L, D].
         key (Tensor): [B, Hkv, S, D]; Hkv = H on a CPU, and with a bias.
         value (Tensor): [B, Hkv, S, D].
-        queries (Places): [B, n] positions in L.
-        keys (Places): [B, m] positions in S.
+        queries (Places): n positions in L.
+        keys (Places): m positions in S.
         bias (Tensor, optional): [B or 1, H or 1, L or 1, S], of the query's dtype, added to the logits; minus infinity
             blocks. It gets no gradient.
         is_causal (bool): Whether a query sees no later keys.
@@ -102,8 +124,6 @@ def attention_with_shares(
         tuple: output [B, H, L, D], and shares [B, H, n], float32 (float64 for float64 queries), 0 at places that do
             not count.
     """
-    if bias is not None:
-        bias = _aligned(bias).expand(*query.shape[:3], key.size(2))
     return _AttentionWithShares.apply(query, key, value, *queries, *keys, bias, is_causal, scale, kernel)
 
 
@@ -114,9 +134,9 @@ class _AttentionWithShares(torch.autograd.Function):
         query: Tensor,
         key: Tensor,
         value: Tensor,
-        query_index: Tensor,
+        query_index: Tensor | None,
         query_real: Tensor,
-        key_index: Tensor,
+        key_index: Tensor | None,
         key_real: Tensor,
         bias: Tensor | None,
         is_causal: bool,
@@ -124,37 +144,38 @@ class _AttentionWithShares(torch.autograd.Function):
         kernel: int,
     ) -> tuple[Tensor, Tensor]:
         forward, _ = _KERNELS[query.device.type][kernel]
-        output, lse, state, ctx.sizes = forward(query, key, value, bias, is_causal, scale)
+        mask = None if bias is None else _aligned(bias).expand(*query.shape[:3], key.size(2))
+        output, lse, state, ctx.sizes = forward(query, key, value, mask, is_causal, scale)
         lse = lse.reshape(*query.shape[:2], -1)[..., : query.size(2)]  # Some kernels add rows, or a dimension of 1.
         ctx.block = Places(query_index, query_real), Places(key_index, key_real), is_causal, scale
         ctx.kernel = kernel
-        blocks = _blocks(query, key, lse, bias, *ctx.block)
-        shares = torch.cat([weights.sum(dim=-1) for _, _, _, weights in blocks], dim=-1)
-        ctx.save_for_backward(query, key, value, bias, output, lse, shares, *state)
+        shares = [weights.sum(dim=-1) for *_, weights in _blocks(query, key, lse, bias, *ctx.block)]
+        shares = torch.cat(shares, dim=-1) if len(shares) > 1 else shares[0]
+        ctx.save_for_backward(query, key, value, bias, mask, output, lse, shares, *state)
         return output, shares
 
     @staticmethod
     def backward(ctx: FunctionCtx, grad_output: Tensor, grad_shares: Tensor) -> tuple:
-        query, key, value, bias, output, lse, shares, *state = ctx.saved_tensors
-        queries, _, is_causal, scale = ctx.block
-        index = queries.index.unsqueeze(1).expand_as(shares)
-        shift = shares.new_zeros(lse.shape).scatter(2, index, grad_shares * shares)
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                "gradients of gradients (create_graph=True): backend='lse' has none, backend='eager' has"
+            )
+        query, key, value, bias, mask, output, lse, shares, *state = ctx.saved_tensors
+        queries, keys, is_causal, scale = ctx.block
+        shift = queries.add(shares.new_zeros(lse.shape), grad_shares * shares)
         output, grad_output = _shifted(output, grad_output, shift)
         _, backward = _KERNELS[query.device.type][ctx.kernel]
-        tensors = (grad_output, query, key, value, bias, output, lse)
+        tensors = (grad_output, query, key, value, mask, output, lse)
         grad_query, grad_key, grad_value = backward(*tensors, state, ctx.sizes, is_causal, scale)
 
-        grad_keys, start = 0, 0
-        for query_index, taken, keys, weights in _blocks(query, key, lse, bias, *ctx.block):
-            stop = start + taken.size(2)
-            grad_logits = weights * (grad_shares[..., start:stop, None] * scale)
-            with torch.autocast(query.device.type, enabled=False):
-                grad_taken, grad_keys = grad_logits @ keys, grad_keys + grad_logits.mT @ taken
-            grad_query = grad_query.scatter_add(2, query_index, grad_taken.to(grad_query.dtype))
-            start = stop
-        grad_keys = grad_keys.unflatten(1, (key.size(1), -1)).sum(dim=2).to(grad_key.dtype)
-        grad_key = grad_key.scatter_add(2, _rows(ctx.block[1].index, key), grad_keys)
-        return grad_query, grad_key, grad_value, *[None] * 8
+        grad_rows, grad_columns = [], 0
+        for part, rows, columns, weights in _blocks(query, key, lse, bias, *ctx.block):
+            grad_logits = weights.mul_(grad_shares[:, :, part, None] * scale).to(query.dtype)
+            grad_rows.append(grad_logits @ columns)
+            grad_columns = grad_columns + _product(grad_logits.mT, rows)
+        grad_rows = torch.cat(grad_rows, dim=2) if len(grad_rows) > 1 else grad_rows[0]
+        grad_columns = grad_columns.unflatten(1, (key.size(1), -1)).sum(dim=2).to(key.dtype)
+        return queries.add(grad_query, grad_rows), keys.add(grad_key, grad_columns), grad_value, *[None] * 8
 
 
 def _blocks(
@@ -166,50 +187,62 @@ def _blocks(
     keys: Places,
     is_causal: bool,
     scale: float,
-) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
     """The weights of the queries that count over the keys that count, so many queries at a time that memory is linear.
 
     Yields:
-        tuple: index [B, H, n, D] of these queries, the queries [B, H, n, D] and the keys [B, H, m, D], and the weights
-            [B, H, n, m], all float32 (float64).
+        tuple: which of the queries, these [B, H, n, D], the keys [B, H, m, D], and weights [B, H, n, m], float32
+            (float64).
     """
-    wide, heads = torch.promote_types(query.dtype, torch.float32), query.size(1)
-    taken_keys = key.gather(2, _rows(keys.index, key)).to(wide).repeat_interleave(heads // key.size(1), dim=1)
-    rows = max(key.size(2) * key.size(3) // keys.index.size(1), 1)
-    for index, real in zip(queries.index.split(rows, dim=1), queries.real.split(rows, dim=1), strict=True):
-        query_index = _rows(index, query)
-        taken = query.gather(2, query_index).to(wide)
-        with torch.autocast(query.device.type, enabled=False):
-            logits = taken @ taken_keys.mT * scale
-        allowed = (real.unsqueeze(2) & keys.real.unsqueeze(1)).unsqueeze(1)
+    length, heads = query.size(2), query.size(1)
+    rows, columns = queries.take(query), keys.take(key)
+    if key.size(1) != heads:
+        columns = columns.repeat_interleave(heads // key.size(1), dim=1)
+    if bias is not None:
+        bias = queries.take(bias.expand(len(query), -1, length, key.size(2)))
+        bias = keys.take(bias.mT).mT
+    # Queries that do not count have no weights.
+    lse = queries.take(lse).masked_fill(~queries.real.unsqueeze(1), torch.inf)
+    places, key_places = queries.positions(length)[:, None, :, None], keys.positions(key.size(2))[:, None, None]
+    number = max(key.size(2) * key.size(3) // columns.size(2), 1)
+    for start in range(0, rows.size(2), number):
+        part = slice(start, start + number)
+        logits, offset = _product(rows[:, :, part], columns.mT), -lse[:, :, part, None]
+        allowed = keys.real[:, None, None]
         if is_causal:
-            allowed = allowed & (keys.index.unsqueeze(1) <= index.unsqueeze(2)).unsqueeze(1)
+            allowed = allowed & (key_places <= places[:, :, part])
         if bias is not None:
-            samples = torch.arange(len(index), device=index.device)[:, None, None]
-            found = bias.transpose(1, 2)[samples, index.unsqueeze(2), :, keys.index.unsqueeze(1)].permute(0, 3, 1, 2)
-            logits, allowed = logits + found, allowed & (found > -torch.inf)
-        logits = logits - lse.gather(2, index.unsqueeze(1).expand(-1, heads, -1)).unsqueeze(3)
-        yield query_index, taken, taken_keys, torch.where(allowed, logits, -torch.inf).exp()
+            offset, allowed = offset + bias[:, :, part], allowed & (bias[:, :, part] > -torch.inf)
+        logits = torch.add(offset, logits, alpha=scale)
+        yield part, rows[:, :, part], columns, torch.where(allowed, logits, -torch.inf).exp_()
 
 
-def _rows(index: Tensor, x: Tensor) -> Tensor:
-    """An index [B, n] of rows as `gather` wants it for x [B, H, L, D]."""
-    return index[:, None, :, None].expand(-1, x.size(1), -1, x.size(3))
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """Matrix product of [B, H, n, m] tensors, float32 (float64): half precision holds the factors only."""
+    wide = torch.promote_types(a.dtype, torch.float32)
+    with torch.autocast(a.device.type, enabled=False):
+        if a.is_cuda and a.dtype != wide:
+            product = torch.bmm(a.flatten(0, 1), b.flatten(0, 1), out_dtype=wide)
+            return product.unflatten(0, a.shape[:2])
+        return a.to(wide) @ b.to(wide)
 
 
 def _shifted(output: Tensor, grad: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
     """Output and gradient [B, H, L, D] with ``grad @ output`` larger by `shift` [B, H, L] in every row.
 
-    Rows whose gradient is too small for an output within the dtype's range get one that is just large enough.
+    Rows whose gradient is too small for an output within the dtype's range get a first entry that is just large enough.
     """
     info, shift = torch.finfo(grad.dtype), shift.unsqueeze(-1)
-    norm = torch.linalg.vector_norm(grad, dim=-1, keepdim=True, dtype=shift.dtype)
+    norm, first = torch.linalg.vector_norm(grad, dim=-1, keepdim=True, dtype=shift.dtype), grad[..., :1]
     least = (shift.abs() * (8 / info.max)).clamp(min=max(info.tiny * info.eps * 16, SMALLEST_NORM)).to(grad.dtype)
     small = (norm < least) & (shift != 0)
-    first = torch.arange(grad.size(-1), device=grad.device) == 0
-    grad = torch.where(small, torch.where(first, least, 0), grad)
-    factor = shift / torch.where(small, least.to(shift.dtype), norm).square()
-    return torch.where(shift != 0, output + grad * factor, output).to(output.dtype), grad
+    step = torch.where(small, torch.copysign(least, first), 0)
+    column = (torch.arange(grad.size(-1), device=grad.device) == 0).to(grad.dtype)
+    grad = torch.addcmul(grad, step, column)
+    square = norm.square() + (grad[..., :1].to(shift.dtype).square() - first.to(shift.dtype).square())
+    factor = torch.where(shift != 0, shift / square, 0)
+    # Computed in float32, and rounded once.
+    return torch.addcmul(output, grad, factor, out=torch.empty_like(output)), grad
 
 
 def _aligned(bias: Tensor) -> Tensor:

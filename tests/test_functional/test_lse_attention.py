@@ -6,7 +6,7 @@ import torch.nn.functional as F
 import torch.utils.checkpoint
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from mergemix_mm.functional import attention_with_intensity, interaction_intensity, lse_attention
+from mergemix_mm.functional import attention_with_intensity, interaction, interaction_intensity, lse_attention
 from mergemix_mm.functional.interaction import fastest_backend
 from mergemix_mm.functional.lse_attention import Places
 
@@ -97,9 +97,8 @@ def test_gradients_may_come_from_the_intensity_alone(loss_scale):
 def test_gradients_of_gradients_are_refused_and_not_left_out():
     tensors, masks = draw()
     _, intensity = attention_with_intensity(*tensors, *masks, backend='lse')
-    (gradient,) = torch.autograd.grad(intensity.sum(), tensors[:1], create_graph=True)
-    with pytest.raises(RuntimeError, match='derivative for .*flash_attention.*backward is not implemented'):
-        gradient.sum().backward()
+    with pytest.raises(RuntimeError, match="create_graph=True.*backend='eager'"):
+        torch.autograd.grad(intensity.sum(), tensors, create_graph=True)
 
 
 # --- places and blocks ----------------------------------------------------------------------------------------------
@@ -110,8 +109,24 @@ def test_places_are_those_of_the_mask_and_padded_to_the_longest_row():
     places = Places.of(mask)
     assert places.index[0].tolist() == [1, 3] and places.index[1, 0] == 2
     assert places.real.tolist() == [[True, True], [True, False], [False, False]]
-    assert torch.equal(torch.zeros_like(mask).scatter(1, places.index, places.real), mask)
+    assert torch.equal(torch.zeros_like(mask).scatter(1, places.positions(4), places.real), mask)
     assert Places.of(torch.zeros(2, 5, dtype=torch.bool)).real.tolist() == [[False], [False]]
+
+
+def test_where_most_positions_count_nothing_is_cut_out():
+    mask = torch.arange(8).expand(2, 8) < torch.tensor([[7], [2]])
+    places = Places.of(mask)
+    assert places.index is None and torch.equal(places.real, mask)
+    x = torch.randn(2, 3, 8)
+    assert places.take(x) is x and torch.equal(places.positions(8), torch.arange(8).expand(2, 8))
+    tensors, (query_mask, key_mask) = draw()
+    few, most = key_mask, torch.arange(LENGTH).expand(2, -1) < torch.tensor([[35], [3]])
+    assert Places.of(query_mask).index is None and Places.of(few).index is not None and Places.of(most).index is None
+    for masks in ((query_mask, few), (few, few), (few, most), (query_mask, most)):
+        for options in (dict(is_causal=True), dict(attention_mask=torch.rand(2, 1, LENGTH, LENGTH) > 0.2)):
+            torch.testing.assert_close(
+                gradients(tensors, masks, 'lse', **options), gradients(tensors, masks, 'eager', **options)
+            )
 
 
 def test_places_that_are_looked_up_before_give_the_same():
@@ -182,8 +197,10 @@ def test_auto_is_the_way_that_was_measured_as_fastest():
 # --- around it ------------------------------------------------------------------------------------------------------
 
 
-def test_it_compiles_in_one_graph_also_at_another_length():
-    places = {}
+def test_it_compiles_in_one_graph_also_at_another_length(monkeypatch):
+    places, kernels = {}, []
+    pick = lse_attention.pick_kernel
+    monkeypatch.setattr(interaction, 'pick_kernel', lambda *args: kernels.append(pick(*args)) or kernels[-1])
 
     def loss(query, key, value, mask):
         output, intensity = attention_with_intensity(
@@ -203,6 +220,7 @@ def test_it_compiles_in_one_graph_also_at_another_length():
         for mask in (None, torch.ones(length, length, dtype=torch.bool).tril()):
             results = [torch.autograd.grad(function(*tensors, mask), tensors) for function in (compiled, loss)]
             torch.testing.assert_close(*results)
+    assert set(kernels) == {lse_attention.FLASH}
 
 
 def test_a_layer_that_is_computed_again_gives_the_same_gradients():
