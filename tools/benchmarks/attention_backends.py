@@ -168,13 +168,12 @@ def flex_way(inputs: Inputs) -> tuple[Tensor, Tensor]:
     output, lse = attention(query, key, value, block_mask=_causal(query.size(2), query.device), scale=scale, **request)
     lse = getattr(lse, 'lse', lse)
     queries, keys = inputs.places
-    rows = queries.index[:, None, :, None].expand(-1, query.size(1), -1, query.size(3))
-    columns = keys.index[:, None, :, None].expand(-1, query.size(1), -1, query.size(3))
-    logits = query.gather(2, rows).float() @ key.gather(2, columns).float().mT * scale
-    logits = logits - lse.gather(2, rows[..., 0]).unsqueeze(3)
-    allowed = (keys.index.unsqueeze(1) <= queries.index.unsqueeze(2)).unsqueeze(1)  # Equal numbers in all samples.
-    shares = torch.where(allowed, logits, -torch.inf).exp().sum(dim=3)
-    return output, shares.mean(dim=(1, 2))
+    logits = queries.take(query).float() @ keys.take(key).float().mT * scale - queries.take(lse).unsqueeze(3)
+    positions, key_positions = queries.positions(query.size(2)), keys.positions(key.size(2))
+    allowed = queries.real.unsqueeze(2) & keys.real.unsqueeze(1)
+    allowed = allowed & (key_positions.unsqueeze(1) <= positions.unsqueeze(2))
+    shares = torch.where(allowed.unsqueeze(1), logits, -torch.inf).exp().sum(dim=3)
+    return output, shares.mean(dim=1).sum(dim=1) / queries.real.sum(dim=1)
 
 
 @functools.cache
