@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from mmpretrain.structures import DataSample
-from two_ranks import WORLD, results_of
+from two_ranks import WORLD, results_of, shard
 
 pytestmark = pytest.mark.slow
 
@@ -62,31 +62,22 @@ def ddp(rank, step):
 
 
 def sharded_unit(rank, step):
-    from torch.distributed.fsdp import fully_shard
-
     model = build_model()
-    fully_shard(model.backbone)
-    fully_shard(model)
+    shard(model.backbone, model)
     seeded_loss(model, rank, step).backward()
     return gradients(model)
 
 
 def sharded_root(rank, step):
-    from torch.distributed.fsdp import fully_shard
-
     model = build_model()
-    fully_shard(model)
+    shard(model)
     seeded_loss(model, rank, step).backward()
     return gradients(model)
 
 
 def sharded_layers(rank, step):
-    from torch.distributed.fsdp import fully_shard
-
     model = build_model()
-    for layer in model.backbone.layers:
-        fully_shard(layer)
-    fully_shard(model)
+    shard(*model.backbone.layers, model)
     try:
         seeded_loss(model, rank, step)
     except RuntimeError as error:
@@ -95,14 +86,10 @@ def sharded_layers(rank, step):
 
 def frozen_encoder(rank, step):
     """A sharded backbone is fine where MergeMix scores with an encoder of its own, which FSDP never sees."""
-    from torch.distributed.fsdp import fully_shard
-
     model = build_model()
     for augment in model.augments.augments[:1]:
         augment.__init__(encoder=deepcopy(VIT))
-    for layer in model.backbone.layers:
-        fully_shard(layer)
-    fully_shard(model)
+    shard(*model.backbone.layers, model)
     loss = seeded_loss(model, rank, step)
     loss.backward()
     return float(loss)

@@ -32,3 +32,14 @@ def results_of(file, folder):
         for process in processes:
             process.kill()
     return [torch.load(folder / f'rank{rank}.pth', weights_only=True) for rank in range(WORLD)]
+
+
+def shard(*modules):
+    """torch's second FSDP on modules, the innermost first.
+
+    Sums are divided after the reduction, since gloo of torch 2.8 gives the sum where FSDP asks it for the mean.
+    """
+    from torch.distributed.fsdp import fully_shard
+
+    for module in modules:
+        fully_shard(module).set_force_sum_reduction_for_comms(True)

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from mmengine.config import Config
 from mmengine.registry import FUNCTIONS, MODEL_WRAPPERS, MODELS, OPTIM_WRAPPERS
-from two_ranks import WORLD, results_of
+from two_ranks import WORLD, results_of, shard
 
 import mergemix_mm
 from mergemix_mm.engine.hooks.step_seed_hook import seed_generators
@@ -132,13 +132,10 @@ def fsdp_in_bfloat16(rank, tuner, case):
 
 def fully_shard(rank, tuner, case):
     """torch's second FSDP on the modules that the policy chooses."""
-    from torch.distributed.fsdp import fully_shard
-
     model, policy = build(tuner), FUNCTIONS.get('wrap_decoder_layers')
     layers = [module for module in model.modules() if policy(module, recurse=False, nonwrapped_numel=0)]
     assert len(layers) == 2
-    for module in [*layers, model]:
-        fully_shard(module)
+    shard(*layers, model)
     return backward(seeded_losses(model, tuner, case, rank)), gradients(model)
 
 
