@@ -1,5 +1,7 @@
 """``torch.compile`` of what trains: the numbers stay."""
 
+import os
+
 import numpy as np
 import pytest
 import tiny_vlms
@@ -12,6 +14,13 @@ from test_models.test_tuners.test_vlm_tuner import build as build_tuner
 from test_models.test_tuners.test_vlm_tuner import samples
 
 from mergemix_mm import functional as fn
+
+
+@pytest.fixture
+def compiler(device):
+    """Tracing a whole model takes minutes on two cores."""
+    if device.type == 'cpu' and 'MERGEMIX_COMPILE_ON_CPU' not in os.environ:
+        pytest.skip('takes minutes on a CPU (MERGEMIX_COMPILE_ON_CPU=1 runs it)')
 
 
 def compiled(function, device):
@@ -80,12 +89,12 @@ def test_a_classifier_compiles(device):
     assert_same_step(model, model.data_preprocessor(pictures(), training=True), device)
 
 
-def test_a_tuner_compiles(device):
+def test_a_tuner_compiles(device, compiler):
     data = dict(inputs=moved(tiny_vlms.tiny_batch('llava', samples()), device))
     assert_same_step(build_tuner('llava').to(device), data, device)
 
 
-def test_a_tuner_with_alignment_compiles(device):
+def test_a_tuner_with_alignment_compiles(device, compiler):
     model = align(build_unified('janus', drop_prompt=0.0)).to(device)
     batch = model.vlm.prepare(moved(batch_of('janus', 'gen'), device))
     assert_same_step(model, dict(inputs=batch), device)

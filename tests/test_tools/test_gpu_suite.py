@@ -89,6 +89,13 @@ def test_reports_of_tests_are_counted_and_failures_named(suite, tmp_path):
     assert next(iter(results['slowest'])) == 'tests.test_a::test_bad[x]'
 
 
+@pytest.mark.parametrize('installed', [False, True])
+def test_on_a_gpu_the_tests_run_in_several_processes_where_pytest_can(suite, monkeypatch, tmp_path, installed):
+    monkeypatch.setattr(suite, 'find_spec', lambda name: object() if installed else None)
+    args = suite.parse_args(['--output', str(tmp_path / 'gpu.json')])
+    assert ('-n' in suite.command_of('tests', args, tmp_path / 'report')) == installed
+
+
 @pytest.mark.parametrize(
     ('options', 'message'),
     [

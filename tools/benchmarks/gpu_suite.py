@@ -103,7 +103,8 @@ def command_of(name: str, args: argparse.Namespace, results: Path) -> list[str]:
         # On a CPU these tests show again what others show: one file of them is enough.
         tests = 'tests/test_cuda/test_functional.py' if args.tiny else 'tests/test_cuda'
         workers = ['-n', str(WORKERS)] if find_spec('xdist') and args.device == 'cuda' else []
-        return [sys.executable, '-m', 'pytest', '-q', '-m', 'cuda', tests, *workers, f'--junitxml={results}']
+        options = ['-q', '--tb=short', '--show-capture=no', '-m', 'cuda', *workers, f'--junitxml={results}']
+        return [sys.executable, '-m', 'pytest', *options, tests]
     options = ['--quick'] if args.tiny else shlex.split(part.options)
     return [sys.executable, part.program, '--device', args.device, *options, '--output', str(results)]
 
