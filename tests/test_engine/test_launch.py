@@ -128,6 +128,15 @@ def test_a_runner_gets_loaders_that_torch_takes(monkeypatch, device, workers):
     assert kept == {'persistent_workers' if workers else 'pin_memory'}
 
 
+def test_processes_with_gpus_are_left_to_mmengine_and_nccl(monkeypatch):
+    monkeypatch.setattr('mergemix_mm.engine.launch.get_device', lambda: 'cuda')
+    monkeypatch.setattr('mergemix_mm.engine.launch.Runner.from_cfg', BuiltRunner)
+    for launcher in ('pytorch', 'slurm', 'mpi'):  # No rank is set: gloo would ask for it.
+        built = build_runner(Config(dict(launcher=launcher))).cfg
+        assert built.env_cfg.dist_cfg.backend == 'nccl' and 'model_wrapper_cfg' not in built
+    assert not torch.distributed.is_initialized()
+
+
 @pytest.mark.parametrize(('randomness', 'expected'), [({}, None), (dict(seed=0, deterministic=True), ':4096:8')])
 def test_a_deterministic_run_sets_what_cublas_needs_for_that(monkeypatch, randomness, expected):
     monkeypatch.setattr('mergemix_mm.engine.launch.Runner.from_cfg', BuiltRunner)
