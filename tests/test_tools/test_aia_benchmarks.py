@@ -77,6 +77,16 @@ def test_step_cost_of_aia_covers_both_tasks_and_ways(load, tmp_path, capsys):
     assert '| understanding | AIA, fused ' in capsys.readouterr().out
 
 
+def test_cost_of_recording_covers_every_backend(load, tmp_path, capsys):
+    path = tmp_path / 'cost.json'
+    measured = load('interaction_cost').main(['--quick', '--output', str(path)])
+    assert list(measured) == ['layer, L = 16', 'layer, L = 32', 'model of 2 layers, L = 32']
+    for results in measured.values():
+        assert list(results['times']) == ['sdpa, not recorded', 'fused intensity', 'log-sum-exp', 'attention maps']
+    assert json.loads(path.read_text())['results'] == measured
+    assert '| layer, L = 32             | log-sum-exp ' in capsys.readouterr().out
+
+
 def test_a_length_without_room_for_the_image_is_refused(load, capsys):
     with pytest.raises(SystemExit):
         load('aia_step').parse_args(['--length', '600'])

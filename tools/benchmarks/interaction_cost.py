@@ -1,4 +1,4 @@
-"""Time and memory of recording interaction intensity: fused attention against attention maps, as AIA's release has it.
+"""Time and memory of recording interaction intensity, by each backend, against attention maps, as AIA's release has it.
 
 For one attention layer at several lengths, and for a whole language model (forward, losses and backward).
 """
@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from mergemix_mm.models.attention import InteractionRecorder
 from mergemix_mm.models.losses import AIALoss
 
-PLAIN, FUSED, MAPS = 'sdpa, not recorded', 'fused intensity', 'attention maps'
+PLAIN, FUSED, LSE, MAPS = 'sdpa, not recorded', 'fused intensity', 'log-sum-exp', 'attention maps'
+BACKENDS = {FUSED: 'fused', LSE: 'lse'}
 VOCABULARY = 1000
 
 
@@ -78,15 +79,15 @@ def layer_arm(args: argparse.Namespace, length: int, arm: str) -> Callable[[], T
     torch.manual_seed(args.seed)
     states = torch.randn(1, length, args.heads * args.head_width, requires_grad=True)
     rotary = model.model.rotary_emb(states, torch.arange(length)[None])
-    recorder = InteractionRecorder(model)
+    recorder = InteractionRecorder(model, backend=BACKENDS.get(arm, 'eager'))
     mask = None
     if arm == MAPS:  # The library's eager attention knows no causality but by a mask.
         mask = torch.full((1, 1, length, length), torch.finfo(states.dtype).min).triu(1)
-    elif arm == FUSED:
+    elif arm in BACKENDS:
         recorder.start()
 
     def step() -> Tensor | None:
-        recording = recorder.recording(queries, keys) if arm == FUSED else None
+        recording = recorder.recording(queries, keys) if arm in BACKENDS else None
         options = recording.attention_kwargs if recording else {}
         output, weights = layer(states, position_embeddings=rotary, attention_mask=mask, **options)
         loss, intensity = output.square().mean(), None
@@ -107,12 +108,12 @@ def model_arm(args: argparse.Namespace, arm: str) -> Callable[[], Tensor | None]
     queries, keys = spans(args, args.model_length)
     torch.manual_seed(args.seed)
     ids = torch.randint(VOCABULARY, (1, args.model_length))
-    aia, recorder = AIALoss('janus_pro'), InteractionRecorder(model)
-    if arm == FUSED:
+    aia, recorder = AIALoss('janus_pro'), InteractionRecorder(model, backend=BACKENDS.get(arm, 'eager'))
+    if arm in BACKENDS:
         recorder.start()
 
     def step() -> Tensor | None:
-        recording = recorder.recording(queries, keys) if arm == FUSED else None
+        recording = recorder.recording(queries, keys) if arm in BACKENDS else None
         options = recording.attention_kwargs if recording else dict(output_attentions=arm == MAPS)
         output = model(ids, labels=ids, use_cache=False, **options)
         loss, intensity = output.loss, None
@@ -131,7 +132,9 @@ def model_arm(args: argparse.Namespace, arm: str) -> Callable[[], Tensor | None]
 
 def measure(args: argparse.Namespace, arms: dict[str, Callable[[], Tensor | None]]) -> dict:
     """Times (s) and peak memory (MB) of the arms, which must agree on the intensity."""
-    torch.testing.assert_close(arms[FUSED](), arms[MAPS](), rtol=1e-4, atol=1e-5)
+    maps = arms[MAPS]()
+    for arm in BACKENDS:
+        torch.testing.assert_close(arms[arm](), maps, rtol=1e-4, atol=1e-5)
     return measure_arms(arms, args.rounds)
 
 
@@ -149,7 +152,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
     """Measure the layer at every length, then the model."""
     args = parse_args(argv)
     prepare(args)
-    names, measured = (PLAIN, FUSED, MAPS), {}
+    names, measured = (PLAIN, *BACKENDS, MAPS), {}
     for length in args.lengths:
         measured[f'layer, L = {length}'] = measure(args, {name: layer_arm(args, length, name) for name in names})
     title = f'model of {args.model_layers} layers, L = {args.model_length}'
