@@ -2,8 +2,10 @@
 
 import importlib
 import json
+import sys
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
@@ -74,26 +76,40 @@ def test_the_suite_ends_in_time_and_names_what_it_left_out(suite, parts, tmp_pat
     assert json.loads((tmp_path / 'gpu.json').read_text())['parts'] == results
 
 
-def test_reports_of_tests_are_counted_and_failures_named(suite, tmp_path):
-    (tmp_path / 'report').write_text(
-        '<testsuites><testsuite>'
-        '<testcase classname="tests.test_a" name="test_good" time="0.5"/>'
-        '<testcase classname="tests.test_a" name="test_bad[x]" time="2">'
-        '<failure message="first line&#10;second"/></testcase>'
-        '<testcase classname="tests.test_a" name="test_left_out" time="0"><skipped message="why"/></testcase>'
-        '</testsuite></testsuites>'
+def test_tests_are_reported_one_by_one_as_they_end(suite, tmp_path, monkeypatch):
+    (tmp_path / 'test_some.py').write_text(
+        'import time, pytest\n'
+        'def test_good(): pass\n'
+        '@pytest.mark.parametrize("x", [1])\n'
+        'def test_bad(x): assert x == 2\n'
+        '@pytest.fixture\n'
+        'def broken(): raise KeyError("no fixture")\n'
+        'def test_broken(broken): pass\n'
+        '@pytest.mark.skip\n'
+        'def test_left_out(): pass\n'
+        'def test_hangs(): time.sleep(1000)\n'
     )
-    results = suite.junit_results(tmp_path / 'report')
-    assert results['passed'] == results['failed'] == results['skipped'] == 1
-    assert results['failures'] == {'tests.test_a::test_bad[x]': 'first line'}
-    assert next(iter(results['slowest'])) == 'tests.test_a::test_bad[x]'
+    command = [sys.executable, '-m', 'pytest', '-q', '-p', '_test_report', '-p', 'no:cacheprovider', str(tmp_path)]
+    report = tmp_path / 'report'
+    assert suite.run(command, 20, tmp_path / 'log', MERGEMIX_TEST_REPORT=str(report)) is None
+    results = suite.test_results(report.read_text().splitlines())
+    assert (results['passed'], results['failed'], results['skipped']) == (1, 2, 1)
+    assert [name.split('::')[1] for name in results['failures']] == ['test_bad[1]', 'test_broken']
+    assert ['assert 1 == 2' in message for message in results['failures'].values()] == [True, False]
+    assert 'no fixture' in list(results['failures'].values())[1]
+    assert len(results['slowest']) == 4
 
 
-@pytest.mark.parametrize('installed', [False, True])
-def test_on_a_gpu_the_tests_run_in_several_processes_where_pytest_can(suite, monkeypatch, tmp_path, installed):
-    monkeypatch.setattr(suite, 'find_spec', lambda name: object() if installed else None)
-    args = suite.parse_args(['--output', str(tmp_path / 'gpu.json')])
-    assert ('-n' in suite.command_of('tests', args, tmp_path / 'report')) == installed
+def test_nothing_that_a_stopped_part_started_lives_on(suite, tmp_path):
+    child = (
+        f'import pathlib, os, time; os.setsid(); pathlib.Path({str(tmp_path / "pid")!r}).write_text(str(os.getpid()))'
+    )
+    code = f'import subprocess, sys, time; subprocess.Popen([sys.executable, "-c", {child + "; time.sleep(1000)"!r}])'
+    (tmp_path / 'program.py').write_text(code + '; time.sleep(1000)')
+    assert suite.run([sys.executable, str(tmp_path / 'program.py')], 10, tmp_path / 'log') is None
+    assert not psutil.pid_exists(int((tmp_path / 'pid').read_text())) or psutil.Process(
+        int((tmp_path / 'pid').read_text())
+    ).status() in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
 
 
 @pytest.mark.parametrize(

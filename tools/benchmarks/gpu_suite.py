@@ -8,27 +8,29 @@ import argparse
 import json
 import os
 import shlex
-import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+import uuid
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from xml.etree import ElementTree
 
+import _test_report
+import psutil
 from _measure import markdown_table, write_json
 
 ROOT = Path(__file__).parents[2]
 # Below this a part could not even import what it measures.
 LEAST_SECONDS = 15
-# What a part that is stopped has left to write down what it knows.
-SECONDS_TO_END = 5
 # Processes of the tests.
-WORKERS = 5
+WORKERS = 8
+# A variable of all processes that belong to a part.
+MARK = 'MERGEMIX_SUITE_PART'
 DONE = 'done'
 
 
@@ -103,58 +105,54 @@ def command_of(name: str, args: argparse.Namespace, results: Path) -> list[str]:
         # On a CPU these tests show again what others show: one file of them is enough.
         tests = 'tests/test_cuda/test_functional.py' if args.tiny else 'tests/test_cuda'
         workers = ['-n', str(WORKERS)] if find_spec('xdist') and args.device == 'cuda' else []
-        options = ['-q', '--tb=short', '--show-capture=no', '-m', 'cuda', *workers, f'--junitxml={results}']
+        options = ['-q', '--tb=short', '--show-capture=no', '-p', '_test_report', '-m', 'cuda', *workers]
         return [sys.executable, '-m', 'pytest', *options, tests]
     options = ['--quick'] if args.tiny else shlex.split(part.options)
     return [sys.executable, part.program, '--device', args.device, *options, '--output', str(results)]
 
 
-def run(command: list[str], device: str, seconds: float, log: Path) -> int | None:
+def run(command: list[str], seconds: float, log: Path, **environment: str) -> int | None:
     """Run a command in the repository.
 
     Args:
         command (list[str]): The command line.
-        device (str): Where tests of CUDA devices run; ``'cpu'`` shows that they run at all.
-        seconds (float): After this time it is killed, with all its children.
+        seconds (float): After this time it is killed, with all that it has started.
         log (Path): File of what it prints.
+        **environment (str): More variables.
 
     Returns:
         int | None: its exit status; None if it was killed.
     """
-    paths = [str(ROOT), *filter(None, [os.environ.get('PYTHONPATH')])]
-    environment = dict(os.environ, PYTHONPATH=os.pathsep.join(paths), MERGEMIX_CUDA_TESTS_ON=device)
+    paths = [str(ROOT), str(Path(__file__).parent), *filter(None, [os.environ.get('PYTHONPATH')])]
+    mark = uuid.uuid4().hex
+    environment = dict(os.environ, PYTHONPATH=os.pathsep.join(paths), **environment) | {MARK: mark}
     with log.open('wb') as stream:
-        process = subprocess.Popen(
-            command, cwd=ROOT, env=environment, stdout=stream, stderr=subprocess.STDOUT, start_new_session=True
-        )
+        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=stream, stderr=subprocess.STDOUT)
         try:
             return process.wait(seconds)
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGINT)  # Pytest writes its report then.
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(SECONDS_TO_END)
             return None
         finally:
-            with suppress(ProcessLookupError):  # Its children may outlive it.
-                os.killpg(process.pid, signal.SIGKILL)
+            # What it started may have left its group and its session; on the card it would disturb the next part.
+            for one in psutil.process_iter():
+                with suppress(psutil.Error):
+                    if one.environ().get(MARK) == mark:
+                        one.kill()
             process.wait()
 
 
-def junit_results(report: Path) -> dict:
-    """Counts, and the failures with their first line, of a JUnit report."""
-    cases = ElementTree.parse(report).getroot().iter('testcase')
-    counts, failures = dict(passed=0, failed=0, skipped=0), {}
-    slowest = {}
-    for case in cases:
-        name = f'{case.get("classname")}::{case.get("name")}'
-        slowest[name] = float(case.get('time', 0))
-        problem = next((child for child in case if child.tag in ('failure', 'error', 'skipped')), None)
-        kind = 'passed' if problem is None else 'skipped' if problem.tag == 'skipped' else 'failed'
-        counts[kind] += 1
-        if kind == 'failed':
-            failures[name] = (problem.get('message') or problem.tag).splitlines()[0]
-    slowest = dict(sorted(slowest.items(), key=lambda item: -item[1])[:10])
-    return counts | dict(failures=failures, slowest=slowest)
+def test_results(lines: Iterable[str]) -> dict:
+    """Counts, failures with their message, and the slowest tests, from the lines of `_test_report.py`."""
+    ended = [json.loads(line) for line in lines]
+    counts = Counter(test['outcome'] for test in ended)
+    slowest = sorted(ended, key=lambda test: -test['seconds'])[:10]
+    return dict(
+        passed=counts['passed'],
+        failed=counts['failed'],
+        skipped=counts['skipped'],
+        failures={test['name']: test['message'] for test in ended if test['outcome'] == 'failed'},
+        slowest={test['name']: test['seconds'] for test in slowest},
+    )
 
 
 def run_part(name: str, args: argparse.Namespace, seconds: float) -> dict:
@@ -168,7 +166,7 @@ def run_part(name: str, args: argparse.Namespace, seconds: float) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         results, log = Path(folder) / 'results', Path(folder) / 'log'
         command, start = command_of(name, args, results), time.monotonic()
-        status = run(command, args.device, seconds, log)
+        status = run(command, seconds, log, MERGEMIX_CUDA_TESTS_ON=args.device, **{_test_report.FILE: str(results)})
         part = dict(
             status=DONE if status == 0 else f'stopped after {seconds:.0f} s' if status is None else f'exit {status}',
             seconds=round(time.monotonic() - start, 1),
@@ -176,7 +174,8 @@ def run_part(name: str, args: argparse.Namespace, seconds: float) -> dict:
             output=log.read_text(errors='replace')[-10000:],
         )
         if results.exists():
-            part['results'] = junit_results(results) if name == 'tests' else json.loads(results.read_text())
+            text = results.read_text()
+            part['results'] = test_results(text.splitlines()) if name == 'tests' else json.loads(text)
     return part
 
 

@@ -8,7 +8,7 @@ import torch
 from mmengine.registry import MODELS
 from mmpretrain.models import ImageClassifier
 from mmpretrain.models.utils.batch_augments import RandomBatchAugment
-from mmpretrain.structures import DataSample, batch_label_to_onehot, cat_batch_labels
+from mmpretrain.structures import DataSample
 from torch import Tensor
 
 from ..batch_augments import MergeMix, MixResult, mix_batch
@@ -157,7 +157,7 @@ class MixupClassifier(ImageClassifier):
                 )
             return scores.to(device).float()
         num_classes = self._num_classes()
-        labels, positions = cat_batch_labels([sample.gt_label for sample in data_samples])
+        labels = torch.cat([sample.gt_label for sample in data_samples])
         if labels.numel():
             low, high = torch.stack(labels.aminmax()).tolist()
             if low < 0:
@@ -167,7 +167,11 @@ class MixupClassifier(ImageClassifier):
                     f'the labels of this batch are in [{low}, {high}], but num_classes={num_classes} allows '
                     f'[0, {num_classes - 1}]: {_REMEDY}'
                 )
-        return batch_label_to_onehot(labels, positions, num_classes).to(device).float()
+        # MMPretrain's batch_label_to_onehot would start a kernel for each image.
+        numbers = torch.tensor([sample.gt_label.numel() for sample in data_samples])
+        rows = torch.arange(len(data_samples)).repeat_interleave(numbers).to(device)
+        scores = torch.zeros(len(data_samples), num_classes, device=device)
+        return scores.index_put_((rows, labels.to(device)), scores.new_ones(()), accumulate=True)
 
     def _num_classes(self, default: int | None = None) -> int:
         found = {
