@@ -2,7 +2,8 @@
 
 import pytest
 
-import mergemix_mm  # noqa: F401 - before MMPretrain's models, see mergemix_mm/upstream.py
+import mergemix_mm  # before MMPretrain's models, see mergemix_mm/upstream.py
+import mergemix_mm.missing_ops  # noqa: F401 - MMDetection's models are imported, with or without compiled ops
 
 
 @pytest.fixture(autouse=True)

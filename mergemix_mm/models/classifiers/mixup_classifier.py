@@ -132,8 +132,11 @@ class MixupClassifier(ImageClassifier):
     ) -> dict[str, Tensor]:
         if result is not None:
             inputs, scores = result.images, result.mix_scores(scores)
-        mixed = [sample.new().set_gt_score(score) for sample, score in zip(data_samples, scores, strict=True)]
-        return self.head.loss(self.extract_feat(inputs), mixed)
+        return self.head.loss(self.extract_feat(inputs), self._with_scores(data_samples, scores))
+
+    @torch.compiler.disable  # Nothing to compile, and torch 2.8 cannot leave the graph in a loop over a strict zip.
+    def _with_scores(self, data_samples: list[DataSample], scores: Tensor) -> list[DataSample]:
+        return [sample.new().set_gt_score(score) for sample, score in zip(data_samples, scores, strict=True)]
 
     @torch.compiler.disable  # Reads the labels.
     def _scores(self, data_samples: list[DataSample], device: torch.device) -> Tensor:
