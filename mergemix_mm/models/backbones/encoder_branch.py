@@ -122,7 +122,7 @@ class EncoderBranch(nn.Module):
                 self._layout.grid(inputs.shape[-2:], self.divisor)
             with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
                 output = self._run(self.encoder, inputs).to(images.dtype)
-            return self._in_pixels_of(images, inputs, self._read(output, inputs.shape[-2:]))
+            return self._as_map(images, inputs, output)
         except ValueError as error:
             raise ValueError(f'MultiBackbone: {self.name} (`{type(self.encoder).__name__}`): {error}') from error
 
@@ -132,6 +132,10 @@ class EncoderBranch(nn.Module):
         if self.renormalises:
             images = images * self.scale + self.shift
         return images.to(next((p.dtype for p in self.encoder.parameters() if p.is_floating_point()), images.dtype))
+
+    @torch.compiler.disable  # A graph of torch 2.8 loses the cell, an attribute of a tuple.
+    def _as_map(self, images: Tensor, inputs: Tensor, output: Tensor) -> TokenMap | Tensor:
+        return self._in_pixels_of(images, inputs, self._read(output, inputs.shape[-2:]))
 
     @staticmethod
     def _in_pixels_of(images: Tensor, inputs: Tensor, output: TokenMap | Tensor) -> TokenMap | Tensor:

@@ -39,6 +39,7 @@ class CanvasMix:
     grid: tuple[int, int] | None = None
 
 
+@torch.compiler.disable  # Draws from Python's generators; what it does depends on the sizes and the partners.
 @torch.no_grad()
 def mix_canvases(
     mixer: Callable, canvases: list[Tensor], owner: Tensor, encoder: nn.Module | None = None

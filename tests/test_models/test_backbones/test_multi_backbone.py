@@ -52,6 +52,14 @@ def test_every_encoder_sees_the_images_at_its_size_and_answers_in_its_place():
     assert convnext.features.shape == (2, 12, 2, 2) and convnext.class_token is None
 
 
+def test_it_compiles_and_keeps_the_cells():
+    backbone, images = MODELS.build(two_encoders()), torch.randn(2, 3, 48, 48)
+    with torch.no_grad():
+        for found, expected in zip(torch.compile(backbone, backend='eager')(images), backbone(images), strict=True):
+            torch.testing.assert_close(found.features, expected.features)
+            assert found.cell == expected.cell is not None
+
+
 def test_a_module_and_a_config_go_together():
     module = MODELS.build(RESNET)
     backbone = MultiBackbone([dict(encoder=module), dict(encoder=VIT)])

@@ -116,3 +116,12 @@ def test_swapping_several_images_of_a_sample_takes_all_of_them_from_others():
     for _ in range(5):
         result = mix_canvases(SwapImages(), draw(*DIFFERENT), owner)
         assert result.mixed.all() and (owner[result.partner] != owner).all() and result.ratio.eq(0).all()
+
+
+def test_a_compiled_step_swaps_the_same_images():
+    def step(canvases, owner):
+        torch.manual_seed(0)
+        return mix_canvases(SwapImages(), canvases, owner).images
+
+    canvases, owner = draw((8, 12), (12, 8), (8, 8)), torch.tensor([0, 0, 1])
+    torch.testing.assert_close(torch.compile(step, backend='eager')(canvases, owner), step(canvases, owner))
