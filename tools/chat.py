@@ -17,6 +17,7 @@ from mergemix_mm.engine.launch import LaunchError
 from mergemix_mm.models.allowed_parts import check_adapter
 from mergemix_mm.models.vlms import HFVisionLanguageModel, SphinxModel
 from mergemix_mm.models.vlms.family_model import FamilyModel
+from mergemix_mm.models.vlms.lora import load_adapters
 from mergemix_mm.models.vlms.sphinx.files import LANGUAGE_MODEL, is_sphinx
 from mergemix_mm.utils.images import read_image
 from mergemix_mm.utils.text import printable, shown
@@ -144,13 +145,11 @@ def load_model(base: str, adapters: str | None, dtype: str | None, device: str, 
     except (OSError, ValueError) as error:
         raise LaunchError(f'MODEL: {error}') from error
     if adapters is not None:
-        from peft import PeftModel
-
         try:
             if not trust_remote_code:
                 check_adapter(adapters)
             # The layers are replaced inside the model, which then is what it was before, with other weights.
-            vlm.model = PeftModel.from_pretrained(vlm.model, adapters).merge_and_unload()
+            vlm.model = load_adapters(vlm.model, adapters).merge_and_unload()
         except Exception as error:  # A damaged file can raise whatever Python has.
             line = ' '.join(str(error).split()) or type(error).__name__
             raise LaunchError(f'MODEL: the adapters in {adapters} cannot be added: {shown(line, 400)}') from error

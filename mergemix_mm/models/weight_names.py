@@ -7,6 +7,7 @@ Modules that ``torch.compile`` wrapped have their weights under one more name.
 
 import re
 from collections.abc import Iterable
+from importlib.metadata import version
 from itertools import chain
 
 import torch
@@ -26,6 +27,9 @@ COMMON = tuple(
         (r'\.mlp\.weights_out\.', '.mlp.down_proj.'),
     )
 )
+# Vision models that have a wrapper in version 4, and what is inside of it.
+WRAPPED = ('CLIPVisionModel', 'CLIPVisionModelWithProjection', 'SiglipVisionModel')
+WRAPPER_PARTS = r'(?=(?:embeddings|pre_layrnorm|encoder|post_layernorm|head)\.)'
 # The weight of version 4 whose rows are those of two weights of version 5.
 WHOLE, HALVES = '.mlp.weights_in.', ('.mlp.gate_proj.', '.mlp.up_proj.')
 
@@ -33,16 +37,26 @@ WHOLE, HALVES = '.mlp.weights_in.', ('.mlp.gate_proj.', '.mlp.up_proj.')
 def adopt_names(module: nn.Module, state_dict: dict[str, Tensor], prefix: str = '') -> None:
     """Rename weights that another version of transformers wrote to what the modules of this one are called, in place.
 
-    A name is changed only if no weight of the module has it, and exactly one weight of the module is without a value
-    and matches it. Whatever else is missing or unknown stays for the loader to report.
-
     Args:
         module (nn.Module): That will load them.
         state_dict (dict[str, Tensor]): Names of the module with `prefix` in front of them, and possibly others.
         prefix (str): Defaults to ``''``.
     """
     named = chain(module.named_parameters(remove_duplicate=False), module.named_buffers(remove_duplicate=False))
-    own = {f'{prefix}{name}' for name, _ in named}
+    rename({f'{prefix}{name}' for name, _ in named}, state_dict, prefix)
+
+
+def rename(own: set[str], state_dict: dict[str, Tensor], prefix: str = '') -> None:
+    """Rename weights that another version of transformers wrote to those of this one, in place.
+
+    A name is changed only if it is not among this version's, and exactly one of these is without a value and matches
+    it. Whatever else is missing or unknown stays for the loader to report.
+
+    Args:
+        own (set[str]): Names of this version.
+        state_dict (dict[str, Tensor]): What was written.
+        prefix (str): Names without it are left alone. Defaults to ``''``.
+    """
     unknown = [name for name in state_dict if name.startswith(prefix) and name not in own]
     if not unknown:
         return
@@ -74,3 +88,40 @@ def _join_or_split(state_dict: dict[str, Tensor], unknown: list[str], own: set[s
         elif first in name and name.replace(first, WHOLE) in own and name.replace(first, second) in state_dict:
             parts = state_dict.pop(name), state_dict.pop(name.replace(first, second))
             state_dict[name.replace(first, WHOLE)] = torch.cat(parts)
+
+
+def old_options(kind: object) -> dict:
+    """Options by which transformers 4 reads a tower that version 5 wrote without its wrapper.
+
+    Args:
+        kind (object): What a config has as ``type``; for anything but ``'transformers.X.from_pretrained'`` of such a
+            tower X, there are none.
+    """
+    wrapped = {f'transformers.{name}.from_pretrained' for name in WRAPPED}
+    if kind not in wrapped or _version() > 4:
+        return {}
+    return dict(key_mapping={rf'^{WRAPPER_PARTS}': 'vision_model.'})
+
+
+def with_wrapper(model: nn.Module, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The weights under names that both versions read: those of version 4, whose wrapper version 5 takes off.
+
+    Args:
+        model (nn.Module): Of either version.
+        weights (dict[str, Tensor]): Of the model.
+    """
+    towers = [
+        f'{path}.'
+        for path, module in model.named_modules()
+        if type(module).__name__ in WRAPPED and 'vision_model' not in (*module._modules, path.rpartition('.')[2])
+    ]
+    for tower in towers:
+        for name in [name for name in weights if name.startswith(tower)]:
+            inner = name.removeprefix(tower)
+            if re.match(WRAPPER_PARTS, inner):
+                weights[f'{tower}vision_model.{inner}'] = weights.pop(name)
+    return weights
+
+
+def _version() -> int:
+    return int(version('transformers').partition('.')[0])

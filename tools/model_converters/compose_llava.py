@@ -14,7 +14,9 @@ from torch import nn
 from mergemix_mm.datasets.llava_padding import pad_to_square
 from mergemix_mm.datasets.transforms.chat_template import find_chat_template
 from mergemix_mm.engine.launch import LaunchError
+from mergemix_mm.models.vlms.loading import find_config
 from mergemix_mm.models.vlms.saving import check_replaceable, replaced_folder, save_model, save_processor
+from mergemix_mm.models.weight_names import old_options
 from mergemix_mm.utils.text import shown
 
 # model_type of a config -> transformers' class of the tower alone, and whether a class token stands before the patches.
@@ -57,7 +59,8 @@ def load_vision(name: str) -> tuple[nn.Module, object, bool]:
     if config.model_type not in TOWERS:
         raise LaunchError(f'VISION: {name} is of model_type={config.model_type!r}; LLaVA takes one of {sorted(TOWERS)}')
     class_name, has_class_token = TOWERS[config.model_type]
-    tower = _load('VISION', getattr(transformers, class_name), name, dtype='auto')
+    options = old_options(f'transformers.{class_name}.from_pretrained')
+    tower = _load('VISION', getattr(transformers, class_name), name, dtype='auto', **options)
     images = _load('VISION', transformers.AutoImageProcessor, name, use_fast=False)
     size = getattr(images, 'crop_size', None) if getattr(images, 'do_center_crop', False) else images.size
     if {size.get('height'), size.get('width')} != {tower.config.image_size}:
@@ -77,7 +80,11 @@ def load_language(name: str) -> tuple[nn.Module, object]:
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    language = _load('LANGUAGE', AutoModelForCausalLM, name, dtype='auto').eval()
+    try:
+        config = find_config('LANGUAGE', name, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise LaunchError(f'LANGUAGE: {error}') from None
+    language = _load('LANGUAGE', AutoModelForCausalLM, name, dtype='auto', config=config).eval()
     # Named, so that the templates of plain transformers know it.
     tokenizer = _load('LANGUAGE', AutoTokenizer, name, extra_special_tokens=dict(image_token='<image>'))
     if not tokenizer.is_fast:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ...functional import resize
 from ...utils.numbers import check_number, is_number
-from ..weight_names import adopt_names
+from ..weight_names import adopt_names, old_options
 from .encoder_outputs import check_size, find_run, is_qformer
 from .token_map import TokenLayout, TokenMap, find_cell
 
@@ -174,7 +174,7 @@ def build_encoder(cfg: dict) -> nn.Module:
 
         config = config.to_dict() if hasattr(config, 'to_dict') else dict(config)  # MMEngine's ConfigDict, nested.
         cfg['config'] = AutoConfig.for_model(**config)
-    return MODELS.build(cfg)
+    return MODELS.build(cfg | old_options(cfg.get('type')))
 
 
 def _renormalisation(

@@ -18,6 +18,7 @@ from ...functional import (
 )
 from ...utils.numbers import check_number
 from ..vision_encoders import PatchScores, build_vision_encoder, score_patches, scoring_mode
+from ..weight_names import old_options
 from .mix_result import MixResult
 
 MASKS = ('mergemix', 'topk', 'random', 'inverse')
@@ -189,7 +190,7 @@ class MergeMix:
 
 def _build_frozen(encoder: nn.Module | dict) -> nn.Module:
     if isinstance(encoder, dict):
-        encoder = MODELS.build(deepcopy(encoder))
+        encoder = MODELS.build(deepcopy(dict(encoder)) | old_options(encoder.get('type')))
         # The method of this name draws new weights in timm and transformers, where building loads the trained ones.
         if isinstance(encoder, BaseModule):
             encoder.init_weights()

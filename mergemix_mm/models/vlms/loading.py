@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from importlib.metadata import version
+from inspect import signature
 from pathlib import Path
 from pickle import UnpicklingError
 
@@ -13,7 +14,9 @@ from torch import nn
 from ...utils.files import recover_folder
 from ...utils.text import shown
 from ..allowed_parts import check_attention
+from ..weight_names import WRAPPER_PARTS
 from .families import find_family
+from .saving import old_rope
 
 # What transformers raises of files that are not there, are damaged, or say what nobody expects.
 _DAMAGED = (OSError, ValueError, TypeError, AttributeError, LookupError, RecursionError, UnpicklingError)
@@ -72,7 +75,7 @@ def _load(
         config = _parse_config(config, check, trust_remote_code)
         _tie_as_the_text_model(config)
         return auto_class.from_config(config, **options)
-    config = _find_config('pretrained', pretrained, revision=revision, trust_remote_code=trust_remote_code)
+    config = find_config('pretrained', pretrained, revision=revision, trust_remote_code=trust_remote_code)
     check(config.model_type)
     if not trust_remote_code:
         check_attention(config, f'pretrained={pretrained!r}')
@@ -122,7 +125,7 @@ def parse_dtype(dtype: str | torch.dtype | None) -> torch.dtype:
 
 def _parse_config(config: dict | str, check: Callable[[str | None], None], trust_remote_code: bool):
     if isinstance(config, str):
-        config = _find_config('config', config, trust_remote_code=trust_remote_code)
+        config = find_config('config', config, trust_remote_code=trust_remote_code)
         check(config.model_type)
         if not trust_remote_code:
             check_attention(config, f'config={config.name_or_path!r}')
@@ -132,7 +135,7 @@ def _parse_config(config: dict | str, check: Callable[[str | None], None], trust
     config = config.to_dict() if hasattr(config, 'to_dict') else dict(config)  # MMEngine's ConfigDict, nested.
     model_type = config.pop('model_type', None)
     check(model_type)
-    return AutoConfig.for_model(model_type, **config)
+    return _with_old_rope(AutoConfig.for_model(model_type, **config))
 
 
 def _old_names(auto_class: type, config) -> dict:
@@ -142,8 +145,8 @@ def _old_names(auto_class: type, config) -> dict:
     known = getattr(model_class, '_checkpoint_conversion_mapping', None)
     if not known or getattr(vision, 'model_type', None) not in ('clip_vision_model', 'siglip_vision_model'):
         return {}
-    part = r'(?=(?:embeddings|pre_layrnorm|encoder|post_layernorm|head)\.)'
-    return dict(key_mapping={rf'^(?:model\.)?vision_tower\.{part}': 'model.vision_tower.vision_model.', **known})
+    tower = rf'^(?:model\.)?vision_tower\.{WRAPPER_PARTS}'
+    return dict(key_mapping={tower: 'model.vision_tower.vision_model.', **known})
 
 
 def _tie_as_the_text_model(config) -> None:
@@ -157,7 +160,18 @@ def _tie_as_the_text_model(config) -> None:
         config.tie_word_embeddings = text.tie_word_embeddings
 
 
-def _find_config(key: str, name: str, **options):
+def find_config(key: str, name: str, **options):
+    """Read the config of a folder, or of a model on the hub, that either version of transformers wrote.
+
+    Args:
+        key (str): Of our config, for errors.
+        name (str): The folder or name.
+        **options: Of ``AutoConfig.from_pretrained``.
+
+    Raises:
+        ValueError: if it is a folder of adapters, or says what this version of transformers does not know.
+        OSError: if there is none, or it is damaged.
+    """
     from transformers import AutoConfig
 
     if Path(name, 'adapter_config.json').is_file() and not Path(name, 'config.json').is_file():
@@ -166,7 +180,30 @@ def _find_config(key: str, name: str, **options):
             'python tools/model_converters/save_pretrained.py CONFIG CHECKPOINT OUT --merge-lora'
         )
     with _explained(key, name):
-        return AutoConfig.from_pretrained(name, **options)
+        config = AutoConfig.from_pretrained(name, **options)
+    return _with_old_rope(config)
+
+
+def _with_old_rope(config):
+    """Let transformers 4 see the frequencies of positions that version 5 writes: it would take its default for them.
+
+    Raises:
+        ValueError: if they differ from layer to layer, which version 4 says in other ways.
+    """
+    from transformers import PretrainedConfig
+
+    for part in (config, *(value for value in vars(config).values() if isinstance(value, PretrainedConfig))):
+        rope = vars(part).get('rope_parameters')
+        if not isinstance(rope, dict) or 'rope_theta' not in signature(type(part).__init__).parameters:
+            continue
+        if any(isinstance(value, dict) for value in rope.values()):
+            raise ValueError(
+                f'rope_parameters={shown(repr(rope), 200)} of {type(part).__name__} differ from layer to layer, which '
+                f'transformers {version("transformers")} cannot read: use version 5'
+            )
+        for key, value in old_rope(rope).items():
+            setattr(part, key, value)
+    return config
 
 
 @contextmanager

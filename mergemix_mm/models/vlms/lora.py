@@ -2,9 +2,12 @@
 
 import re
 from collections.abc import Collection
+from pathlib import Path
 
 from torch import nn
 
+from ...utils.text import shown
+from ..weight_names import rename
 from .families import Family
 from .freezing import part_modules
 
@@ -39,6 +42,36 @@ def add_lora(family: Family, trainable: Collection[str], options: dict) -> nn.Mo
     others = [path for part in trainable if part != 'language_model' for path in part_modules(family, part)]
     config = LoraConfig(target_modules=targets, modules_to_save=_outermost(others) or None, **options)
     return get_peft_model(family.model, config)
+
+
+def load_adapters(model: nn.Module, folder: str | Path) -> nn.Module:
+    """Put the adapters of a folder into a model of transformers, whichever version of that library wrote them.
+
+    Args:
+        model (nn.Module): Their base model; its layers are replaced.
+        folder (str | Path): As ``save_pretrained`` wrote it.
+
+    Returns:
+        nn.Module: peft's model around the model.
+
+    Raises:
+        ValueError: if the weights are others than such adapters have.
+    """
+    from peft import PeftConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+    from peft.utils import load_peft_weights
+
+    adapted = get_peft_model(model, PeftConfig.from_pretrained(str(folder)))
+    weights = load_peft_weights(str(folder), device='cpu')
+    own = set(get_peft_model_state_dict(adapted, save_embedding_layers=False))
+    rename(own, weights)
+    missing, unknown = sorted(own - weights.keys()), sorted(weights.keys() - own)
+    if missing or unknown:
+        raise ValueError(
+            f'{folder} holds adapters of another model: it lacks {shown(missing[:3])} ({len(missing)} in all) and has '
+            f'besides {shown(unknown[:3])} ({len(unknown)})'
+        )
+    set_peft_model_state_dict(adapted, weights)
+    return adapted
 
 
 def _targets(family: Family, wanted: Collection[str] | str | None) -> str:

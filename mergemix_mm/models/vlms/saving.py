@@ -10,6 +10,7 @@ from mmengine.model import is_model_wrapper
 from torch import Tensor, nn
 
 from ...utils import files
+from ..weight_names import with_wrapper
 
 # One of them is in every folder of a model, or of adapters.
 MODEL_FILES = {'config.json', 'adapter_config.json'}
@@ -53,7 +54,8 @@ def save_model(model: nn.Module, folder: Path, dtype: torch.dtype) -> None:
 
     After training, weights that trained are float32 beside others of lower precision: the library would read such a
     folder as it is, and multiply the one by the other. The config also says whether head and embeddings are one
-    weight, at both places where the versions of transformers look for it. What was compiled or wrapped inside of the
+    weight, at both places where the versions of transformers look for it, and frequencies of positions under the names
+    of both. What was compiled or wrapped inside of the
     model is written under the names that it had before.
 
     Args:
@@ -63,11 +65,14 @@ def save_model(model: nn.Module, folder: Path, dtype: torch.dtype) -> None:
     """
     model = unwrapped(model)
     with _without_wrappers(model), _any_generation_config(model, folder):
-        model.save_pretrained(folder, state_dict=_cast(model.state_dict(), dtype))
+        model.save_pretrained(folder, state_dict=with_wrapper(model, _cast(model.state_dict(), dtype)))
     path = folder / 'config.json'
     content = json.loads(path.read_text(encoding='utf-8'))
     content['dtype'] = content.pop('torch_dtype', None)
     _set_dtype(content, str(dtype).removeprefix('torch.'))
+    for part in (content, *content.values()):
+        if isinstance(part, dict) and isinstance(part.get('rope_parameters'), dict):
+            part.update(old_rope(part['rope_parameters']))
     head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
     if head is not None:
         for part in (content, content.get('text_config')):
@@ -179,6 +184,24 @@ def _set_dtype(content: dict, dtype: str) -> None:
             content[key] = dtype
         elif isinstance(value, dict):
             _set_dtype(value, dtype)
+
+
+def old_rope(rope: dict) -> dict:
+    """What transformers 4 calls the ``rope_parameters`` of version 5, which reads both.
+
+    Args:
+        rope (dict): Of a config; empty results for what version 4 does not have in this form.
+    """
+    kind = rope.get('rope_type', 'default')
+    if 'rope_theta' not in rope or kind == 'axial':
+        return {}
+    others = {key: value for key, value in rope.items() if key not in ('rope_theta', 'partial_rotary_factor', 'type')}
+    found = dict(rope_theta=rope['rope_theta'], rope_scaling=None)
+    if set(others) - {'rope_type'} or kind != 'default':
+        found['rope_scaling'] = dict(others, rope_type=kind, type=kind)
+    if 'partial_rotary_factor' in rope:
+        found['partial_rotary_factor'] = rope['partial_rotary_factor']
+    return found
 
 
 def check_whole(model: nn.Module) -> None:
