@@ -148,16 +148,14 @@ class _AttentionWithShares(torch.autograd.Function):
         forward, _ = _KERNELS[device][kernel]
         mask = None if bias is None else _aligned(bias).expand(shape)
         output, lse, state, ctx.sizes = forward(query, key, value, mask, is_causal, scale)
-        lse = _rows_of(lse, query)
-
         queries, keys = Places(query_index, query_real), Places(key_index, key_real)
         some_bias, counted = _bias_of_block(queries, keys, bias, is_causal, shape, query.dtype)
         rows, columns = queries.take(query), _repeat(keys.take(key), query.size(1))
         empty = columns.new_zeros(*columns.shape[:3], query.size(3) if device == 'cpu' else EMPTY_WIDTH)
         some_forward, _ = _BLOCK_KERNELS[device]
         _, some, some_state, _ = some_forward(rows, columns, empty, some_bias, False, scale)
-        some = _rows_of(some, rows)
-        shares = torch.where(counted, (some - queries.take(lse)).exp(), 0)
+        difference = _rows_of(some, rows) - queries.take(_rows_of(lse, query))
+        shares = torch.where(counted, difference.exp(), 0)
 
         ctx.places, ctx.options, ctx.kernel, ctx.states = (queries, keys), (is_causal, scale), kernel, len(state)
         tensors = query, key, value, mask, output, lse, some_bias, columns, empty, some, shares
@@ -175,7 +173,9 @@ class _AttentionWithShares(torch.autograd.Function):
         (queries, keys), (is_causal, scale) = ctx.places, ctx.options
         grad_lse = grad_shares * shares  # Of the block; that of all keys is its negative.
 
-        shift = grad_lse if queries.index is None else queries.add(lse.new_zeros(lse.shape), grad_lse)
+        shift = grad_lse
+        if queries.index is not None:
+            shift = queries.add(grad_lse.new_zeros(query.shape[:3]), grad_lse)
         output, grad_output = _shifted(output, grad_output, shift)
         _, backward = _KERNELS[query.device.type][ctx.kernel]
         tensors = grad_output, query, key, value, mask, output, lse
@@ -243,7 +243,7 @@ def _factors(x: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _rows_of(lse: Tensor, query: Tensor) -> Tensor:
-    """[B, H, L]: some kernels add rows, or a dimension of 1."""
+    """A kernel's log-sum-exp as [B, H, L]: some add rows, cuDNN a dimension of 1, and want it back like that."""
     return lse.reshape(*query.shape[:2], -1)[..., : query.size(2)]
 
 
