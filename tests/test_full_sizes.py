@@ -167,9 +167,9 @@ def test_an_image_has_as_many_tokens_as_the_model_makes_of_it(path):
     assert image.num_tokens == IMAGE_TOKENS[kind]
     if cfg.model.vlm.type == 'SphinxModel':
         length = model.vlm.family.model.vision.num_views * 2 + image.num_tokens
-        assert (
-            len(image.ids) == length and f'{length:,} tokens an image' in path.read_text()
-        ) or '-1k' not in path.stem
+        assert len(image.ids) == length
+        # The first lines of these two say it; those of the others have it from their base.
+        assert not path.stem.startswith(('sphinx-1k', 'sphinx-2k')) or f'{length:,} tokens an image' in path.read_text()
 
 
 @pytest.mark.slow

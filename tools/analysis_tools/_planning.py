@@ -30,7 +30,7 @@ def load_config(path: str, options: dict | None) -> Config:
     """Read a config and get ready to build its model."""
     cfg = launch.load_config(path)
     launch.merge_options(cfg, options)
-    MMLogger.get_instance('mmengine').setLevel('WARNING')  # The optimizer's builder has a line for every parameter.
+    MMLogger.get_instance('mmengine').setLevel('ERROR')  # The optimizer's builder has a line for every parameter.
     scope = cfg.get('default_scope') or 'mmpretrain'
     init_default_scope(scope)
     if not cfg.get('model'):
@@ -45,7 +45,7 @@ def explained() -> Iterator[None]:
         yield
     except HubConfigError as error:
         raise launch.LaunchError(f'--hub-config: {error}') from None
-    except (ValueError, KeyError, TypeError, AttributeError, OSError, ImportError, RuntimeError) as error:
+    except Exception as error:  # Whatever the code of a model raises of a config that it does not like.
         reason = ' '.join(str(error).split()) or type(error).__name__
         raise launch.LaunchError(f'CONFIG: the model cannot be built or run: {reason}') from error
 

@@ -2,18 +2,20 @@
 
 from .batches import UnknownBatchError, image_input, training_batches
 from .parts import PartSize, part_sizes
-from .plan import GIB, MemoryPlan, PlanError, StepPeaks, plan_memory, step_peaks
+from .plan import GIB, RESERVED, MemoryPlan, PlanError, StepPeaks, TrainingPlan, plan_memory, step_peaks
 from .step_memory import StepMemory
 from .weightless import HubConfigError, build_weightless, read_hub_configs
 
 __all__ = [
     'GIB',
+    'RESERVED',
     'HubConfigError',
     'MemoryPlan',
     'PartSize',
     'PlanError',
     'StepMemory',
     'StepPeaks',
+    'TrainingPlan',
     'UnknownBatchError',
     'build_weightless',
     'image_input',

@@ -99,8 +99,11 @@ def image_size(cfg: Config) -> tuple[int, int]:
 def _conversations(cfg: Config, model: BaseTuner, memory: StepMemory, size: int, text_tokens: int | None) -> dict:
     image = image_input(cfg, model.vlm)
     room = _max_length(cfg, 'EncodeConversation')
-    if text_tokens is None:
-        text_tokens = TEXT_TOKENS if room is None else max(room - len(image.ids), 2)
+    longest = getattr(model.vlm.family.base.config.get_text_config(), 'max_position_embeddings', None)
+    if text_tokens is None and room is None:
+        text_tokens = min(TEXT_TOKENS, (longest or TEXT_TOKENS + len(image.ids)) - len(image.ids))
+    elif text_tokens is None:
+        text_tokens = max(room - len(image.ids), 2)
     elif room is not None and len(image.ids) + text_tokens > room:
         raise UnknownBatchError(
             f'--text-tokens {text_tokens}: with {len(image.ids)} of the image these are more than max_length={room} of '

@@ -4,14 +4,14 @@ import inspect
 from collections.abc import Iterable
 from contextlib import nullcontext
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import SimpleNamespace
 
 import torch
 from mmengine.config import Config
 from mmengine.optim import OptimWrapper, build_optim_wrapper
 from mmengine.registry import HOOKS, OPTIMIZERS
-from torch import nn
+from torch import Tensor, nn
 
 from ...models.vlms.loading import parse_dtype
 from ...models.vlms.wrap_policy import wrap_decoder_layers
@@ -57,22 +57,41 @@ class MemoryPlan:
 
 
 @dataclass
+class TrainingPlan:
+    """The ways to train a config.
+
+    Args:
+        ways (list[MemoryPlan]): DDP (or one GPU), FSDP2, and FSDP2 with CPU offload.
+        batches (dict[str, list[int]]): Task -> shape of its input: images, or token ids, per GPU.
+        precision (torch.dtype, optional): In which it computes; None is that of the weights.
+    """
+
+    ways: list[MemoryPlan]
+    batches: dict[str, list[int]]
+    precision: torch.dtype | None
+
+
+@dataclass
 class StepPeaks:
     """What a simulated training holds.
 
     Args:
         weights (int): Bytes of parameters and buffers.
+        scorers (int): Of encoders that score for a mixer and are no part of the model.
         gradients (int): Bytes of all gradients.
         optimizer (int): Bytes of the optimizer's states.
         loss (int): Peak of forward and backward, gradients included, above weights and states.
         update (int): Peak of the optimizer's step, gradients included, above weights and states.
+        batches (dict[str, list[int]]): Task -> shape of its input.
     """
 
     weights: int
+    scorers: int
     gradients: int
-    optimizer: int
-    loss: int
-    update: int
+    optimizer: int = 0
+    loss: int = 0
+    update: int = 0
+    batches: dict[str, list[int]] = field(default_factory=dict)
 
 
 class PlanError(ValueError):
@@ -81,7 +100,7 @@ class PlanError(ValueError):
 
 def plan_memory(
     cfg: Config, gpus: int, hub_configs: HubConfigs | None = None, text_tokens: int | None = None
-) -> list[MemoryPlan]:
+) -> TrainingPlan:
     """Plan the training of a config.
 
     A step is simulated as `step_peaks` does it, once as one GPU runs it, and once in low precision with gradients that
@@ -89,16 +108,14 @@ def plan_memory(
 
     Rules of FSDP2: parameters, gradients and states are divided by the number of GPUs. Each decoder layer of the
     language model, and each encoder of a `MultiBackbone`, is a unit; two units are gathered at a time, in the low
-    precision, and two gradients of units are on their way. All else is the root, which stays gathered in a step.
+    precision, and the gradients of two are summed over the GPUs in float32. All else is the root, which stays gathered
+    in a step, and whose gradients are summed at its end.
 
     Args:
         cfg (Config): A config that trains.
         gpus (int): Number of GPUs, >= 1.
         hub_configs (Mapping, optional): As `build_weightless` takes it.
         text_tokens (int, optional): As `training_batches` takes it.
-
-    Returns:
-        list[MemoryPlan]: DDP, FSDP2 and FSDP2 with CPU offload.
 
     Raises:
         PlanError: if the config does not train.
@@ -110,12 +127,13 @@ def plan_memory(
             raise PlanError(f'CONFIG has no {key}: memory is planned of configs that train')
     low = low_precision(cfg)
     whole = step_peaks(cfg, hub_configs, text_tokens, autocast=low)
+    fixed = whole.scorers
     copies = whole.weights if any('EMAHook' in str(hook.get('type')) for hook in cfg.get('custom_hooks') or ()) else 0
     buckets = whole.gradients if gpus > 1 else 0
     plans = [
         MemoryPlan(
             'DDP' if gpus > 1 else 'one GPU',
-            weights=whole.weights + copies,
+            weights=whole.weights + copies + fixed,
             gradients=whole.gradients + buckets,
             optimizer=whole.optimizer,
             step=max(whole.loss, whole.update) - whole.gradients,
@@ -126,16 +144,16 @@ def plan_memory(
     size = parse_dtype(low).itemsize
     layers = min(GATHERED, units.number) * units.largest
     gathered = size * (units.root + layers)
-    # Gradients of a layer are summed over the GPUs in float32, those of the root at the end.
-    reduced = 4 * max(min(GATHERED, units.number) * units.largest_trained, units.root_trained)
+    gathered += size * (units.root_trained + units.largest_trained)  # Their gradients, until they are complete.
+    gathered += 4 * max(min(GATHERED, units.number) * units.largest_trained, units.root_trained)
     states = dict(weights=whole.weights + copies, gradients=whole.gradients, optimizer=whole.optimizer)
     shards = {name: -(-value // gpus) for name, value in states.items()}
     update = (whole.update - whole.gradients) // gpus
-    step = max(sharded.loss + gathered + reduced, update)
-    plans.append(MemoryPlan('FSDP2', **shards, step=step))
-    offloaded = MemoryPlan('FSDP2, CPU offload', 0, 0, 0, step=sharded.loss + gathered + reduced)
-    offloaded.host = sum(shards.values()) + update
-    return [*plans, offloaded]
+    step, host = sharded.loss + gathered, sum(shards.values()) + update
+    plans.append(MemoryPlan('FSDP2', **shards, step=max(step, update)))
+    plans[-1].weights += fixed
+    plans.append(MemoryPlan('FSDP2, CPU offload', weights=fixed, gradients=0, optimizer=0, step=step, host=host))
+    return TrainingPlan(plans, whole.batches, low)
 
 
 def step_peaks(
@@ -164,15 +182,18 @@ def step_peaks(
     model = build_weightless(cfg.model, hub_configs)
     memory = StepMemory()
     memory.adopt_module(model, compute)
-    weights = sum(one.numel() * one.element_size() for one in (*model.parameters(), *model.buffers()))
+    scorers = nn.ModuleList(_scorers(model))
+    memory.adopt_module(scorers, compute)
+    for scorer in scorers:
+        scorer.to = lambda *_, scorer=scorer: scorer  # A mixer moves it to where the images are.
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    gradients = sum(one.numel() * one.element_size() for one in trained)
     model.train()
     for hook in cfg.get('custom_hooks') or ():
         if str(hook.get('type')).endswith('AIAHook'):
             HOOKS.build(deepcopy(hook)).before_train(SimpleNamespace(model=model))
     batches = training_batches(cfg, model, memory, text_tokens)
-    peaks = StepPeaks(weights, gradients, 0, 0, 0)
+    tensors = [*model.parameters(), *model.buffers()]
+    peaks = StepPeaks(_bytes(tensors), _bytes(scorers.parameters()), _bytes(trained))
     with memory:
         wrapper = None if release else _optim_wrapper(cfg, model, foreach)
         if wrapper is not None:
@@ -185,9 +206,10 @@ def step_peaks(
         else:
             for parameter in trained:
                 parameter.register_post_accumulate_grad_hook(_let_go)
-    for make in batches.values():
+    for name, make in batches.items():
         with memory:
             for _ in range(2 if cfg.optim_wrapper.get('accumulative_counts', 1) > 1 else 1):
+                peaks.batches[name] = _shape(model, make()['inputs'])
                 memory.peak = memory.held
                 batch = make()
                 with nullcontext() if autocast is None else torch.autocast('cpu', dtype=autocast):
@@ -205,6 +227,24 @@ def step_peaks(
                 peaks.update = max(peaks.update, memory.peak - peaks.optimizer)
                 wrapper.zero_grad()
     return peaks
+
+
+def _scorers(model: nn.Module) -> list[nn.Module]:
+    """The encoders that mixers have of their own, which are no modules of the model."""
+    mixers = [getattr(model, 'mixer', None)]
+    for name in ('augments', 'base_augment'):
+        mixers += getattr(getattr(model, name, None), 'augments', [])
+    encoders = [getattr(mixer, 'encoder', None) for mixer in mixers]
+    return [encoder for encoder in encoders if isinstance(encoder, nn.Module)]
+
+
+def _shape(model: nn.Module, inputs: dict | Tensor) -> list[int]:
+    """Of images, or of the tokens that the language model reads: with those of an image to be generated."""
+    return list(model.vlm.prepare(inputs)['input_ids'].shape if isinstance(inputs, dict) else inputs.shape)
+
+
+def _bytes(tensors: Iterable[Tensor]) -> int:
+    return sum(one.numel() * one.element_size() for one in tensors)
 
 
 def _let_go(parameter: nn.Parameter) -> None:

@@ -39,11 +39,11 @@ class StepMemory(TorchDispatchMode):
         self._known: set[int] = set()
 
     def empty(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        """A tensor without content that is not counted: it was there before the step."""
+        """A tensor without content; counted if it is made while the mode is entered, as part of the step."""
         return self.adopt(torch.empty(*shape, dtype=dtype, device='meta'))
 
     def adopt(self, tensor: Tensor) -> Tensor:
-        """A tensor of the meta device as one of the CPU without content, not counted."""
+        """A tensor of the meta device as one of the CPU without content; not counted, but as :meth:`empty`."""
         tensor = FakeTensor(self.fake, tensor.detach(), torch.device('cpu'))
         self._register(tensor, 0)
         return tensor
@@ -86,8 +86,9 @@ class StepMemory(TorchDispatchMode):
             if isinstance(tensor, Tensor):
                 self._register(tensor)
         if empty and function is _CONVOLUTION:
-            # Its kernels write their output in a layout of their own first.
-            self.peak = max(self.peak, self.held + result.untyped_storage().nbytes())
+            # Its kernels hold the larger of input and output in a layout of their own as well.
+            sizes = (one.numel() * one.element_size() for one in (args[0], result))
+            self.peak = max(self.peak, self.held + max(sizes))
         return result
 
     def _register(self, tensor: Tensor, size: int | None = None) -> None:

@@ -3,9 +3,11 @@
 import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from unittest import mock
 
 import torch
 from mmengine.config import ConfigDict
+from mmengine.model import BaseModule
 from mmengine.registry import MODELS
 from mmengine.utils import get_object_from_string
 from torch import nn
@@ -44,7 +46,9 @@ def build_weightless(model: dict, hub_configs: HubConfigs | None = None) -> nn.M
     """
     model = {key: value for key, value in _plain(model).items() if key != 'processor'}
     model = _Stripper(dict(hub_configs or {})).strip(model)
-    with torch.device('meta'), _GivenValues():
+    # Encoders that score draw their first weights as soon as they are built.
+    drawing = mock.patch.object(BaseModule, 'init_weights', lambda _: None)
+    with torch.device('meta'), _GivenValues(), drawing:
         return MODELS.build(ConfigDict(model))
 
 
