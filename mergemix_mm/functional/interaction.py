@@ -206,16 +206,22 @@ def _torch_attention(
     dropout: float,
 ) -> Tensor:
     key, value = _repeat_where_needed(query, key, value, attention_mask)
-    return F.scaled_dot_product_attention(
+    mask = _blocking(attention_mask, query.dtype)
+    output = F.scaled_dot_product_attention(
         query,
         key,
         value,
-        attn_mask=_blocking(attention_mask, query.dtype),
+        attn_mask=mask,
         dropout_p=dropout,
         is_causal=is_causal,
         scale=scale,
         enable_gqa=query.size(1) != key.size(1),
     )
+    if mask is None or not query.is_cuda:
+        return output
+    # cuDNN's kernel gives a query that sees nothing the mean of all values.
+    seen = (mask if mask.dtype == torch.bool else mask > -torch.inf).any(dim=-1, keepdim=True)
+    return torch.where(seen, output, 0)
 
 
 # torch.compile takes this as one piece: it could not follow the choice of a kernel.

@@ -1,14 +1,18 @@
-"""Throughput of ToMeVisionTransformer by share of merged tokens, against MMPretrain's own VisionTransformer."""
+"""Throughput of ToMeVisionTransformer by share of merged tokens, against MMPretrain's own VisionTransformer.
+
+On a GPU also as CUDA graphs (what ``torch.compile(mode='reduce-overhead')`` makes), whose kernels wait for no launch.
+"""
 
 import argparse
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from _measure import (
+    DTYPES,
     add_common_arguments,
     add_device_arguments,
-    autocast,
     interleaved_times,
     markdown_table,
     median_ratio,
@@ -70,43 +74,68 @@ def main(argv: Sequence[str] | None = None) -> dict:
         )
         model.load_state_dict(models[REFERENCE].state_dict())
         models[f'ToMeVisionTransformer, {percent}% merged'] = model
+    options = dict(device=args.device, dtype=DTYPES[args.dtype])
     for model in models.values():
-        model.to(args.device).eval()  # Not chained: MMPretrain's backbones return None.
-    images = torch.randn(args.batch_size, 3, args.image_size, args.image_size, device=args.device)
+        model.to(**options).eval()  # Not chained: MMPretrain's backbones return None.
+    images = torch.randn(args.batch_size, 3, args.image_size, args.image_size, **options)
 
-    with torch.inference_mode(), autocast(args):
-        arms = {name: lambda model=model: model(images) for name, model in models.items()}
-        times = interleaved_times(arms, args.rounds, device=args.device)
-        memory = {name: peak_memory(arm, args.device) for name, arm in arms.items()}
-    rows = []
-    for name, model in models.items():
-        low, high = ratio_range(times[REFERENCE], times[name])
-        rows.append(
-            dict(
-                model=name,
-                merged=getattr(model, 'num_merge', 0),
-                images_per_second=args.batch_size / statistics.median(times[name]),
-                speed_up=median_ratio(times[REFERENCE], times[name]),
-                speed_up_low=low,
-                speed_up_high=high,
-                peak_mb=memory[name],
-                all_seconds=times[name],
-            )
-        )
-
-    results = dict(benchmark='tome_throughput', options=vars(args), models=rows)
+    results = dict(benchmark='tome_throughput', options=vars(args), models=[])
+    with torch.inference_mode():
+        arms = {name: partial(model, images) for name, model in models.items()}
+        results['models'] += measure(args, models, arms, 'eager')
+        if args.output:
+            write_json(args.output, results)
+        if args.device.type == 'cuda':
+            graphs = {name: captured(arm) for name, arm in arms.items()}
+            results['models'] += measure(args, models, graphs, 'CUDA graph')
     print(f'\nInference: {args.arch}, {args.image_size} px, batch {args.batch_size}\n')
-    header = ('model', 'patches merged', 'images / s', 'speed-up', 'lowest - highest', 'peak memory (MB)')
-    print(markdown_table(header, [_row(row, num_patches) for row in rows]))
+    header = ('model', 'run', 'patches merged', 'images / s', 'speed-up', 'lowest - highest', 'peak memory (MB)')
+    print(markdown_table(header, [_row(row, num_patches) for row in results['models']]))
     if args.output:
         write_json(args.output, results)
         print(f'\nNumbers written to {args.output}')
     return results
 
 
+def measure(args: argparse.Namespace, models: dict, arms: dict[str, Callable[[], object]], run: str) -> list[dict]:
+    """Time the forwards of the models; one row of the table for each."""
+    times = interleaved_times(arms, args.rounds, device=args.device)
+    rows = []
+    for name, arm in arms.items():
+        low, high = ratio_range(times[REFERENCE], times[name])
+        rows.append(
+            dict(
+                model=name,
+                run=run,
+                merged=getattr(models[name], 'num_merge', 0),
+                images_per_second=args.batch_size / statistics.median(times[name]),
+                speed_up=median_ratio(times[REFERENCE], times[name]),
+                speed_up_low=low,
+                speed_up_high=high,
+                peak_mb=peak_memory(arm, args.device),
+                all_seconds=times[name],
+            )
+        )
+    return rows
+
+
+def captured(function: Callable[[], object]) -> Callable[[], None]:
+    """A call on a GPU as one CUDA graph, which is launched as a whole."""
+    aside = torch.cuda.Stream()
+    aside.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(aside):
+        function()  # Libraries allocate on first use, which a capture does not allow.
+    torch.cuda.current_stream().wait_stream(aside)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        function()
+    return graph.replay
+
+
 def _row(row: dict, num_patches: int) -> list:
     return [
         row['model'],
+        row['run'],
         f'{row["merged"]} of {num_patches}',
         f'{row["images_per_second"]:.1f}',
         f'{row["speed_up"]:.3f}',

@@ -132,7 +132,8 @@ class MixupClassifier(ImageClassifier):
     ) -> dict[str, Tensor]:
         if result is not None:
             inputs, scores = result.images, result.mix_scores(scores)
-        return self.head.loss(self.extract_feat(inputs), self._with_scores(data_samples, scores))
+        features = self.extract_feat(inputs)  # Before the samples are copied: a GPU computes meanwhile.
+        return self.head.loss(features, self._with_scores(data_samples, scores))
 
     @torch.compiler.disable  # Nothing to compile, and torch 2.8 cannot leave the graph in a loop over a strict zip.
     def _with_scores(self, data_samples: list[DataSample], scores: Tensor) -> list[DataSample]:
