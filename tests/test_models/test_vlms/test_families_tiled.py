@@ -175,6 +175,25 @@ def test_a_smolvlm_view_of_zeros_is_not_taken_for_padding():
     assert empty['pixel_values'].abs().max() < 1e-4
 
 
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize('model_type', ['smolvlm', 'idefics3'])
+def test_each_patch_has_its_own_position_and_those_of_a_smaller_image_are_spread(model_type, dtype):
+    """Of 26 x 26, as in Idefics3; under transformers 4, most would have that of the patch before."""
+    vision = dict(model_type=f'{model_type}_vision', image_size=52, patch_size=2)
+    family = other_model('smolvlm', model_type, vision)
+    embeddings = family.vision_tower.embeddings.to(dtype)
+    with torch.no_grad():
+        embeddings.patch_embedding.weight.zero_()
+        embeddings.patch_embedding.bias.zero_()
+        table = embeddings.position_embedding.weight.copy_(torch.randn(26 * 26, 16))
+        mask = torch.ones(2, 26, 26, dtype=torch.bool)
+        mask[1, 13:] = mask[1, :, 20:] = False
+        found = embeddings(pixel_values=torch.zeros(2, 3, 52, 52, dtype=dtype), patch_attention_mask=mask)
+    assert torch.equal(found[0], table)
+    rows, columns = torch.arange(13) * 2, torch.arange(20) * 26 // 20
+    assert torch.equal(found[1][mask[1].flatten()], table[(rows[:, None] * 26 + columns).flatten()])
+
+
 @pytest.mark.parametrize('name', FAMILIES)
 @pytest.mark.parametrize('side', ['left', 'right'])
 def test_owners_are_the_samples_whose_hidden_states_an_image_changes(name, side):

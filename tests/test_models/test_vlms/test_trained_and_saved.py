@@ -17,6 +17,7 @@ from mmengine.registry import MODELS
 
 from mergemix_mm.engine.hooks import SavePretrainedHook
 from mergemix_mm.models.vlms import HFVisionLanguageModel
+from mergemix_mm.models.vlms.families import find_family
 
 pytest.importorskip('transformers')
 PARTS = (
@@ -128,6 +129,7 @@ def check_generation(folder, family, plain, dtype):
     batch = prompts(family, 'left')
     given = library_inputs(again, family, batch)
     options = dict(max_new_tokens=4, min_new_tokens=4)
+    find_family(family)(plain)  # Mends the positions of SmolVLM's patches under transformers 4.
     expected = plain.generate(**given, **options, do_sample=False)[:, batch['input_ids'].size(1) :]
     assert torch.equal(again.generate(batch, **options).sequences, expected)
 

@@ -1,10 +1,11 @@
 """SmolVLM (https://arxiv.org/abs/2504.05299) and Idefics3: rows of tiles and a global view, each behind its markers."""
 
 from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..base import MARKER, TEXT
 from .base import Family, check_canvases
@@ -46,6 +47,14 @@ class SmolVLMFamily(Family):
         language_model=('model.text_model', 'lm_head'),
     )
     forward_keys = ('input_ids', 'attention_mask', 'pixel_values', 'pixel_attention_mask')
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model)
+        embeddings = self.vision_tower.embeddings
+        if _misplaces_patches(type(embeddings), type(model.config.vision_config)):
+            positions = _Positions(embeddings.num_patches_per_side)
+            embeddings.register_forward_pre_hook(positions.find, with_kwargs=True)
+            embeddings.position_embedding.register_forward_pre_hook(positions.give)
 
     def forward_kwargs(self, batch: dict) -> dict:
         return self._embed(super().forward_kwargs(batch), batch)
@@ -125,6 +134,48 @@ class SmolVLMFamily(Family):
                 images.append(TiledImage(row, start, grid))
                 start = images[-1].views.stop
         return images
+
+
+class _Positions:
+    """Rows of the table of positions for the patches of images: i of n goes to i * side // n in each direction.
+
+    transformers 4 computes them in the dtype of the pixels, after a factor just below 1: in float32, each row and
+    column but the first takes the position of the one before it, and in bfloat16 some do (10 of Idefics3's 26).
+
+    Args:
+        side (int): Rows and columns of the table.
+    """
+
+    def __init__(self, side: int) -> None:
+        self.side = side
+
+    def find(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
+        """Before the embeddings: of the patches [N, rows, columns] bool that are no padding."""
+        mask = kwargs['patch_attention_mask'] if 'patch_attention_mask' in kwargs else args[1]
+        rows, columns = (self._places(mask, dim) for dim in (1, 2))
+        self.ids = torch.where(mask, rows[:, :, None] * self.side + columns[:, None], 0).flatten(1)
+
+    def give(self, module: nn.Module, args: tuple) -> tuple:
+        """Before the table: in the place of those that the library asks for."""
+        return (self.ids,)
+
+    def _places(self, mask: Tensor, dim: int) -> Tensor:
+        lengths = mask.any(dim=3 - dim).sum(dim=1, keepdim=True).clamp(min=1)
+        places = torch.arange(mask.size(dim), device=mask.device) * self.side // lengths
+        return places.clamp(max=self.side - 1)  # Padding is beyond it.
+
+
+@cache
+def _misplaces_patches(embeddings: type[nn.Module], config: type) -> bool:
+    """Whether this version of the library gives patches the positions of others."""
+    sizes = dict(hidden_size=1, num_attention_heads=1, num_channels=1, image_size=3, patch_size=1)
+    with torch.device('cpu'), torch.no_grad():
+        module = embeddings(config(**sizes)).float()
+        module.patch_embedding.weight.zero_()
+        module.patch_embedding.bias.zero_()
+        module.position_embedding.weight.copy_(torch.arange(9.0)[:, None])
+        found = module(torch.zeros(1, 1, 3, 3), torch.ones(1, 3, 3, dtype=torch.bool))
+    return not torch.equal(found.flatten(), torch.arange(9.0))
 
 
 def _fake_token(ids: list[int], tiles: list[tuple[int, int]]) -> int | None:
