@@ -17,7 +17,7 @@ from torch import Tensor
 from mergemix_mm.datasets.transforms.chat_template import find_chat_template
 from mergemix_mm.engine.launch import LaunchError
 from mergemix_mm.engine.weights import state_dict_of
-from mergemix_mm.models.vlms.saving import replaced_folder, save_processor
+from mergemix_mm.models.vlms.saving import replaced_folder, save_processor, write_dtype
 from mergemix_mm.utils.safe_load import CheckpointError, safe_load
 from mergemix_mm.utils.text import shown
 
@@ -390,9 +390,9 @@ def write_weights(weights: Weights, pieces: Sequence[Piece], folder: Path, shard
     """Write the tensors in their order; no more than one shard is in memory."""
     shards: list[list[str]] = []
     batch: dict[str, Tensor] = {}
-    size = total = 0
+    size, total, dtype = 0, 0, dtype_of(weights, pieces)
     for piece in pieces:
-        tensor = piece.cut(weights[piece.source]).to(weights[pieces[0].source].dtype)  # One, as the config says.
+        tensor = piece.cut(weights[piece.source]).to(dtype)
         if batch and size + tensor.nbytes > shard_bytes:
             shards.append(_write_shard(batch, folder, len(shards)))
             batch, size = {}, 0
@@ -410,6 +410,11 @@ def write_weights(weights: Weights, pieces: Sequence[Piece], folder: Path, shard
     (folder / 'model.safetensors.index.json').write_text(json.dumps(index, indent=2))
 
 
+def dtype_of(weights: Weights, pieces: Sequence[Piece]) -> torch.dtype:
+    """The dtype that all weights get: that of the language model's head."""
+    return next(weights[piece.source].dtype for piece in pieces if piece.target == 'lm_head.weight')
+
+
 def _write_shard(tensors: dict[str, Tensor], folder: Path, number: int) -> list[str]:
     from safetensors.torch import save_file
 
@@ -425,8 +430,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     with Weights(files) as weights, replaced_folder(args.out) as folder:
         pieces = plan(weights.shapes, wanted_shapes(config))
         write_weights(weights, pieces, folder)
-        config.dtype = weights[pieces[0].source].dtype
         config.save_pretrained(folder)
+        write_dtype(folder, dtype_of(weights, pieces))
         generation_config(config, processor.tokenizer).save_pretrained(folder)
         save_processor(processor, folder)
     print(f'Janus of {len(pieces)} tensors written to {args.out}')

@@ -66,10 +66,7 @@ def save_model(model: nn.Module, folder: Path, dtype: torch.dtype) -> None:
     model = unwrapped(model)
     with _without_wrappers(model), _any_generation_config(model, folder):
         model.save_pretrained(folder, state_dict=with_wrapper(model, _cast(model.state_dict(), dtype)))
-    path = folder / 'config.json'
-    content = json.loads(path.read_text(encoding='utf-8'))
-    content['dtype'] = content.pop('torch_dtype', None)
-    _set_dtype(content, str(dtype).removeprefix('torch.'))
+    content = write_dtype(folder, dtype)
     for part in (content, *content.values()):
         if isinstance(part, dict) and isinstance(part.get('rope_parameters'), dict):
             part.update(old_rope(part['rope_parameters']))
@@ -78,7 +75,17 @@ def save_model(model: nn.Module, folder: Path, dtype: torch.dtype) -> None:
         for part in (content, content.get('text_config')):
             if part is not None:
                 part['tie_word_embeddings'] = head.weight is embeddings.weight
+    files.write_json(folder / 'config.json', content)
+
+
+def write_dtype(folder: Path, dtype: torch.dtype) -> dict:
+    """Let the config of a folder say one dtype, in all its parts; returns the config."""
+    path = folder / 'config.json'
+    content = json.loads(path.read_text(encoding='utf-8'))
+    content['dtype'] = content.pop('torch_dtype', None)
+    _set_dtype(content, str(dtype).removeprefix('torch.'))
     files.write_json(path, content)
+    return content
 
 
 def save_adapters(model: nn.Module, folder: Path) -> None:

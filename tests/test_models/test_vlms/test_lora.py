@@ -53,6 +53,22 @@ def test_lora_saves_adapters_only_and_peft_reloads_them(make, batch_of, tmp_path
     assert torch.allclose(plain(**batch).logits, expected, atol=1e-6)
 
 
+@pytest.mark.parametrize('change', ['lost', 'more'])
+def test_adapters_of_another_model_are_refused_by_name(make, tmp_path, change):
+    from safetensors.torch import load_file, save_file
+
+    from mergemix_mm.models.vlms.lora import load_adapters
+
+    make(lora=dict(r=2)).save_pretrained(tmp_path / 'adapters')
+    path = tmp_path / 'adapters' / 'adapter_model.safetensors'
+    weights = load_file(path)
+    name = next(name for name in weights if 'layers.1' in name)
+    weights[name.replace('layers.1', 'layers.7')] = weights.pop(name) if change == 'lost' else weights[name].clone()
+    save_file(weights, path)
+    with pytest.raises(ValueError, match=r'adapters of another model: it lacks .*\((0|1) in all\).*layers\.7.*\(1\)'):
+        load_adapters(make().model, tmp_path / 'adapters')
+
+
 @pytest.mark.parametrize('adapted', [True, False])
 def test_a_checkpoint_with_adapters_and_a_model_without_do_not_pass_for_each_other(make, adapted):
     # MMEngine loads not strictly: it would test or resume a model of which no weight was loaded.

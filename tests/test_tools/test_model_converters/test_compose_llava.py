@@ -35,7 +35,8 @@ def save_language(folder, **options):
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = tiny_vlms.tiny_config('llava')['text_config'] | dict(vocab_size=259, bos_token_id=1, eos_token_id=2)
-    language = LlamaForCausalLM(LlamaConfig(**config | options)).eval()
+    dtype = options.pop('dtype', torch.float32)
+    language = LlamaForCausalLM(LlamaConfig(**config | options)).to(dtype).eval()
     language.save_pretrained(folder)
     save_tokenizer(folder)
     return language
@@ -90,6 +91,27 @@ def test_tower_and_language_model_are_those_of_the_sources(tool, tmp_path, capsy
     inputs = processor(text='<image>Hi', images=tiny_vlms.random_image(40, 30, seed=0), return_tensors='pt')
     assert (inputs['input_ids'] == 259).sum() == 16
     assert model(**inputs).logits.isfinite().all()
+
+
+def test_parts_of_two_dtypes_are_written_in_that_of_the_language_model(tool, tmp_path):
+    """CLIP is float32 on the hub, and language models are bfloat16."""
+    from safetensors.torch import load_file
+    from transformers import AutoModelForImageTextToText
+
+    vision = save_vision(tmp_path / 'vision')
+    save_language(tmp_path / 'language', dtype=torch.bfloat16)
+    tool.main([str(tmp_path / name) for name in ('vision', 'language', 'out')])
+    assert {value.dtype for value in load_file(tmp_path / 'out' / 'model.safetensors').values()} == {torch.bfloat16}
+    content = json.loads((tmp_path / 'out' / 'config.json').read_text())
+    parts = (content, content['text_config'], content['vision_config'])
+    assert [part['dtype'] for part in parts] == ['bfloat16'] * 3
+    model, processor = (
+        AutoModelForImageTextToText.from_pretrained(tmp_path / 'out', dtype='auto'),
+        load(tmp_path / 'out')[1],
+    )
+    assert same_weights(model.model.vision_tower, vision.bfloat16())
+    inputs = processor(text='<image>Hi', images=tiny_vlms.random_image(40, 30, seed=0), return_tensors='pt')
+    assert model.generate(**inputs, max_new_tokens=2, min_new_tokens=2).size(1) == inputs['input_ids'].size(1) + 2
 
 
 def test_new_embeddings_projector_and_template_are_usable_for_training(tool, tmp_path):

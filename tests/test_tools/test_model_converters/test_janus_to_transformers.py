@@ -136,6 +136,17 @@ def test_precision_of_the_checkpoint_is_kept(tool, tiny, tmp_path):
     assert json.loads((tmp_path / 'out/config.json').read_text())['dtype'] == 'bfloat16'
 
 
+def test_a_checkpoint_of_two_precisions_gets_that_of_its_head(tool, tiny, tmp_path):
+    folder, weights = tiny
+    released = {name: value if 'vision' in name else value.bfloat16() for name, value in to_deepseek(weights).items()}
+    assert {value.dtype for value in released.values()} == {torch.float32, torch.bfloat16}
+    tool.main([str(write(tmp_path / 'release', 'bin', released)), str(tmp_path / 'out'), '--like', str(folder)])
+    assert {value.dtype for value in load_file(tmp_path / 'out/model.safetensors').values()} == {torch.bfloat16}
+    content = json.loads((tmp_path / 'out/config.json').read_text())
+    parts = (content, content['text_config'], content['vision_config'])
+    assert {part['dtype'] for part in parts if 'dtype' in part} == {'bfloat16'} == {content['dtype']}
+
+
 def test_shards_hold_all_weights_and_no_more_than_their_limit(tool, tiny, tmp_path):
     _, weights = tiny
     released = to_deepseek(weights)
