@@ -46,8 +46,9 @@ class FamilyModel(VisionLanguageModel):
         # What a saved model gets; a tuner widens weights that train.
         self.loaded_dtype = family.base.get_input_embeddings().weight.dtype
         self.trainable = check_trainable(family, trainable)
-        for path in part_modules(family, 'projector'):  # Embeddings take images in their own dtype.
-            cast_at_norms(family.model.get_submodule(path))
+        if 'projector' in family.parts:  # Embeddings take images in their own dtype.
+            for path in part_modules(family, 'projector'):
+                cast_at_norms(family.model.get_submodule(path))
         self.gradient_checkpointing = gradient_checkpointing
         if lora is None:
             freeze(family, self.trainable)
