@@ -1,19 +1,20 @@
 """Attention and the share of it that goes to some keys, from the log-sum-exp that torch's kernels compute anyway.
 
 A kernel that builds no map of all queries by all keys still knows, for each query, the logarithm of the sum that
-softmax divides by. A second call, of the queries that count with the keys that count, gives that of a part of the sum::
+softmax divides by. With it, the weights between a few queries and a few keys are one small product::
 
-    share[q] = exp(lse[q, some keys] - lse[q, all keys])
+    weights[q, k] = exp(query[q] @ key[k] * scale - lse[q])
 
-Kernels have no input for a gradient of the log-sum-exp, ``grad_lse[q] * weights[q, :]`` of the logits. But they have a
-place for it: their backward computes ``weights * (grad_out @ value.T - delta)``, ``delta[q] = grad_out[q] @ out[q]``,
-and uses the output for nothing else. An output that is moved at one place adds any number to delta. So the attention is
-one call forward and one backward at the width of the layer, by the kernel that torch picks for it; the second call is
-small where few queries or few keys count. No tensor is larger than a mask of the queries and the keys that count.
+The gradient of their sum over the keys, ``share[q]``, has a part that stays in this block and a part that goes to all
+keys: ``-share[q] * weights[q, :]``. Kernels have no input for the second one, but they have a place: their backward
+computes ``weights * (grad_out @ value.T - delta)`` with ``delta[q] = grad_out[q] @ out[q]``, and uses the output for
+nothing else. An output that is moved along `grad_out` therefore adds any number to delta. So there is one call forward
+and one backward, at the width of the layer, by the kernel that torch picks for it.
 
 Shapes: B samples, H heads, Hkv heads of keys and values (a divisor of H), L queries, S keys, D head width.
 """
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -30,10 +31,8 @@ FLASH, EFFICIENT, CUDNN = (
 MASK_ALIGNMENT = 16
 # Share of the positions that count from which cutting them out costs more than it saves.
 MOST = 0.75
-# Gradients below this count as 0.
-SMALLEST = 1e-15
-# Width of a value that nobody reads; kernels of GPUs want 8 at least.
-EMPTY_WIDTH = 8
+# Norms of gradients below this count as 0: their squares must stay normal numbers in float32.
+SMALLEST_NORM = 1e-15
 
 
 class Places(NamedTuple):
@@ -144,22 +143,14 @@ class _AttentionWithShares(torch.autograd.Function):
         scale: float,
         kernel: int,
     ) -> tuple[Tensor, Tensor]:
-        device, shape = query.device.type, (*query.shape[:3], key.size(2))
-        forward, _ = _KERNELS[device][kernel]
-        mask = None if bias is None else _aligned(bias).expand(shape)
+        forward, _ = _KERNELS[query.device.type][kernel]
+        mask = None if bias is None else _aligned(bias).expand(*query.shape[:3], key.size(2))
         output, lse, state, ctx.sizes = forward(query, key, value, mask, is_causal, scale)
-        queries, keys = Places(query_index, query_real), Places(key_index, key_real)
-        some_bias, counted = _bias_of_block(queries, keys, bias, is_causal, shape, query.dtype)
-        rows, columns = queries.take(query), _repeat(keys.take(key), query.size(1))
-        empty = columns.new_zeros(*columns.shape[:3], query.size(3) if device == 'cpu' else EMPTY_WIDTH)
-        some_forward, _ = _BLOCK_KERNELS[device]
-        _, some, some_state, _ = some_forward(rows, columns, empty, some_bias, False, scale)
-        difference = _rows_of(some, rows) - queries.take(_rows_of(lse, query))
-        shares = torch.where(counted, difference.exp(), 0)
-
-        ctx.places, ctx.options, ctx.kernel, ctx.states = (queries, keys), (is_causal, scale), kernel, len(state)
-        tensors = query, key, value, mask, output, lse, some_bias, columns, empty, some, shares
-        ctx.save_for_backward(*tensors, *state, *some_state)
+        ctx.block = Places(query_index, query_real), Places(key_index, key_real), is_causal, scale
+        ctx.kernel = kernel
+        shares = [weights.sum(dim=-1) for *_, weights in _blocks(query, key, lse, bias, *ctx.block)]
+        shares = torch.cat(shares, dim=-1) if len(shares) > 1 else shares[0]
+        ctx.save_for_backward(query, key, value, bias, mask, output, lse, shares, *state)
         return output, shares
 
     @staticmethod
@@ -168,87 +159,91 @@ class _AttentionWithShares(torch.autograd.Function):
             raise RuntimeError(
                 "gradients of gradients (create_graph=True): backend='lse' has none, backend='eager' has"
             )
-        query, key, value, mask, output, lse, some_bias, columns, empty, some, shares, *states = ctx.saved_tensors
-        state, some_state = states[: ctx.states], states[ctx.states :]
-        (queries, keys), (is_causal, scale) = ctx.places, ctx.options
-        grad_lse = grad_shares * shares  # Of the block; that of all keys is its negative.
-
-        shift = grad_lse
-        if queries.index is not None:
-            shift = queries.add(grad_lse.new_zeros(query.shape[:3]), grad_lse)
+        query, key, value, bias, mask, output, lse, shares, *state = ctx.saved_tensors
+        queries, keys, is_causal, scale = ctx.block
+        shift = queries.add(shares.new_zeros(query.shape[:3]), grad_shares * shares)
         output, grad_output = _shifted(output, grad_output, shift)
         _, backward = _KERNELS[query.device.type][ctx.kernel]
-        tensors = grad_output, query, key, value, mask, output, lse
+        tensors = (grad_output, query, key, value, mask, output, lse)
         grad_query, grad_key, grad_value = backward(*tensors, state, ctx.sizes, is_causal, scale)
 
-        _, some_backward = _BLOCK_KERNELS[query.device.type]
-        grad_some, some_output = _factors(-grad_lse, empty)
-        tensors = grad_some, queries.take(query), columns, empty, some_bias, some_output, some
-        grad_rows, grad_columns, _ = some_backward(*tensors, some_state, (), False, scale)
-        if key.size(1) != columns.size(1):
-            grad_columns = grad_columns.unflatten(1, (key.size(1), -1)).sum(dim=2)
+        grad_rows, grad_columns = [], 0
+        for part, rows, columns, weights in _blocks(query, key, lse, bias, *ctx.block):
+            grad_logits = weights.mul_(grad_shares[:, :, part, None] * scale).to(query.dtype)
+            grad_rows.append(grad_logits @ columns)
+            grad_columns = grad_columns + _product(grad_logits.mT, rows)
+        grad_rows = torch.cat(grad_rows, dim=2) if len(grad_rows) > 1 else grad_rows[0]
+        grad_columns = grad_columns.unflatten(1, (key.size(1), -1)).sum(dim=2).to(key.dtype)
         return queries.add(grad_query, grad_rows), keys.add(grad_key, grad_columns), grad_value, *[None] * 8
 
 
-def _bias_of_block(
-    queries: Places, keys: Places, bias: Tensor | None, is_causal: bool, shape: tuple[int, ...], dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
-    """What is added to the logits of the queries and keys that count.
+def _blocks(
+    query: Tensor,
+    key: Tensor,
+    lse: Tensor,
+    bias: Tensor | None,
+    queries: Places,
+    keys: Places,
+    is_causal: bool,
+    scale: float,
+) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
+    """The weights of the queries that count over the keys that count, so many queries at a time that memory is linear.
 
-    Returns:
-        tuple: bias [B, H, n, m], and [B, 1 or H, n] bool: the queries that count and see a key that counts.
+    Yields:
+        tuple: which of the queries, these [B, H, n, D], the keys [B, H, m, D], and weights [B, H, n, m], float32
+            (float64).
     """
-    batch, heads, length, key_length = shape
-    allowed = keys.real[:, None, None]
-    if is_causal:
-        positions, key_positions = queries.positions(length), keys.positions(key_length)
-        allowed = allowed & (key_positions[:, None, None] <= positions[:, None, :, None])
+    length, heads = query.size(2), query.size(1)
+    rows, columns = queries.take(query), keys.take(key)
+    # Some kernels add rows, cuDNN a dimension of 1, and want it back like that.
+    lse = lse.reshape(*query.shape[:2], -1)[..., :length]
+    if key.size(1) != heads:
+        columns = columns.repeat_interleave(heads // key.size(1), dim=1)
     if bias is not None:
-        bias = queries.take(bias.expand(batch, -1, length, key_length))
+        bias = queries.take(bias.expand(len(query), -1, length, key.size(2)))
         bias = keys.take(bias.mT).mT
-        allowed = allowed & (bias > -torch.inf)
-    seen = allowed.any(dim=3, keepdim=True)
-    allowed = allowed | ~seen  # Kernels differ in what a row without any key gives them.
-    found = torch.where(allowed, 0 if bias is None else bias.masked_fill(~seen, 0), -torch.inf).to(dtype)
-    found = _aligned(found).expand(batch, heads, queries.real.size(1), keys.real.size(1))
-    return found, seen[..., 0] & queries.real.unsqueeze(1)
+    # Queries that do not count have no weights.
+    lse = queries.take(lse).masked_fill(~queries.real.unsqueeze(1), torch.inf)
+    places, key_places = queries.positions(length)[:, None, :, None], keys.positions(key.size(2))[:, None, None]
+    number = max(key.size(2) * key.size(3) // columns.size(2), 1)
+    for start in range(0, rows.size(2), number):
+        part = slice(start, start + number)
+        logits, offset = _product(rows[:, :, part], columns.mT), -lse[:, :, part, None]
+        allowed = keys.real[:, None, None]
+        if is_causal:
+            allowed = allowed & (key_places <= places[:, :, part])
+        if bias is not None:
+            offset, allowed = offset + bias[:, :, part], allowed & (bias[:, :, part] > -torch.inf)
+        logits = torch.add(offset, logits, alpha=scale)
+        yield part, rows[:, :, part], columns, torch.where(allowed, logits, -torch.inf).exp_()
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """Matrix product of [B, H, n, m] tensors, float32 (float64): half precision holds the factors only."""
+    wide = torch.promote_types(a.dtype, torch.float32)
+    with torch.autocast(a.device.type, enabled=False):
+        if a.is_cuda and a.dtype != wide:
+            product = torch.bmm(a.flatten(0, 1), b.flatten(0, 1), out_dtype=wide)
+            return product.unflatten(0, a.shape[:2])
+        return a.to(wide) @ b.to(wide)
 
 
 def _shifted(output: Tensor, grad: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
     """Output and gradient [B, H, L, D] with ``grad @ output`` larger by `shift` [B, H, L] in every row.
 
-    The first entry of each row is moved. Where its gradient is too small for an output within the dtype's range, the
-    gradient becomes just large enough.
+    Rows whose gradient is too small for an output within the dtype's range get a first entry that is just large enough.
     """
-    info = torch.finfo(grad.dtype)
-    output, grad = output.clone(), grad.clone()
-    first, factor = output[..., 0], grad[..., 0]
-    least = (shift.abs() * (8 / info.max)).clamp(min=max(info.tiny * info.eps * 16, SMALLEST)).to(grad.dtype)
-    moves = shift != 0
-    factor.copy_(torch.where((factor.abs() < least) & moves, torch.copysign(least, factor), factor))
-    first.copy_(torch.where(moves, first + shift / factor, first))
-    return output, grad
-
-
-def _factors(x: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradient and output [B, H, n, W] in the dtype and width of `like` whose products sum up to x [B, H, n]."""
-    grad = like.new_ones(*x.shape, like.size(-1))
-    if like.dtype == torch.float16:  # Its range is too small.
-        x, exponent = torch.frexp(x)
-        grad.copy_(torch.ldexp(grad[..., 0].float(), exponent).unsqueeze(-1))
-    output = torch.zeros_like(grad)
-    output[..., 0] = x
-    output[..., 1] = x - output[..., 0]  # What rounding took away.
-    return grad, output
-
-
-def _rows_of(lse: Tensor, query: Tensor) -> Tensor:
-    """A kernel's log-sum-exp as [B, H, L]: some add rows, cuDNN a dimension of 1, and want it back like that."""
-    return lse.reshape(*query.shape[:2], -1)[..., : query.size(2)]
-
-
-def _repeat(x: Tensor, heads: int) -> Tensor:
-    return x if x.size(1) == heads else x.repeat_interleave(heads // x.size(1), dim=1)
+    info, shift = torch.finfo(grad.dtype), shift.unsqueeze(-1)
+    norm, first = torch.linalg.vector_norm(grad, dim=-1, keepdim=True, dtype=shift.dtype), grad[..., :1]
+    least = (shift.abs() * (8 / info.max)).clamp(min=max(info.tiny * info.eps * 16, SMALLEST_NORM)).to(grad.dtype)
+    small = (norm < least) & (shift != 0)
+    step = torch.where(small, torch.copysign(least, first), 0)
+    column = (torch.arange(grad.size(-1), device=grad.device) == 0).to(grad.dtype)
+    grad = torch.addcmul(grad, step, column)
+    square = norm.square() + (grad[..., :1].to(shift.dtype).square() - first.to(shift.dtype).square())
+    factor = torch.where(shift != 0, shift / square, 0)
+    # Computed in float32, and rounded once.
+    return torch.addcmul(output, grad, factor, out=torch.empty_like(output)), grad
 
 
 def _aligned(bias: Tensor) -> Tensor:
@@ -324,5 +319,3 @@ _KERNELS = dict(
         CUDNN: (_cudnn, _cudnn_backward),
     },
 )
-# Those of the block take a mask and any width of the value.
-_BLOCK_KERNELS = dict(cpu=_KERNELS['cpu'][FLASH], cuda=_KERNELS['cuda'][EFFICIENT])

@@ -207,7 +207,7 @@ def test_a_sample_without_queries_or_keys_is_zero_and_leaves_the_others_alone(ba
 
 
 class LargestTensor(TorchDispatchMode):
-    """The most elements that any operation inside has put out, in memory."""
+    """The most elements that any operation inside has put out."""
 
     elements = 0
 
@@ -215,7 +215,7 @@ class LargestTensor(TorchDispatchMode):
         result = function(*args, **(kwargs or {}))
         for tensor in result if isinstance(result, tuple | list) else [result]:
             if isinstance(tensor, torch.Tensor):
-                self.elements = max(self.elements, tensor.untyped_storage().nbytes() // tensor.element_size())
+                self.elements = max(self.elements, tensor.numel())
         return result
 
 
@@ -235,7 +235,7 @@ def test_only_the_eager_way_builds_a_map_of_queries_by_keys(alone, kv_heads):
             found.sum().backward()
         largest[backend] = seen.elements
     assert largest['fused'] <= 4 * length * (width + 8) < length * length
-    assert largest['lse'] <= length * 112  # One mask of the queries and the keys that count, for all heads.
+    assert largest['lse'] <= 4 * length * width
     assert largest['eager'] >= 4 * length * length
 
 
