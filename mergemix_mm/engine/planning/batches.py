@@ -11,6 +11,7 @@ from torch import nn
 
 from ...models.tuners import BaseTuner, UnifiedTuner
 from ...models.vlms import SphinxModel
+from ...models.vlms.families import Family
 from ...models.vlms.families.emu3 import CODES, LINE_END, START
 from ...models.vlms.sphinx.network import END as VIEW_END
 from ...models.vlms.sphinx.network import START as VIEW_START
@@ -18,6 +19,8 @@ from .step_memory import StepMemory
 
 # Of a text whose pipeline has no max_length.
 TEXT_TOKENS = 512
+# Of the processor of InternVL, at most, without the thumbnail.
+INTERNVL_TILES = 12
 # Any word: an id that is in every vocabulary and stands for no image.
 WORD = 8
 
@@ -31,12 +34,15 @@ class ImageInput:
         num_tokens (int): Its placeholders.
         shapes (dict): Name -> shape, for all images of a batch: tensors without content.
         values (dict): Name -> entries of one image: tensors with content.
+        is_read (bool): Whether code looks at the values of the tensors of `shapes`, which are ones then. Defaults to
+            False.
     """
 
     ids: list[int]
     num_tokens: int
     shapes: Callable[[int], dict[str, tuple[int, ...]]]
     values: dict[str, list[int]]
+    is_read: bool = False
 
 
 class UnknownBatchError(ValueError):
@@ -116,7 +122,7 @@ def _conversations(cfg: Config, model: BaseTuner, memory: StepMemory, size: int,
     if _learns_pairs(model):
         batch['rejected'] = {key: value.clone() for key, value in batch.items()}
     for name, shape in image.shapes(size).items():
-        batch[name] = memory.empty(*shape)
+        batch[name] = torch.ones(()).expand(shape) if image.is_read else memory.empty(*shape)
     for name, value in image.values.items():
         batch[name] = torch.tensor([value] * size)
     return batch
@@ -156,11 +162,10 @@ def image_input(cfg: Config, vlm: nn.Module) -> ImageInput:
     processor = (cfg.get('model') or {}).get('processor') or {}
     if isinstance(vlm, SphinxModel):
         return _sphinx(vlm, processor)
-    config = vlm.family.model.config
-    kind = config.model_type
+    kind = vlm.family.model.config.model_type
     if kind not in _INPUTS:
         raise UnknownBatchError(f'model_type={kind!r}: batches can be made up for {sorted(_INPUTS)} and SPHINX only')
-    return _INPUTS[kind](config, processor)
+    return _INPUTS[kind](vlm.family, processor)
 
 
 def _square(num_tokens: int, token: int, side: int, frame: tuple[list[int], list[int]] = ([], [])) -> ImageInput:
@@ -169,23 +174,69 @@ def _square(num_tokens: int, token: int, side: int, frame: tuple[list[int], list
     return ImageInput(ids, num_tokens, lambda size: dict(pixel_values=(size, 3, side, side)), {})
 
 
-def _llava(config, processor: dict) -> ImageInput:
+def _llava(family: Family, processor: dict) -> ImageInput:
+    config = family.model.config
     side, patch = config.vision_config.image_size, config.vision_config.patch_size
     with_class = config.vision_feature_select_strategy != 'default'
     return _square((side // patch) ** 2 + with_class, config.image_token_id, side)
 
 
-def _paligemma(config, processor: dict) -> ImageInput:
+def _llava_next(family: Family, processor: dict) -> ImageInput:
+    config = family.model.config
+    side = config.vision_config.image_size
+    # An image of one of the sizes that it is cut at: the one of most tokens.
+    sizes = torch.tensor(config.image_grid_pinpoints)
+    lengths = family.image_lengths(dict(input_ids=sizes, pixel_values=sizes, image_sizes=sizes)).tolist()
+    num_tokens, (height, width) = max(zip(lengths, sizes.tolist(), strict=True))
+    tiles = (height // side) * (width // side) + 1
+    image = _square(num_tokens, family.image_token_id, side)
+    image.shapes = lambda size: dict(pixel_values=(size, tiles, 3, side, side))
+    image.values['image_sizes'] = [height, width]
+    return image
+
+
+def _internvl(family: Family, processor: dict) -> ImageInput:
+    height, width = family.model.config.vision_config.image_size
+    tiles = processor.get('max_patches') or INTERNVL_TILES
+    columns = next(number for number in range(math.isqrt(tiles), 0, -1) if tiles % number == 0)
+    views = tiles + (tiles > 1)  # With the thumbnail.
+    image = _square(views * family.tile_length, family.image_token_id, height)
+    image.shapes = lambda size: dict(pixel_values=(size * views, 3, height, width))
+    image.values['original_sizes'] = [height * (tiles // columns), width * columns]
+    return image
+
+
+def _smolvlm(family: Family, processor: dict) -> ImageInput:
+    config = family.model.config
+    side, patch = config.vision_config.image_size, config.vision_config.patch_size
+    longest = (processor.get('size') or {}).get('longest_edge') or 4 * side
+    rows = -(-longest // ((processor.get('max_image_size') or {}).get('longest_edge') or side))
+    num_tiles = rows * rows + (rows > 1)  # With the global view.
+    tile_tokens = (side // patch) ** 2 // config.scale_factor**2
+    fake, line = WORD + 1, WORD + 2
+    ids = []
+    for tile in range(num_tiles):
+        ends_row = tile and tile % rows == 0
+        ids += [*[line] * bool(ends_row), fake, WORD, *[family.image_token_id] * tile_tokens]
+    shapes = lambda size: dict(pixel_values=(size, num_tiles, 3, side, side))  # noqa: E731
+    # The library looks for views that are zero everywhere.
+    return ImageInput([*ids, fake], num_tiles * tile_tokens, shapes, {}, is_read=True)
+
+
+def _paligemma(family: Family, processor: dict) -> ImageInput:
+    config = family.model.config
     side, patch = config.vision_config.image_size, config.vision_config.patch_size
     return _square((side // patch) ** 2, config.image_token_id, side)
 
 
-def _janus(config, processor: dict) -> ImageInput:
+def _janus(family: Family, processor: dict) -> ImageInput:
+    config = family.model.config
     vision = config.vision_config
     return _square(vision.num_image_tokens, config.image_token_id, vision.image_size)
 
 
-def _qwen2_vl(config, processor: dict) -> ImageInput:
+def _qwen2_vl(family: Family, processor: dict) -> ImageInput:
+    config = family.model.config
     vision = config.vision_config
     side = vision.patch_size * vision.spatial_merge_size
     size = processor.get('size') or {}
@@ -202,7 +253,8 @@ def _qwen2_vl(config, processor: dict) -> ImageInput:
     )
 
 
-def _emu3(config, processor: dict) -> ImageInput:
+def _emu3(family: Family, processor: dict) -> ImageInput:
+    config = family.model.config
     factor = 2 ** (len(config.vq_config.channel_multiplier) - 1)
     pixels = processor.get('max_pixels') or 1024 * 1024
     codes = math.isqrt(pixels) // factor
@@ -228,11 +280,15 @@ def _sphinx(vlm: SphinxModel, processor: dict) -> ImageInput:
 
 _INPUTS = {
     'emu3': _emu3,
+    'idefics3': _smolvlm,
+    'internvl': _internvl,
     'janus': _janus,
     'llava': _llava,
+    'llava_next': _llava_next,
     'paligemma': _paligemma,
     'qwen2_5_vl': _qwen2_vl,
     'qwen2_vl': _qwen2_vl,
+    'smolvlm': _smolvlm,
 }
 
 

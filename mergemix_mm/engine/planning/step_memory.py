@@ -25,7 +25,7 @@ class StepMemory(TorchDispatchMode):
 
     Tensors with content (token ids, masks, positions) stay what they are, so that code may look at them. Where code
     looks at the value of a tensor without content, it finds True, or 1; two of them are never equal; and none of their
-    elements is zero. So nothing is left out of the step that a value decides upon.
+    elements is zero or False. So nothing is left out of the step that a value decides upon.
 
     Attributes:
         held (int): Bytes now.
@@ -85,8 +85,8 @@ class StepMemory(TorchDispatchMode):
         for tensor in tree_iter(result):
             if isinstance(tensor, Tensor):
                 self._register(tensor)
-        if empty and function is _CONVOLUTION:
-            # Its kernels hold the larger of input and output in a layout of their own as well.
+        if empty and function is _CONVOLUTION and result.ndim == 4:
+            # Kernels of images hold the larger of input and output in a layout of their own as well.
             sizes = (one.numel() * one.element_size() for one in (args[0], result))
             self.peak = max(self.peak, self.held + max(sizes))
         return result
@@ -108,11 +108,12 @@ class StepMemory(TorchDispatchMode):
 
 
 def _as_positions(indices: Iterable[Tensor | None]) -> list[Tensor | None]:
-    """Flags with content become positions: how many there are is not known of tensors without."""
+    """Flags become positions: how many there are is not known of tensors without content. There, all are set."""
     result = []
     for index in indices:
-        if index is not None and index.dtype is torch.bool and not isinstance(index, FakeTensor):
-            result.extend(index.nonzero().unbind(1))
+        if index is not None and index.dtype is torch.bool:
+            flags = torch.ones(index.shape, dtype=torch.bool) if isinstance(index, FakeTensor) else index
+            result.extend(flags.nonzero().unbind(1))
         else:
             result.append(index)
     return result
