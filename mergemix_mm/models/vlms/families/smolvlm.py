@@ -140,7 +140,8 @@ class _Positions:
     """Rows of the table of positions for the patches of images: i of n goes to i * side // n in each direction.
 
     transformers 4 computes them in the dtype of the pixels, after a factor just below 1: in float32, each row and
-    column but the first takes the position of the one before it, and in bfloat16 some do (10 of Idefics3's 26).
+    column but the first takes the position of the one before it, and in bfloat16 some do (10 of Idefics3's 26). Early
+    releases of version 5 still round to the dtype of the pixels.
 
     Args:
         side (int): Rows and columns of the table.
@@ -167,15 +168,21 @@ class _Positions:
 
 @cache
 def _misplaces_patches(embeddings: type[nn.Module], config: type) -> bool:
-    """Whether this version of the library gives patches the positions of others."""
-    sizes = dict(hidden_size=1, num_attention_heads=1, num_channels=1, image_size=3, patch_size=1)
+    """Whether this version of the library gives patches the positions of others, in float32 or bfloat16."""
+    side = 26  # No power of two, which bfloat16 would divide by exactly.
+    sizes = dict(hidden_size=1, num_attention_heads=1, num_channels=1, image_size=side, patch_size=1)
     with torch.device('cpu'), torch.no_grad():
+        expected, mask = torch.arange(float(side * side)), torch.ones(1, side, side, dtype=torch.bool)
         module = embeddings(config(**sizes)).float()
-        module.patch_embedding.weight.zero_()
-        module.patch_embedding.bias.zero_()
-        module.position_embedding.weight.copy_(torch.arange(9.0)[:, None])
-        found = module(torch.zeros(1, 1, 3, 3), torch.ones(1, 3, 3, dtype=torch.bool))
-    return not torch.equal(found.flatten(), torch.arange(9.0))
+        module.position_embedding.weight.copy_(expected[:, None])
+        for value in module.patch_embedding.parameters():
+            value.zero_()
+        for dtype in (torch.float32, torch.bfloat16):
+            module.patch_embedding.to(dtype)
+            pixels = torch.zeros(1, 1, side, side, dtype=dtype)
+            if not torch.equal(module(pixels, mask).flatten().float(), expected):
+                return True
+    return False
 
 
 def _fake_token(ids: list[int], tiles: list[tuple[int, int]]) -> int | None:
