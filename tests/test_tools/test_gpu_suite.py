@@ -132,3 +132,8 @@ def test_without_a_gpu_it_says_so(suite, tmp_path):
     with pytest.raises(SystemExit, match='no CUDA device'):
         suite.main(['--output', str(tmp_path / 'gpu.json')])
     assert not (tmp_path / 'gpu.json').exists()
+
+
+def test_every_part_runs_on_the_cpu_at_a_tiny_size(suite, tmp_path):
+    results = run(suite, tmp_path / 'gpu.json', '--minutes', '60')
+    assert {name: part['status'] for name, part in results.items()} == dict.fromkeys(suite.PARTS, 'done'), results

@@ -14,6 +14,7 @@ from _measure import (
     add_common_arguments,
     add_device_arguments,
     interleaved_times,
+    kernels_by_name,
     markdown_table,
     median_ratio,
     peak_memory,
@@ -103,6 +104,7 @@ def measure(args: argparse.Namespace, models: dict, arms: dict[str, Callable[[],
     rows = []
     for name, arm in arms.items():
         low, high = ratio_range(times[REFERENCE], times[name])
+        longest = list((kernels_by_name(arm, args.device) or {}).items())[:12]
         rows.append(
             dict(
                 model=name,
@@ -113,6 +115,7 @@ def measure(args: argparse.Namespace, models: dict, arms: dict[str, Callable[[],
                 speed_up_low=low,
                 speed_up_high=high,
                 peak_mb=peak_memory(arm, args.device),
+                kernel_seconds={kernel[:200]: sum(seconds) for kernel, seconds in longest},
                 all_seconds=times[name],
             )
         )
