@@ -11,7 +11,7 @@ from ..precision import autocast_to, cast_at_norms, low_beside_float32
 from ..weight_names import adopt_names
 from .base import Generation, VisionLanguageModel
 from .families import Family
-from .freezing import check_trainable, freeze, part_modules, train_parts
+from .freezing import check_trainable, checkpoint_layers, freeze, part_modules, train_parts
 from .generation import AnswerLogps, pad_left
 from .lora import add_lora
 from .saving import unwrapped
@@ -55,7 +55,7 @@ class FamilyModel(VisionLanguageModel):
         else:
             self.model = add_lora(family, self.trainable, lora)
         if gradient_checkpointing:
-            family.model.gradient_checkpointing_enable({'use_reentrant': False})
+            checkpoint_layers(family.model)
         self.train()
 
     def init_weights(self) -> None:

@@ -2,6 +2,8 @@ import pytest
 import tiny_vlms
 import torch
 
+from mergemix_mm.models.vlms.freezing import part_modules
+
 
 def gradients(vlm):
     return {name: p.grad.clone() for name, p in vlm.named_parameters() if p.grad is not None}
@@ -49,6 +51,21 @@ def test_gradient_checkpointing_changes_no_gradient(make, batch_of, loss_of, fam
     assert plain and plain.keys() == checkpointed.keys()
     assert all(torch.allclose(plain[name], checkpointed[name], atol=1e-6) for name in plain)
     assert sum(float(grad.abs().sum()) for grad in plain.values()) > 0
+
+
+@pytest.mark.parametrize('lora', [None, dict(r=2)])
+@pytest.mark.parametrize('family', tiny_vlms.FAMILIES)
+def test_a_frozen_tower_keeps_no_activations_with_gradient_checkpointing(make, batch_of, family, lora):
+    # Transformers 5 would let its embeddings require gradients, and so all that comes after them.
+    vlm = make(family, trainable=['language_model', 'projector'], gradient_checkpointing=True, lora=lora)
+    inside = [vlm.family.model.get_submodule(path) for path in part_modules(vlm.family, 'projector')]
+    projector = {module for part in inside for module in part.modules()}
+    found = []
+    for module in vlm.family.vision_tower.modules():
+        if module not in projector and not list(module.children()):
+            module.register_forward_hook(lambda _, inputs, output: found.append(output))
+    vlm.hidden(vlm.prepare(batch_of(family)))
+    assert found and not any(one.requires_grad for one in found if torch.is_tensor(one))
 
 
 @pytest.mark.parametrize('trainable', [['language_model'], ['projector']])
