@@ -286,7 +286,32 @@ def _internvl_config():
     )
 
 
+def _mend_small_patches():
+    """Let SmolVLM of transformers 5.17 and 5.20 merge image tokens by views.
+
+    It takes as many at a time as a patch has pixels on a side, which divides the tokens of a view in real sizes only.
+    """
+    from transformers.models.smolvlm.modeling_smolvlm import SmolVLMModel
+
+    merge = getattr(SmolVLMModel, 'inputs_merger', None)
+    if merge is None or hasattr(merge, 'mended'):
+        return
+
+    def by_views(self, input_ids, inputs_embeds, image_hidden_states):
+        config = self.config.vision_config
+        patch_size = config.patch_size
+        config.patch_size = (config.image_size // patch_size // self.config.scale_factor) ** 2
+        try:
+            return merge(self, input_ids, inputs_embeds, image_hidden_states)
+        finally:
+            config.patch_size = patch_size
+
+    by_views.mended = True
+    SmolVLMModel.inputs_merger = by_views
+
+
 def _smolvlm_config():
+    _mend_small_patches()
     text = _text('smolvlm', model_type='llama')
     return dict(
         vision_config=_tower(model_type='smolvlm_vision'),
