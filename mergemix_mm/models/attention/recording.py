@@ -66,7 +66,7 @@ class Probe:
         self.key_mask = key_mask
         self.backend = backend
         # Looked up once for all layers: their number depends on the data, so that a GPU is waited for.
-        found = backend in ('lse', 'auto')
+        found = backend == 'lse'
         self.places = (Places.of(query_mask), Places.of(key_mask)) if found else None
         self.layers = frozenset(recording.layers)
         self._recording = weakref.ref(recording)
