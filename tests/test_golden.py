@@ -1,0 +1,40 @@
+"""What the package had once stays: models of images with their outputs, and the names that users write."""
+
+import json
+import runpy
+from pathlib import Path
+
+import pytest
+import torch
+
+HERE = Path(__file__).parent / 'golden'
+GOLDEN = runpy.run_path(str(HERE / 'write_golden.py'))
+NAMES = runpy.run_path(str(HERE / 'public_names.py'))
+
+
+@pytest.fixture(scope='module')
+def written():
+    return GOLDEN['read']()
+
+
+@pytest.mark.parametrize('name', GOLDEN['CONFIGS'])
+def test_a_model_of_an_earlier_day_is_the_same_today(name, written):
+    model = GOLDEN['build'](json.loads(written[name]['config']))
+    model.load_state_dict(written[name]['weights'], strict=True)
+    found, expected = GOLDEN['outputs'](name, model), written[name]['outputs']
+    assert all(one.std() > 1e-3 for one in expected)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_no_name_that_users_write_is_gone():
+    today = NAMES['collect']()
+    gone = {
+        kind: sorted(set(names) - set(today[kind])) for kind, names in json.loads(NAMES['FILE'].read_text()).items()
+    }
+    assert not any(gone.values()), gone
+
+
+def test_new_names_are_listed():
+    listed = json.loads(NAMES['FILE'].read_text())
+    new = {kind: sorted(set(names) - set(listed[kind])) for kind, names in NAMES['collect']().items()}
+    assert not any(new.values()), f'run python tests/golden/public_names.py: {new}'
