@@ -2,19 +2,36 @@
 
 import json
 import os
+from pathlib import Path
 
 import pytest
 
 FILE = 'MERGEMIX_TEST_REPORT'
 
 
-def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    """Add a line for a test: of its call, or of whatever ended it before or after that."""
-    if 'PYTEST_XDIST_WORKER' in os.environ or (report.passed and report.when != 'call'):
-        return
-    line = dict(name=report.nodeid, outcome=report.outcome, seconds=round(report.duration, 2))
-    if report.failed:
-        crash = getattr(report.longrepr, 'reprcrash', None)
-        line['message'] = (crash.message if crash else str(report.longrepr))[:1000]
-    with open(os.environ[FILE], 'a', encoding='utf-8') as stream:
-        stream.write(json.dumps(line) + '\n')
+class Report:
+    """Adds a line for a test: of its call, or of whatever ended it before or after that.
+
+    Args:
+        file (Path): The file.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Write the line."""
+        if report.passed and report.when != 'call':
+            return
+        line = dict(name=report.nodeid, outcome=report.outcome, seconds=round(report.duration, 2))
+        if report.failed:
+            crash = getattr(report.longrepr, 'reprcrash', None)
+            line['message'] = (crash.message if crash else str(report.longrepr))[:1000]
+        with self.file.open('a', encoding='utf-8') as stream:
+            stream.write(json.dumps(line) + '\n')
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Report, unless this is one of several processes, whose reports come to the first."""
+    if not hasattr(config, 'workerinput'):
+        config.pluginmanager.register(Report(Path(os.environ[FILE])))
