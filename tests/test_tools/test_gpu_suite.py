@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import signal
 import sys
 from pathlib import Path
 
@@ -78,7 +79,7 @@ def test_the_suite_ends_in_time_and_names_what_it_left_out(suite, parts, tmp_pat
 
 def test_tests_are_reported_one_by_one_as_they_end(suite, tmp_path, monkeypatch):
     (tmp_path / 'test_some.py').write_text(
-        'import time, pytest\n'
+        'import os, signal, pytest\n'
         'def test_good(): pass\n'
         '@pytest.mark.parametrize("x", [1])\n'
         'def test_bad(x): assert x == 2\n'
@@ -87,11 +88,11 @@ def test_tests_are_reported_one_by_one_as_they_end(suite, tmp_path, monkeypatch)
         'def test_broken(broken): pass\n'
         '@pytest.mark.skip\n'
         'def test_left_out(): pass\n'
-        'def test_hangs(): time.sleep(1000)\n'
+        'def test_dies(): os.kill(os.getpid(), signal.SIGKILL)\n'
     )
     command = [sys.executable, '-m', 'pytest', '-q', '-p', '_test_report', '-p', 'no:cacheprovider', str(tmp_path)]
     report = tmp_path / 'report'
-    assert suite.run(command, 20, tmp_path / 'log', MERGEMIX_TEST_REPORT=str(report)) is None
+    assert suite.run(command, 1000, tmp_path / 'log', MERGEMIX_TEST_REPORT=str(report)) == -signal.SIGKILL
     results = suite.test_results(report.read_text().splitlines())
     assert (results['passed'], results['failed'], results['skipped']) == (1, 2, 1)
     assert [name.split('::')[1] for name in results['failures']] == ['test_bad[1]', 'test_broken']
@@ -100,16 +101,17 @@ def test_tests_are_reported_one_by_one_as_they_end(suite, tmp_path, monkeypatch)
     assert len(results['slowest']) == 4
 
 
-def test_nothing_that_a_stopped_part_started_lives_on(suite, tmp_path):
-    child = (
-        f'import pathlib, os, time; os.setsid(); pathlib.Path({str(tmp_path / "pid")!r}).write_text(str(os.getpid()))'
+def test_nothing_that_a_part_started_lives_on(suite, tmp_path):
+    number = tmp_path / 'number'
+    wait = f'pathlib.Path({str(number)!r}).write_text(str(os.getpid())); time.sleep(1000)'
+    child = f'import os, pathlib, time; os.setsid(); {wait}'
+    code = f'import pathlib, subprocess, sys, time; subprocess.Popen([sys.executable, "-c", {child!r}])'
+    (tmp_path / 'program.py').write_text(
+        f'{code}\nwhile not pathlib.Path({str(number)!r}).exists(): time.sleep(0.1)\ntime.sleep(0.5)\n'
     )
-    code = f'import subprocess, sys, time; subprocess.Popen([sys.executable, "-c", {child + "; time.sleep(1000)"!r}])'
-    (tmp_path / 'program.py').write_text(code + '; time.sleep(1000)')
-    assert suite.run([sys.executable, str(tmp_path / 'program.py')], 10, tmp_path / 'log') is None
-    assert not psutil.pid_exists(int((tmp_path / 'pid').read_text())) or psutil.Process(
-        int((tmp_path / 'pid').read_text())
-    ).status() in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
+    assert suite.run([sys.executable, str(tmp_path / 'program.py')], 1000, tmp_path / 'log') == 0
+    alive = psutil.pid_exists(int(number.read_text()))
+    assert not alive or psutil.Process(int(number.read_text())).status() == psutil.STATUS_ZOMBIE
 
 
 @pytest.mark.parametrize(

@@ -133,12 +133,23 @@ def run(command: list[str], seconds: float, log: Path, **environment: str) -> in
         except subprocess.TimeoutExpired:
             return None
         finally:
-            # What it started may have left its group and its session; on the card it would disturb the next part.
-            for one in psutil.process_iter():
-                with suppress(psutil.Error):
-                    if one.environ().get(MARK) == mark:
-                        one.kill()
+            process.kill()
             process.wait()
+            _end_all(mark)
+
+
+def _end_all(mark: str) -> None:
+    """Kill what a part has started: it may have left its group and its session, and would disturb the next part."""
+    while True:
+        left = []
+        for one in psutil.process_iter():
+            with suppress(psutil.Error):
+                if one.environ().get(MARK) == mark:
+                    one.kill()
+                    left.append(one)
+        if not left:
+            return
+        psutil.wait_procs(left, timeout=1)
 
 
 def test_results(lines: Iterable[str]) -> dict:
