@@ -39,14 +39,15 @@ def train_parts(family: Family, trainable: Collection[str], gradient_checkpointi
 
 
 def checkpoint_layers(model: nn.Module) -> None:
-    """Have the layers of a transformers model compute their activations again in the backward (non-reentrant).
+    """Have the layers of a model compute their activations again in the backward (non-reentrant).
 
     Version 5 lets the embeddings of all parts require gradients as well, as the reentrant way needs it. A frozen tower
     would keep all its activations then, and go through a backward for nothing: 2.8 GiB for 8 images of LLaVA-1.5.
     """
     model.gradient_checkpointing_enable({'use_reentrant': False})
-    if getattr(model, '_require_grads_hooks', None) or getattr(model, '_require_grads_hook', None):
-        model.disable_input_require_grads()
+    for module in model.modules():  # That of transformers may be a part, as in SPHINX.
+        if getattr(module, '_require_grads_hooks', None) or getattr(module, '_require_grads_hook', None):
+            module.disable_input_require_grads()
 
 
 def part_modules(family: Family, part: str) -> list[str]:

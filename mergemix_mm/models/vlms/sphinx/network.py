@@ -65,8 +65,6 @@ class SphinxNetwork(nn.Module):
     def gradient_checkpointing_enable(self, options: dict) -> None:
         """In the layers of the language model."""
         self.language_model.gradient_checkpointing_enable(options)
-        if getattr(self.language_model, '_require_grads_hooks', None):  # See `checkpoint_layers`.
-            self.language_model.disable_input_require_grads()
 
     def views(self, input_ids: Tensor) -> Tensor:
         """Which views of each image the ids hold, [N, V] bool; in the order of the samples.
