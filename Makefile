@@ -27,6 +27,9 @@ TORCH := $(TORCH_$(STACK))
 TRANSFORMERS := $(TRANSFORMERS_$(STACK))
 # Files or folders of tests; empty: all.
 TESTS ?=
+# Processes that share the tests, a file at a time; more than there are cores bring nothing.
+WORKERS ?= 2
+PYTEST = OMP_NUM_THREADS=1 $(PY) -m pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 DEMO_CONFIG := configs/mergemix/vit-tiny_1xb32-mergemix-coslr-30e_digits.py
 DEMO_DIR := work_dirs/demo
 # Every benchmark that is a program and serves a CPU; the others need a GPU, or are modules that these share.
@@ -52,7 +55,7 @@ OPS_DONE := $(if $(OPS_WHEEL),$(STAMPS)/$(notdir $(OPS_WHEEL)))
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
 	@echo 'PYTHON=/path/to/python chooses the interpreter, VENV=folder the virtual environment,'
-	@echo "TESTS='tests/test_models ...' the tests."
+	@echo "TESTS='tests/test_models ...' the tests, WORKERS=4 the number of processes that run them."
 
 demo: $(RUNTIME_DONE) ## train a small ViT with MergeMix on handwritten digits (CPU, < 5 minutes after the install)
 	$(PY) tools/train.py $(DEMO_CONFIG) --work-dir $(DEMO_DIR)
@@ -70,10 +73,10 @@ test-newest: ## all tests on the newest versions that install, in .venv-newest
 	@$(MAKE) --no-print-directory run-tests STACK=newest
 
 run-tests: $(TESTS_DONE) $(OPS_DONE)
-	$(PY) -m pytest -q $(TESTS)
+	$(PYTEST) $(TESTS)
 
 test-fast: $(TESTS_DONE) $(OPS_DONE) ## the tests that train nothing and start no programs (under 4 minutes)
-	$(PY) -m pytest -q -m 'not slow'
+	$(PYTEST) -m 'not slow' $(TESTS)
 
 lint: $(TESTS_DONE) ## formatting and ruff's rules
 	$(PY) -m ruff format --check .
