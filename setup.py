@@ -58,7 +58,7 @@ setup(
         *(f'Programming Language :: Python :: 3.{minor}' for minor in range(10, 15)),
     ],
     packages=find_packages(include=['mergemix_mm', 'mergemix_mm.*']),
-    package_data={'mergemix_mm': ['datasets/chat_templates/*.jinja']},
+    package_data={'mergemix_mm': ['families/chat_templates/*.jinja']},
     install_requires=read_requirements('runtime'),
     extras_require={name: read_requirements(name) for name in ('optional', 'detection', 'tests')},
     cmdclass={'build_py': BuildWithConfigs},

@@ -2,6 +2,7 @@
 
 import importlib.util
 
+from . import moved  # noqa: F401
 from .paths import config_path
 from .version import __version__
 
@@ -22,4 +23,4 @@ if all(_is_installed(package) for package in ('mmengine', 'mmcv', 'mmpretrain'))
     if _is_installed('transformers'):
         from . import upstream  # noqa: F401
 
-    from . import datasets, engine, evaluation, models, visualization  # noqa: F401
+    from . import datasets, engine, evaluation, models, toy, visualization  # noqa: F401

@@ -20,8 +20,8 @@ from torch import nn
 
 import mergemix_mm
 import mergemix_mm.missing_ops  # MMDetection's models are built here, with or without compiled ops.
+from mergemix_mm.families import FAMILIES
 from mergemix_mm.models.vision_encoders import ADAPTERS, build_vision_encoder, run_layers
-from mergemix_mm.models.vlms.families import FAMILIES
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = sorted((ROOT / 'docs').rglob('[!_]*.md'))

@@ -1,14 +1,19 @@
 """What the package had once stays: models of images with their outputs, and the names that users write."""
 
+import importlib
 import json
 import runpy
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+from mergemix_mm.moved import MODULES
+
 HERE = Path(__file__).parent / 'golden'
 GOLDEN = runpy.run_path(str(HERE / 'write_golden.py'))
+MOVED = {f'mergemix_mm.{old}' for old in MODULES}
 NAMES = runpy.run_path(str(HERE / 'public_names.py'))
 
 
@@ -31,7 +36,13 @@ def test_no_name_that_users_write_is_gone():
     gone = {
         kind: sorted(set(names) - set(today[kind])) for kind, names in json.loads(NAMES['FILE'].read_text()).items()
     }
+    moved = gone.pop('exported')
     assert not any(gone.values()), gone
+    for name in moved:
+        module, _, attribute = name.rpartition('.')
+        with pytest.warns(FutureWarning, match='moved to'):
+            sys.modules.pop(module if module in MOVED else None, None)
+            getattr(importlib.import_module(module), attribute)
 
 
 def test_new_names_are_listed():

@@ -71,7 +71,7 @@ def language_config(**kwargs):
 
 def sphinx_config(mixed=False, **kwargs):
     """Arguments of `SphinxModel`: all four encoders on a grid of 16 x 16, or one CLIP on a grid of 2 x 2."""
-    from mergemix_mm.datasets.sphinx_processor import CLIP_MEAN, CLIP_STD
+    from mergemix_mm.datasets.processors.sphinx import CLIP_MEAN, CLIP_STD
 
     if mixed:
         parts, neck = encoders(), dict(in_channels=CHANNELS, sequence_channels=SEQUENCE_CHANNELS, grid=16)

@@ -11,7 +11,7 @@ from PIL import Image
 
 from mergemix_mm.datasets import SphinxProcessor
 from mergemix_mm.datasets.collate import ConversationCollate
-from mergemix_mm.datasets.record_error import RecordError
+from mergemix_mm.datasets.io.record_error import RecordError
 from mergemix_mm.datasets.transforms import EncodeConversation
 from mergemix_mm.engine.launch import LaunchError
 from mergemix_mm.models.allowed_parts import check_adapter

@@ -19,7 +19,7 @@ from mmengine.registry import DATASETS, init_default_scope
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from mergemix_mm.datasets.record_error import RecordError, one_line
+from mergemix_mm.datasets.io.record_error import RecordError, one_line
 from mergemix_mm.engine import launch
 from mergemix_mm.utils.errors import DataError
 from mergemix_mm.utils.images import read_image

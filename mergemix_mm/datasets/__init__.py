@@ -1,28 +1,21 @@
 """Datasets of `mergemix_mm`, registered in MMEngine's root DATASETS."""
 
-from .coco_task_dataset import COCOTaskDataset
+from ..moved import moved_names
+from .base import RecordDataset
+from .coco_tasks import COCOTaskDataset
 from .collate import ConversationCollate
-from .conversation_dataset import ConversationDataset
-from .digits import DigitsDataset
-from .llava_padding import llava_padding_processor
-from .pope_dataset import POPEDataset
-from .record_dataset import RecordDataset
-from .record_error import RecordError
-from .refcoco_dataset import RefCOCODataset
-from .samplers import ModalitySampler, TaskMixSampler
-from .scienceqa_dataset import ScienceQADataset
-from .shapes import ShapesConversationDataset
-from .shapes_coco import write_shapes_coco
-from .shapes_coco_dataset import shapes_coco_dataset
-from .shapes_generation import ShapesGenerationDataset
-from .shapes_janus_processor import shapes_janus_processor, shapes_janus_words
-from .shapes_processor import shapes_processor, shapes_words
-from .shapes_task_tokenizer import shapes_task_tokenizer, shapes_task_words
-from .shapes_tasks import ShapesTaskDataset
-from .sphinx_processor import SphinxProcessor
-from .task_mix_dataset import TaskMixDataset
-from .task_record_dataset import TaskRecordDataset
-from .text_to_image_dataset import TextToImageDataset
+from .conversation import ConversationDataset
+from .io.record_error import RecordError
+from .mixtures import ModalitySampler, TaskMixSampler
+from .mixtures.task_mix import TaskMixDataset
+from .mixtures.unified import UnifiedDataset
+from .pope import POPEDataset
+from .processors.llava_padding import llava_padding_processor
+from .processors.sphinx import SphinxProcessor
+from .refcoco import RefCOCODataset
+from .scienceqa import ScienceQADataset
+from .task_record import TaskRecordDataset
+from .text_to_image import TextToImageDataset
 from .transforms import (
     CaptionTask,
     ChartToTableTask,
@@ -46,8 +39,7 @@ from .transforms import (
     VQATask,
 )
 from .unified_collate import UnifiedCollate
-from .unified_dataset import UnifiedDataset
-from .vqav2_dataset import VQAv2Dataset
+from .vqav2 import VQAv2Dataset
 
 __all__ = [
     'COCOTaskDataset',
@@ -59,7 +51,6 @@ __all__ = [
     'CoordinateTask',
     'DetailedCaptionTask',
     'DetectionTask',
-    'DigitsDataset',
     'EncodeConversation',
     'EncodeGeneration',
     'GroundedCaptionTask',
@@ -75,9 +66,6 @@ __all__ = [
     'RefCOCODataset',
     'RegionCaptionTask',
     'ScienceQADataset',
-    'ShapesConversationDataset',
-    'ShapesGenerationDataset',
-    'ShapesTaskDataset',
     'ShortAnswerTask',
     'SphinxProcessor',
     'TaskMixDataset',
@@ -92,12 +80,23 @@ __all__ = [
     'VQATask',
     'VQAv2Dataset',
     'llava_padding_processor',
-    'shapes_coco_dataset',
-    'shapes_janus_processor',
-    'shapes_janus_words',
-    'shapes_processor',
-    'shapes_task_tokenizer',
-    'shapes_task_words',
-    'shapes_words',
-    'write_shapes_coco',
 ]
+
+__getattr__ = moved_names(
+    __name__,
+    [
+        'DigitsDataset',
+        'ShapesConversationDataset',
+        'ShapesGenerationDataset',
+        'ShapesTaskDataset',
+        'shapes_coco_dataset',
+        'shapes_janus_processor',
+        'shapes_janus_words',
+        'shapes_processor',
+        'shapes_task_tokenizer',
+        'shapes_task_words',
+        'shapes_words',
+        'write_shapes_coco',
+    ],
+    'toy',
+)

@@ -1,5 +1,6 @@
 """Evaluation of `mergemix_mm`."""
 
+from ..moved import moved_names
 from .metrics import (
     ANLSMetric,
     AnswerAccuracy,
@@ -11,7 +12,6 @@ from .metrics import (
     POPEMetric,
     ReferringBoxMetric,
     RelaxedAccuracy,
-    ShapesGenerationMetric,
     TextDetectionMetric,
     VQAv2Accuracy,
 )
@@ -27,7 +27,8 @@ __all__ = [
     'POPEMetric',
     'ReferringBoxMetric',
     'RelaxedAccuracy',
-    'ShapesGenerationMetric',
     'TextDetectionMetric',
     'VQAv2Accuracy',
 ]
+
+__getattr__ = moved_names(__name__, ['ShapesGenerationMetric'], 'toy')

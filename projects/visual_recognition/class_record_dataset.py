@@ -6,7 +6,7 @@ from typing import Any
 from mmengine.dataset import BaseDataset
 from mmengine.registry import DATASETS
 
-from mergemix_mm.datasets.record_dataset import RecordDataset
+from mergemix_mm.datasets.base import RecordDataset
 
 
 @DATASETS.register_module()

@@ -37,7 +37,7 @@ from PIL import Image  # noqa: E402
 from safetensors.torch import save as save_tensors  # noqa: E402
 
 import mergemix_mm.datasets as data  # noqa: E402
-from mergemix_mm.datasets.plain_pickle import load_plain_pickle  # noqa: E402
+from mergemix_mm.datasets.io.plain_pickle import load_plain_pickle  # noqa: E402
 from mergemix_mm.engine.weights import StoredWeights, guarded_mmengine, load_checkpoint  # noqa: E402
 from mergemix_mm.models.losses.interaction_targets import read_curves  # noqa: E402
 from mergemix_mm.models.vlms.sphinx.files import read_layout  # noqa: E402
@@ -381,7 +381,7 @@ def _encoding(family: str) -> Reader:
 def _templates() -> Reader:
     """Chat templates of strangers: those of this package with comments, so that they are rendered as unknown ones."""
     processor = tiny_vlms.tiny_processor('llava')
-    folder = Path(data.__file__).parent / 'chat_templates'
+    folder = Path(data.__file__).parents[1] / 'families' / 'chat_templates'
     files = {path.name: b'{#- changed -#}' + path.read_bytes() for path in sorted(folder.glob('*.jinja'))}
     image, text = dict(type='image'), dict(type='text', text='What </s> is it?')
     answer = dict(role='assistant', content=[dict(type='text', text='  A cat.')])

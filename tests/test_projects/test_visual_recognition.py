@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from mergemix_mm.datasets import ClassificationTask, RecordError, ShapesTaskDataset
-from mergemix_mm.datasets.shapes_scene import COLORS, SHAPES
 from mergemix_mm.models.vlms import SphinxModel
+from mergemix_mm.toy.shapes_scene import COLORS, SHAPES
 
 FOLDER = ROOT / 'projects' / 'visual_recognition'
 LINEAR, CLASSIFY = (next(FOLDER.glob(f'tiny-*{kind}*.py')) for kind in ('linear', 'classify'))

@@ -21,7 +21,7 @@ from mmengine.registry import MODELS  # noqa: E402
 from write_weights import ENCODERS, encoder  # noqa: E402
 
 from mergemix_mm.models.backbones.encoder_branch import EncoderBranch  # noqa: E402
-from mergemix_mm.models.vlms.saving import save_processor  # noqa: E402
+from mergemix_mm.models.vlms.hf.saving import save_processor  # noqa: E402
 
 IMAGES = [tiny_vlms.random_image(40, 56, seed) for seed in range(2)]
 SAMPLES = [([IMAGES[0]], 'what is it?', ' that'), ([IMAGES[1]], 'a b', ' c d')]

@@ -17,7 +17,7 @@ sys.path.insert(0, str(HERE.parent))
 import tiny_vlms  # noqa: E402
 
 from mergemix_mm.models.vlms import HFVisionLanguageModel  # noqa: E402
-from mergemix_mm.models.vlms.saving import save_processor  # noqa: E402
+from mergemix_mm.models.vlms.hf.saving import save_processor  # noqa: E402
 
 SMALL = dict(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, image_size=14, patch_size=7)
 MLP = dict(intermediate_size=16)

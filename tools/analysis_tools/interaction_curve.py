@@ -24,8 +24,8 @@ from mergemix_mm.datasets import (
     UnifiedCollate,
     UnifiedDataset,
 )
-from mergemix_mm.datasets.json_records import JsonRecords
-from mergemix_mm.datasets.text_to_image_dataset import PROMPT_KEYS
+from mergemix_mm.datasets.io.json_records import JsonRecords
+from mergemix_mm.datasets.text_to_image import PROMPT_KEYS
 from mergemix_mm.engine import launch
 from mergemix_mm.models.attention import InteractionRecorder, interaction_spans
 from mergemix_mm.models.losses.interaction_targets import TASKS, read_curves

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from mergemix_mm.datasets import ShapesConversationDataset
-from mergemix_mm.datasets.shapes_scene import COLORS, GRID, SHAPES
 from mergemix_mm.models.vision_encoders import build_vision_encoder, score_patches
+from mergemix_mm.toy.shapes_scene import COLORS, GRID, SHAPES
 
 MEAN = STD = 127.5  # As in `ShapesProcessor`.
 

@@ -21,7 +21,7 @@ from mergemix_mm.evaluation import AnswerAccuracy, ShapesGenerationMetric
 from mergemix_mm.models.attention import InteractionAlignment, InteractionRecorder, interaction_spans
 from mergemix_mm.models.losses import AIALoss
 from mergemix_mm.models.tuners import UnifiedTuner
-from mergemix_mm.models.vlms.mosaic_codes import MosaicCodes
+from mergemix_mm.toy.mosaic_codes import MosaicCodes
 
 CONFIG = 'aia/tiny-janus_1xb32-ntp-coslr-400i_shapes.py'
 IMAGE_SIZE = 48  # 6 x 6 tokens and codes, which takes half the time of the config's 8 x 8.

@@ -11,12 +11,12 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from mergemix_mm.datasets.llava_padding import pad_to_square
-from mergemix_mm.datasets.transforms.chat_template import find_chat_template
+from mergemix_mm.datasets.conversations.chat_template import find_chat_template
+from mergemix_mm.datasets.processors.llava_padding import pad_to_square
 from mergemix_mm.engine.launch import LaunchError
-from mergemix_mm.models.vlms.loading import find_config
-from mergemix_mm.models.vlms.saving import check_replaceable, replaced_folder, save_model, save_processor
-from mergemix_mm.models.weight_names import old_options
+from mergemix_mm.models.vlms.hf.loading import find_config
+from mergemix_mm.models.vlms.hf.saving import check_replaceable, replaced_folder, save_model, save_processor
+from mergemix_mm.models.vlms.weight_names import old_options
 from mergemix_mm.utils.text import shown
 
 # model_type of a config -> transformers' class of the tower alone, and whether a class token stands before the patches.

@@ -14,10 +14,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mergemix_mm.datasets.transforms.chat_template import find_chat_template
+from mergemix_mm.datasets.conversations.chat_template import find_chat_template
 from mergemix_mm.engine.launch import LaunchError
 from mergemix_mm.engine.weights import state_dict_of
-from mergemix_mm.models.vlms.saving import replaced_folder, save_processor, write_dtype
+from mergemix_mm.models.vlms.hf.saving import replaced_folder, save_processor, write_dtype
 from mergemix_mm.utils.safe_load import CheckpointError, safe_load
 from mergemix_mm.utils.text import shown
 

@@ -12,7 +12,7 @@ from mmengine.registry import MODELS, TRANSFORMS, init_default_scope
 from mergemix_mm.engine import launch
 from mergemix_mm.engine.weights import read_state_dict
 from mergemix_mm.models.precision import widen_trained
-from mergemix_mm.models.vlms.saving import check_replaceable, replaced_folder, save_processor
+from mergemix_mm.models.vlms.hf.saving import check_replaceable, replaced_folder, save_processor
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:

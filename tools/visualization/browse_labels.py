@@ -18,7 +18,7 @@ from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import Runner, load_checkpoint, set_random_seed
 from mmpretrain.registry import BATCH_AUGMENTS
 
-from mergemix_mm.datasets.record_error import RecordError
+from mergemix_mm.datasets.io.record_error import RecordError
 from mergemix_mm.datasets.transforms.image_tokens import ImageTokens
 from mergemix_mm.engine import launch
 from mergemix_mm.models.batch_augments import MergeMix

@@ -11,9 +11,9 @@ from mmengine.registry import TRANSFORMS
 from PIL import Image
 
 from ...utils.numbers import check_number
-from ..conversation_formats import text_of
-from ..record_error import RecordError
-from .chat_template import WrittenConversation, find_chat_template
+from ..conversations.chat_template import WrittenConversation, find_chat_template
+from ..conversations.formats import text_of
+from ..io.record_error import RecordError
 from .image_tokens import ImageTokens, expand
 from .record_tokenizer import RecordTokenizer, Tokens
 from .sample import data_sample, pad_token_id

@@ -9,8 +9,8 @@ from mmcv.transforms import BaseTransform
 from mmengine.registry import TRANSFORMS
 from PIL import Image, ImageOps
 
-from ..record_error import RecordError
-from .chat_template import find_chat_template, image_token_of
+from ..conversations.chat_template import find_chat_template, image_token_of
+from ..io.record_error import RecordError
 from .record_tokenizer import RecordTokenizer
 from .sample import data_sample, pad_token_id
 

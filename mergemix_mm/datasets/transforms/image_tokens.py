@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..record_error import RecordError
-from .chat_template import image_token_of
+from ..conversations.chat_template import image_token_of
+from ..io.record_error import RecordError
 
 TEXT_KEYS = ('input_ids', 'attention_mask', 'token_type_ids', 'mm_token_type_ids', 'labels')
 # Image processors that have put the channels first before they ask: of transformers 4, and of version 5.

@@ -11,7 +11,7 @@ from functools import cached_property
 
 import numpy as np
 
-from ..record_error import RecordError
+from ..io.record_error import RecordError
 
 # PaliGemma writes places and masks with added tokens: they are its answers, and control nothing.
 ANSWER_TOKEN = re.compile(r'<(loc\d{4}|seg\d{3})>')

@@ -6,8 +6,8 @@ from mmengine.dist import is_main_process, master_only
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS, TRANSFORMS
 
-from ...models.vlms.loading import parse_dtype
-from ...models.vlms.saving import check_replaceable, check_whole, replaced_folder, save_processor, unwrapped
+from ...models.vlms.hf.loading import parse_dtype
+from ...models.vlms.hf.saving import check_replaceable, check_whole, replaced_folder, save_processor, unwrapped
 from ...utils.files import clear_leftovers
 from ...utils.numbers import check_number
 

@@ -8,7 +8,7 @@ from mmengine.registry import HOOKS
 from torch import Tensor, nn
 
 from ...functional.weight_mix import check_beta, describe, is_mixed, mix_problems, mix_tensors, name_filter
-from ...models.vlms.saving import check_whole
+from ...models.vlms.hf.saving import check_whole
 from ..weights import StoredWeights
 from ..weights.stored_tensor import StoredTensor
 

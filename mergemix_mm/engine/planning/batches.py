@@ -9,10 +9,10 @@ from mmengine.config import Config
 from mmpretrain.structures import DataSample
 from torch import nn
 
+from ...families import Family
+from ...families.emu3 import CODES, LINE_END, START
 from ...models.tuners import BaseTuner, UnifiedTuner
 from ...models.vlms import SphinxModel
-from ...models.vlms.families import Family
-from ...models.vlms.families.emu3 import CODES, LINE_END, START
 from ...models.vlms.sphinx.network import END as VIEW_END
 from ...models.vlms.sphinx.network import START as VIEW_START
 from .step_memory import StepMemory

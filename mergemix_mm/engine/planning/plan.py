@@ -13,7 +13,7 @@ from mmengine.optim import OptimWrapper, build_optim_wrapper
 from mmengine.registry import HOOKS, OPTIMIZERS
 from torch import Tensor, nn
 
-from ...models.vlms.loading import parse_dtype
+from ...models.vlms.hf.loading import parse_dtype
 from ...models.vlms.wrap_policy import wrap_decoder_layers
 from .batches import training_batches
 from .step_memory import StepMemory

@@ -13,7 +13,7 @@ from mmengine.utils import get_object_from_string
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from ...models.vlms.loading import parse_dtype
+from ...models.vlms.hf.loading import parse_dtype
 from ...models.vlms.sphinx.files import CONFIG_FILE, LANGUAGE_MODEL, is_sphinx, read_layout
 from ...utils.text import shown
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from torch import Tensor
 
 from ...functional.weight_mix import check_beta, describe, is_mixed, mix_problems, mix_tensors, name_filter
-from ...models.vlms.saving import check_replaceable, replaced_folder
+from ...models.vlms.hf.saving import check_replaceable, replaced_folder
 from ...utils.files import begin_replacement, end_replacement, explained, sync, write_json
 from ...utils.text import printable, shown
 from ...version import __version__

@@ -1,5 +1,6 @@
 """Metrics of `mergemix_mm`, registered in MMEngine's root METRICS."""
 
+from ...moved import moved_names
 from .answer_accuracy import AnswerAccuracy
 from .answer_calibration_error import AnswerCalibrationError
 from .answer_loss import AnswerLoss
@@ -8,7 +9,6 @@ from .mme import MMEMetric
 from .multiple_choice import MultipleChoiceMetric
 from .pope import POPEMetric
 from .referring_box import ReferringBoxMetric
-from .shapes_generation import ShapesGenerationMetric
 from .text_detection import TextDetectionMetric
 from .text_match import ANLSMetric, RelaxedAccuracy
 from .vqav2_accuracy import VQAv2Accuracy
@@ -24,7 +24,8 @@ __all__ = [
     'POPEMetric',
     'ReferringBoxMetric',
     'RelaxedAccuracy',
-    'ShapesGenerationMetric',
     'TextDetectionMetric',
     'VQAv2Accuracy',
 ]
+
+__getattr__ = moved_names(__name__, ['ShapesGenerationMetric'], 'toy')

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ...functional import resize
 from ...utils.numbers import check_number, is_number
-from ..weight_names import adopt_names, old_options
+from ..vlms.weight_names import adopt_names, old_options
 from .encoder_outputs import check_size, find_run, is_qformer
 from .token_map import TokenLayout, TokenMap, find_cell
 

@@ -6,7 +6,7 @@ from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 
 from ...utils.numbers import check_number
-from ..vlms.unified import UnifiedModel
+from ..vlms.unified.base import UnifiedModel
 from .base_tuner import BaseTuner
 
 

@@ -1,13 +1,13 @@
 """Vision-language models: the interface the tuners use, and models of transformers behind it."""
 
+from ...moved import moved_names
 from .base import IMAGE, MARKER, PAD, TEXT, Generation, VisionLanguageModel
 from .data_preprocessor import VLMDataPreprocessor
-from .emu3_model import Emu3Model
-from .hf_vision_language_model import HFVisionLanguageModel
-from .janus_model import JanusModel
-from .mosaic_codes import MosaicCodes
-from .sphinx_model import SphinxModel
-from .unified import UnifiedModel
+from .hf.hf_vision_language_model import HFVisionLanguageModel
+from .sphinx.model import SphinxModel
+from .unified.base import UnifiedModel
+from .unified.emu3 import Emu3Model
+from .unified.janus import JanusModel
 from .wrap_policy import wrap_decoder_layers
 
 __all__ = [
@@ -19,10 +19,11 @@ __all__ = [
     'Generation',
     'HFVisionLanguageModel',
     'JanusModel',
-    'MosaicCodes',
     'SphinxModel',
     'UnifiedModel',
     'VLMDataPreprocessor',
     'VisionLanguageModel',
     'wrap_decoder_layers',
 ]
+
+__getattr__ = moved_names(__name__, ['MosaicCodes'], 'toy')

@@ -13,8 +13,9 @@ import torch
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
-# Values of `VisionLanguageModel.modality`.
-PAD, TEXT, IMAGE, MARKER = 0, 1, 2, 3
+from ...families.base import IMAGE, MARKER, PAD, TEXT
+
+__all__ = ['IMAGE', 'MARKER', 'PAD', 'TEXT', 'Generation', 'VisionLanguageModel']
 
 
 @dataclass

@@ -7,14 +7,14 @@ import torch
 from mmengine.model import initialize
 from torch import Tensor, nn
 
+from ...families import Family
 from ..precision import autocast_to, cast_at_norms, low_beside_float32
-from ..weight_names import adopt_names
 from .base import Generation, VisionLanguageModel
-from .families import Family
 from .freezing import check_trainable, checkpoint_layers, freeze, part_modules, train_parts
 from .generation import AnswerLogps, pad_left
+from .hf.saving import unwrapped
 from .lora import add_lora
-from .saving import unwrapped
+from .weight_names import adopt_names
 
 
 class FamilyModel(VisionLanguageModel):

@@ -4,7 +4,7 @@ from collections.abc import Collection
 
 from torch import nn
 
-from .families import Family
+from ...families import Family
 
 
 def check_trainable(family: Family, trainable: Collection[str]) -> tuple[str, ...]:

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from torch import nn
 
+from ...families import Family
 from ...utils.text import shown
-from ..weight_names import rename
-from .families import Family
 from .freezing import part_modules
+from .weight_names import rename
 
 
 def add_lora(family: Family, trainable: Collection[str], options: dict) -> nn.Module:

@@ -8,7 +8,7 @@ import tiny_vlms
 import torch
 
 from mergemix_mm.datasets import EncodeConversation, RecordError
-from mergemix_mm.datasets.conversation_formats import parse_conversation
+from mergemix_mm.datasets.conversations.formats import parse_conversation
 
 FAMILIES = tiny_vlms.ALL_FAMILIES
 IMAGE = dict(type='image')

@@ -5,7 +5,7 @@ import torch
 from PIL import Image
 from tiny_vlms import ALL_FAMILIES, image_token, tiny_processor
 
-from mergemix_mm.datasets.llava_padding import pad_to_square
+from mergemix_mm.datasets.processors.llava_padding import pad_to_square
 from mergemix_mm.datasets.transforms.image_tokens import ImageTokens, with_axes
 
 THIN = [(1, 40), (2, 40), (3, 40), (40, 3), (3, 3), (1, 3), (5, 40)]

@@ -11,8 +11,8 @@ from tiny_vlms import random_image, tiny_batch, tiny_config, tiny_processor, tok
 from mergemix_mm.models.vlms import IMAGE, MARKER, PAD, TEXT
 
 pytest.importorskip('transformers')
-from mergemix_mm.models.vlms.families import find_family
-from mergemix_mm.models.vlms.families.internvl import tile_grid
+from mergemix_mm.families import find_family
+from mergemix_mm.families.internvl import tile_grid
 
 FAMILIES = ('internvl', 'smolvlm', 'qwen2_5_vl', 'janus')
 TILED = ('internvl', 'smolvlm')

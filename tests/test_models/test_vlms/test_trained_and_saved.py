@@ -16,8 +16,8 @@ from mmengine.optim import OptimWrapper
 from mmengine.registry import MODELS
 
 from mergemix_mm.engine.hooks import SavePretrainedHook
+from mergemix_mm.families import find_family
 from mergemix_mm.models.vlms import HFVisionLanguageModel
-from mergemix_mm.models.vlms.families import find_family
 
 pytest.importorskip('transformers')
 PARTS = (

@@ -7,10 +7,10 @@ import tiny_vlms
 import torch
 from mmengine.registry import MODELS
 
+from mergemix_mm.families.nearest_code import nearest_code
 from mergemix_mm.functional import answer_logps
 from mergemix_mm.models.attention import InteractionRecorder
 from mergemix_mm.models.vlms import IMAGE, MARKER, PAD, TEXT, Emu3Model, HFVisionLanguageModel, JanusModel
-from mergemix_mm.models.vlms.nearest_code import nearest_code
 
 CLASSES = dict(janus=JanusModel, emu3=Emu3Model)
 FAMILIES = tiny_vlms.UNIFIED

@@ -11,9 +11,9 @@ from mmcv.transforms import BaseTransform
 from ....functional.coordinates import format_boxes, format_phrase
 from ....functional.views import ALIGNMENTS, boxes_to_square
 from ....utils.numbers import check_number
-from ...boxes import clip_to_image
-from ...conversation_formats import check_keys, question_messages
-from ...record_error import RecordError, short
+from ...conversations.formats import check_keys, question_messages
+from ...io.boxes import clip_to_image
+from ...io.record_error import RecordError, short
 
 Rows = Sequence[Sequence[float]]
 

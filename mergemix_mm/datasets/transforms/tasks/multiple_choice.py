@@ -5,7 +5,7 @@ from typing import Any
 
 from mmengine.registry import TRANSFORMS
 
-from ...prompts import OPTION_LETTER, option_lines
+from ...conversations.prompts import OPTION_LETTER, option_lines
 from .base import TaskTemplate
 
 

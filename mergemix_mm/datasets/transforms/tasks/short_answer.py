@@ -2,7 +2,7 @@
 
 from mmengine.registry import TRANSFORMS
 
-from ...prompts import SHORT_ANSWER
+from ...conversations.prompts import SHORT_ANSWER
 from .vqa import VQATask
 
 

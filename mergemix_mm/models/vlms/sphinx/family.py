@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from ....families import Family
 from ...vision_encoders import UnsupportedEncoderError, build_vision_encoder
-from ..families import Family
 from .network import NUM_MARKERS, START, SphinxNetwork
 
 

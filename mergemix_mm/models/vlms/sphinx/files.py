@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ....utils.text import shown
 from ...allowed_parts import check_parts
-from ...weight_names import adopt_names
+from ..weight_names import adopt_names
 from .network import SphinxNetwork
 
 LANGUAGE_MODEL, VISION_FILE, CONFIG_FILE = 'language_model', 'vision.safetensors', 'config.json'

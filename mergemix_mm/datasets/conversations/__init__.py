@@ -1,0 +1,1 @@
+"""Layouts of conversations in records, prompts, and the chat templates that turn conversations into text."""

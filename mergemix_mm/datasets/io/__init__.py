@@ -1,0 +1,1 @@
+"""Reading of files: images, JSON, tables, COCO annotations and pickles without code."""

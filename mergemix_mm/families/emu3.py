@@ -1,0 +1,158 @@
+"""Emu3 (https://arxiv.org/abs/2409.18869), to read images: they are text, ids of their VQ codes."""
+
+import re
+from functools import cached_property
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .base import IMAGE, MARKER, TEXT, Family, check_canvases
+from .nearest_code import codebook_of, nearest_code
+
+PLACEHOLDER, LINE_END = '<image>', '<|extra_200|>'
+# Around an image: "START rows * columns CODES" codes and line ends "FILE_END END".
+START, CODES, FILE_END, END = '<|image start|>', '<|image token|>', '<|extra_201|>', '<|image end|>'
+
+
+class Emu3Family(Family):
+    """``Emu3ForConditionalGeneration``: ``pixel_values`` [N, 3, H, W], padded below and on the right, ``image_sizes``
+    [N, 2] in pixels.
+
+    An image of h x w codes has h * (w + 1) placeholders: each row of codes ends with a token of its own. Each image is
+    encoded without its padding, so that its codes do not depend on the batch it is in. (The library encodes the padding
+    along, and its model with head drops the pixels without a word.)
+
+    Raises:
+        ValueError: if the config's vocabulary map lacks what images are written with.
+    """
+
+    # There is no tower and no projector, but one may be asked to train: `projector` is in everybody's default.
+    parts = dict(projector=(), language_model=('model.text_model', 'lm_head'))
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model)
+        vocabulary = model.config.vocabulary_map or {}
+        missing = [token for token in (PLACEHOLDER, LINE_END, START, CODES) if token not in vocabulary]
+        if missing or len(self.code_ids) != model.config.vq_config.codebook_size:
+            raise ValueError(
+                f'config.vocabulary_map of {len(vocabulary)} tokens lacks {missing} or some of the '
+                f'{model.config.vq_config.codebook_size} tokens of image codes, "<|visual token 000000|>" and so on: '
+                'set it to the vocabulary of the tokenizer (tokenizer.get_vocab())'
+            )
+
+    @property
+    def vision_encoder(self) -> None:
+        """There is no tower."""
+        return None
+
+    @cached_property
+    def code_ids(self) -> Tensor:
+        """The vocabulary's id of each image code, [codebook size] int64, on the CPU."""
+        mapping = self.model.model.vocabulary_mapping
+        return mapping.img2bpe_mapping_tensor.long() if mapping.img2bpe else torch.empty(0, dtype=torch.long)
+
+    @property
+    def marker_ids(self) -> tuple[int, ...]:
+        vocabulary = self.model.config.vocabulary_map
+        return tuple(vocabulary[token] for token in (LINE_END, START, CODES, FILE_END, END) if token in vocabulary)
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> Tensor:
+        """Normalised images [n, 3, H, W] -> their codes [n, H / factor, W / factor] int64, by the frozen VQ model.
+
+        Raises:
+            ValueError: if height or width is no multiple of the VQ model's factor.
+        """
+        vq = self.model.model.vqmodel
+        factor, size = vq.spatial_scale_factor, tuple(images.shape[-2:])
+        if size[0] % factor or size[1] % factor:
+            raise ValueError(
+                f'images of {size[0]} x {size[1]} pixels: height and width must be multiples of {factor}, the factor '
+                "of the model's VQ; resize them before"
+            )
+        with torch.autocast(images.device.type, enabled=False):
+            # To this model, an image is a film that stands still.
+            films = images.to(vq.dtype)[:, None].expand(-1, vq.config.temporal_downsample_factor, -1, -1, -1)
+            latents = vq.quant_conv(vq.encoder(films).transpose(1, 2)).squeeze(2)
+            return nearest_code(latents, codebook_of(vq.quantize.embedding))
+
+    def to_ids(self, codes: Tensor) -> Tensor:
+        """Codes [n, h, w] -> the vocabulary's ids with line ends, [n, h * (w + 1)] int64."""
+        ids = self.code_ids.to(codes.device)[codes]
+        return F.pad(ids, (0, 1), value=self.model.config.vocabulary_map[LINE_END]).flatten(1)
+
+    def announced_grid(self, ids: Tensor) -> tuple[int, int] | None:
+        """Rows and columns that a prompt [L] ends with; None if it does not."""
+        vocabulary, ids = self.model.config.vocabulary_map, ids.tolist()
+        if not ids or ids[-1] != vocabulary[CODES] or vocabulary[START] not in ids:
+            return None
+        start = len(ids) - 1 - ids[::-1].index(vocabulary[START])
+        size = re.fullmatch(r'(\d+)\*(\d+)', ''.join(self._tokens.get(one, ' ') for one in ids[start + 1 : -1]))
+        return size and (int(size[1]), int(size[2]))
+
+    @cached_property
+    def _tokens(self) -> dict[int, str]:
+        """The vocabulary from ids to tokens."""
+        return {one: token for token, one in self.model.config.vocabulary_map.items()}
+
+    def with_codes(self, batch: dict) -> Tensor:
+        """``input_ids`` [B, L] with the ids of codes in the place of placeholders."""
+        canvases = self.canvases(batch)
+        self.owners(batch)  # Refuses placeholders that are not those of the images.
+        if not canvases:
+            return batch['input_ids']
+        by_size: dict[tuple, list[int]] = {}
+        for place, canvas in enumerate(canvases):
+            by_size.setdefault(tuple(canvas.shape), []).append(place)
+        ids = {}
+        for places in by_size.values():
+            ids.update(zip(places, self.to_ids(self.encode(torch.stack([canvases[place] for place in places])))))
+        return batch['input_ids'].masked_scatter(
+            self.placeholders(batch), torch.cat([ids[place] for place in range(len(canvases))])
+        )
+
+    def image_lengths(self, batch: dict) -> Tensor:
+        grids = self._grids(batch)
+        return grids[:, 0] * (grids[:, 1] + 1)
+
+    def modality(self, batch: dict) -> Tensor:
+        """As always; the size of an image is ``MARKER``, and so are the ends of its rows."""
+        ids, result = batch['input_ids'], super().modality(batch)
+        start, codes = (ids == self.model.config.vocabulary_map[token] for token in (START, CODES))
+        size = start.cumsum(dim=1) > codes.cumsum(dim=1)
+        result[size & (result == TEXT)] = MARKER
+        result[torch.isin(ids, self.code_ids.to(ids.device)) & (result == TEXT)] = IMAGE
+        self.owners(batch)
+        rows = [result.new_tensor([IMAGE] * columns + [MARKER]).repeat(rows) for rows, columns in self._grids(batch)]
+        return result.masked_scatter(self.placeholders(batch), torch.cat(rows)) if rows else result
+
+    def canvases(self, batch: dict) -> list[Tensor]:
+        if batch.get('pixel_values') is None:
+            return []
+        sizes = batch['image_sizes'].tolist()
+        return [
+            pixels[:, :height, :width] for pixels, (height, width) in zip(batch['pixel_values'], sizes, strict=True)
+        ]
+
+    def with_canvases(self, batch: dict, canvases: list[Tensor]) -> dict:
+        check_canvases(canvases, self.canvases(batch))
+        if not canvases:
+            return dict(batch)
+        height, width = batch['pixel_values'].shape[-2:]
+        padded = [F.pad(one, (0, width - one.size(2), 0, height - one.size(1))) for one in canvases]
+        return {**batch, 'pixel_values': torch.stack(padded)}
+
+    def forward_kwargs(self, batch: dict) -> dict:
+        """What the base model's forward takes: text alone."""
+        mask = batch.get('attention_mask')
+        return dict(input_ids=self.with_codes(batch)) | ({} if mask is None else dict(attention_mask=mask))
+
+    def generate_kwargs(self, batch: dict) -> dict:
+        return self.forward_kwargs(batch)
+
+    def _grids(self, batch: dict) -> Tensor:
+        """Rows and columns of each image's codes, [N, 2] int64."""
+        if batch.get('pixel_values') is None:
+            return batch['input_ids'].new_empty(0, 2)
+        return batch['image_sizes'] // self.model.model.vqmodel.spatial_scale_factor

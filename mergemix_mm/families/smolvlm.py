@@ -1,0 +1,230 @@
+"""SmolVLM (https://arxiv.org/abs/2504.05299) and Idefics3: rows of tiles and a global view, each behind its markers."""
+
+from dataclasses import dataclass
+from functools import cache
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from .base import MARKER, TEXT, Family, check_canvases
+from .layout import canvas_to_views, runs, views_to_canvas
+
+
+@dataclass
+class TiledImage:
+    """One image of a batch.
+
+    Args:
+        row (int): The sample that owns it.
+        start (int): Its first tile among the sample's.
+        grid (tuple[int, int]): Rows and columns of its tiles; (1, 1) is the global view alone.
+    """
+
+    row: int
+    start: int
+    grid: tuple[int, int]
+
+    @property
+    def views(self) -> slice:
+        """Its tiles, and the global view behind them, among the sample's."""
+        tiles = self.grid[0] * self.grid[1]
+        return slice(self.start, self.start + tiles + (tiles > 1))
+
+
+class SmolVLMFamily(Family):
+    """``SmolVLMForConditionalGeneration``: ``pixel_values`` [B, most tiles of a sample, 3, h, w], zeros behind them.
+
+    Each tile is one run of placeholders. The processor writes the grid into the text: a fake token opens every tile and
+    closes an image, and a row of tiles ends with a new line. So grids are read off the text, whatever the names of the
+    row markers and however the tokenizer cuts them.
+    """
+
+    parts = dict(
+        vision_tower=('model.vision_model',),
+        projector=('model.connector',),
+        language_model=('model.text_model', 'lm_head'),
+    )
+    forward_keys = ('input_ids', 'attention_mask', 'pixel_values', 'pixel_attention_mask')
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model)
+        embeddings = self.vision_tower.embeddings
+        if _misplaces_patches(type(embeddings), type(model.config.vision_config)):
+            positions = _Positions(embeddings.num_patches_per_side)
+            embeddings.register_forward_pre_hook(positions.find, with_kwargs=True)
+            embeddings.position_embedding.register_forward_pre_hook(positions.give)
+
+    def forward_kwargs(self, batch: dict) -> dict:
+        return self._embed(super().forward_kwargs(batch), batch)
+
+    def generate_kwargs(self, batch: dict) -> dict:
+        return self._embed(super().generate_kwargs(batch), batch)
+
+    def _embed(self, kwargs: dict, batch: dict) -> dict:
+        """The library writes image features into the text's embeddings as they are, which fails for two dtypes: where
+        only one of the two trains, and under autocast. So they are written here, in the dtype of the text.
+        """
+        if 'pixel_values' not in kwargs:
+            return kwargs
+        images = {key: kwargs.pop(key) for key in ('pixel_values', 'pixel_attention_mask') if key in kwargs}
+        features = self.base.get_image_features(**images)
+        if not isinstance(features, Tensor):  # In transformers 5, one of each sample.
+            features = torch.cat(list(features.pooler_output))
+        embeds = self.model.get_input_embeddings()(kwargs.pop('input_ids'))
+        places = self.placeholders(batch)
+        if places.any() and places.sum() != features.shape[:-1].numel():
+            raise ValueError(
+                f'{int(places.sum())} image tokens in input_ids for {features.shape[:-1].numel()} of the images in '
+                'pixel_values: texts and images of a batch must come from one call of the processor'
+            )
+        return {**kwargs, 'inputs_embeds': embeds.masked_scatter(places[..., None], features.to(embeds.dtype))}
+
+    def image_lengths(self, batch: dict) -> Tensor:
+        images, tokens = self._images(batch), runs(self.placeholders(batch))[:, 2]
+        tile = tokens[0] if len(tokens) else 0
+        return tokens.new_tensor([image.views.stop - image.views.start for image in images]) * tile
+
+    def modality(self, batch: dict) -> Tensor:
+        result = super().modality(batch)
+        for row, tiles in self._tiles(batch).items():
+            for first, last in _marker_spans(batch['input_ids'][row].tolist(), tiles):
+                span = result[row, first:last]
+                span[span == TEXT] = MARKER
+        return result
+
+    def canvases(self, batch: dict) -> list[Tensor]:
+        pixels = batch.get('pixel_values')
+        if pixels is None:
+            return []
+        return [views_to_canvas(pixels[image.row, image.views], image.grid) for image in self._images(batch)]
+
+    def with_canvases(self, batch: dict, canvases: list[Tensor]) -> dict:
+        check_canvases(canvases, self.canvases(batch))
+        if not canvases:
+            return dict(batch)
+        pixels = batch['pixel_values'].clone()
+        for image, canvas in zip(self._images(batch), canvases, strict=True):
+            views = canvas_to_views(canvas, pixels[image.row, image.views], image.grid).clone()
+            # The library takes a view that is zero everywhere for padding, and leaves it out.
+            views[(views == 0).flatten(1).all(dim=1), 0, 0, 0] = 1e-5
+            pixels[image.row, image.views] = views
+        return {**batch, 'pixel_values': pixels}
+
+    def _tiles(self, batch: dict) -> dict[int, list[tuple[int, int]]]:
+        """First column and end of each tile's placeholders, for the samples that have any."""
+        tiles: dict[int, list[tuple[int, int]]] = {}
+        for row, start, length in runs(self.placeholders(batch)).tolist():
+            tiles.setdefault(row, []).append((start, start + length))
+        return tiles
+
+    def _images(self, batch: dict) -> list[TiledImage]:
+        """The images of a batch, read off its text."""
+        images = []
+        most = batch['pixel_values'].size(1) if batch.get('pixel_values') is not None else 0
+        for row, tiles in self._tiles(batch).items():
+            if len(tiles) > most:
+                raise ValueError(
+                    f'sample {row} has {len(tiles)} tiles in its text and pixel_values hold at most {most}: texts and '
+                    'images of a batch must come from one call of the processor'
+                )
+            start = 0
+            for grid in _grids(batch['input_ids'][row].tolist(), tiles):
+                images.append(TiledImage(row, start, grid))
+                start = images[-1].views.stop
+        return images
+
+
+class _Positions:
+    """Rows of the table of positions for the patches of images: i of n goes to i * side // n in each direction.
+
+    transformers 4 computes them in the dtype of the pixels, after a factor just below 1: in float32, each row and
+    column but the first takes the position of the one before it, and in bfloat16 some do (10 of Idefics3's 26). Early
+    releases of version 5 still round to the dtype of the pixels.
+
+    Args:
+        side (int): Rows and columns of the table.
+    """
+
+    def __init__(self, side: int) -> None:
+        self.side = side
+
+    def find(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
+        """Before the embeddings: of the patches [N, rows, columns] bool that are no padding."""
+        mask = kwargs['patch_attention_mask'] if 'patch_attention_mask' in kwargs else args[1]
+        rows, columns = (self._places(mask, dim) for dim in (1, 2))
+        self.ids = torch.where(mask, rows[:, :, None] * self.side + columns[:, None], 0).flatten(1)
+
+    def give(self, module: nn.Module, args: tuple) -> tuple:
+        """Before the table: in the place of those that the library asks for."""
+        return (self.ids,)
+
+    def _places(self, mask: Tensor, dim: int) -> Tensor:
+        lengths = mask.any(dim=3 - dim).sum(dim=1, keepdim=True).clamp(min=1)
+        places = torch.arange(mask.size(dim), device=mask.device) * self.side // lengths
+        return places.clamp(max=self.side - 1)  # Padding is beyond it.
+
+
+@cache
+def _misplaces_patches(embeddings: type[nn.Module], config: type) -> bool:
+    """Whether this version of the library gives patches the positions of others, in float32 or bfloat16."""
+    side = 26  # No power of two, which bfloat16 would divide by exactly.
+    sizes = dict(hidden_size=1, num_attention_heads=1, num_channels=1, image_size=side, patch_size=1)
+    with torch.device('cpu'), torch.no_grad():
+        expected, mask = torch.arange(float(side * side)), torch.ones(1, side, side, dtype=torch.bool)
+        module = embeddings(config(**sizes)).float()
+        module.position_embedding.weight.copy_(expected[:, None])
+        for value in module.patch_embedding.parameters():
+            value.zero_()
+        for dtype in (torch.float32, torch.bfloat16):
+            module.patch_embedding.to(dtype)
+            pixels = torch.zeros(1, 1, side, side, dtype=dtype)
+            if not torch.equal(module(pixels, mask).flatten().float(), expected):
+                return True
+    return False
+
+
+def _fake_token(ids: list[int], tiles: list[tuple[int, int]]) -> int | None:
+    """The token that closes the last image of a sample; the same opens every tile."""
+    end = tiles[-1][1]
+    return ids[end] if end < len(ids) else None
+
+
+def _grids(ids: list[int], tiles: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Rows and columns of each image of a sample.
+
+    Between two tiles of one image stands a single fake token, behind a new line if a row ends; between two images the
+    fake token that closes the one and the one that opens the other.
+    """
+    fake = _fake_token(ids, tiles)
+    gaps = [ids[end:start] for (_, end), (start, _) in pairwise(tiles)]
+    grids, rows, count = [], 0, 1
+    for gap in [*gaps, [fake, fake]]:
+        if gap.count(fake) == 1:
+            rows, count = rows + (gap[0] != fake), count + 1
+            continue
+        if fake not in gap or (rows == 0) != (count == 1) or (rows and (count - 1) % rows):
+            raise ValueError(
+                f'an image of {count} tiles in {rows} rows is not what the processor writes (tiles row by row, then '
+                'the global view, then a closing token): truncation must not cut image tokens, raise max_length'
+            )
+        grids.append((rows, (count - 1) // rows) if rows else (1, 1))
+        rows, count = 0, 1
+    return grids
+
+
+def _marker_spans(ids: list[int], tiles: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """First column and end of the markers around the tiles of a sample.
+
+    Whole gaps within an image; else from the fake token that opens a tile, and the one that closes an image.
+    """
+    fake, spans, before = _fake_token(ids, tiles), [], 0
+    for start, end in tiles:
+        gap = ids[before:start]
+        if before and gap.count(fake) == 1:
+            spans.append((before, start))
+        else:
+            opening = gap[::-1].index(fake) + 1 if fake in gap else 0
+            spans += [(start - opening, start), (before, before + (before > 0))]
+        before = end
+    return [*spans, (before, before + 1)]

@@ -1,0 +1,230 @@
+"""Folders of models: written whole or not at all, in one dtype, and in the place of a model only."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from mmengine.model import is_model_wrapper
+from torch import Tensor, nn
+
+from ....utils import files
+from ..weight_names import with_wrapper
+
+# One of them is in every folder of a model, or of adapters.
+MODEL_FILES = {'config.json', 'adapter_config.json'}
+# Of every tokenizer; others by name are those of a model, such as `image_token`.
+NAMED_TOKENS = {f'{name}_token' for name in ('bos', 'eos', 'unk', 'sep', 'pad', 'cls', 'mask')}
+
+
+def check_replaceable(folder: str | Path) -> None:
+    """Refuse to replace what is no model: nobody means a folder of checkpoints to be deleted.
+
+    Raises:
+        NotADirectoryError: if `folder` is a file.
+        FileExistsError: if it holds files, and no model.
+    """
+    folder = Path(folder).absolute()
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(f'{folder} is a file; name a folder to write the model to')
+    found = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+    if found and not MODEL_FILES & set(found):
+        raise FileExistsError(
+            f'{folder} holds other files than a model ({", ".join(found[:3])} ...), which replacing it would delete; '
+            'name a new folder'
+        )
+
+
+@contextmanager
+def replaced_folder(folder: str | Path) -> Iterator[Path]:
+    """A temporary folder beside `folder`, which takes its place when the block ends without an error.
+
+    Raises:
+        NotADirectoryError: if `folder` is a file.
+        FileExistsError: if it holds files, and no model.
+    """
+    check_replaceable(folder)
+    with files.replaced_folder(folder) as new:
+        yield new
+
+
+def save_model(model: nn.Module, folder: Path, dtype: torch.dtype) -> None:
+    """Write a model of transformers with all its weights in one dtype, and a config that says which.
+
+    After training, weights that trained are float32 beside others of lower precision: the library would read such a
+    folder as it is, and multiply the one by the other. The config also says whether head and embeddings are one
+    weight, at both places where the versions of transformers look for it, and frequencies of positions under the names
+    of both. What was compiled or wrapped inside of the
+    model is written under the names that it had before.
+
+    Args:
+        model (nn.Module): The model; it stays as it is.
+        folder (Path): An existing folder.
+        dtype (torch.dtype): Of its weights there.
+    """
+    model = unwrapped(model)
+    with _without_wrappers(model), _any_generation_config(model, folder):
+        model.save_pretrained(folder, state_dict=with_wrapper(model, _cast(model.state_dict(), dtype)))
+    content = write_dtype(folder, dtype)
+    for part in (content, *content.values()):
+        if isinstance(part, dict) and isinstance(part.get('rope_parameters'), dict):
+            part.update(old_rope(part['rope_parameters']))
+    head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
+    if head is not None:
+        for part in (content, content.get('text_config')):
+            if part is not None:
+                part['tie_word_embeddings'] = head.weight is embeddings.weight
+    files.write_json(folder / 'config.json', content)
+
+
+def write_dtype(folder: Path, dtype: torch.dtype) -> dict:
+    """Let the config of a folder say one dtype, in all its parts; returns the config."""
+    path = folder / 'config.json'
+    content = json.loads(path.read_text(encoding='utf-8'))
+    content['dtype'] = content.pop('torch_dtype', None)
+    _set_dtype(content, str(dtype).removeprefix('torch.'))
+    files.write_json(path, content)
+    return content
+
+
+def save_adapters(model: nn.Module, folder: Path) -> None:
+    """Write adapters of LoRA, and what trained beside them, in peft's format and the dtype in which they trained.
+
+    Args:
+        model (nn.Module): Peft's model.
+        folder (Path): An existing folder.
+    """
+    model = unwrapped(model)
+    with _without_wrappers(model):
+        # Embeddings do not train; peft would ask the hub whether they have grown.
+        model.save_pretrained(folder, save_embedding_layers=False)
+
+
+def _cast(weights: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    """Floats in one dtype; names of one weight get one tensor again, which the library writes once."""
+    cast: dict[tuple, Tensor] = {}
+    for name, value in weights.items():
+        place = (value.data_ptr(), value.shape, value.stride(), value.dtype)
+        if place not in cast:
+            changes = value.is_floating_point() and value.dtype != dtype
+            cast[place] = value.to('cpu', dtype) if changes else value
+        weights[name] = cast[place]
+    return weights
+
+
+def unwrapped(module: nn.Module) -> nn.Module:
+    """The module inside of those that ``torch.compile`` and distributed training put around it."""
+    while (inner := _inner(module)) is not None:
+        module = getattr(module, inner)
+    return module
+
+
+def _inner(module: nn.Module) -> str | None:
+    """Where a wrapper has its module; None for any other module."""
+    if '_orig_mod' in module._modules:
+        return '_orig_mod'
+    return 'module' if is_model_wrapper(module) and 'module' in module._modules else None
+
+
+@contextmanager
+def _without_wrappers(model: nn.Module) -> Iterator[None]:
+    """Take out what is wrapped around modules inside of a model, whose names the libraries read; then put it back."""
+    children = [(parent, name, child) for parent in model.modules() for name, child in parent._modules.items()]
+    wrapped = [one for one in children if one[2] is not None and _inner(one[2]) is not None]
+    for parent, name, child in wrapped:
+        parent._modules[name] = unwrapped(child)
+    try:
+        yield
+    finally:
+        for parent, name, child in wrapped:
+            parent._modules[name] = child
+
+
+@contextmanager
+def _any_generation_config(model: nn.Module, folder: Path) -> Iterator[None]:
+    """Write a generation config that transformers 4 reads, and refuses to write: a temperature without sampling."""
+    own = getattr(model, 'generation_config', None)
+    try:
+        if own is not None:
+            own.validate(strict=True)
+    except ValueError:
+        model.generation_config = type(own)()
+        try:
+            yield
+        finally:
+            model.generation_config = own
+        own.to_json_file(folder / 'generation_config.json')
+    else:
+        yield
+
+
+def save_processor(processor, folder: str | Path) -> None:
+    """Write a processor so that transformers 4.57 and 5 read it.
+
+    Version 5 writes a class of tokenizers and a place for named tokens that version 4 does not know; it reads those of
+    version 4 as well.
+
+    Args:
+        processor (ProcessorMixin | SphinxProcessor): Whatever has a ``save_pretrained``.
+        folder (str | Path): Where to.
+    """
+    processor.save_pretrained(folder)
+    for path in Path(folder).rglob('tokenizer_config.json'):
+        content = json.loads(path.read_text(encoding='utf-8'))
+        extra = content.get('extra_special_tokens')
+        if content.get('tokenizer_class') != 'TokenizersBackend' and not isinstance(extra, list):
+            continue
+        if content.get('tokenizer_class') == 'TokenizersBackend':
+            content['tokenizer_class'] = 'PreTrainedTokenizerFast'
+        if isinstance(extra, list):
+            named = {key: content[key] for key in content if key.endswith('_token') and key not in NAMED_TOKENS}
+            content['extra_special_tokens'] = {key: token for key, token in named.items() if isinstance(token, str)}
+            content |= dict(additional_special_tokens=extra) if extra else {}
+        files.write_json(path, content)
+
+
+def _set_dtype(content: dict, dtype: str) -> None:
+    """Of a config and those inside it."""
+    for key, value in content.items():
+        if key in ('dtype', 'torch_dtype'):
+            content[key] = dtype
+        elif isinstance(value, dict):
+            _set_dtype(value, dtype)
+
+
+def old_rope(rope: dict) -> dict:
+    """What transformers 4 calls the ``rope_parameters`` of version 5, which reads both.
+
+    Args:
+        rope (dict): Of a config; empty results for what version 4 does not have in this form.
+    """
+    kind = rope.get('rope_type', 'default')
+    if 'rope_theta' not in rope or kind == 'axial':
+        return {}
+    others = {key: value for key, value in rope.items() if key not in ('rope_theta', 'partial_rotary_factor', 'type')}
+    found = dict(rope_theta=rope['rope_theta'], rope_scaling=None)
+    if set(others) - {'rope_type'} or kind != 'default':
+        found['rope_scaling'] = dict(others, rope_type=kind, type=kind)
+    if 'partial_rotary_factor' in rope:
+        found['partial_rotary_factor'] = rope['partial_rotary_factor']
+    return found
+
+
+def check_whole(model: nn.Module) -> None:
+    """Refuse a model whose weights are spread over processes."""
+    names = [name for name, parameter in model.named_parameters() if _is_shard(name, parameter)]
+    if names or not any(True for _ in model.parameters()):  # FSDP can take all parameters to a unit outside.
+        raise RuntimeError(
+            f'the weights are sharded over processes ({", ".join(names[:3])} ...), so no process can write the whole '
+            'model. Convert a checkpoint instead: '
+            'python tools/model_converters/save_pretrained.py CONFIG CHECKPOINT OUT'
+        )
+
+
+def _is_shard(name: str, parameter: nn.Parameter) -> bool:
+    from torch.distributed.tensor import DTensor
+
+    # FSDP2; ZeRO-3; FSDP1 with original parameters and without.
+    shard = isinstance(parameter, DTensor) or hasattr(parameter, 'ds_id') or hasattr(parameter, '_fsdp_flattened')
+    return shard or '_flat_param' in name

@@ -1,0 +1,221 @@
+"""Models that both read images and write them, code by code, with one language model."""
+
+from abc import abstractmethod
+from inspect import signature
+
+import torch
+from torch import Tensor, nn
+
+from ...vision_encoders.scoring_mode import scoring_mode
+from ..base import TEXT, Generation
+from ..generation import pad_left
+from ..hf.hf_vision_language_model import HFVisionLanguageModel
+
+
+class UnifiedModel(HFVisionLanguageModel):
+    """A vision-language model that also generates images.
+
+    With batches of conversations it is a :class:`HFVisionLanguageModel`. A *generation batch* holds prompts and the
+    images to be generated:
+
+    - ``input_ids`` [B, L] and ``attention_mask`` [B, L]: prompts, each of which ends with the token behind which the
+      image begins, padded on either side;
+    - ``target_images`` [B, 3, H, W] in [-1, 1], all of one size, or their ``codes``, if they are known already.
+
+    `prepare` appends the images to the prompts. Shapes: B samples, L tokens, C channels, T codes of an image.
+    """
+
+    def prepare(self, batch: dict) -> dict:
+        """A shallow copy; a generation batch gets its images appended, once.
+
+        Its ``input_ids`` and ``attention_mask`` then cover prompt and image, ``codes`` are those of the images, and
+        ``labels`` [B, L] hold at each position of a code what `head_of` shall predict one position before, else -100.
+
+        Raises:
+            ValueError: if prompts or images are not as the model wants them.
+        """
+        if not self.is_generation(batch):
+            return super().prepare(batch)
+        if 'codes' in batch and 'labels' in batch:
+            return dict(batch)
+        codes = batch['codes'] if 'codes' in batch else self.encode_images(batch['target_images'])
+        prompts = dict(input_ids=batch['input_ids'], attention_mask=_attention_mask(batch))
+        self.check_prompts(prompts, codes)
+        ids, labels = self.image_tokens(codes)
+        image = dict(input_ids=ids, attention_mask=torch.ones_like(ids), labels=labels)
+        prompts['labels'] = torch.full_like(prompts['input_ids'], -100)
+        joined = {key: torch.cat([prompts[key], image[key]], dim=1) for key in image}
+        if not prompts['attention_mask'][:, -1].all():  # The image follows the prompt, and then the padding.
+            order = (joined['attention_mask'] == 0).long().argsort(dim=1, stable=True)
+            joined = {key: value.gather(1, order) for key, value in joined.items()}
+        return {**batch, **joined, 'codes': codes}
+
+    def hidden(self, batch: dict, **attention_kwargs) -> Tensor:
+        if not self.is_generation(batch):
+            return super().hidden(batch, **attention_kwargs)
+        batch = self.prepare(batch)
+        with self.autocast(batch):
+            kwargs = dict(attention_mask=batch['attention_mask'], use_cache=False, **attention_kwargs)
+            return self.family.language_model(inputs_embeds=self.embed(batch), **kwargs).last_hidden_state
+
+    def modality(self, batch: dict) -> Tensor:
+        """As always; the token before an image, and what else frames it, is ``MARKER``, the rest of a prompt ``TEXT``
+        (also where it was dropped).
+        """
+        return super().modality(self.prepare(batch))
+
+    def drop_prompts(self, batch: dict, dropped: Tensor) -> dict:
+        """Blank prompts for classifier-free guidance: padding tokens of the same number, which are attended to.
+
+        What begins the sequence and what begins the image stay, as does all else: a dropped prompt says how long it was
+        and nothing more.
+
+        Args:
+            batch (dict): Generation batch, prepared or not, or prompts alone.
+            dropped (Tensor): [B] bool.
+        """
+        places = self.prompt_text(batch) & (batch['input_ids'] != self.special_id('bos')) & dropped[:, None]
+        return {**batch, 'input_ids': batch['input_ids'].masked_fill(places, self.special_id('pad'))}
+
+    def generate_text(self, batch: dict, **kwargs) -> Generation:
+        """Answer a batch of prompts; another name of `generate`."""
+        return self.generate(batch, **kwargs)
+
+    def generate_image(
+        self,
+        batch: dict,
+        guidance_scale: float = 5.0,
+        temperature: float = 1.0,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Generate an image for each prompt, with a key-value cache and in eval mode.
+
+        Args:
+            batch (dict): ``input_ids`` [B, L] and ``attention_mask`` [B, L] of prompts that end with the token behind
+                which the image begins, padded on either side.
+            guidance_scale (float): s of classifier-free guidance (https://arxiv.org/abs/2207.12598): logits are
+                uncond + s * (cond - uncond), where uncond are those of the dropped prompt. 1 generates without it,
+                at half the price. Defaults to 5.0, as Janus does; Emu3 takes 3.0.
+            temperature (float): of the choice among codes; 0 takes the most probable. Defaults to 1.0.
+            generator (torch.Generator, optional): Defaults to None: torch's own.
+
+        Returns:
+            Tensor: [B, 3, H, W] float32 in [0, 1].
+
+        Raises:
+            ValueError: if the temperature is negative, or prompts are not as the model wants them.
+        """
+        if temperature < 0:
+            raise ValueError(f'generate_image: temperature={temperature} must be 0 (most probable) or above')
+        prompts = dict(input_ids=batch['input_ids'], attention_mask=_attention_mask(batch))
+        self.check_prompts(prompts)
+        with self.autocast(prompts), scoring_mode(self, prompts['input_ids'].device.type):
+            codes = self._generate_codes(pad_left(prompts), guidance_scale, temperature, generator)
+            return ((self.decode_codes(codes).float() + 1) / 2).clamp(0, 1)
+
+    def _generate_codes(
+        self, prompts: dict, scale: float, temperature: float, generator: torch.Generator | None
+    ) -> Tensor:
+        """Prompts padded on the left -> codes [B, rows, columns]."""
+        rows, columns = self.grid(prompts)
+        copies = 1 if scale == 1 else 2
+        ids, mask = prompts['input_ids'], prompts['attention_mask']
+        if copies == 2:
+            blank = self.drop_prompts(prompts, torch.ones_like(ids[:, 0], dtype=torch.bool))
+            ids, mask = torch.cat([ids, blank['input_ids']]), mask.repeat(2, 1)
+        model = self.family.language_model
+        # Its name in transformers 4 and early versions of 5, and in later ones.
+        key = 'cache' if 'cache' in signature(model.forward).parameters else 'past_key_values'
+        embeds, cache, codes = model.get_input_embeddings()(ids), None, []
+        for place in range(1, rows * columns + 1):
+            found = model(inputs_embeds=embeds, attention_mask=mask, use_cache=True, **{key: cache})
+            cache = found[key]
+            logits = self.code_logits(found.last_hidden_state[:, -1]).float()
+            if copies == 2:
+                given, blank = logits.chunk(2)
+                logits = blank + scale * (given - blank)
+            codes.append(_choose(logits, temperature, generator))
+            embeds = self.embed_codes(codes[-1].repeat(copies)[:, None], ends_row=place % columns == 0).to(embeds.dtype)
+            mask = torch.cat([mask, mask.new_ones(len(mask), embeds.size(1))], dim=1)
+        return torch.stack(codes, dim=1).unflatten(1, (rows, columns))
+
+    @staticmethod
+    def is_generation(batch: dict) -> bool:
+        """Whether a batch is there to learn generating images."""
+        return batch.get('target_images') is not None or batch.get('codes') is not None
+
+    def special_id(self, name: str) -> int:
+        """The id of the ``'bos'`` or ``'pad'`` token.
+
+        Raises:
+            ValueError: if the model's configs have none.
+        """
+        configs = self.family.model.generation_config, self.family.model.config.get_text_config()
+        found = [getattr(config, f'{name}_token_id', None) for config in configs]
+        for token in found:
+            if token is not None:
+                return token
+        raise ValueError(
+            f'{type(self).__name__}: classifier-free guidance needs the {name} token. Set {name}_token_id in the '
+            "model's text_config or generation_config"
+        )
+
+    @abstractmethod
+    def head_of(self, batch: dict) -> nn.Module:
+        """Hidden states -> logits of this batch's labels."""
+
+    @abstractmethod
+    def encode_images(self, images: Tensor) -> Tensor:
+        """Images [B, 3, H, W] in [-1, 1] -> codes, by the frozen VQ model: without gradient, without autocast."""
+
+    @abstractmethod
+    def decode_codes(self, codes: Tensor) -> Tensor:
+        """Codes [B, rows, columns] -> images [B, 3, H, W], about in [-1, 1]."""
+
+    @abstractmethod
+    def check_prompts(self, prompts: dict, codes: Tensor | None = None) -> None:
+        """Refuse prompts that no image can follow, or not one of these codes."""
+
+    @abstractmethod
+    def grid(self, prompts: dict) -> tuple[int, int]:
+        """Rows and columns of the codes of the images to be generated."""
+
+    @abstractmethod
+    def image_tokens(self, codes: Tensor) -> tuple[Tensor, Tensor]:
+        """Codes -> what is appended to ``input_ids`` and to ``labels``."""
+
+    @abstractmethod
+    def embed(self, batch: dict) -> Tensor:
+        """A prepared generation batch -> the language model's input [B, L, C]."""
+
+    @abstractmethod
+    def embed_codes(self, codes: Tensor, ends_row: bool) -> Tensor:
+        """Codes [B, 1] -> the language model's input [B, 1, C], or more if something follows the end of a row."""
+
+    @abstractmethod
+    def code_logits(self, hidden: Tensor) -> Tensor:
+        """Hidden states [B, C] -> logits of the codes, [B, codebook size]."""
+
+    def prompt_text(self, batch: dict) -> Tensor:
+        """Where the prompt is that `drop_prompts` blanks (BOS may be among it), [B, L] bool."""
+        return super().modality(batch) == TEXT
+
+
+def _attention_mask(batch: dict) -> Tensor:
+    mask = batch.get('attention_mask')
+    return torch.ones_like(batch['input_ids']) if mask is None else mask
+
+
+def last_tokens(mask: Tensor) -> Tensor:
+    """The last True of each row of a mask [B, L], as a mask."""
+    return mask & (mask.flip(1).cumsum(dim=1).flip(1) == 1)
+
+
+def _choose(logits: Tensor, temperature: float, generator: torch.Generator | None) -> Tensor:
+    """One code per row of logits [B, V], [B] int64."""
+    if temperature == 0:
+        return logits.argmax(dim=-1)
+    probabilities = (logits / temperature).softmax(dim=-1)
+    if generator is not None:
+        probabilities = probabilities.to(generator.device)
+    return torch.multinomial(probabilities, 1, generator=generator).squeeze(1).to(logits.device)

@@ -1,0 +1,110 @@
+"""Emu3 (https://arxiv.org/abs/2409.18869): images are text of VQ codes, to read and to write."""
+
+from collections.abc import Collection
+
+import torch.nn.functional as F
+from mmengine.registry import MODELS
+from torch import Tensor, nn
+
+from .base import UnifiedModel
+
+
+@MODELS.register_module()
+class Emu3Model(UnifiedModel):
+    """``Emu3ForConditionalGeneration`` with training of image generation.
+
+    A prompt is ``<|extra_203|>{prompt}<|image start|>{rows}*{columns}<|image token|>``: the first token begins the
+    sequence, and ``rows`` and ``columns`` are those of the image's codes, its height and width in pixels divided by
+    ``2 ** (len(vq_config.channel_multiplier) - 1)`` (8 in the released models). It must end like that: nothing is
+    added. (What Emu3Processor does with ``return_for_image_generation=True``.) All images of a batch are of one size.
+
+    The image follows row by row, each row ended by ``<|extra_200|>``, and ends the sequence. ``labels`` are ids of the
+    vocabulary at the codes alone, as in Emu3's own training: where rows end follows from the size, and so it does in
+    `generate_image`, which chooses among codes only. What would follow the last row is always the same.
+
+    Images to be generated are normalised with mean and standard deviation 0.5. ``codes`` of a batch are
+    [B, rows, columns], those of the codebook.
+
+    Args:
+        pretrained (str, optional): As `HFVisionLanguageModel` takes it, e.g. ``'BAAI/Emu3-Gen-hf'``.
+        config (dict | str, optional): As there.
+        trainable (Collection[str]): Parts that train: ``'language_model'``, or none. The VQ model never does. Defaults
+            to ``('language_model',)``.
+        attention_dropout (float): of the attention weights in training. The config's is 0.1 (the library's default,
+            and of the released models), but then a recorded interaction intensity would be that of what is left after
+            dropout. The layers' outputs are dropped by the config's rate all the same. Defaults to 0.0.
+        **kwargs: Further arguments of `HFVisionLanguageModel`.
+
+    Raises:
+        ValueError: if the model is no Emu3.
+
+    Examples:
+        >>> vlm = dict(type='Emu3Model', pretrained='BAAI/Emu3-Gen-hf', dtype='bfloat16', gradient_checkpointing=True)
+    """
+
+    model_type = 'emu3'
+
+    def __init__(
+        self,
+        pretrained: str | None = None,
+        config: dict | str | None = None,
+        trainable: Collection[str] = ('language_model',),
+        attention_dropout: float = 0.0,
+        **kwargs,
+    ) -> None:
+        super().__init__(pretrained, config, trainable=trainable, **kwargs)
+        for module in self.family.language_model.modules():
+            if hasattr(module, 'attention_dropout'):
+                module.attention_dropout = attention_dropout
+
+    def head_of(self, batch: dict) -> nn.Module:
+        """The language model's head, whatever the batch."""
+        return self.head
+
+    def encode_images(self, images: Tensor) -> Tensor:
+        """Images [B, 3, H, W] in [-1, 1] -> codes [B, rows, columns] int64."""
+        return self.family.encode(images)
+
+    def decode_codes(self, codes: Tensor) -> Tensor:
+        return self.family.model.model.vqmodel.decode(codes)
+
+    def check_prompts(self, prompts: dict, codes: Tensor | None = None) -> None:
+        """Refuse prompts that do not end with the size of an image, or of an image of these codes."""
+        grid = self.grid(prompts)
+        if codes is not None and tuple(codes.shape[1:]) != grid:
+            raise ValueError(
+                f'Emu3Model: the prompts announce images of {grid[0]}*{grid[1]} codes, but target_images have codes of '
+                f'shape {list(codes.shape[1:])}: write the size of the resized image into the prompt'
+            )
+
+    def grid(self, prompts: dict) -> tuple[int, int]:
+        """As the prompts say, which must agree.
+
+        Raises:
+            ValueError: if they do not, or do not end with a size.
+        """
+        real = prompts['attention_mask'].bool()
+        found = {self.family.announced_grid(ids[kept]) for ids, kept in zip(prompts['input_ids'], real, strict=True)}
+        if len(found) != 1 or None in found:
+            raise ValueError(
+                f'Emu3Model: prompts for images must end with "<|image start|>{{rows}}*{{columns}}<|image token|>", '
+                f'the same size for the whole batch, and not be truncated; found {sorted(map(str, found))}'
+            )
+        return found.pop()
+
+    def image_tokens(self, codes: Tensor) -> tuple[Tensor, Tensor]:
+        """Ids of codes and line ends; the line ends are not labelled."""
+        ids = self.family.to_ids(codes)
+        labels = ids.unflatten(1, (codes.size(1), -1))[..., :-1]
+        return ids, F.pad(labels, (0, 1), value=-100).flatten(1)
+
+    def embed(self, batch: dict) -> Tensor:
+        return self.family.language_model.get_input_embeddings()(batch['input_ids'])
+
+    def embed_codes(self, codes: Tensor, ends_row: bool) -> Tensor:
+        """As tokens of the vocabulary, with the line end behind the last code of a row."""
+        ids = self.family.to_ids(codes[:, None])
+        return self.family.language_model.get_input_embeddings()(ids if ends_row else ids[:, :-1])
+
+    def code_logits(self, hidden: Tensor) -> Tensor:
+        return self.head(hidden)[..., self.family.code_ids.to(hidden.device)]

@@ -1,0 +1,128 @@
+"""What moved: old names of modules and of what packages exported resolve to the new ones, with a warning."""
+
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any
+
+_PACKAGE = __name__.rpartition('.')[0]
+# Modules of this package, old name -> new name. A module below a package of the table moved with it.
+MODULES = {
+    'datasets.boxes': 'datasets.io.boxes',
+    'datasets.coco_file': 'datasets.io.coco_file',
+    'datasets.coco_task_dataset': 'datasets.coco_tasks',
+    'datasets.conversation_dataset': 'datasets.conversation',
+    'datasets.conversation_formats': 'datasets.conversations.formats',
+    'datasets.digits': 'toy.digits',
+    'datasets.drawn_dataset': 'toy.drawn_dataset',
+    'datasets.image_sources': 'datasets.io.images',
+    'datasets.json_records': 'datasets.io.json_records',
+    'datasets.llava_padding': 'datasets.processors.llava_padding',
+    'datasets.plain_pickle': 'datasets.io.plain_pickle',
+    'datasets.pope_dataset': 'datasets.pope',
+    'datasets.prompts': 'datasets.conversations.prompts',
+    'datasets.record_dataset': 'datasets.base',
+    'datasets.record_error': 'datasets.io.record_error',
+    'datasets.record_files': 'datasets.io.record_files',
+    'datasets.refcoco_dataset': 'datasets.refcoco',
+    'datasets.samplers': 'datasets.mixtures',
+    'datasets.samplers.modality_sampler': 'datasets.mixtures.modality_sampler',
+    'datasets.samplers.task_mix_sampler': 'datasets.mixtures.task_mix_sampler',
+    'datasets.scienceqa_dataset': 'datasets.scienceqa',
+    'datasets.shapes': 'toy.shapes',
+    'datasets.shapes_coco': 'toy.shapes_coco',
+    'datasets.shapes_coco_dataset': 'toy.shapes_coco_dataset',
+    'datasets.shapes_drawing': 'toy.shapes_drawing',
+    'datasets.shapes_facts': 'toy.shapes_facts',
+    'datasets.shapes_generation': 'toy.shapes_generation',
+    'datasets.shapes_janus_processor': 'toy.shapes_janus_processor',
+    'datasets.shapes_processor': 'toy.shapes_processor',
+    'datasets.shapes_scene': 'toy.shapes_scene',
+    'datasets.shapes_task_fields': 'toy.shapes_task_fields',
+    'datasets.shapes_task_tokenizer': 'toy.shapes_task_tokenizer',
+    'datasets.shapes_tasks': 'toy.shapes_tasks',
+    'datasets.sphinx_processor': 'datasets.processors.sphinx',
+    'datasets.table_records': 'datasets.io.parquet',
+    'datasets.task_mix_dataset': 'datasets.mixtures.task_mix',
+    'datasets.task_record_dataset': 'datasets.task_record',
+    'datasets.text_to_image_dataset': 'datasets.text_to_image',
+    'datasets.transforms.bounded_rendering': 'datasets.conversations.bounded_rendering',
+    'datasets.transforms.chat_template': 'datasets.conversations.chat_template',
+    'datasets.transforms.jinja_worker': 'datasets.conversations.jinja_worker',
+    'datasets.unified_dataset': 'datasets.mixtures.unified',
+    'datasets.vqav2_dataset': 'datasets.vqav2',
+    'evaluation.metrics.shapes_generation': 'toy.shapes_generation_metric',
+    'models.vlms.emu3_model': 'models.vlms.unified.emu3',
+    'models.vlms.families': 'families',
+    'models.vlms.hf_vision_language_model': 'models.vlms.hf.hf_vision_language_model',
+    'models.vlms.janus_model': 'models.vlms.unified.janus',
+    'models.vlms.loading': 'models.vlms.hf.loading',
+    'models.vlms.mosaic_codes': 'toy.mosaic_codes',
+    'models.vlms.nearest_code': 'families.nearest_code',
+    'models.vlms.saving': 'models.vlms.hf.saving',
+    'models.vlms.sphinx_model': 'models.vlms.sphinx.model',
+    'models.vlms.vision_merge': 'models.vlms.hf.vision_merge',
+    'models.weight_names': 'models.vlms.weight_names',
+}
+
+
+def moved_names(package: str, names: Sequence[str], new: str) -> Callable[[str], Any]:
+    """A package's ``__getattr__`` for names that it exported once.
+
+    Args:
+        package (str): The package, its ``__name__``.
+        names (Sequence[str]): What moved.
+        new (str): Where it is today, below ``mergemix_mm``.
+
+    Returns:
+        Callable: ``__getattr__`` of the module; it warns with a ``FutureWarning``.
+    """
+
+    def __getattr__(name: str) -> Any:
+        if name not in names:
+            raise AttributeError(f'module {package!r} has no attribute {name!r}')
+        _warn(f'{package}.{name}', f'{_PACKAGE}.{new}.{name}')
+        return getattr(import_module(f'{_PACKAGE}.{new}'), name)
+
+    return __getattr__
+
+
+class _MovedModules(MetaPathFinder, Loader):
+    """Imports a module of the table under its old name: the same module object, so its classes are the same."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        return None if _new_name(fullname) is None else ModuleSpec(fullname, self)
+
+    def exec_module(self, module: ModuleType) -> None:
+        new = _new_name(module.__name__)
+        assert new is not None
+        _warn(module.__name__, new)
+        # The import system hands out what stands here after the loader is done.
+        sys.modules[module.__name__] = import_module(new)
+
+
+def _new_name(name: str) -> str | None:
+    """Today's name of a module, None for one that did not move."""
+    package, _, inner = name.partition('.')
+    if package != _PACKAGE:
+        return None
+    parts = inner.split('.')
+    for end in range(len(parts), 0, -1):
+        new = MODULES.get('.'.join(parts[:end]))
+        if new is not None:
+            return '.'.join([_PACKAGE, new, *parts[end:]])
+    return None
+
+
+def _warn(old: str, new: str) -> None:
+    warnings.warn(f'{old} moved to {new}; the old name will go in a later release', FutureWarning, stacklevel=3)
+
+
+# At the end: what exists is found before the table is asked.
+sys.meta_path.append(_MovedModules())

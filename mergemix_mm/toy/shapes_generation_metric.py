@@ -1,0 +1,105 @@
+"""Does a generated image show what the prompt asked for? Colour and place of a drawn shape, read from its pixels."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from mmengine.evaluator import BaseMetric
+from mmengine.registry import METRICS
+
+from ..evaluation.metrics.answers import get_field, percent
+
+# Shapes are drawn in the colours of the palette times a brightness in this range.
+BRIGHTNESS = (0.8, 1.05)
+# How far a pixel may lie from a colour (Euclidean, channels in [0, 1]): less than half of what separates two colours.
+TOLERANCE = 0.2
+# Fewer pixels than this share of the image are no shape.
+LEAST_SHARE = 0.01
+
+
+def read_shape(
+    image: np.ndarray, palette: dict[str, Sequence[float]], columns: Sequence[str]
+) -> tuple[str, str] | None:
+    """Find the colour and the column of the largest coloured thing, without any classifier.
+
+    Every pixel near a colour of the palette counts for this colour and for the column it lies in.
+
+    Args:
+        image (np.ndarray): [H, W, 3] in [0, 1], RGB.
+        palette (dict[str, Sequence[float]]): Names and RGB values in [0, 1] of the colours.
+        columns (Sequence[str]): Names of equally wide columns, from the left.
+
+    Returns:
+        tuple[str, str] | None: Colour and column; None if no colour is there.
+    """
+    tones = np.array(list(palette.values()))
+    brightness = (image @ tones.T / (tones**2).sum(-1)).clip(*BRIGHTNESS)
+    distance = np.linalg.norm(image[:, :, None] - brightness[..., None] * tones, axis=-1)
+    near = (distance == distance.min(-1, keepdims=True)) & (distance < TOLERANCE)
+    counts = np.array([part.sum((0, 1)) for part in np.array_split(near, len(columns), axis=1)])
+    column, color = np.unravel_index(counts.argmax(), counts.shape)
+    if counts[column, color] < LEAST_SHARE * near[..., 0].size:
+        return None
+    return list(palette)[color], columns[column]
+
+
+@METRICS.register_module()
+class ShapesGenerationMetric(BaseMetric):
+    """Accuracy of generated images on the prompts of ``ShapesGenerationDataset``, in percent.
+
+    - ``generation/color``: share of images whose largest coloured thing has the colour asked for;
+    - ``generation/position``: share of those in which it stands in the column asked for;
+    - ``generation/both``: share of those that are right in both;
+    - ``generation/unreadable``: share of those that show no colour of the palette at all; they are wrong.
+
+    Guessing gives 17, 33 and 6 percent. True images give 100 without clutter, and above 99 with it.
+
+    Args:
+        collect_device (str): ``'cpu'`` or ``'gpu'``, how several processes gather. Defaults to ``'cpu'``.
+        prefix (str, optional): Prefix of the names. Defaults to None, which means ``generation``.
+
+    Raises:
+        KeyError: If a sample has no ``pred_image``, ``gt_color`` or ``gt_position``, or the dataset's ``metainfo`` no
+            ``palette``.
+        ValueError: If there is no sample at all.
+    """
+
+    default_prefix = 'generation'
+
+    def process(self, data_batch, data_samples: Sequence[dict]) -> None:
+        """Read the images of a batch.
+
+        Args:
+            data_batch: Unused.
+            data_samples (Sequence[dict]): Data samples as dictionaries, with ``pred_image`` (tensor [3, H, W] in
+                [0, 1], RGB), ``gt_color`` and ``gt_position`` (str).
+        """
+        palette, columns = (get_field(self.dataset_meta or {}, key, type(self).__name__) for key in _META)
+        for sample in data_samples:
+            image, *truth = (get_field(sample, key, type(self).__name__) for key in _FIELDS)
+            found = read_shape(image.float().cpu().permute(1, 2, 0).numpy(), palette, columns)
+            self.results.append(dict(found=found, truth=tuple(truth)))
+
+    def compute_metrics(self, results: list[dict]) -> dict[str, float]:
+        """Compute the shares over the samples of all processes.
+
+        Args:
+            results (list[dict]): ``found`` and ``truth`` of every sample.
+
+        Returns:
+            dict[str, float]: ``color``, ``position``, ``both`` and ``unreadable``, in percent.
+        """
+        if not results:
+            raise ValueError('ShapesGenerationMetric: there is no image to evaluate; is the dataset empty?')
+        found = [row['found'] or (None, None) for row in results]
+        truth = [row['truth'] for row in results]
+        right = [[a == b for a, b in zip(one, other, strict=True)] for one, other in zip(found, truth, strict=True)]
+        return dict(
+            color=percent([color for color, _ in right]),
+            position=percent([position for _, position in right]),
+            both=percent([all(pair) for pair in right]),
+            unreadable=percent([row['found'] is None for row in results]),
+        )
+
+
+_META = ('palette', 'columns')
+_FIELDS = ('pred_image', 'gt_color', 'gt_position')

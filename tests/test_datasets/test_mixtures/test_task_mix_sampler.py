@@ -1,0 +1,210 @@
+"""Tests of TaskMixSampler: one modality per step on all ranks, exact shares of the tasks, resuming without loading."""
+
+import tracemalloc
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from mmengine.runner import Runner
+from mmengine.runner.loops import _InfiniteDataloaderIterator
+
+from mergemix_mm.datasets import ModalitySampler, TaskMixDataset, TaskMixSampler
+
+MODULE = 'mergemix_mm.datasets.mixtures.modality_sampler'
+
+
+class Records(torch.utils.data.Dataset):
+    def __init__(self, num_images, num_texts=0):
+        self.modalities = np.random.default_rng(0).permutation([True] * num_images + [False] * num_texts)
+        self.loaded = 0
+
+    def __len__(self):
+        return len(self.modalities)
+
+    def __getitem__(self, index):
+        self.loaded += 1
+        return int(index)
+
+
+def mix(sizes, weights=None):
+    names = 'abcdefgh'[: len(sizes)]
+    weights = weights or [None] * len(sizes)
+    return TaskMixDataset(
+        {name: dict(dataset=Records(*size), weight=weight) for name, size, weight in zip(names, sizes, weights)}
+    )
+
+
+def samplers(monkeypatch, dataset, world_size=1, **kwargs):
+    """The sampler of every rank."""
+    found = []
+    for rank in range(world_size):
+        monkeypatch.setattr(f'{MODULE}.get_dist_info', lambda rank=rank: (rank, world_size))
+        found.append(TaskMixSampler(dataset, **{'seed': 3, **kwargs}))
+    return found
+
+
+def steps(ranks, epoch=0):
+    """[steps, ranks, batch_size] indices."""
+    found = []
+    for sampler in ranks:
+        sampler.set_epoch(epoch)
+        found.append(np.array(list(sampler)).reshape(-1, sampler.batch_size))
+        assert found[-1].size == len(sampler)
+    return np.stack(found, axis=1)
+
+
+@pytest.mark.parametrize('world_size', [1, 2])
+def test_tasks_have_exactly_their_shares_over_an_epoch(monkeypatch, world_size):
+    dataset = mix([(120, 0), (40, 0), (0, 80)], [3, 1, 4])
+    ranks = samplers(monkeypatch, dataset, world_size, batch_size=4)
+    for epoch in range(2):
+        found = steps(ranks, epoch).ravel()
+        assert np.bincount(dataset.tasks[found]).tolist() == [120, 40, 160]
+        # Of the text task, every record comes twice.
+        assert np.bincount(found, minlength=240).tolist() == [1] * 160 + [2] * 80
+
+
+def test_without_weights_every_record_comes_once(monkeypatch):
+    found = steps(samplers(monkeypatch, mix([(24, 8), (16, 0), (0, 16)]), 2, batch_size=4))
+    assert sorted(found.ravel().tolist()) == list(range(64))
+
+
+def test_a_task_of_both_modalities_splits_its_share_by_its_records(monkeypatch):
+    dataset = mix([(30, 10), (60, 0), (0, 20)], [2, 1, 1])
+    (sampler,) = samplers(monkeypatch, dataset, batch_size=5)
+    # Image-text: 2/4 * 30/40 of the first task and 1/4; text only: 2/4 * 10/40 and 1/4.
+    portions = np.array([[1 / 8, 0, 1 / 4], [3 / 8, 1 / 4, 0]])
+    np.testing.assert_allclose(sampler.quotas / sampler.quotas.sum(), portions)
+    # 60 records at a quarter of the samples: 240 of them.
+    assert sampler.quotas.sum() == 240 == len(sampler)
+    found = steps([sampler]).ravel()
+    cells = Counter(zip(dataset.groups[found].tolist(), dataset.tasks[found].tolist()))
+    assert cells == {(0, 0): 30, (0, 2): 60, (1, 0): 90, (1, 1): 60}
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 40), st.integers(0, 40), st.floats(0.05, 20)).filter(lambda task: task[0] + task[1]),
+        min_size=1,
+        max_size=5,
+    ),
+    st.integers(1, 7),
+    st.booleans(),
+)
+@settings(max_examples=60, deadline=None)
+def test_any_mix_keeps_its_shares_and_uses_every_record(tasks, batch_size, weighted):
+    dataset = mix([task[:2] for task in tasks], [task[2] for task in tasks] if weighted else None)
+    sampler = TaskMixSampler(dataset, batch_size, seed=1)
+    order = np.array(list(sampler))
+    groups = dataset.groups[order].reshape(-1, batch_size)
+    assert (groups == groups[:, :1]).all()
+    assert np.bincount(order, minlength=len(dataset)).min() >= 1
+
+    num_steps = np.bincount(groups[:, 0])
+    assert (num_steps - dataset.shares * (num_steps / dataset.shares).min() < 1 + 1e-6).all()
+    cells = np.zeros(sampler.quotas.shape, int)
+    np.add.at(cells, (dataset.groups[order], dataset.tasks[order]), 1)
+    assert (cells == sampler.quotas).all()
+    exact = sampler.portions * (num_steps * batch_size)[:, None]
+    assert np.abs(cells - exact).max() < 1
+    # No record comes two times more often than another one of its task and modality.
+    for group, task in zip(*np.nonzero(cells)):
+        times = np.bincount(order, minlength=len(dataset))[(dataset.groups == group) & (dataset.tasks == task)]
+        assert times.max() - times.min() <= 1
+
+
+@pytest.mark.parametrize('world_size', [1, 2, 3])
+def test_all_ranks_of_a_step_have_one_modality_and_records_of_their_own(monkeypatch, world_size):
+    dataset = mix([(96, 12), (48, 12), (0, 48)])
+    ranks = samplers(monkeypatch, dataset, world_size, batch_size=4)
+    for epoch in range(3):
+        found = steps(ranks, epoch)
+        groups = dataset.groups[found].reshape(len(found), -1)
+        assert (groups == groups[:, :1]).all()
+        assert set(groups[:, 0].tolist()) == {0, 1}
+        assert all(len(set(step)) == step.size for step in found.reshape(len(found), -1))
+        assert len(set(found.ravel().tolist())) == found.size
+
+
+def test_tasks_are_mixed_within_batches_and_modalities_over_the_epoch(monkeypatch):
+    dataset = mix([(400, 0), (400, 0), (0, 800)])
+    found = steps(samplers(monkeypatch, dataset, batch_size=8))[:, 0]
+    groups, tasks = dataset.groups[found[:, 0]], dataset.tasks[found]
+    assert 60 < (groups[1:] != groups[:-1]).sum() < 140
+    with_images = tasks[groups == 1]
+    assert len(with_images) == 100 and (with_images == 0).sum() == 400
+    assert sum(len(set(batch)) == 2 for batch in with_images.tolist()) > 90
+    # As often at the beginning of the epoch as at its end, and of a batch.
+    assert 150 < (with_images[:50] == 0).sum() < 250 and 150 < (with_images[:, :4] == 0).sum() < 250
+
+
+def test_a_record_comes_twice_in_a_step_only_where_one_pass_meets_the_next(monkeypatch):
+    dataset = mix([(40, 0), (160, 0)], [1, 1])
+    found = steps(samplers(monkeypatch, dataset, 2, batch_size=8)).reshape(-1, 16)
+    assert np.bincount(found[found < 40]).tolist() == [4] * 40
+    assert sum(len(set(step)) < 16 for step in found.tolist()) <= 3
+    small = [tuple(sorted(index for index in step if index < 40)) for step in found.tolist()]
+    assert len(set(small)) == len(small) == 20
+
+
+def test_order_depends_on_seed_and_epoch_alone(monkeypatch):
+    dataset = mix([(40, 4), (20, 0), (0, 30)], [1, 2, 1])
+    one, two = (samplers(monkeypatch, dataset, batch_size=4)[0] for _ in range(2))
+    list(one)
+    np.random.seed(5)
+    two.set_epoch(2)
+    assert list(one) != list(two)
+    one.set_epoch(2)
+    assert list(one) == list(two)
+    (other,) = samplers(monkeypatch, dataset, batch_size=4, seed=4)
+    other.set_epoch(2)
+    assert list(other) != list(one)
+
+
+@pytest.mark.parametrize('world_size', [1, 2])
+def test_a_resumed_run_goes_on_where_it_ended_and_loads_nothing_before(monkeypatch, world_size):
+    monkeypatch.setattr('mmengine.runner.loops.time.sleep', lambda seconds: None)
+    dataset = mix([(40, 4), (20, 0), (0, 30)], [1, 2, 1])
+    loader = dict(batch_size=4, num_workers=0, sampler=dict(type='TaskMixSampler', batch_size=4), dataset=dataset)
+    for rank in range(world_size):
+        monkeypatch.setattr(f'{MODULE}.get_dist_info', lambda rank=rank: (rank, world_size))
+        per_epoch = len(TaskMixSampler(dataset, 4, seed=7)) // 4
+        endless = _InfiniteDataloaderIterator(Runner.build_dataloader(loader, seed=7))
+        stream = [next(endless) for _ in range(3 * per_epoch)]
+        for skipped in (1, per_epoch - 1, per_epoch, 2 * per_epoch + 3):
+            resumed = _InfiniteDataloaderIterator(Runner.build_dataloader(loader, seed=7))
+            resumed.skip_iter(skipped)
+            parts = resumed._dataloader.dataset.datasets
+            assert sum(part.loaded for part in parts) == 0
+            rest = [next(resumed) for _ in range(3 * per_epoch - skipped)]
+            assert rest == stream[skipped:]
+            assert sum(part.loaded for part in parts) == 4 * len(rest)
+
+
+def test_memory_grows_with_the_samples_of_an_epoch_alone():
+    peaks = []
+    for size in (20_000, 80_000):
+        dataset = mix([(size, 0), (size // 2, size // 2), (0, size)], [2, 1, 1])
+        tracemalloc.start()
+        sampler = TaskMixSampler(dataset, batch_size=8, seed=0)
+        iter(sampler)
+        peaks.append(tracemalloc.get_traced_memory()[1] / len(sampler))
+        tracemalloc.stop()
+    assert peaks[1] < 1.1 * peaks[0] and peaks[1] < 200
+
+
+def test_a_dataset_without_tasks_is_refused():
+    for dataset in (Records(4), [1, 2]):
+        with pytest.raises(ValueError, match="TaskMixSampler: .* has no 'tasks'; use it on a TaskMixDataset"):
+            TaskMixSampler(dataset, batch_size=1)
+    with pytest.raises(ValueError, match="batch_size=0 must be the data loader's"):
+        TaskMixSampler(mix([(2, 0)]), batch_size=0)
+
+
+def test_modality_sampler_takes_a_mix_without_regard_to_the_tasks(monkeypatch):
+    dataset = mix([(40, 0), (0, 80)], [1, 1])
+    found = np.array(list(ModalitySampler(dataset, batch_size=4, seed=0))).reshape(-1, 4)
+    assert np.bincount(dataset.groups[found[:, 0]]).tolist() == [20, 20]
