@@ -14,7 +14,7 @@ from mergemix_mm.models.backbones.encoder_branch import EncoderBranch
 from mergemix_mm.models.vlms import HFVisionLanguageModel
 from mergemix_mm.models.vlms.weight_names import adopt_names
 
-DATA = Path(__file__).parents[1] / 'transformers_versions'
+DATA = Path(__file__).parents[2] / 'transformers_versions'
 NAMES = json.loads((DATA / 'weight_names.json').read_text())
 VLMS = ('llava', 'paligemma')
 ENCODERS = [name for name in NAMES if name not in VLMS]
