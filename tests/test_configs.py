@@ -264,7 +264,8 @@ def test_model_index_imports_every_metafile():
 def test_two_lines_add_mergemix_to_a_config_outside_the_repository(base, tmp_path):
     (tmp_path / 'theirs.py').write_text(f"_base_ = '{base}'\n")
     (tmp_path / 'mine.py').write_text(
-        f"_base_ = ['{base}', __import__('mergemix_mm').config_path('_base_/mergemix.py')]\nmodel = _base_.mergemix\n"
+        f"_base_ = ['{base}', __import__('mergemix_mm').config_path('_base_/plugins/mergemix.py')]\n"
+        'model = _base_.mergemix\n'
     )
     theirs, mine = Config.fromfile(tmp_path / 'theirs.py'), Config.fromfile(tmp_path / 'mine.py')
     assert mine.model.type == 'MixupClassifier'

@@ -4,8 +4,8 @@ _base_ = [
     '../_base_/models/emu3-8b.py',
     '../_base_/datasets/llava-mix665k-t2i_bs16.py',
     '../_base_/schedules/adamw_unified_1e.py',
-    '../_base_/vlm_runtime.py',
-    '../_base_/fsdp.py',
+    '../_base_/runtimes/vlm_runtime.py',
+    '../_base_/strategies/fsdp.py',
 ]
 
 train_dataloader = dict(

@@ -4,8 +4,8 @@ _base_ = [
     '../_base_/models/janus-pro-7b.py',
     '../_base_/datasets/llava-mix665k-t2i_bs16.py',
     '../_base_/schedules/adamw_unified_1e.py',
-    '../_base_/vlm_runtime.py',
-    '../_base_/fsdp.py',
+    '../_base_/runtimes/vlm_runtime.py',
+    '../_base_/strategies/fsdp.py',
 ]
 
 train_dataloader = dict(dataset=dict(gen=dict(pipeline=[_base_.encode_gen]), und=dict(pipeline=[_base_.encode])))

@@ -3,7 +3,7 @@
 _base_ = [
     '../_base_/models/tiny-janus_shapes.py',
     '../_base_/datasets/unified-shapes_bs32.py',
-    '../_base_/vlm_runtime.py',
+    '../_base_/runtimes/vlm_runtime.py',
 ]
 
 train_dataloader = dict(dataset=dict(gen=dict(pipeline=[_base_.encode_gen]), und=dict(pipeline=[_base_.encode])))

@@ -4,7 +4,7 @@ _base_ = [
     '../_base_/models/vit_mergemix.py',
     '../_base_/datasets/cifar100_bs100_224.py',
     '../_base_/schedules/adamw_bs100_coslr_200e.py',
-    '../_base_/default_runtime.py',
+    '../_base_/runtimes/default_runtime.py',
 ]
 
 model = dict(backbone=dict(arch='deit-small'), head=dict(num_classes=100, in_channels=384))

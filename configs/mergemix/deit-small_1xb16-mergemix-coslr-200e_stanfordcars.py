@@ -1,5 +1,5 @@
 """DeiT-S with MergeMix on Stanford Cars, from pre-trained weights."""
 
-_base_ = ['../_base_/deit-small_mergemix_finetune.py', '../_base_/datasets/stanfordcars_bs16_224.py']
+_base_ = ['../_base_/common/deit-small_mergemix_finetune.py', '../_base_/datasets/stanfordcars_bs16_224.py']
 
 model = dict(head=dict(num_classes=196))

@@ -1,6 +1,6 @@
 """DeiT-S with MergeMix on ImageNet-1k, 300 epochs: 5 of them warm-up, a quarter of the tokens merged to score."""
 
-_base_ = ['mmpretrain::deit/deit-small_4xb256_in1k.py', '../_base_/mergemix.py']
+_base_ = ['mmpretrain::deit/deit-small_4xb256_in1k.py', '../_base_/plugins/mergemix.py']
 
 model = dict(type=_base_.mergemix.type, backbone=dict(drop_path_rate=0.1))
 model['train_cfg'] = dict(augments=[dict(type='MergeMix', num_merge=49)])

@@ -1,5 +1,5 @@
 """ViT-B with MergeMix on Stanford Cars, from pre-trained weights."""
 
-_base_ = ['./deit-small_1xb16-mergemix-coslr-200e_stanfordcars.py', '../_base_/vit-base_finetune.py']
+_base_ = ['./deit-small_1xb16-mergemix-coslr-200e_stanfordcars.py', '../_base_/plugins/vit-base_finetune.py']
 
 model = _base_.vit_base

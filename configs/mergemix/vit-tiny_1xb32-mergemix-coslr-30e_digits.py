@@ -4,7 +4,7 @@ _base_ = [
     '../_base_/models/vit_mergemix.py',
     '../_base_/datasets/digits_bs32.py',
     '../_base_/schedules/adamw_bs100_coslr_200e.py',
-    '../_base_/default_runtime.py',
+    '../_base_/runtimes/default_runtime.py',
 ]
 
 model = dict(

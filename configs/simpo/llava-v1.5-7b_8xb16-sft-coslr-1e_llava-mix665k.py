@@ -4,7 +4,7 @@ _base_ = [
     '../_base_/models/llava-v1.5-7b.py',
     '../_base_/datasets/llava-mix665k_bs16.py',
     '../_base_/schedules/adamw_vlm_1e.py',
-    '../_base_/vlm_runtime.py',
+    '../_base_/runtimes/vlm_runtime.py',
 ]
 
 # What stage 1 writes. 'llava-hf/llava-1.5-7b-hf' in its place goes on from the finished model.

@@ -1,7 +1,7 @@
 """The same with parameters, gradients and optimizer states sharded over the GPUs (FSDP)."""
 
 # The tower, which scores, stays whole in the root.
-_base_ = ['./llava-v1.5-7b_8xb16-simpo-mergemix-coslr-1e_llava-mix665k.py', '../_base_/fsdp.py']
+_base_ = ['./llava-v1.5-7b_8xb16-simpo-mergemix-coslr-1e_llava-mix665k.py', '../_base_/strategies/fsdp.py']
 
 # The model's wrapper casts, not autocast.
 optim_wrapper = dict(

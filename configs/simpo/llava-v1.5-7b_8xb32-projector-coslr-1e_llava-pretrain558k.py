@@ -4,7 +4,7 @@ _base_ = [
     '../_base_/models/llava-v1.5-7b.py',
     '../_base_/datasets/llava-pretrain_bs32.py',
     '../_base_/schedules/adamw_vlm_1e.py',
-    '../_base_/vlm_runtime.py',
+    '../_base_/runtimes/vlm_runtime.py',
 ]
 
 # Vicuna, CLIP and a new projector: tools/model_converters/compose_llava.py writes this folder.

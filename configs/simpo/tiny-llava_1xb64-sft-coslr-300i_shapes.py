@@ -3,7 +3,7 @@
 _base_ = [
     '../_base_/models/tiny-llava_shapes.py',
     '../_base_/datasets/shapes_bs64.py',
-    '../_base_/vlm_runtime.py',
+    '../_base_/runtimes/vlm_runtime.py',
 ]
 
 train_dataloader = dict(dataset=dict(pipeline=[_base_.encode]))

@@ -4,8 +4,8 @@ _base_ = [
     '../_base_/models/sphinx-7b.py',
     '../_base_/datasets/sphinx-tasks_bs8.py',
     '../_base_/schedules/adamw_sphinx-tasks_20000i.py',
-    '../_base_/vlm_runtime.py',
-    '../_base_/fsdp.py',
+    '../_base_/runtimes/vlm_runtime.py',
+    '../_base_/strategies/fsdp.py',
 ]
 
 # tools/mix_weights.py writes it, see README.md.

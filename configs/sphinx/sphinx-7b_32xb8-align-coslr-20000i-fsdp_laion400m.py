@@ -4,8 +4,8 @@ _base_ = [
     '../_base_/models/sphinx-7b.py',
     '../_base_/datasets/sphinx-align_bs8.py',
     '../_base_/schedules/adamw_sphinx-align_20000i.py',
-    '../_base_/vlm_runtime.py',
-    '../_base_/fsdp.py',
+    '../_base_/runtimes/vlm_runtime.py',
+    '../_base_/strategies/fsdp.py',
 ]
 
 # Captions and texts are learnt as they are, without questions.

@@ -4,7 +4,7 @@ _base_ = [
     '../_base_/models/sphinx-7b.py',
     '../_base_/datasets/sphinx-align_bs8.py',
     '../_base_/schedules/adamw_sphinx-align_20000i.py',
-    '../_base_/vlm_runtime.py',
+    '../_base_/runtimes/vlm_runtime.py',
 ]
 
 model = dict(

@@ -6,7 +6,7 @@ _base_ = [
     '../_base_/models/sphinx-light-7b.py',
     '../_base_/datasets/sphinx-tasks_bs8.py',
     '../_base_/schedules/adamw_sphinx-tasks_20000i.py',
-    '../_base_/vlm_runtime.py',
+    '../_base_/runtimes/vlm_runtime.py',
 ]
 
 language_model = 'TinyLlama/TinyLlama-1.1B-intermediate-step-1431k-3T'

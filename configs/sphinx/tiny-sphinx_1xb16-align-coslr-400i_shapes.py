@@ -3,7 +3,7 @@
 _base_ = [
     '../_base_/models/tiny-sphinx_shapes.py',
     '../_base_/datasets/shapes-tasks_bs16.py',
-    '../_base_/vlm_runtime.py',
+    '../_base_/runtimes/vlm_runtime.py',
 ]
 
 train_dataloader = dict(

@@ -1,6 +1,6 @@
 """DETR on the one map of a DeiT-S trained with MergeMix; needs no compiled ops."""
 
-_base_ = ['mmdet::detr/detr_r50_8xb2-150e_coco.py', '../_base_/deit-small_mergemix_transfer.py']
+_base_ = ['mmdet::detr/detr_r50_8xb2-150e_coco.py', '../_base_/plugins/deit-small_mergemix_transfer.py']
 
 custom_imports = dict(imports=['mergemix_mm', 'mergemix_mm.missing_ops'], allow_failed_imports=False)
 

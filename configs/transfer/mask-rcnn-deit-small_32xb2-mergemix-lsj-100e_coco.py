@@ -3,7 +3,7 @@
 _base_ = [
     'mmdet::_base_/models/mask-rcnn_r50_fpn.py',
     'mmdet::common/lsj-100e_coco-instance.py',
-    '../_base_/deit-small_mergemix_transfer.py',
+    '../_base_/plugins/deit-small_mergemix_transfer.py',
 ]
 
 image_size = (1024, 1024)

@@ -1,6 +1,6 @@
 """MaskFormer on a simple pyramid over a DeiT-S trained with MergeMix; needs no compiled ops."""
 
-_base_ = ['mmdet::maskformer/maskformer_r50_ms-16xb1-75e_coco.py', '../_base_/deit-small_mergemix_transfer.py']
+_base_ = ['mmdet::maskformer/maskformer_r50_ms-16xb1-75e_coco.py', '../_base_/plugins/deit-small_mergemix_transfer.py']
 
 custom_imports = dict(imports=['mergemix_mm', 'mergemix_mm.missing_ops'], allow_failed_imports=False)
 

@@ -1,6 +1,6 @@
 """RetinaNet on mixed embeddings: a DeiT-S trained with MergeMix and a ConvNeXt-S, both frozen, behind one neck."""
 
-_base_ = ['mmdet::retinanet/retinanet_r50_fpn_1x_coco.py', '../_base_/deit-small_mergemix_transfer.py']
+_base_ = ['mmdet::retinanet/retinanet_r50_fpn_1x_coco.py', '../_base_/plugins/deit-small_mergemix_transfer.py']
 
 convnext = (
     'https://mmassets.onedl.ai/mmclassification/v0/convnext/convnext-small_32xb128-noema_in1k_20221208-4a618995.pth'

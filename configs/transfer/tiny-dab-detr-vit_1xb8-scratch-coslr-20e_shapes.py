@@ -2,7 +2,7 @@
 CPU; no download, no compiled ops.
 """
 
-_base_ = '../_base_/tiny_detection.py'
+_base_ = '../_base_/common/tiny_detection.py'
 
 custom_imports = dict(imports=['mergemix_mm', 'mergemix_mm.missing_ops'], allow_failed_imports=False)
 

@@ -1,6 +1,6 @@
 """Mask R-CNN on a small plain ViT from scratch, on drawn shapes: minutes on a CPU, no download; needs compiled ops."""
 
-_base_ = ['mmdet::_base_/models/mask-rcnn_r50_fpn.py', '../_base_/tiny_detection.py']
+_base_ = ['mmdet::_base_/models/mask-rcnn_r50_fpn.py', '../_base_/common/tiny_detection.py']
 
 # Patches of 8 pixels: a simple pyramid of these strides.
 strides = [2, 4, 8, 16]

@@ -3,7 +3,7 @@
 It needs no compiled ops. There are things and no stuff, and its instances are judged: panopticapi is not on PyPI.
 """
 
-_base_ = '../_base_/tiny_detection.py'
+_base_ = '../_base_/common/tiny_detection.py'
 
 custom_imports = dict(imports=['mergemix_mm', 'mergemix_mm.missing_ops'], allow_failed_imports=False)
 

@@ -3,7 +3,7 @@
 The neck makes all levels, those of the anchors. It needs compiled ops.
 """
 
-_base_ = ['mmdet::_base_/models/retinanet_r50_fpn.py', '../_base_/tiny_detection.py']
+_base_ = ['mmdet::_base_/models/retinanet_r50_fpn.py', '../_base_/common/tiny_detection.py']
 
 convnext = dict(
     type='mmpretrain.ConvNeXt',

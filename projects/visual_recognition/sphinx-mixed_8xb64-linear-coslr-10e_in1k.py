@@ -3,7 +3,7 @@
 _base_ = [
     '../../configs/_base_/models/sphinx-7b.py',
     'mmpretrain::_base_/datasets/imagenet_bs32_pil_bicubic.py',
-    '../../configs/_base_/default_runtime.py',
+    '../../configs/_base_/runtimes/default_runtime.py',
 ]
 
 custom_imports = dict(

@@ -1,6 +1,6 @@
 """A linear probe on the encoders of a trained tiny SPHINX, mixed and frozen: drawn shapes, a minute on a CPU."""
 
-_base_ = ['../../configs/_base_/models/tiny-sphinx_shapes.py', '../../configs/_base_/default_runtime.py']
+_base_ = ['../../configs/_base_/models/tiny-sphinx_shapes.py', '../../configs/_base_/runtimes/default_runtime.py']
 
 custom_imports = dict(
     imports=[

@@ -1,6 +1,6 @@
 """A vision transformer with MergeMix, regularised as DeiT: stochastic depth, label smoothing on the mixed labels."""
 
-_base_ = ['mmpretrain::_base_/models/vit-base-p16.py', '../mergemix.py']
+_base_ = ['mmpretrain::_base_/models/vit-base-p16.py', '../plugins/mergemix.py']
 
 model = dict(
     **_base_.mergemix,

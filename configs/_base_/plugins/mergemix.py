@@ -3,12 +3,15 @@ lets no two bases hold `model`.
 
 Inside this repository, below the `_base_` list of a config:
 
-    _base_ = ['mmpretrain::deit/deit-small_4xb256_in1k.py', '../_base_/mergemix.py']
+    _base_ = ['mmpretrain::deit/deit-small_4xb256_in1k.py', '../_base_/plugins/mergemix.py']
     model = _base_.mergemix
 
 Outside it, with the package installed:
 
-    _base_ = ['mmpretrain::deit/deit-small_4xb256_in1k.py', __import__('mergemix_mm').config_path('_base_/mergemix.py')]
+    _base_ = [
+        'mmpretrain::deit/deit-small_4xb256_in1k.py',
+        __import__('mergemix_mm').config_path('_base_/plugins/mergemix.py'),
+    ]
     model = _base_.mergemix
 """
 

@@ -1,6 +1,10 @@
 """DeiT-S from MMPretrain's ImageNet-1k weights, fine-tuned with MergeMix: all but the dataset."""
 
-_base_ = ['./models/vit_mergemix.py', './schedules/adamw_bs16_finetune_200e.py', './default_runtime.py']
+_base_ = [
+    '../models/vit_mergemix.py',
+    '../schedules/adamw_bs16_finetune_200e.py',
+    '../runtimes/default_runtime.py',
+]
 
 checkpoint = 'https://mmassets.onedl.ai/mmclassification/v0/deit/deit-small_pt-4xb256_in1k_20220218-9425b9bb.pth'
 

@@ -1,6 +1,6 @@
 """What the tiny detectors on drawn shapes share: a small plain ViT, the data, the schedule, MMDetection's runtime."""
 
-_base_ = ['mmdet::_base_/default_runtime.py', './datasets/shapes-coco_bs16.py']
+_base_ = ['mmdet::_base_/default_runtime.py', '../datasets/shapes-coco_bs16.py']
 
 custom_imports = dict(imports=['mergemix_mm'], allow_failed_imports=False)
 
