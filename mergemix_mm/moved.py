@@ -1,4 +1,4 @@
-"""What moved: old names of modules and of what packages exported resolve to the new ones, with a warning."""
+"""What moved: old names of modules, of what packages exported and of configs resolve to the new ones, with a warning."""
 
 import sys
 import warnings
@@ -68,6 +68,18 @@ MODULES = {
     'models.vlms.vision_merge': 'models.vlms.hf.vision_merge',
     'models.weight_names': 'models.vlms.weight_names',
 }
+# Files below configs/, old path -> new path, for `config_path`.
+CONFIGS = {
+    '_base_/default_runtime.py': '_base_/runtimes/default_runtime.py',
+    '_base_/deit-small_mergemix_finetune.py': '_base_/common/deit-small_mergemix_finetune.py',
+    '_base_/deit-small_mergemix_transfer.py': '_base_/plugins/deit-small_mergemix_transfer.py',
+    '_base_/fsdp.py': '_base_/strategies/fsdp.py',
+    '_base_/mergemix.py': '_base_/plugins/mergemix.py',
+    '_base_/tiny_detection.py': '_base_/common/tiny_detection.py',
+    '_base_/vit-base_finetune.py': '_base_/plugins/vit-base_finetune.py',
+    '_base_/vlm_runtime.py': '_base_/runtimes/vlm_runtime.py',
+    '_base_/zero3.py': '_base_/strategies/zero3.py',
+}
 
 
 def moved_names(package: str, names: Sequence[str], new: str) -> Callable[[str], Any]:
@@ -89,6 +101,23 @@ def moved_names(package: str, names: Sequence[str], new: str) -> Callable[[str],
         return getattr(import_module(f'{_PACKAGE}.{new}'), name)
 
     return __getattr__
+
+
+def new_config(relative: str) -> str:
+    """Today's path of a config, and a warning if it moved.
+
+    Args:
+        relative (str): Path below ``configs/``.
+
+    Returns:
+        str: The path below ``configs/`` today: `relative` itself if the config did not move.
+    """
+    new = CONFIGS.get(relative)
+    if new is None:
+        return relative
+    # The warning belongs to `config_path`: MMEngine runs a config file several times, each time as a module of its own.
+    _warn(f'configs/{relative}', f'configs/{new}')
+    return new
 
 
 class _MovedModules(MetaPathFinder, Loader):

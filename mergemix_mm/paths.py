@@ -3,6 +3,8 @@
 import difflib
 from pathlib import Path
 
+from .moved import new_config
+
 _PACKAGE = Path(__file__).resolve().parent
 _SUGGESTIONS = 5
 
@@ -23,13 +25,13 @@ def config_path(relative: str) -> str:
         relative (str): Path below ``configs/``, such as ``'mergemix/deit-small_4xb256-mergemix-coslr-300e_in1k.py'``.
 
     Returns:
-        str: The absolute path.
+        str: The absolute path. A config that moved is found under its old path too, with a ``FutureWarning``.
 
     Raises:
         FileNotFoundError: If there is no such config; the message lists the closest ones.
     """
     root = _config_root()
-    path = root / relative
+    path = root / new_config(relative)
     if path.is_file():
         return str(path)
     known = sorted(found.relative_to(root).as_posix() for found in root.rglob('*.py'))

@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 
 import mergemix_mm
 from mergemix_mm.engine.launch import LaunchError, check_data_roots, explain_corrupt_images
+from mergemix_mm.moved import CONFIGS as MOVED
 
 FILES = config_files('mergemix')
 DEMO = CONFIGS / 'mergemix/vit-tiny_1xb32-mergemix-coslr-30e_digits.py'
@@ -282,6 +283,18 @@ def test_three_lines_without_a_second_base_do_the_same(tmp_path):
         "model = dict(type='MixupClassifier', train_cfg=dict(augments=[dict(type='MergeMix')]))\n"
     )
     assert Config.fromfile(path).model.train_cfg == dict(augments=[dict(type='MergeMix')])
+
+
+@pytest.mark.parametrize(('old', 'new'), MOVED.items())
+def test_a_config_that_moved_is_found_under_its_old_path_with_one_warning(old, new, tmp_path):
+    if 'detection' in old:
+        pytest.importorskip('mmdet', reason="needs MMDetection: pip install -e '.[detection]'")
+    mine = tmp_path / 'mine.py'
+    mine.write_text(f"_base_ = __import__('mergemix_mm').config_path('{old}')\n")
+    with pytest.warns(FutureWarning) as warned:
+        found = Config.fromfile(mine).to_dict()
+    assert found == Config.fromfile(CONFIGS / new).to_dict()
+    assert len(warned) == 1 and old in str(warned[0].message) and new in str(warned[0].message)
 
 
 @pytest.mark.parametrize('folder', FOLDERS, ids=lambda folder: folder.name)
