@@ -1,4 +1,4 @@
-"""What moved: old names of modules, of what packages exported and of configs resolve to the new ones, with a warning."""
+"""What moved: old names of modules, exported names and configs resolve to the new ones, with a warning."""
 
 import sys
 import warnings
