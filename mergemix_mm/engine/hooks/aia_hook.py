@@ -6,12 +6,13 @@ import torch
 from mmengine.dist import all_reduce, is_main_process
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...models.attention import InteractionAlignment
 from ...models.losses import AIALoss
 from ...models.tuners import BaseTuner
 from ...utils.numbers import check_number
+from ...utils.wrappers import unwrapped
 from ...visualization import draw_interaction_curves
 
 
@@ -120,14 +121,11 @@ class AIAHook(Hook):
         runner.visualizer.add_image('interaction_curves', image, step=runner.iter + 1)
 
 
-def _find_tuner(model):
-    """The tuner inside a model and its wrappers (DDP, FSDP, DeepSpeed)."""
-    while not isinstance(model, BaseTuner):
-        inner = next((inner for inner in (getattr(model, name, None) for name in ('module', 'model')) if inner), None)
-        if inner is None:
-            raise TypeError(
-                f"AIAHook: the model {type(model).__name__} cannot be aligned. Use model.type='UnifiedTuner' or "
-                "'VLMTuner', or remove the hook."
-            )
-        model = inner
-    return model
+def _find_tuner(model: nn.Module) -> BaseTuner:
+    tuner = unwrapped(model)
+    if not isinstance(tuner, BaseTuner):
+        raise TypeError(
+            f"AIAHook: the model {type(tuner).__name__} cannot be aligned. Use model.type='UnifiedTuner' or "
+            "'VLMTuner', or remove the hook."
+        )
+    return tuner

@@ -20,13 +20,13 @@ from mmengine.dist import (
 )
 from mmengine.fileio import LocalBackend
 from mmengine.hooks import CheckpointHook
-from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapperDict
 from mmengine.registry import HOOKS
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...utils import files
 from ...utils.numbers import check_number
+from ...utils.wrappers import unwrapped
 from .non_finite_loss_hook import is_finite
 from .step_seed_hook import StepSeedHook
 
@@ -332,7 +332,7 @@ class AtomicCheckpointHook(CheckpointHook):
         self._loaded_gradients = None
         if found is None:
             return
-        parameters = dict(_unwrapped(runner).named_parameters())
+        parameters = dict(unwrapped(runner.model).named_parameters())
         if not isinstance(found, list) or len(found) != get_world_size():
             runner.logger.warning(
                 'The gradients between two updates of the weights are lost: the checkpoint is of another number of '
@@ -366,13 +366,9 @@ class AtomicCheckpointHook(CheckpointHook):
         runner.logger.info(f'The checkpoint {ckpt_path} is published to {path}.')
 
 
-def _unwrapped(runner) -> nn.Module:
-    return runner.model.module if is_model_wrapper(runner.model) else runner.model
-
-
 def _state(runner) -> Iterator[tuple[str, Tensor]]:
     """What a checkpoint holds of the model."""
-    for prefix, module in _unwrapped(runner).named_modules():
+    for prefix, module in unwrapped(runner.model).named_modules():
         tensors = {**module._parameters, **module._buffers}
         for name, tensor in tensors.items():
             if tensor is not None and name not in module._non_persistent_buffers_set:
@@ -399,7 +395,7 @@ def _gather_gradients(runner) -> list[dict] | None:
     """The gradients of each process, or None where none waits for an update."""
     if _is_updated(runner):
         return None
-    parameters = _unwrapped(runner).named_parameters()
+    parameters = unwrapped(runner.model).named_parameters()
     own = {name: parameter.grad.cpu() for name, parameter in parameters if parameter.grad is not None}
     return all_gather_object(own)
 

@@ -2,10 +2,10 @@
 
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 
 from ...utils.numbers import check_number
+from ...utils.wrappers import unwrapped
 from ...visualization import draw_mixed_samples, labels_of, pixel_scale
 
 
@@ -48,7 +48,7 @@ class MixVisualizationHook(Hook):
 
     def before_train(self, runner) -> None:
         """Refuse a model that has nothing to show."""
-        model = _unwrap(runner.model)
+        model = unwrapped(runner.model)
         if not hasattr(model, 'mix_result'):
             raise TypeError(
                 f'MixVisualizationHook: the model {type(model).__name__} keeps no mix_result to draw. Use '
@@ -66,7 +66,7 @@ class MixVisualizationHook(Hook):
         self._due = self._due or self.every_n_train_iters(runner, self.interval)
         if not self._due or not is_main_process():
             return
-        model = _unwrap(runner.model)
+        model = unwrapped(runner.model)
         result = model.mix_result
         if result is None or (hasattr(result, 'mixed') and not result.mixed.any()):
             return
@@ -83,10 +83,6 @@ class MixVisualizationHook(Hook):
         )
         runner.visualizer.add_image('mixed_samples', image, step=runner.iter + 1)
         self._due = False
-
-
-def _unwrap(model):
-    return model.module if is_model_wrapper(model) else model
 
 
 def _normalisation(model, result) -> tuple:

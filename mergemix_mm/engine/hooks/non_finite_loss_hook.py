@@ -3,11 +3,11 @@
 import torch
 from mmengine.dist import all_reduce
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 from torch import Tensor
 
 from ...utils.numbers import check_number
+from ...utils.wrappers import unwrapped
 
 
 @HOOKS.register_module()
@@ -60,8 +60,7 @@ class NonFiniteLossHook(Hook):
     def _describe(self, runner, steps: int, losses: dict[str, Tensor]) -> str:
         last = runner.message_hub.runtime_info.get('last_ckpt')
         names = [name for name, value in losses.items() if not torch.isfinite(value).all()] or ['of another process']
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        weights = [name for name, weight in model.named_parameters() if not is_finite(weight)]
+        weights = [name for name, weight in unwrapped(runner.model).named_parameters() if not is_finite(weight)]
         return (
             f'NonFiniteLossHook: the loss ({", ".join(names)}) is NaN or infinite since iteration '
             f'{runner.iter + 2 - steps}, {steps} steps in a row; training stops at iteration {runner.iter + 1}. '

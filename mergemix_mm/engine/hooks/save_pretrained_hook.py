@@ -7,9 +7,10 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS, TRANSFORMS
 
 from ...models.vlms.hf.loading import parse_dtype
-from ...models.vlms.hf.saving import check_replaceable, check_whole, replaced_folder, save_processor, unwrapped
+from ...models.vlms.hf.saving import check_replaceable, check_whole, replaced_folder, save_processor
 from ...utils.files import clear_leftovers
 from ...utils.numbers import check_number
+from ...utils.wrappers import unwrapped
 
 
 @HOOKS.register_module()

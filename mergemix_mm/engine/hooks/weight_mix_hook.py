@@ -3,12 +3,12 @@
 from collections import OrderedDict
 
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 from torch import Tensor, nn
 
 from ...functional.weight_mix import check_beta, describe, is_mixed, mix_problems, mix_tensors, name_filter
 from ...models.vlms.hf.saving import check_whole
+from ...utils.wrappers import unwrapped
 from ..weights import StoredWeights
 from ..weights.stored_tensor import StoredTensor
 
@@ -63,7 +63,7 @@ class WeightMixHook(Hook):
         if runner.iter > 0:
             runner.logger.info(f'WeightMixHook: resumed at iteration {runner.iter}, so no weights are mixed')
             return
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        model = unwrapped(runner.model)
         try:
             check_whole(model)
         except RuntimeError:

@@ -7,11 +7,11 @@ from unittest import mock
 import pytest
 import tiny_vlms
 import torch
-from mmengine.model import BaseModel, MMDistributedDataParallel
+from mmengine.model import BaseModel
 from mmengine.registry import MODELS
 from mmengine.runner import Runner
 
-from mergemix_mm.engine.hooks.aia_hook import AIAHook, _find_tuner
+from mergemix_mm.engine.hooks.aia_hook import AIAHook
 
 STAGES = [dict(depth=(0.0, 1.0), target=0.5, delta=0.1)]
 PRESET = dict(gen=STAGES, und=STAGES)
@@ -73,7 +73,7 @@ def train(runner):
     after = hook.after_train_iter
 
     def spy(runner, batch_idx, data_batch=None, outputs=None):
-        steps.append((runner.iter, outputs, _find_tuner(runner.model).alignment.last))
+        steps.append((runner.iter, outputs, runner.model.alignment.last))
         after(runner, batch_idx, data_batch, outputs)
 
     with mock.patch.object(hook, 'after_train_iter', spy):
@@ -161,22 +161,6 @@ def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(tmp_path, p
         assert torch.equal(one, other), name
     start = build_model().state_dict()
     assert any(not torch.equal(value, start[name]) for name, value in whole.model.state_dict().items())
-
-
-def test_finds_the_tuner_through_wrappers():
-    tuner = build_model('VLMTuner')
-
-    class Engine:  # As DeepSpeed's: the wrapper is no module.
-        module = tuner
-
-    class Wrapper:
-        model = Engine()
-
-    assert _find_tuner(Wrapper()) is tuner
-    with mock.patch.object(MMDistributedDataParallel, '__init__', lambda self, module: torch.nn.Module.__init__(self)):
-        wrapped = MMDistributedDataParallel(tuner)
-        wrapped.module = tuner
-        assert _find_tuner(wrapped) is tuner
 
 
 def test_bad_arguments_and_models_are_refused(tmp_path, processor):

@@ -7,9 +7,10 @@ import torch
 from mmengine.registry import MODELS
 
 from ....families import find_family
+from ....utils.wrappers import unwrapped
 from ..family_model import FamilyModel
 from .loading import load_vlm, parse_dtype
-from .saving import check_whole, replaced_folder, save_adapters, save_model, unwrapped
+from .saving import check_whole, replaced_folder, save_adapters, save_model
 from .vision_merge import VisionMerge
 
 

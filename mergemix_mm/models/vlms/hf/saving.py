@@ -6,10 +6,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from mmengine.model import is_model_wrapper
 from torch import Tensor, nn
 
 from ....utils import files
+from ....utils.wrappers import unwrapped, without_wrappers
 from ..weight_names import with_wrapper
 
 # One of them is in every folder of a model, or of adapters.
@@ -64,7 +64,7 @@ def save_model(model: nn.Module, folder: Path, dtype: torch.dtype) -> None:
         dtype (torch.dtype): Of its weights there.
     """
     model = unwrapped(model)
-    with _without_wrappers(model), _any_generation_config(model, folder):
+    with without_wrappers(model), _any_generation_config(model, folder):
         model.save_pretrained(folder, state_dict=with_wrapper(model, _cast(model.state_dict(), dtype)))
     content = write_dtype(folder, dtype)
     for part in (content, *content.values()):
@@ -96,7 +96,7 @@ def save_adapters(model: nn.Module, folder: Path) -> None:
         folder (Path): An existing folder.
     """
     model = unwrapped(model)
-    with _without_wrappers(model):
+    with without_wrappers(model):
         # Embeddings do not train; peft would ask the hub whether they have grown.
         model.save_pretrained(folder, save_embedding_layers=False)
 
@@ -111,34 +111,6 @@ def _cast(weights: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
             cast[place] = value.to('cpu', dtype) if changes else value
         weights[name] = cast[place]
     return weights
-
-
-def unwrapped(module: nn.Module) -> nn.Module:
-    """The module inside of those that ``torch.compile`` and distributed training put around it."""
-    while (inner := _inner(module)) is not None:
-        module = getattr(module, inner)
-    return module
-
-
-def _inner(module: nn.Module) -> str | None:
-    """Where a wrapper has its module; None for any other module."""
-    if '_orig_mod' in module._modules:
-        return '_orig_mod'
-    return 'module' if is_model_wrapper(module) and 'module' in module._modules else None
-
-
-@contextmanager
-def _without_wrappers(model: nn.Module) -> Iterator[None]:
-    """Take out what is wrapped around modules inside of a model, whose names the libraries read; then put it back."""
-    children = [(parent, name, child) for parent in model.modules() for name, child in parent._modules.items()]
-    wrapped = [one for one in children if one[2] is not None and _inner(one[2]) is not None]
-    for parent, name, child in wrapped:
-        parent._modules[name] = unwrapped(child)
-    try:
-        yield
-    finally:
-        for parent, name, child in wrapped:
-            parent._modules[name] = child
 
 
 @contextmanager

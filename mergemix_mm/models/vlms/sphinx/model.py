@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from ....utils.files import recover_folder
 from ....utils.safe_load import guarded_mmengine
+from ....utils.wrappers import unwrapped
 from ...allowed_parts import FLAG
 from ..family_model import FamilyModel
 from ..hf.loading import load_language_model, parse_dtype
-from ..hf.saving import check_whole, replaced_folder, save_model, unwrapped
+from ..hf.saving import check_whole, replaced_folder, save_model
 from . import SphinxFamily, SphinxNetwork, ViewEncoder
 from .files import CONFIG_FILE, LANGUAGE_MODEL, load_vision, read_layout, save_vision, write_layout
 
