@@ -82,7 +82,7 @@ lint: $(TESTS_DONE) ## formatting and ruff's rules
 	$(PY) -m ruff format --check .
 	$(PY) -m ruff check .
 
-bench: $(TESTS_DONE) ## the tables of docs/benchmarks.md
+bench: $(TESTS_DONE) ## the tables of docs/benchmarks that need no GPU
 	@for script in $(BENCH); do echo "==> $$script"; $(PY) $$script; done
 
 # The source folder is the repository: docs/conf.py says why.

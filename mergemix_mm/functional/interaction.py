@@ -125,7 +125,7 @@ def interaction_intensity(
 def fastest_backend(query: Tensor) -> str:
     """What ``backend='auto'`` stands for: the fastest way measured for a query's device, dtype and width.
 
-    The table is in docs/benchmarks_gpu.md (`tools/benchmarks/attention_backends.py` makes it): on an H200 a call of
+    The table is in docs/benchmarks/gpu.md (`tools/benchmarks/attention_backends.py` makes it): on an H200 a call of
     ``'fused'`` took less time than one of ``'lse'`` at every width and length, as the latter launches three times as
     many kernels; on CPUs the two differ by less than the machine's noise.
     """

@@ -45,7 +45,7 @@ def make_page(sections: Sequence[Section], quick: bool, root: Path) -> str:
         f'<style>\n{STYLE.read_text()}</style>\n</head>\n<body>\n'
         f'<header><h1>mergemix_mm: gallery</h1><p>The tiny config of every method, trained on this machine from random '
         f'weights; one run each, with seed 0. They show how the methods work, not how good they are: that is '
-        f'docs/benchmarks.md.</p>{warning}<nav>{links}</nav></header>\n<main>\n'
+        f'docs/benchmarks.</p>{warning}<nav>{links}</nav></header>\n<main>\n'
         + '\n'.join(_section(one, root) for one in sections)
         + f'\n</main>\n<footer>{_footer(sections)}</footer>\n</body>\n</html>\n'
     )

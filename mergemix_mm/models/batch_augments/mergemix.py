@@ -45,7 +45,7 @@ class MergeMix:
             the partner covers what the image shows (a loser for SimPO). Defaults to ``'mergemix'``.
         ratio (str): Share of the image's own label: ``'attention'``, the share of the visible attention; ``'area'``,
             the share of patches; ``'gaussian'``, drawn as the paper does, without looking at the mask. Defaults to
-            ``'attention'``, which came closest to what can be seen (docs/benchmarks.md).
+            ``'attention'``, which came closest to what can be seen (docs/benchmarks/mergemix.md).
         per_image (bool): Whether each image gets a lambda of its own instead of one for the batch. Defaults to False.
         encoder (nn.Module | dict, optional): A frozen encoder of MergeMix's own, or its config (MODELS), such as
             ``dict(type='VisionTransformer', arch='b', init_cfg=dict(type='Pretrained', ...))``,
