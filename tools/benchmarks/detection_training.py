@@ -108,7 +108,7 @@ def open_dataset(folder: Path, split: str, num_train: int, num_val: int):
     """A split of the drawn set, through the config's pipelines."""
     init_default_scope('mmdet')
     cfg = deepcopy(load_config(CONFIG)[f'{split}_dataloader'].dataset)
-    # Squares of one size, which the pipelines leave at it: what the figures in docs/benchmarks/detection.md were measured on.
+    # Squares of one size, as docs/benchmarks/detection.md says; the pipelines do not resize them.
     cfg.update(folder=str(folder), num_train=num_train, num_val=num_val, varied=False)
     return DATASETS.build(cfg)
 
