@@ -69,6 +69,15 @@ def test_the_package_names_its_own_parts_relatively():
         assert not re.search(r'^\s*(from|import) mergemix_mm\b', path.read_text(), re.MULTILINE), path
 
 
+def test_no_tool_for_users_imports_what_is_drawn():
+    for folder in ('tools', 'projects'):
+        for path in (ROOT / folder).rglob('*.py'):
+            uses_toy = 'toy' in {own_part(name) for name in imported_modules(path)}
+            # Benchmarks and the demos of the projects run on drawn data; whatever reads real data does not know it.
+            allowed = path.is_relative_to(ROOT / 'tools/benchmarks') or path.name.startswith('shapes_')
+            assert allowed or not uses_toy, path
+
+
 def test_every_part_has_a_rule():
     parts = {path.parent.name for path in PACKAGE.glob('*/__init__.py')}
     assert parts == set(ALLOWED)

@@ -20,10 +20,10 @@ from mmengine.hooks import Hook
 from mmengine.registry import MODELS, init_default_scope
 from repository_configs import CONFIGS, ROOT, config_files, load, parametrize, quick_mmengine  # noqa: F401
 
-from mergemix_mm.datasets import write_shapes_coco
 from mergemix_mm.engine.launch import build_runner, set_loader_defaults
 from mergemix_mm.missing_ops import INSTALL, has_ops
-from mergemix_mm.toy.shapes_scene import SHAPES
+from mergemix_mm.toy import write_shapes_coco
+from mergemix_mm.toy.scenes import SHAPES
 
 pytest.importorskip('mmdet', reason="MMDetection is missing: pip install -e '.[detection]'")
 

@@ -3,10 +3,9 @@
 import numpy as np
 from mmengine.registry import DATASETS
 
-from mergemix_mm.toy.drawn_dataset import DrawnDataset
-from mergemix_mm.toy.shapes_scene import GRID, draw_scene
-from mergemix_mm.toy.shapes_task_fields import grounding
-from mergemix_mm.toy.shapes_tasks import draw_things
+from mergemix_mm.toy.conversations import DrawnDataset
+from mergemix_mm.toy.scenes import GRID, draw_scene
+from mergemix_mm.toy.tasks import draw_things, grounding
 
 
 @DATASETS.register_module()

@@ -6,7 +6,7 @@ import numpy as np
 from mmcv.transforms import BaseTransform
 from mmengine.registry import TRANSFORMS
 
-from mergemix_mm.toy.shapes_scene import COLORS, SHAPES
+from mergemix_mm.toy.scenes import COLORS, SHAPES
 
 
 @TRANSFORMS.register_module()

@@ -7,7 +7,8 @@ from mmengine.registry import TRANSFORMS
 from PIL import Image
 from repository_configs import ROOT, quick_mmengine, runner_of_two_steps  # noqa: F401
 
-from mergemix_mm.datasets import RecordError, ShapesTaskDataset, shapes_task_words
+from mergemix_mm.datasets import RecordError
+from mergemix_mm.toy import ShapesTaskDataset, shapes_task_words
 
 (CONFIG,) = (ROOT / 'projects' / 'new_task').glob('tiny-*.py')
 

@@ -14,7 +14,8 @@ from PIL import Image
 from repository_configs import ROOT, quick_mmengine, runner_of_two_steps  # noqa: F401
 from tiny_applications import BOX, EXPRESSION, SIZE
 
-from mergemix_mm.datasets import EncodeConversation, RecordError, ShapesTaskDataset
+from mergemix_mm.datasets import EncodeConversation, RecordError
+from mergemix_mm.toy import ShapesTaskDataset
 
 FOLDER = ROOT / 'projects' / 'referring_segmentation'
 TRUE_MASK = np.zeros(SIZE, dtype=bool)

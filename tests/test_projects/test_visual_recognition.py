@@ -11,9 +11,10 @@ from repository_configs import ROOT, parametrize, quick_mmengine, runner_of_two_
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from mergemix_mm.datasets import ClassificationTask, RecordError, ShapesTaskDataset
+from mergemix_mm.datasets import ClassificationTask, RecordError
 from mergemix_mm.models.vlms import SphinxModel
-from mergemix_mm.toy.shapes_scene import COLORS, SHAPES
+from mergemix_mm.toy import ShapesTaskDataset
+from mergemix_mm.toy.scenes import COLORS, SHAPES
 
 FOLDER = ROOT / 'projects' / 'visual_recognition'
 LINEAR, CLASSIFY = (next(FOLDER.glob(f'tiny-*{kind}*.py')) for kind in ('linear', 'classify'))

@@ -12,7 +12,7 @@ import torch
 from mmengine.config import Config
 from PIL import Image
 
-from mergemix_mm.datasets import ShapesConversationDataset
+from mergemix_mm.toy import ShapesConversationDataset
 
 MERGEMIX = dict(type='MergeMix', num_merge=4)
 MIXUP = dict(type='Mixup', alpha=1.0)

@@ -12,9 +12,10 @@ from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS, MODELS
 
-from mergemix_mm.datasets import ConversationCollate, EncodeConversation, ShapesConversationDataset, shapes_words
+from mergemix_mm.datasets import ConversationCollate, EncodeConversation
 from mergemix_mm.engine.launch import LaunchError
 from mergemix_mm.models import VLMTuner
+from mergemix_mm.toy import ShapesConversationDataset, shapes_words
 
 ROOT = Path(__file__).parents[2]
 

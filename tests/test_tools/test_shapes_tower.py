@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import CLIPVisionModel
 
-from mergemix_mm.datasets import ShapesConversationDataset, shapes_processor
+from mergemix_mm.toy import ShapesConversationDataset, shapes_processor
 
 pytestmark = pytest.mark.slow
 

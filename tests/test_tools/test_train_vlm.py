@@ -9,8 +9,8 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import IterBasedTrainLoop
 
-from mergemix_mm.datasets import shapes_words
 from mergemix_mm.models import VLMTuner
+from mergemix_mm.toy import shapes_words
 
 pytestmark = pytest.mark.slow
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from mmengine.registry import DATASETS
 
-from mergemix_mm.datasets import DigitsDataset
+from mergemix_mm.toy import DigitsDataset
 
 
 def _all(**kwargs):

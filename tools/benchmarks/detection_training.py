@@ -23,8 +23,8 @@ from mmengine.registry import DATASETS, METRICS, MODELS, init_default_scope
 from torch import Tensor, nn
 
 from mergemix_mm import config_path
-from mergemix_mm.toy.shapes_drawing import draw_clutter, draw_thing, to_uint8
-from mergemix_mm.toy.shapes_scene import COLORS, SHAPES
+from mergemix_mm.toy.drawing import draw_clutter, draw_thing, to_uint8
+from mergemix_mm.toy.scenes import COLORS, SHAPES
 
 CONFIG = 'transfer/tiny-mask-rcnn-vit_1xb16-scratch-coslr-6e_shapes.py'
 MIX_CONFIG = 'transfer/tiny-mask-rcnn-vit-convnext_1xb16-scratch-coslr-6e_shapes.py'

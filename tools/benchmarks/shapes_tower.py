@@ -12,9 +12,9 @@ from _runs import warmup_cosine
 from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
-from mergemix_mm.datasets import ShapesConversationDataset
 from mergemix_mm.models.vision_encoders import build_vision_encoder, score_patches
-from mergemix_mm.toy.shapes_scene import COLORS, GRID, SHAPES
+from mergemix_mm.toy import ShapesConversationDataset
+from mergemix_mm.toy.scenes import COLORS, GRID, SHAPES
 
 MEAN = STD = 127.5  # As in `ShapesProcessor`.
 

@@ -11,9 +11,9 @@ from shapes_tower import labelled, pretrain_tower
 from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
-from mergemix_mm.datasets import ShapesTaskDataset
 from mergemix_mm.functional import resize
 from mergemix_mm.models.backbones.encoder_branch import EncoderBranch
+from mergemix_mm.toy import ShapesTaskDataset
 from mergemix_mm.utils.files import replaced_folder
 
 SIZE, PATCH = 48, 8

@@ -22,8 +22,7 @@ from torch import Tensor, nn
 from mergemix_mm import config_path
 from mergemix_mm.datasets import ConversationCollate, TaskMixDataset, TaskMixSampler
 from mergemix_mm.models import VLMTuner
-from mergemix_mm.toy.shapes_facts import shapes_facts
-from mergemix_mm.toy.shapes_scene import ANSWERS
+from mergemix_mm.toy.scenes import ANSWERS, shapes_facts
 from mergemix_mm.utils.files import replaced_file
 
 CONFIG = '_base_/models/tiny-sphinx_shapes.py'

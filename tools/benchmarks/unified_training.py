@@ -17,10 +17,11 @@ from torch import Tensor
 
 from mergemix_mm import config_path
 from mergemix_mm.datasets import UnifiedCollate
-from mergemix_mm.evaluation import AnswerAccuracy, ShapesGenerationMetric
+from mergemix_mm.evaluation import AnswerAccuracy
 from mergemix_mm.models.attention import InteractionAlignment, InteractionRecorder, interaction_spans
 from mergemix_mm.models.losses import AIALoss
 from mergemix_mm.models.tuners import UnifiedTuner
+from mergemix_mm.toy import ShapesGenerationMetric
 from mergemix_mm.toy.mosaic_codes import MosaicCodes
 
 CONFIG = 'aia/tiny-janus_1xb32-ntp-coslr-400i_shapes.py'

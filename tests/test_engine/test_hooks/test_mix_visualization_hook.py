@@ -12,10 +12,10 @@ from mmpretrain.structures import DataSample
 from PIL import Image
 from torch.utils.data import Dataset
 
-from mergemix_mm.datasets import ShapesConversationDataset
 from mergemix_mm.engine.hooks import MixVisualizationHook, mix_visualization_hook
 from mergemix_mm.models.batch_augments.mix_result import MixResult
 from mergemix_mm.models.tuners import VLMTuner
+from mergemix_mm.toy import ShapesConversationDataset
 
 
 class ToyDataset(Dataset):

@@ -17,17 +17,10 @@ from mmengine.registry import MODEL_WRAPPERS, MODELS
 from two_ranks import WORLD, results_of
 
 import mergemix_mm
-from mergemix_mm.datasets import (
-    EncodeConversation,
-    EncodeGeneration,
-    ModalitySampler,
-    ShapesConversationDataset,
-    ShapesGenerationDataset,
-    UnifiedCollate,
-    UnifiedDataset,
-)
+from mergemix_mm.datasets import EncodeConversation, EncodeGeneration, ModalitySampler, UnifiedCollate, UnifiedDataset
 from mergemix_mm.engine.hooks import AIAHook
 from mergemix_mm.engine.hooks.step_seed_hook import seed_generators
+from mergemix_mm.toy import ShapesConversationDataset, ShapesGenerationDataset
 
 pytestmark = pytest.mark.slow
 

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from mmengine.registry import DATASETS
 
-from mergemix_mm.datasets import ShapesConversationDataset
-from mergemix_mm.toy.shapes_drawing import PALETTE
-from mergemix_mm.toy.shapes_scene import ANSWERS, COLORS, COUNTS, SHAPES
+from mergemix_mm.toy import ShapesConversationDataset
+from mergemix_mm.toy.drawing import PALETTE
+from mergemix_mm.toy.scenes import ANSWERS, COLORS, COUNTS, SHAPES
 
 KINDS = tuple(ANSWERS)
 

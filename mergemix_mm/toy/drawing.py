@@ -1,4 +1,4 @@
-"""Draws coloured shapes on clutter with numpy alone: soft tones, noise, bars and specks below, things on top."""
+"""Draws coloured shapes on clutter with NumPy: soft tones, noise, bars and specks first, things on top."""
 
 from functools import lru_cache
 

@@ -1,16 +1,18 @@
-"""Coloured shapes on clutter as a set for detection in COCO's format: images, boxes and masks in a folder."""
+"""Coloured shapes on clutter as a data set for detection in COCO's format: images, boxes and masks in a folder."""
 
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from mmengine.registry import DATASETS
 from PIL import Image
 
 from ..utils.files import recover_folder, replaced_folder
-from .drawn_dataset import MIN_IMAGE_SIZE, SPLITS
-from .shapes_drawing import PALETTE, box_around, draw_clutter, draw_thing, to_uint8
-from .shapes_scene import SHAPES
+from .conversations import MIN_IMAGE_SIZE, SPLITS
+from .drawing import PALETTE, box_around, draw_clutter, draw_thing, to_uint8
+from .scenes import SHAPES
 
 GRIDS = (2, 3, 4)  # Cells per side, one of them per image: the things of an image are large, medium or small.
 MAX_THINGS = 6
@@ -195,3 +197,54 @@ def _run_lengths(mask: np.ndarray) -> list[int]:
     flat = np.concatenate([[False], mask.flatten(order='F')])
     ends = np.flatnonzero(flat[1:] != flat[:-1])
     return np.diff(np.concatenate([[0], ends, [mask.size]])).tolist()
+
+
+@DATASETS.register_module(name='ShapesCocoDataset')
+def shapes_coco_dataset(
+    folder: str | os.PathLike,
+    split: str = 'train',
+    num_train: int = 1000,
+    num_val: int = 200,
+    image_size: int = 96,
+    seed: int = 0,
+    varied: bool = True,
+    **kwargs,
+) -> Any:
+    """Draw the set if it is not there, see :func:`write_shapes_coco`, and open one split of it.
+
+    Metrics read the same files: ``val_evaluator = dict(type='CocoMetric', ann_file=f'{folder}/annotations/val.json')``.
+
+    Args:
+        folder (str | os.PathLike): Where the set is or comes to be; the same for both splits, as are the numbers.
+        split (str): ``'train'`` or ``'val'``. Defaults to ``'train'``.
+        num_train (int): Training images. Defaults to 1000.
+        num_val (int): Validation images. Defaults to 200.
+        image_size (int): The longest side in pixels, >= 24. Defaults to 96.
+        seed (int): Of all draws. Defaults to 0.
+        varied (bool): Whether images differ in size, and crowds, grayscale files and images that show nothing are among
+            them, as in COCO; False makes them squares with one to six things each. Defaults to True.
+        **kwargs: Further arguments of MMDetection's ``CocoDataset``, such as ``pipeline``, ``indices`` or
+            ``filter_cfg``. ``test_mode`` defaults to True on the val split.
+
+    Returns:
+        CocoDataset: its classes are the six shapes.
+
+    Raises:
+        ValueError: If an argument is outside its range.
+        FileExistsError: If the folder holds anything else.
+        ImportError: If MMDetection or pycocotools is missing.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"ShapesCocoDataset: split={split!r} is unknown; use split='train' or split='val'.")
+    try:
+        from mmdet.datasets import CocoDataset
+    except ImportError as error:
+        raise ImportError(
+            f"ShapesCocoDataset: MMDetection cannot be imported ({error}); run 'pip install -e .[detection]'."
+        ) from error
+    write_shapes_coco(folder, num_train, num_val, image_size, seed, varied)
+    palette = [tuple(int(255 * value) for value in color) for color in PALETTE.values()]
+    kwargs = dict(test_mode=split == 'val', metainfo=dict(classes=SHAPES, palette=palette)) | kwargs
+    return CocoDataset(
+        data_root=str(folder), ann_file=f'annotations/{split}.json', data_prefix=dict(img=split), **kwargs
+    )

@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 from mmengine.registry import DATASETS
 
-from mergemix_mm.datasets import ShapesConversationDataset, ShapesTaskDataset
-from mergemix_mm.toy.shapes_drawing import PALETTE
-from mergemix_mm.toy.shapes_facts import shapes_facts
-from mergemix_mm.toy.shapes_scene import ANSWERS, COLORS, SHAPES, split_pairs
-from mergemix_mm.toy.shapes_tasks import TASKS
+from mergemix_mm.toy import ShapesConversationDataset, ShapesTaskDataset
+from mergemix_mm.toy.drawing import PALETTE
+from mergemix_mm.toy.scenes import ANSWERS, COLORS, SHAPES, shapes_facts, split_pairs
+from mergemix_mm.toy.tasks import TASKS
 
 # The task of short answers is about any question.
 TRANSFORMS_OF = {task: f'{task.title().replace("_", "")}Task' for task in TASKS} | dict(vqa='ShortAnswerTask')

@@ -1,17 +1,22 @@
-"""Drawn shapes in COCO's format: what the files hold, that they repeat, and that half a set never appears."""
+"""Drawn shapes in COCO's format: what the files hold, that they repeat, and what MMDetection makes of them."""
 
 import json
 import os
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+import torch
+from mmengine.registry import DATASETS, init_default_scope
 from PIL import Image
 from pycocotools.coco import COCO
+from pycocotools.mask import encode
 
-from mergemix_mm.datasets import shapes_coco, write_shapes_coco
-from mergemix_mm.toy.shapes_drawing import PALETTE
-from mergemix_mm.toy.shapes_scene import SHAPES
+import mergemix_mm.toy.coco as drawn_coco
+from mergemix_mm.toy import write_shapes_coco
+from mergemix_mm.toy.drawing import PALETTE
+from mergemix_mm.toy.scenes import SHAPES
 
 SMALL = dict(num_train=5, num_val=3, image_size=48)
 
@@ -132,14 +137,14 @@ def test_the_same_numbers_give_the_same_files_and_others_give_others(tmp_path):
 
 def test_a_set_that_is_there_is_left_alone(tmp_path, monkeypatch):
     write_shapes_coco(tmp_path / 'set', **SMALL)
-    monkeypatch.setattr(shapes_coco, 'draw_shapes', None)
+    monkeypatch.setattr(drawn_coco, 'draw_shapes', None)
     before = os.stat(tmp_path / 'set/annotations/val.json').st_mtime_ns
     write_shapes_coco(tmp_path / 'set', **SMALL)
     assert os.stat(tmp_path / 'set/annotations/val.json').st_mtime_ns == before
 
 
 def test_an_interrupted_drawing_leaves_nothing(tmp_path, monkeypatch):
-    draw, calls = shapes_coco.draw_shapes, []
+    draw, calls = drawn_coco.draw_shapes, []
 
     def interrupted(size, rng, **kwargs):
         calls.append(size)
@@ -147,7 +152,7 @@ def test_an_interrupted_drawing_leaves_nothing(tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return draw(size, rng, **kwargs)
 
-    monkeypatch.setattr(shapes_coco, 'draw_shapes', interrupted)
+    monkeypatch.setattr(drawn_coco, 'draw_shapes', interrupted)
     with pytest.raises(KeyboardInterrupt):
         write_shapes_coco(tmp_path / 'set', **SMALL)
     assert list(tmp_path.iterdir()) == []
@@ -187,3 +192,131 @@ def test_numbers_outside_their_range_are_errors(tmp_path, key, value):
     with pytest.raises(ValueError, match=f'{key}={value} must be an integer of at least'):
         write_shapes_coco(tmp_path / 'set', **SMALL | {key: value})
     assert list(tmp_path.iterdir()) == []
+
+
+NUMBERS = dict(num_train=6, num_val=8, image_size=64, varied=False)
+
+
+@pytest.fixture(scope='module')
+def drawn(tmp_path_factory):
+    return tmp_path_factory.mktemp('drawn') / 'shapes'
+
+
+def build(drawn, steps=(), **kwargs):
+    pytest.importorskip('mmdet', reason='needs MMDetection: pip install -e .[detection]')
+    init_default_scope('mmdet')
+    pipeline = [
+        dict(type='LoadImageFromFile'),
+        dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
+        *steps,
+        dict(type='PackDetInputs', meta_keys=('img_id', 'ori_shape', 'img_shape', 'scale_factor')),
+    ]
+    return DATASETS.build(dict(type='ShapesCocoDataset', folder=drawn, pipeline=pipeline, **NUMBERS | kwargs))
+
+
+def test_it_draws_on_first_use_and_opens_either_split(drawn):
+    train, val = build(drawn), build(drawn, split='val')
+    assert (len(train), len(val)) == (6, 8) and (train.test_mode, val.test_mode) == (False, True)
+    assert train.metainfo['classes'] == SHAPES
+    sample = train[0]
+    assert sample['inputs'].shape == (3, 64, 64)
+    instances = sample['data_samples'].gt_instances
+    assert len(instances) == len(instances.bboxes) == len(instances.masks) == len(instances.labels) >= 1
+    assert instances.labels.min() >= 0 and instances.labels.max() < len(SHAPES)
+
+
+def test_boxes_and_masks_stay_together_through_resizing_flipping_and_padding(drawn):
+    steps = [
+        dict(type='Resize', scale=(160, 96), keep_ratio=False),
+        dict(type='RandomFlip', prob=1.0),
+        dict(type='Pad', size_divisor=64),
+    ]
+    for sample in build(drawn, steps):
+        assert sample['inputs'].shape == (3, 128, 192)
+        instances = sample['data_samples'].gt_instances
+        for box, mask in zip(instances.bboxes.tensor.numpy(), instances.masks.masks):
+            rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
+            around = columns[0], rows[0], columns[-1] + 1, rows[-1] + 1
+            assert np.abs(box - around).max() <= 2  # Masks are resized to the nearest pixel, 2.5 of them to one.
+
+
+def perfect(sample):
+    """What the metric gets from a model that gives the truth, in the image as it was before the pipeline."""
+    data = sample['data_samples']
+    instances = data.gt_instances
+    masks = instances.masks.resize(data.ori_shape).masks
+    prediction = dict(
+        bboxes=instances.bboxes.tensor / torch.tensor(data.scale_factor * 2),
+        labels=instances.labels,
+        scores=torch.ones(len(instances)),
+        masks=[encode(np.asfortranarray(mask)) for mask in masks],
+    )
+    return dict(img_id=data.img_id, ori_shape=data.ori_shape, pred_instances=prediction)
+
+
+@pytest.mark.parametrize('size', [64, 192])
+def test_a_perfect_predictor_has_a_map_of_one(drawn, size):
+    from mmdet.evaluation import CocoMetric
+
+    val = build(drawn, [dict(type='Resize', scale=(size, size))], split='val')
+    metric = CocoMetric(ann_file=str(drawn / 'annotations/val.json'), metric=['bbox', 'segm'])
+    metric.dataset_meta = val.metainfo
+    metric.process({}, [perfect(sample) for sample in val])
+    results = metric.evaluate(size=len(val))
+    assert results['coco/bbox_mAP'] == results['coco/segm_mAP'] == 1.0
+
+
+def test_a_perfect_predictor_of_a_varied_set_has_a_map_of_one_too(tmp_path):
+    # What it does not find are crowds, which count neither way, and images that show nothing.
+    from mmdet.evaluation import CocoMetric
+
+    steps = [dict(type='Resize', scale=(96, 64), keep_ratio=True)]
+    val = build(tmp_path / 'set', steps, split='val', varied=True)
+    assert len({sample['inputs'].shape for sample in val}) > 1
+    assert [len(sample['data_samples'].gt_instances) for sample in val][3] == 0
+    assert [len(sample['data_samples'].ignored_instances) for sample in val] == [0, 1, 0, 0, 0, 0, 0, 0]
+    metric = CocoMetric(ann_file=str(tmp_path / 'set/annotations/val.json'), metric='bbox')
+    metric.dataset_meta = val.metainfo
+    metric.process({}, [perfect(sample) for sample in val])
+    assert metric.evaluate(size=len(val))['coco/bbox_mAP'] == 1.0
+
+
+def test_training_leaves_out_images_that_show_nothing_where_the_config_says_so(tmp_path):
+    numbers = dict(num_train=24, varied=True)
+    assert len(build(tmp_path / 'set', **numbers)) == 24
+    kept = build(tmp_path / 'set', **numbers, filter_cfg=dict(filter_empty_gt=True, min_size=32))
+    whole = build(tmp_path / 'set', **numbers)
+    infos = {index: whole.get_data_info(index) for index in range(24)}
+    sizes = {index: min(info['height'], info['width']) for index, info in infos.items()}
+    assert {kept.get_data_info(i)['img_id'] for i in range(len(kept))} == {
+        i for i in range(24) if i % 8 != 3 and sizes[i] >= 32
+    }
+
+
+def test_a_predictor_of_other_classes_has_a_map_of_nought(drawn):
+    from mmdet.evaluation import CocoMetric
+
+    val = build(drawn, [dict(type='Resize', scale=(64, 64))], split='val')
+    metric = CocoMetric(ann_file=str(drawn / 'annotations/val.json'), metric='bbox')
+    metric.dataset_meta = val.metainfo
+    predictions = [perfect(sample) for sample in val]
+    for prediction in predictions:
+        labels = prediction['pred_instances']['labels']
+        # A class that the image does not show.
+        labels[:] = min(set(range(len(SHAPES))) - set(labels.tolist()))
+    metric.process({}, predictions)
+    assert metric.evaluate(size=len(val))['coco/bbox_mAP'] == 0.0
+
+
+def test_an_unknown_split_and_another_set_are_errors(drawn):
+    with pytest.raises(ValueError, match="split='test' is unknown; use split='train' or split='val'"):
+        build(drawn, split='test')
+    build(drawn)
+    with pytest.raises(FileExistsError, match='name another folder'):
+        build(drawn, num_val=9)
+
+
+def test_without_mmdetection_the_message_is_the_command(drawn, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'mmdet.datasets', None)
+    with pytest.raises(ImportError, match=r'MMDetection cannot be imported.*pip install -e \.\[detection\]'):
+        DATASETS.build(dict(type='ShapesCocoDataset', folder=drawn, **NUMBERS))

@@ -1,12 +1,77 @@
-"""Does a generated image show what the prompt asked for? Colour and place of a drawn shape, read from its pixels."""
+"""Text-to-image on drawn shapes: prompts with the images that show them, and the metric that reads them from pixels."""
 
 from collections.abc import Sequence
 
 import numpy as np
 from mmengine.evaluator import BaseMetric
-from mmengine.registry import METRICS
+from mmengine.registry import DATASETS, METRICS
+from PIL import Image
 
 from ..evaluation.metrics.answers import get_field, percent
+from .conversations import DrawnDataset
+from .drawing import PALETTE, draw_clutter, draw_thing, to_uint8
+from .scenes import COLUMNS, GENERATION_TEMPLATES, GRID
+
+PLAIN = 0.25  # Grey of a background without clutter, in [0, 1].
+
+
+@DATASETS.register_module()
+class ShapesGenerationDataset(DrawnDataset):
+    """One prompt ('draw a red ring on the left') and one image of that thing per index.
+
+    The thing stands in one of the three rows of the column that the prompt names, with a random size, place and
+    brightness. Train and val hold different colour-shape pairs, as in :class:`ShapesConversationDataset`. Index i is
+    always the same record for one split, seed and set of arguments.
+
+    A record holds ``prompt``, ``images`` (one RGB image), ``source``, and what :class:`ShapesGenerationMetric` reads
+    back from generated pixels: ``gt_color`` and ``gt_position`` (``'left'``, ``'center'``, ``'right'``); also
+    ``gt_shape``.
+
+    Args:
+        split (str): ``'train'`` or ``'val'``. Defaults to ``'train'``.
+        length (int): Number of records, >= 1. Defaults to 10000.
+        image_size (int): Height and width in pixels, >= 24. Defaults to 48.
+        clutter (bool): Whether the background is that of :class:`ShapesConversationDataset`; otherwise it is grey,
+            and easy to draw. Defaults to False.
+        seed (int): Of all draws, >= 0; numpy's global state plays no part. Defaults to 0.
+        pipeline (Sequence): Transforms that turn a record into a sample. Defaults to an empty tuple.
+
+    Raises:
+        ValueError: If an argument is outside its range.
+
+    Examples:
+        >>> record = ShapesGenerationDataset(split='val')[0]
+        >>> record['prompt'], record['gt_color'], record['gt_position']
+    """
+
+    METAINFO = dict(palette=PALETTE, columns=COLUMNS)
+
+    def __init__(
+        self,
+        split: str = 'train',
+        length: int = 10000,
+        image_size: int = 48,
+        clutter: bool = False,
+        seed: int = 0,
+        pipeline: Sequence = (),
+    ) -> None:
+        super().__init__(split, length, image_size, seed, pipeline)
+        self.clutter = clutter
+
+    def draw(self, index: int, rng: np.random.Generator) -> dict:
+        color, shape = self.pairs[rng.integers(len(self.pairs))]
+        row, column = rng.integers(GRID, size=2).tolist()
+        size = self.image_size
+        canvas = draw_clutter(size, rng) if self.clutter else np.full((size, size, 3), PLAIN, np.float32)
+        draw_thing(canvas, color, shape, (row, column), GRID, rng)
+        return dict(
+            prompt=GENERATION_TEMPLATES[COLUMNS[column]].format(color=color, shape=shape),
+            images=[Image.fromarray(to_uint8(canvas))],
+            gt_color=color,
+            gt_shape=shape,
+            gt_position=COLUMNS[column],
+        )
+
 
 # Shapes are drawn in the colours of the palette times a brightness in this range.
 BRIGHTNESS = (0.8, 1.05)
