@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from .canvas import figure_to_image
 
 if TYPE_CHECKING:
-    from ..models.batch_augments.mix_result import MixResult
+    from ..models.batch_augments import MixResult
     from ..models.tuners.mix_canvases import CanvasMix
 
 OWN_COLOUR = '#2563a8'

@@ -39,7 +39,7 @@ from safetensors.torch import save as save_tensors  # noqa: E402
 import mergemix_mm.datasets as data  # noqa: E402
 from mergemix_mm.datasets.io.plain_pickle import load_plain_pickle  # noqa: E402
 from mergemix_mm.engine.weights import StoredWeights, guarded_mmengine, load_checkpoint  # noqa: E402
-from mergemix_mm.models.losses.interaction_targets import read_curves  # noqa: E402
+from mergemix_mm.models.losses.aia_loss import read_curves  # noqa: E402
 from mergemix_mm.models.vlms.sphinx.files import read_layout  # noqa: E402
 
 SECONDS, LONGEST = 10, 600

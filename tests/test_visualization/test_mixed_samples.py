@@ -9,7 +9,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.offsetbox import TextArea
 
-from mergemix_mm.models.batch_augments.mix_result import MixResult
+from mergemix_mm.models.batch_augments import MixResult
 from mergemix_mm.models.tuners import CanvasMix
 from mergemix_mm.visualization import draw_mixed_samples
 

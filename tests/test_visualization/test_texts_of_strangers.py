@@ -11,7 +11,7 @@ import torch
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from mergemix_mm.models.batch_augments.mix_result import MixResult
+from mergemix_mm.models.batch_augments import MixResult
 from mergemix_mm.visualization import canvas, draw_beta_sweep, draw_image_grid, draw_interaction_curves, figure_to_image
 from mergemix_mm.visualization.mixed_samples import draw_mixed_samples
 

@@ -28,7 +28,7 @@ from mergemix_mm.datasets.io.json_records import JsonRecords
 from mergemix_mm.datasets.text_to_image import PROMPT_KEYS
 from mergemix_mm.engine import launch
 from mergemix_mm.models.attention import InteractionRecorder, interaction_spans
-from mergemix_mm.models.losses.interaction_targets import TASKS, read_curves
+from mergemix_mm.models.losses.aia_loss import TASKS, read_curves
 from mergemix_mm.models.vlms import TEXT, VisionLanguageModel
 from mergemix_mm.utils.files import write_json
 from mergemix_mm.visualization import draw_interaction_curves, save_image

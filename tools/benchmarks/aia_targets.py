@@ -20,7 +20,7 @@ from torch import Tensor
 from unified_training import TASKS, build_tuner, encode, measure_task, train, true_images
 
 from mergemix_mm.models.losses import AIALoss
-from mergemix_mm.models.losses.interaction_targets import resampled_curve
+from mergemix_mm.models.losses.aia_loss import resampled_curve
 
 NONE = 'no AIA'
 # Name -> kind of targets, and how many times the weights of the released code.

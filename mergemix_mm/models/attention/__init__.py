@@ -1,8 +1,6 @@
 """Recording the interaction intensity of a transformers model's attention layers, at the price of fused attention."""
 
-from .alignment import InteractionAlignment, LayerIntensity
-from .interaction_recorder import InteractionRecorder
-from .recording import Recording
-from .spans import interaction_spans
+from .alignment import InteractionAlignment, LayerIntensity, interaction_spans
+from .interaction_recorder import InteractionRecorder, Recording
 
 __all__ = ['InteractionAlignment', 'InteractionRecorder', 'LayerIntensity', 'Recording', 'interaction_spans']

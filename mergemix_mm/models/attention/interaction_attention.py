@@ -1,15 +1,67 @@
 """The attention function and its mask, as transformers' attention interface takes them: SDPA that can be recorded."""
 
+import weakref
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
 
 from ...functional import attention_with_intensity
-from .recording import Probe
+from ...functional.lse_attention import Places
+
+if TYPE_CHECKING:
+    from .interaction_recorder import Recording
 
 # The name in transformers' registries, for `set_attn_implementation`.
 NAME = 'mergemix_interaction'
 # What layers pass on that torch's attention does not know, by the names that transformers gives them.
 UNKNOWN_TO_SDPA = {'softcap': 'soft-capped logits', 's_aux': 'attention sinks'}
+
+
+class Probe:
+    """The part of a recording that travels through the model.
+
+    It refers to the recording weakly: gradient checkpointing keeps a layer's arguments in the graph, and the recorded
+    intensities keep the graph, which would be a circle that Python cannot collect. It is no dataclass and no container,
+    because wrappers (FSDP) copy those.
+    """
+
+    def __init__(self, recording: 'Recording', query_mask: Tensor, key_mask: Tensor, backend: str) -> None:
+        self.query_mask = query_mask
+        self.key_mask = key_mask
+        self.backend = backend
+        # Looked up once for all layers: their number depends on the data, so that a GPU is waited for.
+        found = backend == 'lse'
+        self.places = (Places.of(query_mask), Places.of(key_mask)) if found else None
+        self.layers = frozenset(recording.layers)
+        self._recording = weakref.ref(recording)
+        self._needs_grad = torch.is_grad_enabled()
+
+    def check(self, module: nn.Module, layer: int) -> None:
+        """Refuse what would record wrong values without a word, before the layer computes.
+
+        Raises:
+            RuntimeError: if gradients were expected and the layer runs without, or if it has recorded already.
+        """
+        if self._needs_grad and module.training and not torch.is_grad_enabled():
+            raise RuntimeError(
+                f'layer {layer} runs without gradients, so its interaction intensity would have none: reentrant '
+                'gradient checkpointing works like that. Call '
+                "model.gradient_checkpointing_enable({'use_reentrant': False}); for a forward under torch.no_grad(), "
+                'make the recording under it too'
+            )
+        recording = self._recording()
+        if recording is not None and layer in recording.found and not _in_backward():
+            raise RuntimeError(
+                f'layer {layer} has recorded already: make a new recording for every forward, and record no model that '
+                'runs a layer twice'
+            )
+
+    def record(self, layer: int, intensity: Tensor) -> None:
+        """Keep a layer's intensity [B]; not when gradient checkpointing computes the layer again."""
+        recording = self._recording()
+        if recording is not None and not _in_backward():
+            recording.found[layer] = intensity
 
 
 def register() -> None:
@@ -125,3 +177,8 @@ def _pads_queries_on_the_right(attention_mask: Tensor, sizes: dict) -> bool:
         return False  # There is a cache: queries may come behind the padding.
     real = attention_mask.to(torch.bool)
     return not bool((real[:, 1:] & ~real[:, :-1]).any())
+
+
+def _in_backward() -> bool:
+    """Whether autograd is running this: a layer is computed again."""
+    return torch._C._current_graph_task_id() != -1

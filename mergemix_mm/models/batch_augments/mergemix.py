@@ -19,7 +19,7 @@ from ...functional import (
 from ...utils.numbers import check_number
 from ..vision_encoders import PatchScores, build_vision_encoder, score_patches, scoring_mode
 from ..vlms.weight_names import old_options
-from .mix_result import MixResult
+from .base import MixResult
 
 MASKS = ('mergemix', 'topk', 'random', 'inverse')
 RATIOS = ('area', 'attention', 'gaussian')

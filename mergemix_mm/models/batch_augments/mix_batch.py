@@ -5,8 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from .base import MixResult
 from .mergemix import MergeMix
-from .mix_result import MixResult
 
 
 def mix_batch(augment: Callable, images: Tensor, encoder: nn.Module | None = None) -> MixResult:

@@ -1,6 +1,6 @@
 """Heads of the VLM tuners: what is learnt from the log-probabilities of answers."""
 
-from .answer_scores import AnswerScores
+from .base import AnswerScores
 from .sft_head import SFTHead
 from .simpo_head import SimPOHead
 

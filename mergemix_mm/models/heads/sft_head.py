@@ -6,7 +6,7 @@ from mmengine.model import BaseModule
 from mmengine.registry import MODELS
 from torch import Tensor
 
-from .answer_scores import AnswerScores
+from .base import AnswerScores
 
 
 @MODELS.register_module()

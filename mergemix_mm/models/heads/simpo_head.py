@@ -6,7 +6,7 @@ from torch import Tensor
 
 from ...utils.numbers import check_number
 from ..losses import SimPOLoss
-from .answer_scores import AnswerScores
+from .base import AnswerScores
 from .sft_head import SFTHead, mean_over_ranks, mean_where
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from mergemix_mm.engine.hooks import MixVisualizationHook, mix_visualization_hook
-from mergemix_mm.models.batch_augments.mix_result import MixResult
+from mergemix_mm.models.batch_augments import MixResult
 from mergemix_mm.models.tuners import VLMTuner
 from mergemix_mm.toy import ShapesConversationDataset
 

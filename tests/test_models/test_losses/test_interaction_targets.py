@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from mergemix_mm.models.losses.interaction_targets import load_targets, read_curves, resampled_curve, stage_curve
+from mergemix_mm.models.losses.aia_loss import load_targets, read_curves, resampled_curve, stage_curve
 
 # (delta, T) of methods.md, written out: how many layers, delta, T.
 PAPER = {

@@ -2,7 +2,6 @@
 
 from .causal_head import causal_head
 from .family import SphinxFamily
-from .network import SphinxNetwork
-from .view_encoder import ViewEncoder
+from .network import SphinxNetwork, ViewEncoder
 
 __all__ = ['SphinxFamily', 'SphinxNetwork', 'ViewEncoder', 'causal_head']

@@ -1,4 +1,4 @@
-"""SalientBlur: an image whose salient region is blurred, as a loser for mixed SimPO (arXiv 2510.23479)."""
+"""Losers for mixed SimPO (https://arxiv.org/abs/2510.23479): an image without its salient region, or another image."""
 
 import math
 
@@ -6,6 +6,7 @@ from mmpretrain.registry import BATCH_AUGMENTS
 from torch import Tensor
 from torchvision.transforms.functional import gaussian_blur
 
+from ...functional import derangement
 from ...utils.numbers import check_number
 from .mergemix import MergeMix
 
@@ -37,3 +38,23 @@ class SalientBlur(MergeMix):
         sigma = self.sigma * shorter
         radius = min(math.ceil(3 * sigma), shorter - 1)
         return gaussian_blur(images, [2 * radius + 1] * 2, [sigma] * 2)
+
+
+@BATCH_AUGMENTS.register_module()
+class SwapImages:
+    """Give each image, and its label with it, to another sample: a mix that keeps nothing, with ratio 0."""
+
+    def __call__(self, inputs: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
+        """Swap as MMPretrain's batch augments mix.
+
+        Args:
+            inputs (Tensor): [B, 3, H, W] images.
+            scores (Tensor): [B, num_classes] one-hot or soft labels.
+
+        Returns:
+            tuple: images and labels in another order; a batch of one comes back as it is.
+        """
+        if len(inputs) < 2:
+            return inputs, scores.float()
+        partner = derangement(len(inputs), device=inputs.device)
+        return inputs[partner], scores[partner].float()
