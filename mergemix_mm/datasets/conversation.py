@@ -10,7 +10,7 @@ from .base import RecordDataset
 from .conversations.formats import other_keys, parse_conversation
 from .io.json_records import JsonRecords
 from .io.parquet import TableRecords
-from .io.record_files import open_records
+from .io.records import open_records
 
 
 @DATASETS.register_module()

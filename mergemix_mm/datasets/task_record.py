@@ -11,7 +11,7 @@ from .conversations.formats import REFUSED_MEDIA, refuse_keys
 from .io.images import IMAGE_KEYS, images_of, refuse_foreign_image
 from .io.json_records import JsonRecords
 from .io.parquet import TableRecords
-from .io.record_files import open_records
+from .io.records import open_records
 
 
 @DATASETS.register_module()

@@ -11,7 +11,7 @@ from .io.images import IMAGE_KEYS, images_of
 from .io.json_records import JsonRecords
 from .io.parquet import TableRecords
 from .io.record_error import short
-from .io.record_files import open_records
+from .io.records import open_records
 
 PROMPT_KEYS = ('prompt', 'caption', 'text')
 

@@ -222,7 +222,7 @@ def test_modalities_come_from_the_index_alone(root):
 
 def test_keys_that_mean_nothing_are_counted_and_named_once(root, monkeypatch):
     lines = []
-    monkeypatch.setattr('mergemix_mm.datasets.io.record_files.print_log', lambda text, **kwargs: lines.append(text))
+    monkeypatch.setattr('mergemix_mm.datasets.io.records.print_log', lambda text, **kwargs: lines.append(text))
     records = [dict(TEXT, **{'quelle é': 1, '漢': 2, 'loss_type': 'x'}), dict(TEXT, 漢=3, videos=[], system='S')]
     data = dataset(root, records)
     assert data.records.other_keys == {'id': 2, '漢': 2, 'quelle é': 1, 'loss_type': 1}

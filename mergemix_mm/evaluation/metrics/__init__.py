@@ -1,16 +1,14 @@
 """Metrics of `mergemix_mm`, registered in MMEngine's root METRICS."""
 
 from ...moved import moved_names
-from .answer_accuracy import AnswerAccuracy
-from .answer_calibration_error import AnswerCalibrationError
 from .answer_loss import AnswerLoss
-from .calibration_error import CalibrationError
+from .calibration_error import AnswerCalibrationError, CalibrationError
 from .mme import MMEMetric
 from .multiple_choice import MultipleChoiceMetric
 from .pope import POPEMetric
 from .referring_box import ReferringBoxMetric
 from .text_detection import TextDetectionMetric
-from .text_match import ANLSMetric, RelaxedAccuracy
+from .text_match import ANLSMetric, AnswerAccuracy, RelaxedAccuracy
 from .vqav2_accuracy import VQAv2Accuracy
 
 __all__ = [

@@ -12,7 +12,7 @@ from mmpretrain.structures import DataSample
 
 from mergemix_mm.datasets import ModalitySampler, UnifiedDataset
 
-MODULE = 'mergemix_mm.datasets.mixtures.modality_sampler'
+MODULE = 'mergemix_mm.datasets.mixtures.samplers'
 
 
 class Records(torch.utils.data.Dataset):

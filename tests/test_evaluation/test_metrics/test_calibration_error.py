@@ -1,4 +1,4 @@
-"""Tests of CalibrationError."""
+"""Tests of the expected calibration error of classifiers and of generated answers."""
 
 import numpy as np
 import pytest
@@ -8,6 +8,7 @@ from mmengine.registry import METRICS
 from mmengine.visualization import Visualizer
 from mmpretrain.structures import DataSample
 
+from mergemix_mm.evaluation import AnswerCalibrationError
 from mergemix_mm.evaluation.metrics.calibration_error import CalibrationBins, CalibrationError
 
 
@@ -22,7 +23,7 @@ def _samples(confidences, corrects, num_classes=4):
 
 
 def _evaluate(samples, **kwargs):
-    evaluator = Evaluator(METRICS.build(dict(type='CalibrationError', **kwargs)))
+    evaluator = Evaluator(METRICS.build({'type': 'CalibrationError', **kwargs}))
     for start in range(0, len(samples), 3):
         evaluator.process(samples[start : start + 3])
     return evaluator.evaluate(len(samples))
@@ -120,12 +121,45 @@ def test_several_labels_are_refused():
         _evaluate([DataSample().set_gt_label([0, 1]).set_pred_score(torch.tensor([0.5, 0.5]))])
 
 
-def test_no_sample_at_all_is_refused():
-    with pytest.raises(ValueError, match='no prediction to evaluate'):
-        CalibrationError().evaluate(0)
+@pytest.mark.parametrize('metric', [CalibrationError, AnswerCalibrationError])
+def test_no_sample_at_all_is_refused(metric):
+    with pytest.raises(ValueError, match=f'{metric.__name__}: .*no prediction'):
+        metric().evaluate(0)
 
 
 @pytest.mark.parametrize('bins', [0, -3, 2.5, True])
 def test_bad_bins_are_refused(bins):
     with pytest.raises(ValueError, match=f'bins={bins!r} must be an integer'):
         CalibrationError(bins=bins)
+
+
+def sample(confidence, answer, truth):
+    found = DataSample(metainfo=dict(gt_answer=truth))
+    found.set_field(answer, 'pred_answer')
+    found.set_field(confidence, 'pred_confidence')
+    return found
+
+
+def test_answers_equal_the_numbers_worked_out_by_hand():
+    # Of five bins, (0.6, 0.8] holds mean confidence 0.7 with accuracy 1/2, and (0.8, 1] holds 0.9 with accuracy 1.
+    samples = [
+        sample(torch.tensor(0.65), 'A red car.', 'red car'),
+        sample(0.75, 'blue', ['red', 'green']),
+        sample(torch.tensor([0.9]), 'Green', ['red', 'green']),
+    ]
+    assert _evaluate(samples, type='AnswerCalibrationError', bins=5) == {
+        'calibration/ece': pytest.approx(100 * (2 * 0.2 + 0.1) / 3, abs=1e-4),
+        'calibration/mce': pytest.approx(20, abs=1e-4),
+        'calibration/overconfidence': pytest.approx(100 * (2 * 0.2 - 0.1) / 3, abs=1e-4),
+    }
+
+
+@pytest.mark.parametrize('confidence', [1.2, -0.7, float('nan'), torch.tensor([0.1, 0.2])])
+def test_what_is_no_probability_is_refused(confidence):
+    with pytest.raises(ValueError, match=r'AnswerCalibrationError: pred_confidence=\[.* must be one probability'):
+        _evaluate([sample(confidence, 'a', 'a')], type='AnswerCalibrationError')
+
+
+def test_a_sample_without_confidence_is_refused():
+    with pytest.raises(KeyError, match="AnswerCalibrationError: a data sample has no 'pred_confidence'"):
+        _evaluate([DataSample(metainfo=dict(pred_answer='a', gt_answer='a'))], type='AnswerCalibrationError')

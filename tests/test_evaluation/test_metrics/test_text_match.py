@@ -1,11 +1,11 @@
-"""Tests of ANLSMetric and RelaxedAccuracy."""
+"""Tests of exact match, ANLS and relaxed accuracy."""
 
 import pytest
 from mmengine.evaluator import Evaluator
 from mmengine.registry import METRICS
 from mmpretrain.structures import DataSample
 
-from mergemix_mm.evaluation import ANLSMetric, RelaxedAccuracy
+from mergemix_mm.evaluation import ANLSMetric, AnswerAccuracy, RelaxedAccuracy
 from mergemix_mm.evaluation.metrics.text_match import edit_distance, read_number
 
 
@@ -107,7 +107,7 @@ def test_groups_are_scored_apart():
     }
 
 
-@pytest.mark.parametrize('metric', [ANLSMetric, RelaxedAccuracy])
+@pytest.mark.parametrize('metric', [ANLSMetric, AnswerAccuracy, RelaxedAccuracy])
 def test_a_missing_answer_and_no_sample_are_refused(metric):
     with pytest.raises(KeyError, match=f"{metric.__name__}: a data sample has no 'pred_answer'"):
         metric().process(None, [dict(gt_answer='a')])
@@ -144,3 +144,25 @@ def test_relaxed_accuracy_has_the_rule_of_published_numbers(answer, accepted, st
         assert evaluate('RelaxedAccuracy', [(answer, accepted)], rule=rule) == {'answer/relaxed_accuracy': 100 * right}
     with pytest.raises(ValueError, match="rule='chartqa' must be"):
         RelaxedAccuracy(rule='chartqa')
+
+
+def test_exact_matches_are_counted_over_all_questions_and_those_of_each_type():
+    rows = [
+        ('Red.', 'red', 'colour'),
+        ('blue', 'green', 'colour'),
+        ('3', ['three', '3'], 'count'),
+        ('a cat', 'cat'),
+    ]
+    assert evaluate('AnswerAccuracy', rows) == {
+        'answer/accuracy': 75,
+        'answer/colour/accuracy': 50,
+        'answer/count/accuracy': 100,
+    }
+    assert evaluate('AnswerAccuracy', [('yes', 'no')]) == {'answer/accuracy': 0}
+
+
+@pytest.mark.parametrize(('sample', 'hint'), [(dict(gt_answer='a'), 'predict'), (dict(pred_answer='a'), 'dataset')])
+def test_a_missing_field_is_named_with_where_it_comes_from(sample, hint):
+    missing = 'pred_answer' if 'gt_answer' in sample else 'gt_answer'
+    with pytest.raises(KeyError, match=f'{missing}.*{hint}'):
+        AnswerAccuracy().process(None, [sample])

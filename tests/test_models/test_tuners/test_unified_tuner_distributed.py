@@ -47,7 +47,7 @@ def build_data():
 
 def steps_of(data, rank):
     """The indices of a rank's first steps."""
-    with mock.patch('mergemix_mm.datasets.mixtures.modality_sampler.get_dist_info', lambda: (rank, WORLD)):
+    with mock.patch('mergemix_mm.datasets.mixtures.samplers.get_dist_info', lambda: (rank, WORLD)):
         found = list(ModalitySampler(data, BATCH, seed=1))
     return [found[step * BATCH : (step + 1) * BATCH] for step in range(STEPS)]
 

@@ -1,4 +1,4 @@
-"""Tests of TaskMixSampler: one modality per step on all ranks, exact shares of the tasks, resuming without loading."""
+"""Tests of ModalitySampler and TaskMixSampler: shares, order, resuming, and the same kind on every rank."""
 
 import tracemalloc
 from collections import Counter
@@ -8,12 +8,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mmengine.registry import DATA_SAMPLERS
 from mmengine.runner import Runner
 from mmengine.runner.loops import _InfiniteDataloaderIterator
 
 from mergemix_mm.datasets import ModalitySampler, TaskMixDataset, TaskMixSampler
 
-MODULE = 'mergemix_mm.datasets.mixtures.modality_sampler'
+MODULE = 'mergemix_mm.datasets.mixtures.samplers'
 
 
 class Records(torch.utils.data.Dataset):
@@ -29,6 +30,125 @@ class Records(torch.utils.data.Dataset):
         return int(index)
 
 
+def samplers(monkeypatch, dataset, world_size=1, **kwargs):
+    """The sampler of every rank."""
+    found = []
+    for rank in range(world_size):
+        monkeypatch.setattr(f'{MODULE}.get_dist_info', lambda rank=rank: (rank, world_size))
+        kind = 'TaskMixSampler' if isinstance(dataset, TaskMixDataset) else 'ModalitySampler'
+        found.append(DATA_SAMPLERS.build({'type': kind, 'dataset': dataset, 'seed': 3, **kwargs}))
+    return found
+
+
+def steps(sampler):
+    """[steps, batch_size] indices of a rank."""
+    return np.array(list(sampler)).reshape(-1, sampler.batch_size)
+
+
+@pytest.mark.parametrize('shuffle', [True, False])
+@pytest.mark.parametrize('round_up', [True, False])
+@pytest.mark.parametrize('world_size', [1, 3])
+def test_all_ranks_of_a_step_have_one_modality(monkeypatch, world_size, round_up, shuffle):
+    dataset = Records(41, 17)
+    ranks = samplers(monkeypatch, dataset, world_size, batch_size=4, round_up=round_up, shuffle=shuffle)
+    for epoch in range(3):
+        for sampler in ranks:
+            sampler.set_epoch(epoch)
+        all_steps = np.concatenate([steps(sampler) for sampler in ranks], axis=1)
+        assert all(len(set(dataset.modalities[step])) == 1 for step in all_steps)
+        assert all(len(list(sampler)) == len(sampler) == all_steps.shape[0] * 4 for sampler in ranks)
+        size = 4 * world_size
+        expected = [-(-count // size) if round_up else count // size for count in (17, 41)]
+        by_modality = [sum(dataset.modalities[step[0]] == modality for step in all_steps) for modality in (False, True)]
+        assert by_modality == expected
+
+
+def test_every_record_comes_once_and_some_twice_to_fill_the_last_batches(monkeypatch):
+    (sampler,) = samplers(monkeypatch, Records(10, 5), batch_size=4)
+    counts = np.bincount(list(sampler), minlength=15)
+    assert counts.min() == 1 and counts.max() == 2 and counts.sum() == 20
+    (sampler,) = samplers(monkeypatch, Records(10, 5), batch_size=4, round_up=False)
+    counts = np.bincount(list(sampler), minlength=15)
+    assert counts.max() == 1 and counts.sum() == 12
+
+
+def test_ranks_share_no_record_before_the_filling(monkeypatch):
+    ranks = samplers(monkeypatch, Records(24, 12), 3, batch_size=2)
+    assert sorted(index for sampler in ranks for index in sampler) == list(range(36))
+
+
+def test_order_depends_on_seed_and_epoch_alone(monkeypatch):
+    dataset = Records(30, 20)
+    (one,), (two,) = samplers(monkeypatch, dataset, batch_size=4), samplers(monkeypatch, dataset, batch_size=4)
+    list(one)
+    np.random.seed(5)
+    two.set_epoch(2)
+    assert list(one) != list(two)
+    one.set_epoch(2)
+    assert list(one) == list(two) == list(two)
+    other = ModalitySampler(dataset, batch_size=4, seed=4)
+    other.set_epoch(2)
+    assert list(other) != list(one)
+
+
+def test_modalities_are_mixed_over_the_epoch(monkeypatch):
+    dataset = Records(200, 200)
+    (sampler,) = samplers(monkeypatch, dataset, batch_size=4)
+    kinds = dataset.modalities[steps(sampler)[:, 0]]
+    assert 30 < (kinds[1:] != kinds[:-1]).sum() < 70
+
+
+def test_without_shuffling_batches_follow_the_file(monkeypatch):
+    dataset = Records(6, 6)
+    dataset.modalities = np.array([True, False] * 6)
+    (sampler,) = samplers(monkeypatch, dataset, batch_size=3, shuffle=False)
+    assert steps(sampler).tolist() == [[0, 2, 4], [1, 3, 5], [6, 8, 10], [7, 9, 11]]
+
+
+def loader_of(dataset, **kwargs):
+    return Runner.build_dataloader(
+        dict(batch_size=4, dataset=dataset, sampler=dict(type='ModalitySampler', batch_size=4), **kwargs), seed=7
+    )
+
+
+def test_a_runner_builds_it_and_every_batch_has_one_modality():
+    dataset = Records(21, 10)
+    batches = list(loader_of(dataset, num_workers=1))
+    assert len(batches) == 9
+    assert all(len(set(dataset.modalities[list(batch)])) == 1 for batch in batches)
+
+
+def test_endless_iteration_goes_on_with_the_next_epoch_and_is_the_same_again(monkeypatch):
+    monkeypatch.setattr('mmengine.runner.loops.time.sleep', lambda seconds: None)
+    dataset = Records(21, 10)
+    streams = []
+    for _ in range(2):
+        endless = _InfiniteDataloaderIterator(loader_of(dataset))
+        streams.append([tuple(map(int, next(endless))) for _ in range(27)])
+    assert streams[0] == streams[1]
+    epochs = [streams[0][start : start + 9] for start in (0, 9, 18)]
+    assert len({tuple(epoch) for epoch in epochs}) == 3
+    for number, epoch in enumerate(epochs):
+        sampler = ModalitySampler(dataset, batch_size=4, seed=7)
+        sampler.set_epoch(number)
+        assert [index for batch in epoch for index in batch] == list(sampler)
+
+
+def test_one_modality_alone(monkeypatch):
+    for dataset in (Records(9, 0), Records(0, 9)):
+        (sampler,) = samplers(monkeypatch, dataset, batch_size=4)
+        assert set(sampler) == set(range(9)) and len(sampler) == 12
+
+
+def test_bad_arguments_name_the_key(monkeypatch):
+    with pytest.raises(ValueError, match="list has no 'modalities'"):
+        ModalitySampler([1, 2], batch_size=1)
+    with pytest.raises(ValueError, match=r"batch_size=0 must be the data loader's"):
+        ModalitySampler(Records(3, 3), batch_size=0)
+    with pytest.raises(ValueError, match='6 records fill no step of 4 samples on 1 ranks; use round_up=True'):
+        ModalitySampler(Records(3, 3), batch_size=4, seed=0, round_up=False)
+
+
 def mix(sizes, weights=None):
     names = 'abcdefgh'[: len(sizes)]
     weights = weights or [None] * len(sizes)
@@ -37,16 +157,7 @@ def mix(sizes, weights=None):
     )
 
 
-def samplers(monkeypatch, dataset, world_size=1, **kwargs):
-    """The sampler of every rank."""
-    found = []
-    for rank in range(world_size):
-        monkeypatch.setattr(f'{MODULE}.get_dist_info', lambda rank=rank: (rank, world_size))
-        found.append(TaskMixSampler(dataset, **{'seed': 3, **kwargs}))
-    return found
-
-
-def steps(ranks, epoch=0):
+def mixed_steps(ranks, epoch=0):
     """[steps, ranks, batch_size] indices."""
     found = []
     for sampler in ranks:
@@ -61,14 +172,14 @@ def test_tasks_have_exactly_their_shares_over_an_epoch(monkeypatch, world_size):
     dataset = mix([(120, 0), (40, 0), (0, 80)], [3, 1, 4])
     ranks = samplers(monkeypatch, dataset, world_size, batch_size=4)
     for epoch in range(2):
-        found = steps(ranks, epoch).ravel()
+        found = mixed_steps(ranks, epoch).ravel()
         assert np.bincount(dataset.tasks[found]).tolist() == [120, 40, 160]
         # Of the text task, every record comes twice.
         assert np.bincount(found, minlength=240).tolist() == [1] * 160 + [2] * 80
 
 
 def test_without_weights_every_record_comes_once(monkeypatch):
-    found = steps(samplers(monkeypatch, mix([(24, 8), (16, 0), (0, 16)]), 2, batch_size=4))
+    found = mixed_steps(samplers(monkeypatch, mix([(24, 8), (16, 0), (0, 16)]), 2, batch_size=4))
     assert sorted(found.ravel().tolist()) == list(range(64))
 
 
@@ -80,7 +191,7 @@ def test_a_task_of_both_modalities_splits_its_share_by_its_records(monkeypatch):
     np.testing.assert_allclose(sampler.quotas / sampler.quotas.sum(), portions)
     # 60 records at a quarter of the samples: 240 of them.
     assert sampler.quotas.sum() == 240 == len(sampler)
-    found = steps([sampler]).ravel()
+    found = mixed_steps([sampler]).ravel()
     cells = Counter(zip(dataset.groups[found].tolist(), dataset.tasks[found].tolist()))
     assert cells == {(0, 0): 30, (0, 2): 60, (1, 0): 90, (1, 1): 60}
 
@@ -121,7 +232,7 @@ def test_all_ranks_of_a_step_have_one_modality_and_records_of_their_own(monkeypa
     dataset = mix([(96, 12), (48, 12), (0, 48)])
     ranks = samplers(monkeypatch, dataset, world_size, batch_size=4)
     for epoch in range(3):
-        found = steps(ranks, epoch)
+        found = mixed_steps(ranks, epoch)
         groups = dataset.groups[found].reshape(len(found), -1)
         assert (groups == groups[:, :1]).all()
         assert set(groups[:, 0].tolist()) == {0, 1}
@@ -131,7 +242,7 @@ def test_all_ranks_of_a_step_have_one_modality_and_records_of_their_own(monkeypa
 
 def test_tasks_are_mixed_within_batches_and_modalities_over_the_epoch(monkeypatch):
     dataset = mix([(400, 0), (400, 0), (0, 800)])
-    found = steps(samplers(monkeypatch, dataset, batch_size=8))[:, 0]
+    found = mixed_steps(samplers(monkeypatch, dataset, batch_size=8))[:, 0]
     groups, tasks = dataset.groups[found[:, 0]], dataset.tasks[found]
     assert 60 < (groups[1:] != groups[:-1]).sum() < 140
     with_images = tasks[groups == 1]
@@ -143,14 +254,14 @@ def test_tasks_are_mixed_within_batches_and_modalities_over_the_epoch(monkeypatc
 
 def test_a_record_comes_twice_in_a_step_only_where_one_pass_meets_the_next(monkeypatch):
     dataset = mix([(40, 0), (160, 0)], [1, 1])
-    found = steps(samplers(monkeypatch, dataset, 2, batch_size=8)).reshape(-1, 16)
+    found = mixed_steps(samplers(monkeypatch, dataset, 2, batch_size=8)).reshape(-1, 16)
     assert np.bincount(found[found < 40]).tolist() == [4] * 40
     assert sum(len(set(step)) < 16 for step in found.tolist()) <= 3
     small = [tuple(sorted(index for index in step if index < 40)) for step in found.tolist()]
     assert len(set(small)) == len(small) == 20
 
 
-def test_order_depends_on_seed_and_epoch_alone(monkeypatch):
+def test_order_of_a_mix_depends_on_seed_and_epoch_alone(monkeypatch):
     dataset = mix([(40, 4), (20, 0), (0, 30)], [1, 2, 1])
     one, two = (samplers(monkeypatch, dataset, batch_size=4)[0] for _ in range(2))
     list(one)
