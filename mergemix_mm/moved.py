@@ -70,6 +70,14 @@ MODULES = {
     'datasets.transforms.tasks.vqa': 'datasets.transforms.tasks.answers',
     'datasets.unified_dataset': 'datasets.mixtures.unified',
     'datasets.vqav2_dataset': 'datasets.vqav2',
+    'engine.backbone_layer_decay_constructor': 'engine.optim_wrappers',
+    'engine.fsdp_optim_wrapper': 'engine.optim_wrappers',
+    'engine.planning.parts': 'engine.planning.weightless',
+    'engine.resuming': 'engine.launch.resuming',
+    'engine.weights.safetensors_file': 'engine.weights.files',
+    'engine.weights.state_dict': 'engine.weights.stored_weights',
+    'engine.weights.stored_tensor': 'engine.weights.files',
+    'engine.weights.torch_file': 'engine.weights.files',
     'evaluation.metrics.answer_accuracy': 'evaluation.metrics.text_match',
     'evaluation.metrics.answer_calibration_error': 'evaluation.metrics.calibration_error',
     'evaluation.metrics.shapes_generation': 'toy.generation',
@@ -92,6 +100,12 @@ MODULES = {
     'models.vlms.sphinx_model': 'models.vlms.sphinx.model',
     'models.vlms.vision_merge': 'models.vlms.hf.vision_merge',
     'models.weight_names': 'models.vlms.weight_names',
+    'utils.errors': 'utils.text',
+    'visualization.beta_sweep': 'visualization.curves',
+    'visualization.interaction_curves': 'visualization.curves',
+    'visualization.labels': 'visualization.mixed_samples',
+    'visualization.pixel_scale': 'visualization.mixed_samples',
+    'visualization.reward_curves': 'visualization.curves',
 }
 # Files below configs/, old path -> new path, for `config_path`.
 CONFIGS = {

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from mmengine.registry import DATASETS
 
-from ..utils.errors import DataError
+from ..utils.text import DataError
 from .base import RecordDataset
 from .conversations.formats import check_keys, check_texts, question_messages
 from .conversations.prompts import OPTION_LETTER, option_lines

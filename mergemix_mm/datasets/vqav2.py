@@ -6,7 +6,7 @@ from typing import Any
 
 from mmengine.registry import DATASETS
 
-from ..utils.errors import DataError
+from ..utils.text import DataError
 from .base import RecordDataset
 from .conversations.formats import check_keys, check_texts, question_messages
 from .conversations.prompts import SHORT_ANSWER

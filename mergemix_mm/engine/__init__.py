@@ -1,9 +1,8 @@
 """What plugs into MMEngine's Runner: hooks, a loop, what builds and wraps optimizers, and the tools' launch code."""
 
-from .backbone_layer_decay_constructor import BackboneLayerDecayConstructor
 from .benchmark_loop import BenchmarkLoop
-from .fsdp_optim_wrapper import FSDPOptimWrapper
 from .hooks import MixVisualizationHook, SavePretrainedHook, StepSeedHook
+from .optim_wrappers import BackboneLayerDecayConstructor, FSDPOptimWrapper
 from .schedules import ShortLinearLR, fit_schedule
 
 __all__ = [

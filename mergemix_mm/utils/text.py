@@ -1,9 +1,16 @@
-"""Texts of others (answers, records, file names) as a terminal can show them: what would steer it is written out."""
+"""Texts for people: those of others (answers, records, file names) as a terminal can show them, and one-line errors."""
 
 import re
 
 # Control characters but for the line break and the tab, marks that turn the direction of reading, and halves of pairs.
 _STEERING = re.compile(r'[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]')
+
+
+class DataError(ValueError):
+    """Something in the data cannot be used; the message is one line and begins with its file and line.
+
+    Tools end with the message instead of a traceback.
+    """
 
 
 def printable(text: object) -> str:

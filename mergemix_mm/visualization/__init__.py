@@ -1,15 +1,11 @@
 """Figures, one function each, usable from hooks, tools and notebooks alike."""
 
-from .beta_sweep import draw_beta_sweep
 from .canvas import figure_to_image, save_image
+from .curves import draw_beta_sweep, draw_interaction_curves, draw_reward_curves
 from .image_grid import draw_image_grid
-from .interaction_curves import draw_interaction_curves
 from .labelled_text import format_labels
-from .labels import labels_of
-from .mixed_samples import draw_mixed_samples
-from .pixel_scale import pixel_scale
+from .mixed_samples import draw_mixed_samples, labels_of, pixel_scale
 from .reliability import draw_reliability_diagram
-from .reward_curves import draw_reward_curves
 
 __all__ = [
     'draw_beta_sweep',

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from .canvas import figure_to_image
 
@@ -25,13 +26,14 @@ COLUMNS = {
 }
 MAX_NAME_LENGTH = 18
 CELL_HEIGHT = 1.45
+TOLERANCE = 25  # Resizing overshoots at edges.
 
 
 def draw_mixed_samples(
     result: 'MixResult | CanvasMix | Sequence[MixResult | CanvasMix]',
-    mean: torch.Tensor | Sequence[float] | None = None,
-    std: torch.Tensor | Sequence[float] | None = None,
-    labels: Sequence | torch.Tensor | None = None,
+    mean: Tensor | Sequence[float] | None = None,
+    std: Tensor | Sequence[float] | None = None,
+    labels: Sequence | Tensor | None = None,
     classes: Sequence[str] | None = None,
     max_rows: int = 8,
     channel_order: str = 'rgb',
@@ -108,7 +110,7 @@ def _make_rows(batch, mean, std, labels, classes, max_rows, channel_order) -> li
     return rows
 
 
-def _to_pixels(image: torch.Tensor, mean, std, channel_order: str) -> np.ndarray:
+def _to_pixels(image: Tensor, mean, std, channel_order: str) -> np.ndarray:
     """Undo the normalisation of one image: [3, H, W] -> [H, W, 3] uint8, RGB."""
     image = image.detach().float().cpu()
     if std is not None:
@@ -257,3 +259,59 @@ def _fitting_size(lines: list[list[tuple[str, str]]], inches: float) -> float:
     length = max(sum(len(text) for text, _ in line) for line in lines)
     # A character of the default font is about 0.55 of its size wide.
     return min(8.5, 72 * inches / (0.55 * length))
+
+
+def labels_of(data_batch, batch_size: int) -> list | None:
+    """The labels of a batch as the figures take them.
+
+    Args:
+        data_batch: What the data loader gave; labels are read from its ``data_samples``, if it has any.
+        batch_size (int): Number of images B that were mixed.
+
+    Returns:
+        list | None: B tensors of class indices (the positive classes of a multi-label sample), or None where the
+        batch holds no labels or not as many as images.
+    """
+    samples = data_batch.get('data_samples') if isinstance(data_batch, dict) else None
+    if samples is None or len(samples) != batch_size:
+        return None
+    labels = []
+    for sample in samples:
+        if 'gt_label' in sample:
+            labels.append(sample.gt_label)
+        elif 'gt_score' in sample:
+            labels.append(sample.gt_score.nonzero().flatten())
+        else:
+            return None
+    return labels
+
+
+def pixel_scale(processor, images: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation as `draw_mixed_samples` takes them: pixels in 0..255 are ``image * std + mean``.
+
+    Args:
+        processor: A processor of transformers, whose image processor says how it rescales and normalises. With None,
+            or where its numbers would lead out of 0..255, the values of the images are stretched to this scale.
+        images (Sequence[Tensor]): Normalised images [3, H, W], at least one.
+
+    Returns:
+        tuple[Tensor, Tensor]: Each [3] or [1] float32.
+    """
+    lowest = torch.stack([image.detach().float().amin((1, 2)).cpu() for image in images]).amin(0)
+    highest = torch.stack([image.detach().float().amax((1, 2)).cpu() for image in images]).amax(0)
+    image_processor = getattr(processor, 'image_processor', None)
+    if image_processor is not None:
+        mean, std = _of_processor(image_processor)
+        if (lowest * std + mean).min() >= -TOLERANCE and (highest * std + mean).max() <= 255 + TOLERANCE:
+            return mean, std
+    std = 255 / (highest.max() - lowest.min()).clamp(min=1e-6).reshape(1)
+    return -lowest.min() * std, std
+
+
+def _of_processor(image_processor) -> tuple[Tensor, Tensor]:
+    mean, std = torch.zeros(1), torch.ones(1)
+    if getattr(image_processor, 'do_normalize', True):
+        mean = torch.tensor(image_processor.image_mean, dtype=torch.float32).flatten()
+        std = torch.tensor(image_processor.image_std, dtype=torch.float32).flatten()
+    factor = image_processor.rescale_factor if getattr(image_processor, 'do_rescale', True) else 1
+    return mean / factor, std / factor

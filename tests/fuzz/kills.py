@@ -69,7 +69,7 @@ def make(config: str, options: list[str], plain: bool):
             cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
         if plain:
             cfg.default_hooks.checkpoint.type = 'CheckpointHook'
-            launch.use_own_hooks = launch.choose_checkpoint = lambda _: None
+            launch.runner.use_own_hooks = launch.runner.choose_checkpoint = lambda _: None
         return launch.build_runner(cfg)
 
     return build

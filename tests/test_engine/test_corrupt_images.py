@@ -12,7 +12,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from mergemix_mm.engine.launch import LaunchError, explain_corrupt_images
-from mergemix_mm.utils.errors import DataError
+from mergemix_mm.utils.text import DataError
 
 PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (48, 48, 3), dtype=np.uint8))
 

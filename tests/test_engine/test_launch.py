@@ -119,8 +119,8 @@ class BuiltRunner:
 
 @pytest.mark.parametrize(('device', 'workers'), [('cpu', 2), ('cuda', 0)])
 def test_a_runner_gets_loaders_that_torch_takes(monkeypatch, device, workers):
-    monkeypatch.setattr('mergemix_mm.engine.launch.get_device', lambda: device)
-    monkeypatch.setattr('mergemix_mm.engine.launch.Runner.from_cfg', BuiltRunner)
+    monkeypatch.setattr('mergemix_mm.engine.launch.runner.get_device', lambda: device)
+    monkeypatch.setattr('mergemix_mm.engine.launch.runner.Runner.from_cfg', BuiltRunner)
     loader = dict(num_workers=workers, pin_memory=True, persistent_workers=True)
     built = build_runner(Config(dict(launcher='none', train_dataloader=loader)))
     kept = {key for key, value in built.cfg.train_dataloader.items() if value is True}
@@ -128,8 +128,8 @@ def test_a_runner_gets_loaders_that_torch_takes(monkeypatch, device, workers):
 
 
 def test_processes_with_gpus_are_left_to_mmengine_and_nccl(monkeypatch):
-    monkeypatch.setattr('mergemix_mm.engine.launch.get_device', lambda: 'cuda')
-    monkeypatch.setattr('mergemix_mm.engine.launch.Runner.from_cfg', BuiltRunner)
+    monkeypatch.setattr('mergemix_mm.engine.launch.runner.get_device', lambda: 'cuda')
+    monkeypatch.setattr('mergemix_mm.engine.launch.runner.Runner.from_cfg', BuiltRunner)
     for launcher in ('pytorch', 'slurm', 'mpi'):  # No rank is set: gloo would ask for it.
         built = build_runner(Config(dict(launcher=launcher))).cfg
         assert built.env_cfg.dist_cfg.backend == 'nccl' and 'model_wrapper_cfg' not in built
@@ -138,7 +138,7 @@ def test_processes_with_gpus_are_left_to_mmengine_and_nccl(monkeypatch):
 
 @pytest.mark.parametrize(('randomness', 'expected'), [({}, None), (dict(seed=0, deterministic=True), ':4096:8')])
 def test_a_deterministic_run_sets_what_cublas_needs_for_that(monkeypatch, randomness, expected):
-    monkeypatch.setattr('mergemix_mm.engine.launch.Runner.from_cfg', BuiltRunner)
+    monkeypatch.setattr('mergemix_mm.engine.launch.runner.Runner.from_cfg', BuiltRunner)
     monkeypatch.setattr(os, 'environ', {})
     build_runner(Config(dict(launcher='none', randomness=randomness)))
     assert os.environ.get('CUBLAS_WORKSPACE_CONFIG') == expected
@@ -182,13 +182,13 @@ def test_a_dataset_that_downloads_itself_may_start_without_its_data():
 
 
 def test_slurm_without_a_gpu_points_to_torchrun(monkeypatch):
-    monkeypatch.setattr('mergemix_mm.engine.launch.get_device', lambda: 'cpu')
+    monkeypatch.setattr('mergemix_mm.engine.launch.runner.get_device', lambda: 'cpu')
     with pytest.raises(LaunchError, match='--launcher slurm: needs GPUs.*dist_train'):
         build_runner(Config(dict(launcher='slurm')))
 
 
 def test_the_pytorch_launcher_without_torchrun_names_what_is_missing(monkeypatch):
-    monkeypatch.setattr('mergemix_mm.engine.launch.get_device', lambda: 'cpu')
+    monkeypatch.setattr('mergemix_mm.engine.launch.runner.get_device', lambda: 'cpu')
     for name in ('RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT'):
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(LaunchError, match='RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT not set'):
@@ -201,8 +201,8 @@ def threads():
 
 @pytest.mark.skipif(sys.platform != 'linux', reason='counts threads in /proc')
 def test_gloo_has_no_thread_left_when_a_run_ends(monkeypatch):
-    monkeypatch.setattr('mergemix_mm.engine.launch.get_device', lambda: 'cpu')
-    monkeypatch.setattr('mergemix_mm.engine.launch.Runner.from_cfg', BuiltRunner)
+    monkeypatch.setattr('mergemix_mm.engine.launch.runner.get_device', lambda: 'cpu')
+    monkeypatch.setattr('mergemix_mm.engine.launch.runner.Runner.from_cfg', BuiltRunner)
     for name, value in dict(RANK=0, WORLD_SIZE=1, MASTER_ADDR='127.0.0.1', MASTER_PORT=0).items():
         monkeypatch.setenv(name, str(value))
     at_exit = []

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mergemix_mm.visualization import draw_reward_curves
-from mergemix_mm.visualization.reward_curves import CHOSEN_COLOUR, REJECTED_COLOUR
+from mergemix_mm.visualization.curves import CHOSEN_COLOUR, REJECTED_COLOUR
 
 
 def scalars(**changes):

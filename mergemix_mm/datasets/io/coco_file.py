@@ -6,7 +6,7 @@ from functools import cached_property
 
 import numpy as np
 
-from ...utils.errors import DataError
+from ...utils.text import DataError
 from ..conversations.formats import check_keys
 from .boxes import clip_to_image
 from .json_records import JsonRecords

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from ...utils.errors import DataError
+from ...utils.text import DataError
 from .record_error import RecordError, short
 
 CHUNK = 1 << 20

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from mmengine.logging import print_log
 
-from ...utils.errors import DataError
 from ...utils.files import replaced_file
+from ...utils.text import DataError
 from ..conversations.formats import PART_IMAGE_NAMES, TURN_COLUMNS
 from .images import IMAGE_KEYS
 from .json_records import read_json

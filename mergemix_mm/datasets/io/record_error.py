@@ -3,8 +3,7 @@
 import re
 import reprlib
 
-from ...utils.errors import DataError
-from ...utils.text import shown
+from ...utils.text import DataError, shown
 
 LONGEST_WORD = 200
 LONGEST_MESSAGE = 600

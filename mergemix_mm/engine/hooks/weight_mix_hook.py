@@ -10,7 +10,7 @@ from ...functional.weight_mix import check_beta, describe, is_mixed, mix_problem
 from ...models.vlms.hf.saving import check_whole
 from ...utils.wrappers import unwrapped
 from ..weights import StoredWeights
-from ..weights.stored_tensor import StoredTensor
+from ..weights.files import StoredTensor
 
 
 @HOOKS.register_module()

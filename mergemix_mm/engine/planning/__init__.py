@@ -1,10 +1,9 @@
 """What a training takes, before anything is downloaded: full-size models without weights, and memory on each GPU."""
 
 from .batches import UnknownBatchError, image_input, training_batches
-from .parts import PartSize, part_sizes
 from .plan import GIB, RESERVED, MemoryPlan, PlanError, StepPeaks, TrainingPlan, plan_memory, step_peaks
 from .step_memory import StepMemory
-from .weightless import HubConfigError, build_weightless, read_hub_configs
+from .weightless import HubConfigError, PartSize, build_weightless, part_sizes, read_hub_configs
 
 __all__ = [
     'GIB',

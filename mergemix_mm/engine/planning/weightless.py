@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from unittest import mock
 
@@ -13,6 +14,8 @@ from mmengine.utils import get_object_from_string
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from ...models.tuners import BaseTuner
+from ...models.vlms.freezing import part_of
 from ...models.vlms.hf.loading import parse_dtype
 from ...models.vlms.sphinx.files import CONFIG_FILE, LANGUAGE_MODEL, is_sphinx, read_layout
 from ...utils.text import shown
@@ -22,6 +25,8 @@ FROM_PRETRAINED = '.from_pretrained'
 # `pretrained` names: of the vision-language model, or of its language model.
 HubConfigs = Mapping[str, dict]
 ANY = ''
+# What no part of a vision-language model names: it never trains.
+REST = 'frozen'
 
 
 class HubConfigError(ValueError):
@@ -193,3 +198,40 @@ def _plain(part):
     if isinstance(part, list | tuple):
         return type(part)(_plain(entry) for entry in part)
     return part
+
+
+@dataclass
+class PartSize:
+    """A part of a model.
+
+    Args:
+        name (str): ``'language_model'``, ``'backbone'``, ...
+        parameters (int): How many it has.
+        trained (int): How many of them train.
+        bytes (int): What they take.
+        dtypes (set[str]): ``{'float32'}``, ...
+    """
+
+    name: str
+    parameters: int = 0
+    trained: int = 0
+    bytes: int = 0
+    dtypes: set[str] = field(default_factory=set)
+
+
+def part_sizes(model: nn.Module) -> list[PartSize]:
+    """The parts of a model in the order of its parameters; shared parameters count once.
+
+    The parts of a tuner are those that ``trainable`` knows, and ``frozen``; those of other models are their children.
+    """
+    is_tuner = isinstance(model, BaseTuner)
+    network = model.vlm.family.model if is_tuner else model
+    sizes: dict[str, PartSize] = {}
+    for name, parameter in network.named_parameters():
+        part = (part_of(name, model.vlm.family.parts) or REST) if is_tuner else name.partition('.')[0]
+        size = sizes.setdefault(part, PartSize(part))
+        size.parameters += parameter.numel()
+        size.trained += parameter.numel() * parameter.requires_grad
+        size.bytes += parameter.numel() * parameter.element_size()
+        size.dtypes.add(str(parameter.dtype).removeprefix('torch.'))
+    return list(sizes.values())

@@ -10,8 +10,7 @@ from ...utils.safe_load import (
     safe_load,
 )
 from .mix_files import check_out, mix_files
-from .state_dict import read_checkpoint, read_state_dict, state_dict_of
-from .stored_weights import StoredWeights
+from .stored_weights import StoredWeights, read_checkpoint, read_state_dict, state_dict_of
 
 __all__ = [
     'CheckpointError',

@@ -15,7 +15,7 @@ from ...models.vlms.hf.saving import check_replaceable, replaced_folder
 from ...utils.files import begin_replacement, end_replacement, explained, sync, write_json
 from ...utils.text import printable, shown
 from ...version import __version__
-from .stored_tensor import StoredTensor
+from .files import StoredTensor
 from .stored_weights import FILE_KINDS, StoredWeights
 
 RECORD = 'mix_weights.json'

@@ -16,7 +16,7 @@ from mmengine.runner import FlexibleRunner, Runner
 from tiny_runs import DropoutModel, GreedyMetric, Kill, build, train
 
 from mergemix_mm.engine.hooks import AtomicCheckpointHook, NonFiniteLossHook, StepSeedHook
-from mergemix_mm.engine.resuming import choose_checkpoint
+from mergemix_mm.engine.launch.resuming import choose_checkpoint
 
 HOOK = dict(type='AtomicCheckpointHook')
 
@@ -133,7 +133,7 @@ def damage(path, how):
 @pytest.mark.parametrize('how', ['truncated', 'empty', 'garbage', 'middle', 'another'])
 def test_a_damaged_checkpoint_is_named_and_skipped(tmp_path, how, monkeypatch):
     lines = []
-    monkeypatch.setattr('mergemix_mm.engine.resuming.print_log', lambda line, *_: lines.append(line))
+    monkeypatch.setattr('mergemix_mm.engine.launch.resuming.print_log', lambda line, *_: lines.append(line))
     runner = FlexibleRunner if how == 'middle' else Runner
     whole = train(make(tmp_path, validate=False, runner=runner))
     damage(tmp_path / 'epoch_3.pth', how)

@@ -45,7 +45,7 @@ def error_of(job):
 def worker(rank, folder):
     from tiny_runs import Kill, build, train
 
-    from mergemix_mm.engine.resuming import choose_checkpoint
+    from mergemix_mm.engine.launch.resuming import choose_checkpoint
 
     folder, found = Path(folder), {}
     os.environ['LOCAL_RANK'] = str(rank)

@@ -14,7 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.serialization import skip_data
 
 from mergemix_mm.engine.weights import StoredWeights, load_checkpoint
-from mergemix_mm.engine.weights import stored_tensor as module
+from mergemix_mm.engine.weights import files as module
 
 
 def some_tensors(seed=0):

@@ -1,56 +1,20 @@
-"""What the tools share: common flags, the config, a CPU process group, and the Runner itself."""
+"""The config that a tool runs: from its flags and its file, checked, and with the defaults that it leaves open."""
 
 import argparse
-import atexit
-import datetime
 import difflib
-import functools
-import gc
 import inspect
 import os
-import re
-from collections.abc import Iterator
-from contextlib import contextmanager
-from logging import WARNING, LogRecord
+from logging import WARNING
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-import torch.distributed
-from mmcv.transforms import LoadImageFromFile
 from mmengine.config import Config, DictAction
-from mmengine.device import get_device
 from mmengine.hooks import CheckpointHook
 from mmengine.logging import print_log
 from mmengine.optim import AmpOptimWrapper, OptimWrapper
-from mmengine.registry import DATASETS, HOOKS, MODELS, OPTIM_WRAPPERS, RUNNERS, Registry
-from mmengine.runner import FlexibleRunner, Runner
+from mmengine.registry import DATASETS, HOOKS, MODELS, OPTIM_WRAPPERS, Registry
 
-from ..utils import files, processes
-from ..utils.errors import DataError
-from ..utils.images import image_name, read_image
-from ..utils.safe_load import CheckpointError, guarded_mmengine
-from ..utils.text import printable, shown
-from .hooks.plain_checkpoint_hook import PlainCheckpointHook
-from .resuming import choose_checkpoint
-from .schedules import fit_schedule
-
-# DDP on a CPU takes no device; a wrapper config of one's own replaces MMEngine's other defaults, hence all of them.
-_CPU_WRAPPER = dict(type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False)
-
-
-# How MMEngine ends its error for a checkpoint that is missing, or a folder.
-_NOT_FOUND = ' can not be found.'
-
-
-class LaunchError(SystemExit):
-    """A mistake in the command or the config: ends the program with a message instead of a traceback.
-
-    Control characters of what it quotes (file names, texts of files) are shown, not sent to the terminal.
-    """
-
-    def __init__(self, message: str = '') -> None:
-        super().__init__(printable(message))
+from .errors import LaunchError
 
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
@@ -76,28 +40,6 @@ def add_trust_argument(parser: argparse.ArgumentParser) -> None:
         action='store_true',
         help='also read checkpoints and annotations that hold more than plain data; such a file can run any code',
     )
-
-
-@contextmanager
-def safe_checkpoints(trust: bool = False) -> Iterator[None]:
-    """Read all checkpoints (``load_from``, ``--resume``, ``init_cfg``) without running code of theirs.
-
-    Args:
-        trust (bool): Whether ``--trust-checkpoint`` was given. Defaults to False.
-
-    Raises:
-        LaunchError: If a file holds more than weights and logs, is damaged, or is not there.
-    """
-    with guarded_mmengine(trust):
-        try:
-            yield
-        except CheckpointError as error:
-            raise LaunchError(str(error)) from None
-        except FileNotFoundError as error:
-            # MMEngine's own error for a checkpoint has neither number nor name.
-            if error.errno is not None or not str(error).endswith(_NOT_FOUND):
-                raise
-            raise LaunchError(f'CHECKPOINT: there is no file {str(error).removesuffix(_NOT_FOUND)}') from None
 
 
 def load_config(path: str | os.PathLike, argument: str = 'CONFIG') -> Config:
@@ -190,7 +132,7 @@ def set_loader_defaults(cfg: Config, *splits: str, pin_memory: bool = True, pers
         pin_memory (bool): False switches it off whatever the config says. Defaults to True.
         persistent_workers (bool): The same. Defaults to True.
     """
-    for loader in _loaders(cfg, *splits).values():
+    for loader in data_loaders(cfg, *splits).values():
         defaults = dict(pin_memory=True, persistent_workers=True)
         if 'collate_fn' not in loader and _is_of_mmpretrain(cfg, loader):
             defaults['collate_fn'] = dict(type='default_collate')
@@ -235,7 +177,7 @@ def _library(kind: str | type | None, registry: Registry, scope: str) -> str | N
     return next((root for root in roots if root in registry.children), None)
 
 
-def _loaders(cfg: Config, *splits: str) -> dict[str, dict]:
+def data_loaders(cfg: Config, *splits: str) -> dict[str, dict]:
     """The data loaders that the config has for these splits, by their keys; those of a `BenchmarkLoop` one by one."""
     loaders = {}
     for key in (f'{split}_dataloader' for split in splits):
@@ -250,7 +192,7 @@ def _loaders(cfg: Config, *splits: str) -> dict[str, dict]:
 
 def dataset_configs(cfg: Config, *splits: str) -> dict[str, dict]:
     """The datasets of the data loaders that the config has for these splits, by their keys in the config."""
-    return {f'{key}.dataset': loader['dataset'] for key, loader in _loaders(cfg, *splits).items()}
+    return {f'{key}.dataset': loader['dataset'] for key, loader in data_loaders(cfg, *splits).items()}
 
 
 def check_data_roots(cfg: Config, *splits: str) -> None:
@@ -261,7 +203,7 @@ def check_data_roots(cfg: Config, *splits: str) -> None:
     Raises:
         LaunchError: If a ``data_root`` does not exist.
     """
-    for key, loader in _loaders(cfg, *splits).items():
+    for key, loader in data_loaders(cfg, *splits).items():
         _check_data_root(loader['dataset'], f'{key}.dataset', cfg.default_scope)
 
 
@@ -287,103 +229,6 @@ def _check_data_root(dataset: dict, key: str, scope: str) -> None:
         f'{key}.data_root={root!r}: there is no such folder (from {Path.cwd()}). Put the data there, or name '
         f'their place with --cfg-options {key}.data_root=PATH'
     )
-
-
-class UnreadableImageError(ValueError):
-    """An image of an inherited pipeline cannot be read; the message names its file."""
-
-
-@contextmanager
-def explain_corrupt_images(*splits: str) -> Iterator[None]:
-    """Turn what is raised for a record, or a file that is not an image, into a message that says what to do.
-
-    Covered are files that are empty, cut off, of another content, folders, missing or not permitted, read by
-    ``LoadImageFromFile`` in this process or in workers of a data loader that it forks (MMEngine's default); and the
-    records that a dataset of this package refuses.
-
-    Args:
-        *splits (str): The splits that are read, to name their keys.
-
-    Raises:
-        LaunchError: Instead of the error of ``LoadImageFromFile``, and of a ``DataError``.
-    """
-    try:
-        with _named_images():
-            yield
-    except DataError as error:
-        skip = ", or pass over them with on_error='skip' of the dataset" if 'train' in splits else ''
-        text = str(error).rstrip('.')
-        raise LaunchError(f'{text}. List all such records with tools/check_data.py, and repair them{skip}') from error
-    except (AssertionError, UnreadableImageError) as error:
-        # The error of a worker holds its whole traceback; the message comes last.
-        found = re.findall('failed to load image: (.+)', str(error))
-        if not found:
-            raise
-        advice = 'Restore it, or take it out of the annotations'
-        if 'train' in splits:
-            advice += (
-                ". Or skip such files in training with dict(type='LoadImageFromFile', imdecode_backend='pillow', "
-                'ignore_empty=True) in train_dataloader.dataset.pipeline; ignore_empty does not skip all of them with '
-                'the default backend'
-            )
-        raise LaunchError(f'{found[-1]}. {advice}') from error
-
-
-@contextmanager
-def _named_images() -> Iterator[None]:
-    """Let ``LoadImageFromFile`` name the file that it cannot read, since OpenCV and Pillow get its content only."""
-    transform = LoadImageFromFile.transform
-
-    @functools.wraps(transform)
-    def named(self: LoadImageFromFile, results: dict) -> dict | None:
-        try:
-            return transform(self, results)
-        except Exception as error:
-            path = results.get('img_path')
-            if not isinstance(path, (str, os.PathLike)):  # A mistake of the pipeline, not of a file.
-                raise
-            raise UnreadableImageError(f'failed to load image: {image_name(path)}: {_why(path, error)}') from error
-
-    LoadImageFromFile.transform = named
-    try:
-        yield
-    finally:
-        LoadImageFromFile.transform = transform
-
-
-def _why(path: str | os.PathLike, error: Exception) -> str:
-    """What is wrong with an image that MMCV cannot read."""
-    reason = f'{type(error).__name__}: {shown(" ".join(str(error).split()), 200)}'
-    if '://' in os.fspath(path):
-        return reason
-    try:
-        read_image(path, max_pixels=None)
-    except ValueError as found:
-        return re.sub('^image .*? (cannot be read: |(?=does not|is a ))', '', str(found))
-    return f"{reason}; dict(type='LoadImageFromFile', imdecode_backend='pillow') may read it"
-
-
-@contextmanager
-def explain_stops(cfg: Config) -> Iterator[None]:
-    """One line for a run that cannot go on: a full disk, a folder that cannot be written to, a loss that became NaN.
-
-    Args:
-        cfg (Config): Names the work directory.
-
-    Raises:
-        LaunchError: Instead of those errors.
-    """
-    try:
-        yield
-    except FloatingPointError as error:
-        raise LaunchError(str(error)) from error
-    except Exception as error:
-        # "Permission denied" may be of a file that is read.
-        denied = isinstance(error, PermissionError)
-        line = None if denied else files.cannot_write(error, cfg.get('work_dir') or '.')
-        if line is None:
-            raise
-        raise LaunchError(line.strerror) from error
 
 
 def check_resume(cfg: Config) -> None:
@@ -424,99 +269,3 @@ def use_own_hooks(cfg: Config) -> None:
                 found = registry.get(hook['type']) if isinstance(hook['type'], str) else hook['type']
                 if found is CheckpointHook:
                     hook['type'] = 'AtomicCheckpointHook'
-
-
-def build_runner(cfg: Config) -> Runner | FlexibleRunner:
-    """Build the Runner, or the FlexibleRunner if the config has a ``strategy``, or what ``runner_type`` names.
-
-    Without an accelerator, ``launcher='pytorch'`` trains over gloo. What torch would refuse or warn about in a data
-    loader is switched off: persistent workers where there are no workers, pinned memory where there is no accelerator.
-    The Runner saves checkpoints whole and resumes from the newest one that loads; its workers end with it. A schedule
-    that was written for a longer run is scaled (:func:`~.schedules.fit_schedule`).
-
-    Raises:
-        LaunchError: If the launcher cannot be used, a part of the schedule begins after the run, or the work
-            directory cannot be written to.
-    """
-    use_own_hooks(cfg)
-    if (cfg.get('randomness') or {}).get('deterministic'):
-        # Some releases of torch refuse products of matrices on CUDA without; it is read once, at the first of them.
-        os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')
-    try:
-        fit_schedule(cfg)
-    except ValueError as error:
-        raise LaunchError(str(error)) from error
-    processes.end_children_with_parent()
-    if 'TORCHELASTIC_RUN_ID' in os.environ:
-        processes.end_with_parent()
-    for loader in _loaders(cfg, 'train', 'val', 'test').values():
-        if not loader.get('num_workers', 0):
-            loader.pop('persistent_workers', None)
-        if get_device() == 'cpu':
-            loader.pop('pin_memory', None)
-    if cfg.launcher != 'none' and get_device() == 'cpu':
-        _start_cpu_process_group(cfg)
-    # FlexibleRunner.from_cfg hands a missing entry on as None, where its constructor would have a default.
-    cfg.setdefault('env_cfg', dict(dist_cfg=dict(backend='nccl')))
-    with explain_stops(cfg):
-        if cfg.get('work_dir') and '://' not in cfg.work_dir:
-            files.check_writable(cfg.work_dir)
-        if cfg.get('runner_type') is not None:
-            runner = RUNNERS.build(cfg)
-        else:
-            runner = (Runner if cfg.get('strategy') is None else FlexibleRunner).from_cfg(cfg)
-    # Names of classes are texts, also where MMEngine's visualizers draw them: a dollar sign starts no formula.
-    matplotlib.rcParams['text.parse_math'] = False
-    runner.register_hook(PlainCheckpointHook())
-    runner.logger.addFilter(_show_control_characters)
-    choose_checkpoint(runner)
-    return runner
-
-
-def _show_control_characters(record: LogRecord) -> bool:
-    """Log file names and texts of others without steering the terminal; MMEngine adds its own colours later."""
-    record.msg, record.args = printable(record.getMessage()), ()
-    return True
-
-
-def _start_cpu_process_group(cfg: Config) -> None:
-    """Start gloo, as MMEngine would ask for a CUDA device first, and let DDP wrap a model without one."""
-    if cfg.launcher != 'pytorch':
-        raise LaunchError(
-            f'--launcher {cfg.launcher}: needs GPUs, and this machine shows none. On CPUs use --launcher pytorch with '
-            'torchrun, as tools/dist_train.sh does'
-        )
-    missing = [name for name in ('RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT') if name not in os.environ]
-    if missing:
-        raise LaunchError(
-            f'--launcher pytorch: {", ".join(missing)} not set; start it with torchrun, as tools/dist_train.sh does'
-        )
-    if not torch.distributed.is_initialized():
-        seconds = cfg.get('env_cfg', {}).get('dist_cfg', {}).get('timeout')
-        timeout = None if seconds is None else datetime.timedelta(seconds=seconds)
-        torch.distributed.init_process_group('gloo', timeout=timeout)
-        atexit.register(_stop_process_group)
-        print_log('No GPU: the processes talk over gloo.')
-    wrapper = dict(_CPU_WRAPPER, find_unused_parameters=cfg.get('find_unused_parameters', False))
-    if cfg.get('strategy') is None and cfg.get('runner_type') == 'FlexibleRunner':
-        cfg.strategy = dict(type='DDPStrategy')
-    if cfg.get('strategy') is None:
-        cfg.model_wrapper_cfg = {**wrapper, **(cfg.get('model_wrapper_cfg') or {}), 'device_ids': None}
-    elif cfg.strategy.type == 'DDPStrategy':
-        cfg.strategy.model_wrapper = {**wrapper, **(cfg.strategy.get('model_wrapper') or {}), 'device_ids': None}
-
-
-def _stop_process_group() -> None:
-    """End gloo's threads while Python still runs.
-
-    After a collective, a thread of gloo's drops its tensors, for which it waits for the interpreter. One that still
-    waits when the interpreter ends aborts the process ("terminate called without an active exception"). Only the
-    destructor of the process group joins these threads, and the wrapped model refers to the group: the Runner, which
-    lives in reference cycles, has to go first. The reference held here is the last one, as Python's destructor lets
-    the threads have the interpreter while it joins them, and that of the wrapped model does not.
-    """
-    group = torch.distributed.group.WORLD
-    if group is not None:
-        torch.distributed.destroy_process_group()
-        gc.collect()
-        del group

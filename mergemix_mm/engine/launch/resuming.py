@@ -9,9 +9,9 @@ from mmengine.dist import broadcast_object_list, is_main_process
 from mmengine.hooks import CheckpointHook
 from mmengine.logging import print_log
 
-from ..utils import files
-from .hooks.atomic_checkpoint_hook import name_pattern
-from .hooks.plain_checkpoint_hook import find_unresumable
+from ...utils import files
+from ..hooks.atomic_checkpoint_hook import name_pattern
+from ..hooks.plain_checkpoint_hook import find_unresumable
 
 LAST = 'last_checkpoint'
 

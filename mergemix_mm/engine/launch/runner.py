@@ -1,0 +1,122 @@
+"""Builds the Runner of a config, with this project's hooks and, on CPUs, a process group."""
+
+import atexit
+import datetime
+import gc
+import os
+from logging import LogRecord
+
+import matplotlib
+import torch.distributed
+from mmengine.config import Config
+from mmengine.device import get_device
+from mmengine.logging import print_log
+from mmengine.registry import RUNNERS
+from mmengine.runner import FlexibleRunner, Runner
+
+from ...utils import files, processes
+from ...utils.text import printable
+from ..hooks.plain_checkpoint_hook import PlainCheckpointHook
+from ..schedules import fit_schedule
+from .config import data_loaders, use_own_hooks
+from .errors import LaunchError, explain_stops
+from .resuming import choose_checkpoint
+
+# DDP on a CPU takes no device; a wrapper config of one's own replaces MMEngine's other defaults, hence all of them.
+_CPU_WRAPPER = dict(type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False)
+
+
+def build_runner(cfg: Config) -> Runner | FlexibleRunner:
+    """Build the Runner, or the FlexibleRunner if the config has a ``strategy``, or what ``runner_type`` names.
+
+    Without an accelerator, ``launcher='pytorch'`` trains over gloo. What torch would refuse or warn about in a data
+    loader is switched off: persistent workers where there are no workers, pinned memory where there is no accelerator.
+    The Runner saves checkpoints whole and resumes from the newest one that loads; its workers end with it. A schedule
+    that was written for a longer run is scaled (:func:`~mergemix_mm.engine.fit_schedule`).
+
+    Raises:
+        LaunchError: If the launcher cannot be used, a part of the schedule begins after the run, or the work
+            directory cannot be written to.
+    """
+    use_own_hooks(cfg)
+    if (cfg.get('randomness') or {}).get('deterministic'):
+        # Some releases of torch refuse products of matrices on CUDA without; it is read once, at the first of them.
+        os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')
+    try:
+        fit_schedule(cfg)
+    except ValueError as error:
+        raise LaunchError(str(error)) from error
+    processes.end_children_with_parent()
+    if 'TORCHELASTIC_RUN_ID' in os.environ:
+        processes.end_with_parent()
+    for loader in data_loaders(cfg, 'train', 'val', 'test').values():
+        if not loader.get('num_workers', 0):
+            loader.pop('persistent_workers', None)
+        if get_device() == 'cpu':
+            loader.pop('pin_memory', None)
+    if cfg.launcher != 'none' and get_device() == 'cpu':
+        _start_cpu_process_group(cfg)
+    # FlexibleRunner.from_cfg hands a missing entry on as None, where its constructor would have a default.
+    cfg.setdefault('env_cfg', dict(dist_cfg=dict(backend='nccl')))
+    with explain_stops(cfg):
+        if cfg.get('work_dir') and '://' not in cfg.work_dir:
+            files.check_writable(cfg.work_dir)
+        if cfg.get('runner_type') is not None:
+            runner = RUNNERS.build(cfg)
+        else:
+            runner = (Runner if cfg.get('strategy') is None else FlexibleRunner).from_cfg(cfg)
+    # Names of classes are texts, also where MMEngine's visualizers draw them: a dollar sign starts no formula.
+    matplotlib.rcParams['text.parse_math'] = False
+    runner.register_hook(PlainCheckpointHook())
+    runner.logger.addFilter(_show_control_characters)
+    choose_checkpoint(runner)
+    return runner
+
+
+def _show_control_characters(record: LogRecord) -> bool:
+    """Log file names and texts of others without steering the terminal; MMEngine adds its own colours later."""
+    record.msg, record.args = printable(record.getMessage()), ()
+    return True
+
+
+def _start_cpu_process_group(cfg: Config) -> None:
+    """Start gloo, as MMEngine would ask for a CUDA device first, and let DDP wrap a model without one."""
+    if cfg.launcher != 'pytorch':
+        raise LaunchError(
+            f'--launcher {cfg.launcher}: needs GPUs, and this machine shows none. On CPUs use --launcher pytorch with '
+            'torchrun, as tools/dist_train.sh does'
+        )
+    missing = [name for name in ('RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT') if name not in os.environ]
+    if missing:
+        raise LaunchError(
+            f'--launcher pytorch: {", ".join(missing)} not set; start it with torchrun, as tools/dist_train.sh does'
+        )
+    if not torch.distributed.is_initialized():
+        seconds = cfg.get('env_cfg', {}).get('dist_cfg', {}).get('timeout')
+        timeout = None if seconds is None else datetime.timedelta(seconds=seconds)
+        torch.distributed.init_process_group('gloo', timeout=timeout)
+        atexit.register(_stop_process_group)
+        print_log('No GPU: the processes talk over gloo.')
+    wrapper = dict(_CPU_WRAPPER, find_unused_parameters=cfg.get('find_unused_parameters', False))
+    if cfg.get('strategy') is None and cfg.get('runner_type') == 'FlexibleRunner':
+        cfg.strategy = dict(type='DDPStrategy')
+    if cfg.get('strategy') is None:
+        cfg.model_wrapper_cfg = {**wrapper, **(cfg.get('model_wrapper_cfg') or {}), 'device_ids': None}
+    elif cfg.strategy.type == 'DDPStrategy':
+        cfg.strategy.model_wrapper = {**wrapper, **(cfg.strategy.get('model_wrapper') or {}), 'device_ids': None}
+
+
+def _stop_process_group() -> None:
+    """End gloo's threads while Python still runs.
+
+    After a collective, a thread of gloo's drops its tensors, for which it waits for the interpreter. One that still
+    waits when the interpreter ends aborts the process ("terminate called without an active exception"). Only the
+    destructor of the process group joins these threads, and the wrapped model refers to the group: the Runner, which
+    lives in reference cycles, has to go first. The reference held here is the last one, as Python's destructor lets
+    the threads have the interpreter while it joins them, and that of the wrapped model does not.
+    """
+    group = torch.distributed.group.WORLD
+    if group is not None:
+        torch.distributed.destroy_process_group()
+        gc.collect()
+        del group

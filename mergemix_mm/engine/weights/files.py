@@ -1,0 +1,294 @@
+"""Weights in files: what stands where in one, without reading it, and its elements in pieces.
+
+A :class:`SafetensorsFile` or a :class:`TorchFile` gives a :class:`StoredTensor` for each name. Both also write the
+layout of a file like it, into which elements are put later.
+"""
+
+import copy
+import json
+import zipfile
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.serialization import skip_data
+
+from ...utils.safe_load import load_checkpoint
+from ...utils.text import printable, shown
+
+# Elements at once: few megabytes, whatever the tensor's size.
+PIECE = 1 << 20
+DTYPES = dict(
+    F64=torch.float64,
+    F32=torch.float32,
+    F16=torch.float16,
+    BF16=torch.bfloat16,
+    F8_E4M3=torch.float8_e4m3fn,
+    F8_E5M2=torch.float8_e5m2,
+    I64=torch.int64,
+    I32=torch.int32,
+    I16=torch.int16,
+    I8=torch.int8,
+    U64=torch.uint64,
+    U32=torch.uint32,
+    U16=torch.uint16,
+    U8=torch.uint8,
+    BOOL=torch.bool,
+)
+
+LONGEST_HEADER = 100_000_000  # The library's own limit, in bytes.
+WAY_OUT = 'torch.load(weights_only=False)'
+# Elements of a tensor for each that is stored: an expanded one repeats them.
+LARGEST_EXPANSION = 1 << 16
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """Where a tensor stands in a file.
+
+    Args:
+        path (Path): The file.
+        start (int): The byte in the file where its first element begins.
+        like (Tensor): On the meta device: shape, dtype and strides of the elements behind `start`.
+    """
+
+    path: Path
+    start: int
+    like: Tensor
+
+    @property
+    def shape(self) -> torch.Size:
+        return self.like.shape
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.like.dtype
+
+    @property
+    def nbytes(self) -> int:
+        return self.like.nbytes
+
+    def pieces(self) -> Iterator[Tensor]:
+        """The elements in the order of the tensor, flat, a few megabytes at a time.
+
+        Nothing is mapped: pages of a mapped file would count as memory of the process. A tensor that does not lie in
+        its own order (``channels_last``) is read whole.
+
+        Raises:
+            ValueError: If the file ends too early.
+        """
+        if not self.like.is_contiguous():
+            yield from self.read().contiguous().view(-1).split(PIECE)
+            return
+        with self.path.open('rb') as file:
+            file.seek(self.start)
+            for start in range(0, self.like.numel(), PIECE):
+                yield self._read(file, min(PIECE, self.like.numel() - start))
+
+    def read(self) -> Tensor:
+        """The whole tensor.
+
+        Raises:
+            ValueError: If the file ends too early.
+        """
+        last = sum((size - 1) * stride for size, stride in zip(self.shape, self.like.stride()))
+        with self.path.open('rb') as file:
+            file.seek(self.start)
+            elements = self._read(file, last + 1 if self.like.numel() else 0)
+        return elements.as_strided(self.shape, self.like.stride())
+
+    def write(self, pieces: Iterable[Tensor], progress: Callable[[int], object]) -> None:
+        """Put the elements of a contiguous tensor into the file, which is there already.
+
+        Args:
+            pieces (Iterable[Tensor]): As :meth:`pieces` gives them.
+            progress (Callable): Called with the number of bytes of each piece.
+        """
+        with self.path.open('r+b') as file:
+            file.seek(self.start)
+            for piece in pieces:
+                file.write(piece.view(torch.uint8).numpy())
+                progress(piece.nbytes)
+
+    def _read(self, file: BinaryIO, count: int) -> Tensor:
+        elements = torch.empty(count, dtype=self.dtype)
+        if file.readinto(elements.view(torch.uint8).numpy()) != elements.nbytes:
+            raise ValueError(f'{self.path} ends within a tensor: it is damaged, or was not copied whole')
+        return elements
+
+
+def once(pairs: list[tuple[str, Any]]) -> dict:
+    """For `json.loads`: a key that is there twice is an error, as one of the two would be lost.
+
+    Raises:
+        ValueError: If one is.
+    """
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f'{shown(next(name for name in names if names.count(name) > 1))} is there twice')
+    return found
+
+
+class SafetensorsFile:
+    """The tensors of a file by name, none of them read.
+
+    Args:
+        path (Path): The file.
+
+    Raises:
+        ValueError: If it is damaged or none of this kind.
+    """
+
+    versions = None
+
+    def __init__(self, path: Path) -> None:
+        self.path, size = path, path.stat().st_size
+        try:
+            with path.open('rb') as file:
+                length = int.from_bytes(file.read(8), 'little')
+                if length > min(size - 8, LONGEST_HEADER):
+                    raise ValueError(f'a header of {length} bytes')
+                self._header = json.loads(file.read(length), object_pairs_hook=once)
+            self._entries = {name: entry for name, entry in self._header.items() if name != '__metadata__'}
+            metadata = self._header.get('__metadata__', {})
+            if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+                raise ValueError('__metadata__ that is not texts')
+            self.tensors = {name: self._tensor(name, entry, 8 + length) for name, entry in self._entries.items()}
+        except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, RecursionError) as error:
+            raise ValueError(
+                f'{printable(path)} is no safetensors file, or of a dtype that is not known here: '
+                f'{shown(repr(error), 200)}'
+            ) from None
+        self._data = end = 8 + length
+        # In the order of their bytes, each begins where the last one ended: none overlaps, and nothing is hidden.
+        for name, tensor in sorted(self.tensors.items(), key=lambda one: (one[1].start, one[1].nbytes)):
+            if tensor.start != end:
+                raise ValueError(
+                    f'{printable(path)}: {shown(name)} begins at byte {tensor.start}, where {end} is expected: tensors '
+                    'overlap, or there is something between them'
+                )
+            end += tensor.nbytes
+        if end != size:
+            raise ValueError(
+                f'{printable(path)} has {size} bytes, and {end} by its header: it is damaged, or was not copied whole'
+            )
+
+    def _tensor(self, name: str, entry: dict, data: int) -> StoredTensor:
+        begin, end = entry['data_offsets']
+        numbers = [begin, end, *entry['shape']]
+        if not all(type(number) is int and number >= 0 for number in numbers):
+            raise ValueError(f'{shown(name)}: {numbers[:6]} must be integers of at least 0')
+        like = torch.empty(entry['shape'], dtype=DTYPES[entry['dtype']], device='meta')
+        if like.nbytes != end - begin:
+            raise ValueError(f'{shown(name)}: {entry} contradicts itself')
+        return StoredTensor(self.path, data + begin, like)
+
+    def reserve(self, path: Path, record: dict) -> dict[str, StoredTensor]:
+        """Write a file of the same tensors, in the same order, without their elements.
+
+        Args:
+            path (Path): The file.
+            record (dict): What JSON can hold; it is added to the metadata under ``mix_weights``.
+
+        Returns:
+            dict[str, StoredTensor]: Where the elements belong.
+        """
+        metadata = {**self._header.get('__metadata__', {}), 'mix_weights': json.dumps(record)}
+        header = json.dumps(dict(__metadata__=metadata, **self._entries)).encode()
+        header += b' ' * (-len(header) % 8)  # Tensors begin at multiples of 8, as the library has it.
+        moved = 8 + len(header) - self._data
+        with path.open('wb') as file:
+            file.write(len(header).to_bytes(8, 'little') + header)
+            file.truncate(self.path.stat().st_size + moved)
+        return {name: StoredTensor(path, tensor.start + moved, tensor.like) for name, tensor in self.tensors.items()}
+
+
+class TorchFile:
+    """The weights of a checkpoint by name, none of them read.
+
+    Args:
+        path (Path): A state dict, or a dict with one under ``state_dict``, as MMEngine writes it.
+
+    Raises:
+        ValueError: If it is none, holds more than weights and plain values, or was written before torch 1.6.
+    """
+
+    def __init__(self, path: Path) -> None:
+        if not zipfile.is_zipfile(path):
+            raise ValueError(
+                f'{path} is damaged, or was written before torch 1.6; if torch.load reads it, torch.save it again'
+            )
+        with FakeTensorMode():  # Tensors without memory, which know their place in the file.
+            self._content = load_checkpoint(path, flag=WAY_OUT)
+        nested = isinstance(self._content, dict) and 'state_dict' in self._content
+        self._weights = self._content['state_dict'] if nested else self._content
+        if not isinstance(self._weights, dict):
+            raise ValueError(f'{path} holds no state dict, but: {type(self._weights).__name__}')
+        if not self._weights:
+            raise ValueError(f'{path} holds no weights')
+        others = [
+            str(name) for name, value in self._weights.items() if not (isinstance(name, str) and _is_plain(value))
+        ]
+        if others:
+            raise ValueError(f'{path} holds entries that are no plain tensors: {", ".join(others[:5])}')
+        self.path, self.versions = path, getattr(self._weights, '_metadata', None)
+        records = _records(path)
+        self.tensors = {name: _stored(path, name, value, records) for name, value in self._weights.items()}
+
+    def reserve(self, path: Path, record: dict) -> dict[str, StoredTensor]:
+        """Write a checkpoint of the same weights without their elements; only ``meta`` is kept of what else there was.
+
+        The checksums in the zip archive, which torch does not read, are not those of the elements.
+
+        Args:
+            path (Path): The file.
+            record (dict): Added to ``meta`` under ``mix_weights``, where there is a ``state_dict`` beside it.
+
+        Returns:
+            dict[str, StoredTensor]: Where the elements belong.
+        """
+        weights = copy.copy(self._weights)  # With its `_metadata`.
+        with FakeTensorMode():
+            for name, tensor in self.tensors.items():  # Memory of its own for each, in its own order.
+                weights[name] = torch.empty(tensor.shape, dtype=tensor.dtype)
+        content = weights
+        if self._weights is not self._content:
+            content = dict(meta={**self._content.get('meta', {}), 'mix_weights': record}, state_dict=weights)
+        with skip_data(materialize_fake_tensors=True):
+            torch.save(content, path)
+        return TorchFile(path).tensors
+
+
+def _is_plain(value: object) -> bool:
+    return isinstance(value, Tensor) and value.layout == torch.strided and not value.is_quantized
+
+
+def _records(path: Path) -> dict[int, int]:
+    """Of all records in the archive, the byte where they begin and their size.
+
+    Raises:
+        ValueError: If one is compressed: torch writes them as they are, and their elements are read so.
+    """
+    reader = torch._C.PyTorchFileReader(str(path))
+    with zipfile.ZipFile(path) as archive:
+        infos = {info.filename.partition('/')[2]: info for info in archive.infolist()}
+    if any(info.compress_type != zipfile.ZIP_STORED for info in infos.values()):
+        raise ValueError(f'{printable(path)} is compressed; if torch.load reads it, torch.save it again')
+    return {reader.get_record_offset(name): info.file_size for name, info in infos.items() if name.startswith('data/')}
+
+
+def _stored(path: Path, name: str, fake: Tensor, records: dict[int, int]) -> StoredTensor:
+    storage = fake.untyped_storage()
+    last = sum((size - 1) * stride for size, stride in zip(fake.shape, fake.stride())) if fake.numel() else -1
+    end = (fake.storage_offset() + last + 1) * fake.itemsize
+    room = records.get(storage._checkpoint_offset, 0)
+    if min(fake.storage_offset(), *fake.stride(), 0) < 0 or end > room or fake.nbytes > LARGEST_EXPANSION * (room + 1):
+        raise ValueError(f'{printable(path)}: {shown(name)} reaches beyond its place in the file: it is damaged')
+    start = storage._checkpoint_offset + fake.storage_offset() * fake.itemsize
+    like = torch.empty_strided(fake.shape, fake.stride(), dtype=fake.dtype, device='meta')
+    return StoredTensor(path, start, like)

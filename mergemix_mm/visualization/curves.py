@@ -1,0 +1,185 @@
+"""Curves: interaction intensity over the layers, rewards over the steps, scores over the weight of a mix."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from .canvas import figure_to_image, legend_label
+
+COLOURS = ('#c2571a', '#3b6fb6', '#2a8f6a', '#8a4fa3', '#6b7280', '#b8860b')
+CHOSEN_COLOUR = '#2563a8'
+REJECTED_COLOUR = '#d9702b'
+MUTED = '#6b7280'
+NEEDED = ('step', 'reward_chosen', 'reward_rejected', 'reward_margin')
+
+
+def draw_interaction_curves(
+    curves: Mapping[str, Mapping[str, Sequence[float]]],
+    targets: Mapping[str, tuple[Sequence[float], Sequence[float]]] | None = None,
+    title: str | None = None,
+    dpi: int = 110,
+) -> np.ndarray:
+    """Draw curves over the layers of one or several models, with bands of their deviation, and targets beside them.
+
+    Args:
+        curves (Mapping[str, Mapping]): For each name (of a task, of a model) ``mean``, [layers] in [0, 1]; ``std``,
+            [layers], if there is a band to draw; ``layers``, which layers they are, if not all from 0.
+        targets (Mapping[str, tuple], optional): For a name of `curves`, the target and the threshold of every layer
+            of the model: a dashed line, with a band of the threshold around it. Defaults to None.
+        title (str, optional): A headline. Defaults to None.
+        dpi (int): Pixels per inch; the figure is 6.4 x 3.8 inches. Defaults to 110.
+
+    Returns:
+        np.ndarray: [H, W, 3] uint8, RGB.
+
+    Raises:
+        ValueError: if there is no curve, or a target without one.
+    """
+    targets = {} if targets is None else targets
+    if not curves or not set(targets) <= set(curves):
+        raise ValueError(f'draw_interaction_curves: there must be curves, and one for each target of {list(targets)}')
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 3.8), dpi=dpi, layout='constrained')
+    axes = figure.subplots()
+    for number, (name, curve) in enumerate(curves.items()):
+        colour = COLOURS[number % len(COLOURS)]
+        mean = np.asarray(curve['mean'], dtype=float)
+        layers = np.asarray(curve.get('layers', range(len(mean))))
+        axes.plot(layers, mean, color=colour, label=legend_label(name), linewidth=1.6, marker='.', markersize=5)
+        if 'std' in curve:
+            _band(axes, layers, mean, np.asarray(curve['std'], dtype=float), colour, alpha=0.2)
+        if name in targets:
+            target, delta = (np.asarray(values, dtype=float)[layers] for values in targets[name])
+            axes.step(layers, target, where='mid', color=colour, linewidth=1.1, linestyle=(0, (4, 3)))
+            _band(axes, layers, target, delta, colour, alpha=0.08, step='mid')
+    if targets:
+        axes.plot([], [], color='black', linewidth=1.1, linestyle=(0, (4, 3)), label='target')
+    axes.set(ylim=(0, 1), xlabel='layer', ylabel='interaction intensity')
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.legend(frameon=False, fontsize=8)
+    axes.spines[['top', 'right']].set_visible(False)
+    axes.tick_params(labelsize=8)
+    axes.set_axisbelow(True)
+    axes.grid(axis='y', linewidth=0.4, color='#d1d5db')
+    if title:
+        figure.suptitle(title, fontsize=11)
+    return figure_to_image(figure)
+
+
+def _band(axes, layers: np.ndarray, middle: np.ndarray, width: np.ndarray, colour: str, **style) -> None:
+    axes.fill_between(layers, middle - width, middle + width, color=colour, linewidth=0, **style)
+
+
+def draw_reward_curves(scalars: Mapping[str, Sequence[float]], title: str | None = None, dpi: int = 110) -> np.ndarray:
+    """Draw the rewards of chosen and rejected answers, and the margin between them beside the one that is asked for.
+
+    Args:
+        scalars (Mapping[str, Sequence[float]]): What `SimPOHead` logs, one value per logged step each: ``step``,
+            ``reward_chosen``, ``reward_rejected``, ``reward_margin``, and with a mixer ``ratio_mean``, from which the
+            margin asked for follows: 1 - ratio.
+        title (str, optional): A headline. Defaults to None.
+        dpi (int): Pixels per inch; the figure is 7.6 x 3.4 inches. Defaults to 110.
+
+    Returns:
+        np.ndarray: [H, W, 3] uint8, RGB.
+
+    Raises:
+        ValueError: If a key is missing, or the lengths differ.
+    """
+    missing = [key for key in NEEDED if key not in scalars]
+    if missing:
+        raise ValueError(
+            f'draw_reward_curves: the scalars have no {", ".join(missing)}; a run with head=dict(type="SimPOHead") '
+            'logs them'
+        )
+    values = {key: np.asarray(scalars[key], dtype=float) for key in (*NEEDED, 'ratio_mean') if key in scalars}
+    if len({len(value) for value in values.values()}) > 1:
+        raise ValueError(f'draw_reward_curves: lengths differ: { {key: len(value) for key, value in values.items()} }')
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.6, 3.4), dpi=dpi, layout='constrained')
+    left, right = figure.subplots(1, 2)
+    step = values['step']
+    left.plot(step, values['reward_chosen'], color=CHOSEN_COLOUR, linewidth=1.6, label='chosen')
+    left.plot(step, values['reward_rejected'], color=REJECTED_COLOUR, linewidth=1.6, label='rejected')
+    left.fill_between(
+        step, values['reward_rejected'], values['reward_chosen'], color=CHOSEN_COLOUR, alpha=0.12, linewidth=0
+    )
+    left.set(xlabel='step', ylabel='reward')
+    right.plot(step, values['reward_margin'], color=CHOSEN_COLOUR, linewidth=1.6, label='margin reached')
+    if 'ratio_mean' in values:
+        style = dict(color=MUTED, linewidth=1.1, linestyle=(0, (4, 3)))
+        right.plot(step, 1 - values['ratio_mean'], label='margin asked for', **style)
+    right.axhline(0, color='black', linewidth=0.6)
+    right.set(xlabel='step', ylabel='chosen - rejected')
+    for axes in (left, right):
+        axes.legend(frameon=False, fontsize=8)
+        axes.spines[['top', 'right']].set_visible(False)
+        axes.tick_params(labelsize=8)
+        axes.set_axisbelow(True)
+        axes.grid(axis='y', linewidth=0.4, color='#d1d5db')
+    if title:
+        figure.suptitle(title, fontsize=11)
+    return figure_to_image(figure)
+
+
+def draw_beta_sweep(
+    betas: Sequence[float],
+    scores: Mapping[str, Sequence[float]],
+    references: Mapping[str, float] | None = None,
+    ylabel: str = 'accuracy [%]',
+    title: str | None = None,
+    dpi: int = 110,
+) -> np.ndarray:
+    """Draw a curve over beta for each thing that was scored, and their mean where there are several.
+
+    Args:
+        betas (Sequence[float]): Weights of the real model in [0, 1], N of them.
+        scores (Mapping[str, Sequence[float]]): By name, N scores each.
+        references (Mapping[str, float], optional): By name, a score to compare the mean with, such as that of a model
+            trained on everything: a dashed line. Defaults to None.
+        ylabel (str): What the scores are. Defaults to ``'accuracy [%]'``.
+        title (str, optional): A headline. Defaults to None.
+        dpi (int): Pixels per inch; the figure is 6.4 x 3.8 inches. Defaults to 110.
+
+    Returns:
+        np.ndarray: [H, W, 3] uint8, RGB.
+
+    Raises:
+        ValueError: If there is no score, or not one for each beta.
+    """
+    values = {name: np.asarray(score, dtype=float) for name, score in scores.items()}
+    if not values or any(len(score) != len(betas) for score in values.values()):
+        raise ValueError(
+            f'draw_beta_sweep: needs a score for each of the {len(betas)} betas, got '
+            f'{ {name: len(score) for name, score in values.items()} }'
+        )
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 3.8), dpi=dpi, layout='constrained')
+    axes = figure.subplots()
+    for number, (name, score) in enumerate(values.items()):
+        axes.plot(
+            betas,
+            score,
+            color=COLOURS[number % len(COLOURS)],
+            linewidth=1.4,
+            marker='o',
+            markersize=4,
+            label=legend_label(name),
+        )
+    if len(values) > 1:
+        mean = np.mean(list(values.values()), axis=0)
+        axes.plot(betas, mean, color='black', linewidth=2, marker='o', markersize=4, label='mean')
+    for name, score in (references or {}).items():
+        axes.axhline(score, color='#6b7280', linewidth=1.1, linestyle=(0, (4, 3)), label=legend_label(name))
+    axes.set(xlabel='beta', ylabel=ylabel, xlim=(-0.03, 1.03))
+    axes.legend(frameon=False, fontsize=8)
+    axes.spines[['top', 'right']].set_visible(False)
+    axes.tick_params(labelsize=8)
+    axes.set_axisbelow(True)
+    axes.grid(axis='y', linewidth=0.4, color='#d1d5db')
+    if title:
+        figure.suptitle(title, fontsize=11)
+    return figure_to_image(figure)
