@@ -32,12 +32,10 @@ SLOW = ('test_tools/', 'test_projects/', 'test_docs.py', '_configs.py')
 
 def pytest_collection_modifyitems(config, items):
     """Mark them as slow; single tests elsewhere carry the marker themselves."""
-
-    def in_slow_file(item):
-        return any(part in item.nodeid for part in SLOW)
-
-    for item in filter(in_slow_file, items):
-        item.add_marker(pytest.mark.slow)
-    # With several workers the longest files come first, so that no worker ends with one while the others wait.
+    for item in items:
+        if any(part in item.nodeid for part in SLOW):
+            item.add_marker(pytest.mark.slow)
+    # With several workers the files with slow tests come first, so that no worker ends with one while the others wait.
     if hasattr(config, 'workerinput'):
-        items.sort(key=lambda item: not in_slow_file(item))
+        slow = {item.path for item in items if item.get_closest_marker('slow')}
+        items.sort(key=lambda item: item.path not in slow)

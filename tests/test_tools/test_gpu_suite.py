@@ -136,6 +136,18 @@ def test_without_a_gpu_it_says_so(suite, tmp_path):
     assert not (tmp_path / 'gpu.json').exists()
 
 
-def test_every_part_runs_on_the_cpu_at_a_tiny_size(suite, tmp_path):
-    results = run(suite, tmp_path / 'gpu.json', '--minutes', '60')
-    assert {name: part['status'] for name, part in results.items()} == dict.fromkeys(suite.PARTS, 'done'), results
+@pytest.mark.parametrize('options', [('--device', 'cpu', '--tiny'), ('--device', 'cuda')])
+def test_the_program_of_every_part_takes_its_options(suite, tmp_path, monkeypatch, options):
+    args = suite.parse_args([*options, '--output', str(tmp_path / 'gpu.json')])
+    programs = {name: Path(part.program) for name, part in suite.PARTS.items() if part.program != 'pytest'}
+    for name, path in programs.items():
+        monkeypatch.setattr(sys, 'argv', suite.command_of(name, args, tmp_path / 'results')[1:])
+        parsed = importlib.import_module(path.stem).parse_args()
+        assert parsed.device.type == args.device and parsed.quick == args.tiny
+
+
+@pytest.mark.slow
+def test_tests_and_programs_run_on_the_cpu_at_a_tiny_size(suite, tmp_path):
+    # The other programs run with --quick in tests of their own.
+    results = run(suite, tmp_path / 'gpu.json', '--minutes', '60', '--parts', 'tests', 'head')
+    assert {name: part['status'] for name, part in results.items()} == dict(tests='done', head='done'), results
