@@ -1,3 +1,3 @@
-"""The version of the package, read by setup.py as well."""
+"""The version of the package. pyproject.toml reads it without importing the package."""
 
 __version__ = '0.1.0'
