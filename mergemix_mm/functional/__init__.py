@@ -1,4 +1,4 @@
-"""The mathematics of the methods: pure functions on tensors that need torch alone."""
+"""The mathematics of the methods: pure functions on tensors that need only torch."""
 
 from .coordinates import CoordinateError, format_boxes, format_phrase, parse_boxes, parse_family_boxes, parse_phrases
 from .embedding_mix import as_grid, mix_embeddings, resample_grid

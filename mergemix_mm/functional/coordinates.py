@@ -1,8 +1,9 @@
 """Boxes and key points as plain text, and back (the coordinates of SPHINX, arXiv 2311.07575).
 
-A box is four numbers, x1, y1, x2, y2, a key point two, x, y; all are shares of the square-padded image, in [0, 1], with
-a fixed number of decimals. A pair of brackets holds one or several, ``[0.100,0.200,0.300,0.400;0.500,0.600]``; what
-they belong to may be named before them, ``<p>a red ring</p>[0.100,0.200,0.300,0.400]``.
+A box has four numbers, x1, y1, x2, y2, and a key point two, x, y. All are fractions of the square-padded image, in
+[0, 1], with a fixed number of decimals. A pair of brackets holds one or several of them:
+``[0.100,0.200,0.300,0.400;0.500,0.600]``. A phrase before it says what they belong to:
+``<p>a red ring</p>[0.100,0.200,0.300,0.400]``.
 """
 
 import re
@@ -10,9 +11,9 @@ from collections.abc import Iterable, Sequence
 
 Coordinates = tuple[float, ...]
 
-# Half a unit of the usual last decimal: what stands so far outside of [0, 1] is rounding.
+# Half a unit of the usual last decimal: a number that is so far outside of [0, 1] was rounded.
 TOLERANCE = 5e-4
-# One way to read each text, so that a row of thousands of digits takes no quadratic time.
+# Each text matches in only one way, so that a regular expression never backtracks over thousands of digits.
 _NUMBER = re.compile(r'[+-]?(?:\d+(?:\.\d*)?|\.\d+)')
 _BRACKET = re.compile(r'\[([^\[\]]*)\]')
 _PHRASE = re.compile(r'<p>((?:(?!</?p>).)*)</p>', re.DOTALL)
@@ -25,8 +26,8 @@ _FAMILY_BOX = re.compile(
     rf'|\(\s*{_PLAIN}\s*,\s*{_PLAIN}\s*\)\s*,?\s*\(\s*{_PLAIN}\s*,\s*{_PLAIN}\s*\)'
     rf'|\{{\s*(?:<{_PLAIN}>\s*){{4}}\}}|(?:<loc\d{{4}}>){{4}}(?!<loc)'
 )
-# The brackets right behind a phrase, those that are never closed included.
-_BEHIND = re.compile(r'\s*\[[^\]]*\]?')
+# The bracket directly after a phrase. It also matches one that is never closed, so that it is refused, not ignored.
+_BRACKET_AFTER = re.compile(r'\s*\[[^\]]*\]?')
 
 
 class CoordinateError(ValueError):
@@ -38,7 +39,7 @@ def format_boxes(boxes: Iterable[Sequence[float]], decimals: int = 3) -> str:
 
     Args:
         boxes (Iterable): At least one row of four (xyxy) or two (xy) numbers in [0, 1], up to rounding.
-        decimals (int): Digits behind the point. Defaults to 3.
+        decimals (int): Digits after the point. Defaults to 3.
 
     Raises:
         CoordinateError: If there is no row, a row has another length, or x2 < x1, y2 < y1, or a number outside [0, 1].
@@ -50,7 +51,7 @@ def format_boxes(boxes: Iterable[Sequence[float]], decimals: int = 3) -> str:
     rows = [[_inside(float(value), 0.5 * 10**-decimals) for value in row] for row in boxes]
     if not rows:
         raise CoordinateError('there is no box to write')
-    # The order of the corners is that of the printed numbers: what differs by less is rounding.
+    # The corners are compared as printed: a smaller difference is rounding.
     texts = [[f'{value:.{decimals}f}' for value in row] for row in rows]
     for row in texts:
         _check([float(text) for text in row], ','.join(row))
@@ -60,13 +61,13 @@ def format_boxes(boxes: Iterable[Sequence[float]], decimals: int = 3) -> str:
 def parse_boxes(text: str) -> list[Coordinates]:
     """Read the boxes and key points of all brackets in a text, in order.
 
-    White space may stand between numbers and separators, and a number may do without point and decimals.
+    White space is allowed between numbers and separators; a number may have no decimals.
 
     Args:
-        text (str): Such as an answer. Whatever stands outside of brackets is ignored.
+        text (str): Such as an answer. Text outside of brackets is ignored.
 
     Returns:
-        list[tuple[float, ...]]: Of four numbers (box) or two (key point), in [0, 1]; empty without brackets.
+        list[tuple[float, ...]]: Four numbers (box) or two (key point) each, in [0, 1]; empty without brackets.
 
     Raises:
         CoordinateError: If a bracket is not closed or was not opened, or one of its rows is malformed: not two or four
@@ -83,12 +84,12 @@ def parse_boxes(text: str) -> list[Coordinates]:
 
 
 def parse_family_boxes(text: str, largest: Sequence[float], y_first: bool = False) -> list[Coordinates]:
-    """Read boxes as other model families write them, with coordinates in a unit that the caller knows.
+    """Read boxes as other model families write them; the caller knows the unit of the coordinates.
 
     Four numbers each, in one of these notations: ``[x1, y1, x2, y2]``, also in further brackets, in tags (``<box>``,
     ``<|box_start|>``) or in JSON (``"bbox_2d": [...]``); ``(x1, y1, x2, y2)``; ``(x1,y1),(x2,y2)``;
     ``[[x1,y1],[x2,y2]]``; ``<box>x1 y1 x2 y2</box>``, with commas as well; ``{<x1><y1><x2><y2>}``; or, for ``y_first``,
-    ``<loc0123>`` four times. Any text may stand around them.
+    ``<loc0123>`` four times. Any text may surround them.
 
     Args:
         text (str): Such as an answer.
@@ -99,8 +100,8 @@ def parse_family_boxes(text: str, largest: Sequence[float], y_first: bool = Fals
         list[tuple[float, ...]]: Boxes x1, y1, x2, y2 in [0, 1]; empty where no box is named.
 
     Raises:
-        CoordinateError: If a bracket holds another number of numbers, or is not closed, a number is outside its range,
-            or x2 < x1 or y2 < y1. A number is never taken for one in another unit.
+        CoordinateError: If a bracket does not hold four numbers, or is not closed, a number is outside its range, or
+            x2 < x1 or y2 < y1. A number is never taken for one in another unit.
 
     Examples:
         >>> parse_family_boxes('<box>(250,500),(750,1000)</box>', (1000, 1000))
@@ -116,7 +117,7 @@ def parse_family_boxes(text: str, largest: Sequence[float], y_first: bool = Fals
         row = [float(number) for number in _NUMBER.findall(match[0])]
         if y_first:
             row = [row[1], row[0], row[3], row[2]]
-        # Half a unit of the last place that such models write, which is the third of a share.
+        # Such models write at least three places of a fraction; half a unit of the third is rounding.
         row = [_inside(value / largest[i % 2], TOLERANCE) for i, value in enumerate(row)]
         _check(row, match[0])
         boxes.append(tuple(row))
@@ -127,7 +128,7 @@ def format_phrase(phrase: str, boxes: Iterable[Sequence[float]], decimals: int =
     """Write a phrase with its boxes or key points: ``<p>a red ring</p>[...]``.
 
     Raises:
-        CoordinateError: If the phrase holds such a mark itself, or :func:`format_boxes` refuses the boxes.
+        CoordinateError: If the phrase holds ``<p>`` or ``</p>`` itself, or :func:`format_boxes` refuses the boxes.
     """
     if re.search('</?p>', phrase):
         raise CoordinateError(f'the phrase {phrase!r} holds a mark of phrases')
@@ -135,26 +136,26 @@ def format_phrase(phrase: str, boxes: Iterable[Sequence[float]], decimals: int =
 
 
 def parse_phrases(text: str) -> list[tuple[str, list[Coordinates]]]:
-    """Read the phrases of a text and the boxes or key points of the brackets right behind each.
+    """Read the phrases of a text and the boxes or key points of the brackets directly after each.
 
     Returns:
         list[tuple[str, list]]: Phrase (without surrounding space) and its boxes, as of :func:`parse_boxes`; none for a
         phrase without brackets.
 
     Raises:
-        CoordinateError: If a mark ``<p>`` or ``</p>`` has no counterpart, or a bracket behind a phrase is malformed.
+        CoordinateError: If a mark ``<p>`` or ``</p>`` has no counterpart, or a bracket after a phrase is malformed.
 
     Examples:
         >>> parse_phrases('<p>a ring</p>[0.1,0.2,0.3,0.4] beside <p>a cross</p>[0.5,0.2,0.7,0.4]')
         [('a ring', [(0.1, 0.2, 0.3, 0.4)]), ('a cross', [(0.5, 0.2, 0.7, 0.4)])]
     """
-    # Every second piece is a phrase, and what follows it reaches up to the next one.
+    # The pieces alternate: a phrase, and the text from there to the next phrase.
     before, *pieces = _PHRASE.split(text)
     stray = re.search('</?p>.{0,30}', ' '.join([before, *pieces[1::2]]), re.DOTALL)
     if stray:
         raise CoordinateError(f'a mark of phrases without its counterpart: {stray[0]!r}')
-    behind = [_BEHIND.match(rest) for rest in pieces[1::2]]
-    return [(phrase.strip(), parse_boxes(found[0]) if found else []) for phrase, found in zip(pieces[::2], behind)]
+    brackets = [_BRACKET_AFTER.match(rest) for rest in pieces[1::2]]
+    return [(phrase.strip(), parse_boxes(found[0]) if found else []) for phrase, found in zip(pieces[::2], brackets)]
 
 
 def _parse_row(text: str) -> Coordinates:
@@ -170,7 +171,7 @@ def _parse_row(text: str) -> Coordinates:
 
 
 def _inside(value: float, tolerance: float) -> float:
-    """The number, in [0, 1]."""
+    """The number, clipped to [0, 1]; one that is outside by more than the tolerance is refused."""
     if not -tolerance <= value <= 1 + tolerance:  # NaN included
         raise CoordinateError(f'{value:g} is outside [0, 1]')
     return min(max(value, 0.0), 1.0)

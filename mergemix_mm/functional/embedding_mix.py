@@ -1,4 +1,4 @@
-"""Embedding mix of SPHINX (https://arxiv.org/abs/2311.07575): the maps of several encoders on one grid."""
+"""Embedding mix of SPHINX (https://arxiv.org/abs/2311.07575): the token maps of several encoders on one grid."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ from .resize import resize, sample_cells
 
 
 def resample_grid(token_map: Tensor, grid: int | tuple[int, int], cell: tuple[float, float] | None = None) -> Tensor:
-    """Resample a map of tokens, bilinearly; a coarser grid averages over the tokens it leaves out (antialias).
+    """Resample a map of tokens bilinearly; a coarser grid averages over the tokens in between (antialias).
 
     Args:
         token_map (Tensor): [B, C, h, w], any floating dtype; interpolated in float32.
@@ -21,7 +21,7 @@ def resample_grid(token_map: Tensor, grid: int | tuple[int, int], cell: tuple[fl
         Tensor: [B, C, rows, columns]; the map itself where it has this grid already.
 
     Raises:
-        ValueError: If the map has not four dimensions, or the grid is not of positive integers.
+        ValueError: If the map does not have four dimensions, or the grid is not of positive integers.
     """
     if token_map.ndim != 4:
         raise ValueError(f'token map of shape {list(token_map.shape)}: it must be [B, C, rows, columns]')

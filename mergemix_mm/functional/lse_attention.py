@@ -1,15 +1,16 @@
 """Attention and the share of it that goes to some keys, from the log-sum-exp that torch's kernels compute anyway.
 
-A kernel that builds no map of all queries by all keys still knows, for each query, the logarithm of the sum that
-softmax divides by. With it, the weights between a few queries and a few keys are one small product::
+A kernel that builds no map of all queries by all keys still computes, for each query, the logarithm of the sum by which
+softmax divides. With it, the weights between a few queries and a few keys are one small product::
 
     weights[q, k] = exp(query[q] @ key[k] * scale - lse[q])
 
-The gradient of their sum over the keys, ``share[q]``, has a part that stays in this block and a part that goes to all
-keys: ``-share[q] * weights[q, :]``. Kernels have no input for the second one, but they have a place: their backward
-computes ``weights * (grad_out @ value.T - delta)`` with ``delta[q] = grad_out[q] @ out[q]``, and uses the output for
-nothing else. An output that is moved along `grad_out` therefore adds any number to delta. So there is one call forward
-and one backward, at the width of the layer, by the kernel that torch picks for it.
+The gradient of their sum over the keys, ``share[q]``, with respect to the logits has two parts. One stays in this
+block: ``weights[q, k]``. The other goes to all keys: ``-share[q] * weights[q, :]``. Kernels have no input for the
+second part, but their backward can carry it. It computes ``weights * (grad_out @ value.T - delta)`` with ``delta[q] =
+grad_out[q] @ out[q]``, and uses the output only for delta. So moving the output along `grad_out` before the backward
+adds any number to delta. That makes one call forward and one backward, at the width of the layer, by the kernel that
+torch picks for it.
 
 Shapes: B samples, H heads, Hkv heads of keys and values (a divisor of H), L queries, S keys, D head width.
 """
@@ -27,20 +28,20 @@ FLASH, EFFICIENT, CUDNN = (
     int(backend.value)
     for backend in (SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION)
 )
-# Kernels that read a mask want its rows to begin at a multiple of so many elements.
+# The memory-efficient kernel requires that rows of a mask begin at a multiple of so many elements.
 MASK_ALIGNMENT = 16
-# Share of the positions that count from which cutting them out costs more than it saves.
-MOST = 0.75
-# Norms of gradients below this count as 0: their squares must stay normal numbers in float32.
+# If a larger share of the positions counts, gathering them costs more than it saves.
+LARGEST_GATHERED_SHARE = 0.75
+# Gradients of a smaller norm count as 0: their squares, by which is divided, must stay normal numbers in float32.
 SMALLEST_NORM = 1e-15
 
 
 class Places(NamedTuple):
-    """The positions of a mask's True, row by row: what a block of some queries and some keys is cut out with.
+    """The positions at which a mask is True, row by row: they select a block of some queries and some keys.
 
     Args:
-        index (Tensor, optional): [B, n] int64, first the positions that count, then others; n is the largest number of
-            a row. None: all positions in their order, where most count and cutting out would cost more than it saves.
+        index (Tensor, optional): [B, n] int64, in each row first the positions that count, then others as padding; n is
+            the largest number of positions that count in a row. None: all positions in their order.
         real (Tensor): [B, n] bool, which of them count.
     """
 
@@ -49,9 +50,9 @@ class Places(NamedTuple):
 
     @classmethod
     def of(cls, mask: Tensor) -> 'Places':
-        """Find them in a mask [B, L] bool. The size depends on the data: a GPU is waited for."""
+        """Find them in a mask [B, L] bool. The size n depends on the data, so this waits for the GPU."""
         most = max(int(mask.sum(dim=1).max()), 1)
-        if most > MOST * mask.size(1):
+        if most > LARGEST_GATHERED_SHARE * mask.size(1):
             return cls(None, mask)
         index = mask.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :most]
         return cls(index, mask.gather(1, index))
@@ -83,16 +84,17 @@ def pick_kernel(
     query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, is_causal: bool, scale: float
 ) -> int | None:
     """Torch's own choice of a kernel for this attention, a number of `SDPBackend`; None if it gives no log-sum-exp."""
-    if query.device.type == 'cpu':  # Asked under torch.compile, where tensors have no data, torch would say: none.
+    if query.device.type == 'cpu':  # Under torch.compile tensors have no data, and torch's own choice would be none.
         dense = all(x.numel() and x.stride(-1) == 1 for x in (query, key, value))
         return FLASH if dense and torch.backends.cuda.flash_sdp_enabled() else None
     if query.device.type not in _KERNELS or query.size(-1) % 8:  # Torch pads such widths for its kernels.
         return None
     grouped = query.size(1) != key.size(1)
+    # The function is private, but the public one does not tell which kernel it takes.
     choice = torch._fused_sdp_choice(query, key, value, bias, 0.0, is_causal, scale=scale, enable_gqa=grouped)
     if choice not in _KERNELS[query.device.type]:
         return None
-    return choice if bias is None else EFFICIENT  # The others want masks in forms of their own.
+    return choice if bias is None else EFFICIENT  # The others take no mask, or one in another form.
 
 
 def attention_with_shares(
@@ -161,18 +163,21 @@ class _AttentionWithShares(torch.autograd.Function):
             )
         query, key, value, bias, mask, output, lse, shares, *state = ctx.saved_tensors
         queries, keys, is_causal, scale = ctx.block
+        # The part of the gradient that goes to all keys: delta[q] grows by grad_shares[q] * shares[q].
         shift = queries.add(shares.new_zeros(query.shape[:3]), grad_shares * shares)
         output, grad_output = _shifted(output, grad_output, shift)
         _, backward = _KERNELS[query.device.type][ctx.kernel]
         tensors = (grad_output, query, key, value, mask, output, lse)
         grad_query, grad_key, grad_value = backward(*tensors, state, ctx.sizes, is_causal, scale)
 
+        # What remains is the part of the gradient that stays in the block.
         grad_rows, grad_columns = [], 0
         for part, rows, columns, weights in _blocks(query, key, lse, bias, *ctx.block):
             grad_logits = weights.mul_(grad_shares[:, :, part, None] * scale).to(query.dtype)
             grad_rows.append(grad_logits @ columns)
             grad_columns = grad_columns + _product(grad_logits.mT, rows)
         grad_rows = torch.cat(grad_rows, dim=2) if len(grad_rows) > 1 else grad_rows[0]
+        # Heads that share a key add up.
         grad_columns = grad_columns.unflatten(1, (key.size(1), -1)).sum(dim=2).to(key.dtype)
         return queries.add(grad_query, grad_rows), keys.add(grad_key, grad_columns), grad_value, *[None] * 8
 
@@ -195,16 +200,18 @@ def _blocks(
     """
     length, heads = query.size(2), query.size(1)
     rows, columns = queries.take(query), keys.take(key)
-    # Some kernels add rows, cuDNN a dimension of 1, and want it back like that.
+    # Some kernels pad the rows, and cuDNN adds a dimension of 1. Their backward needs the log-sum-exp in that form, so
+    # only this copy of it is trimmed.
     lse = lse.reshape(*query.shape[:2], -1)[..., :length]
     if key.size(1) != heads:
         columns = columns.repeat_interleave(heads // key.size(1), dim=1)
     if bias is not None:
         bias = queries.take(bias.expand(len(query), -1, length, key.size(2)))
         bias = keys.take(bias.mT).mT
-    # Queries that do not count have no weights.
+    # Queries that do not count get weights of exp(-inf) = 0.
     lse = queries.take(lse).masked_fill(~queries.real.unsqueeze(1), torch.inf)
     places, key_places = queries.positions(length)[:, None, :, None], keys.positions(key.size(2))[:, None, None]
+    # As many queries at a time as keep the block no larger than the keys.
     number = max(key.size(2) * key.size(3) // columns.size(2), 1)
     for start in range(0, rows.size(2), number):
         part = slice(start, start + number)
@@ -219,10 +226,11 @@ def _blocks(
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:
-    """Matrix product of [B, H, n, m] tensors, float32 (float64): half precision holds the factors only."""
+    """Matrix product of [B, H, n, m] tensors, summed and returned in float32 (float64), also for half precision."""
     wide = torch.promote_types(a.dtype, torch.float32)
     with torch.autocast(a.device.type, enabled=False):
         if a.is_cuda and a.dtype != wide:
+            # Tensor cores multiply half precision and sum in float32; a cast before would double the memory.
             product = torch.bmm(a.flatten(0, 1), b.flatten(0, 1), out_dtype=wide)
             return product.unflatten(0, a.shape[:2])
         return a.to(wide) @ b.to(wide)
@@ -231,7 +239,8 @@ def _product(a: Tensor, b: Tensor) -> Tensor:
 def _shifted(output: Tensor, grad: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
     """Output and gradient [B, H, L, D] with ``grad @ output`` larger by `shift` [B, H, L] in every row.
 
-    Rows whose gradient is too small for an output within the dtype's range get a first entry that is just large enough.
+    The output moves along the gradient by ``shift / |grad|**2``. For a tiny gradient this would leave the range of the
+    dtype, so the gradient of such a row first gets a first entry that is just large enough.
     """
     info, shift = torch.finfo(grad.dtype), shift.unsqueeze(-1)
     norm, first = torch.linalg.vector_norm(grad, dim=-1, keepdim=True, dtype=shift.dtype), grad[..., :1]
@@ -240,9 +249,10 @@ def _shifted(output: Tensor, grad: Tensor, shift: Tensor) -> tuple[Tensor, Tenso
     step = torch.where(small, torch.copysign(least, first), 0)
     column = (torch.arange(grad.size(-1), device=grad.device) == 0).to(grad.dtype)
     grad = torch.addcmul(grad, step, column)
+    # The square of the norm after the first entry changed, without another pass over the gradient.
     square = norm.square() + (grad[..., :1].to(shift.dtype).square() - first.to(shift.dtype).square())
     factor = torch.where(shift != 0, shift / square, 0)
-    # Computed in float32, and rounded once.
+    # `out` has the low precision: computed in float32, and rounded once.
     return torch.addcmul(output, grad, factor, out=torch.empty_like(output)), grad
 
 
@@ -252,7 +262,7 @@ def _aligned(bias: Tensor) -> Tensor:
     return F.pad(bias, (0, missing))[..., :length] if missing and length > 1 else bias
 
 
-# --- torch's kernels: what the forward gives is (output, lse, further tensors, further sizes) -------------------------
+# --- torch's kernels: each forward returns (output, lse, further tensors, further sizes), for its backward -----------
 
 
 def _cpu(query, key, value, bias, is_causal, scale):

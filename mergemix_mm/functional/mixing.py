@@ -27,7 +27,7 @@ def sample_lambda(alpha: float, size: int, generator: torch.Generator | None = N
     """
     if not 0 < alpha < math.inf:
         raise ValueError(f'alpha={alpha} must be > 0 and finite')
-    # torch's own Beta takes no generator; the standard library's does, seeded here from torch.
+    # torch's own Beta takes no generator. The standard library's does; it is seeded from torch, so that one seed rules.
     seed = torch.randint(2**62, (), generator=generator, device=generator.device if generator else None)
     source = random.Random(int(seed))
     return torch.tensor([source.betavariate(alpha, alpha) for _ in range(size)], dtype=torch.float64)
@@ -38,7 +38,7 @@ def derangement(
 ) -> Tensor:
     """Draw a permutation without fixed point: a partner for each image that is never the image itself.
 
-    Drawn uniformly among the permutations that are one single cycle.
+    Drawn uniformly among the permutations that are a single cycle, which need no rejection.
 
     Args:
         batch_size (int): Number of images, >= 2.
@@ -63,8 +63,8 @@ def topk_mask(saliency: Tensor, ratio: float | Tensor) -> Tensor:
     """Keep the most salient patches: M = TopK(A, p) with p = floor(lambda * L') (MergeMix, mixing).
 
     Args:
-        saliency (Tensor): [B, L'], any floating dtype. Among equals the first patch wins; NaN comes last, with -inf.
-        ratio (float | Tensor): share to keep in [0, 1], a number or [B].
+        saliency (Tensor): [B, L'], any floating dtype. Among equals the first patch wins; NaN counts as -inf.
+        ratio (float | Tensor): Share of the patches to keep, in [0, 1], a number or [B].
 
     Returns:
         Tensor: [B, L'] bool with exactly floor(ratio * L') True per row, the floor taken in float64.
@@ -79,8 +79,9 @@ def topk_mask(saliency: Tensor, ratio: float | Tensor) -> Tensor:
         raise ValueError(f'ratio={ratio.tolist()} must be in [0, 1]')
     num_patches = saliency.size(1)
     count = (ratio * num_patches).floor().long().to(saliency.device).reshape(-1, 1)
-    # A sort takes NaN for the largest number.
+    # A sort takes NaN for the largest number, and one NaN would win over every real saliency.
     saliency = torch.where(saliency.isnan(), -math.inf, saliency) if saliency.is_floating_point() else saliency
+    # A threshold at the k-th value would keep too many where values are equal; ranks keep exactly `count`.
     order = saliency.argsort(dim=1, descending=True, stable=True)
     among_first = torch.arange(num_patches, device=saliency.device) < count
     return torch.zeros_like(saliency, dtype=torch.bool).scatter(1, order, among_first.expand_as(order))
@@ -105,7 +106,7 @@ def mix_images(images: Tensor, partner: Tensor, mask: Tensor, patch_grid: tuple[
 
 
 def replace_patches(images: Tensor, fill: Tensor, mask: Tensor, patch_grid: tuple[int, int]) -> Tensor:
-    """M * x + (1 - M) * fill, for any images [B, 3, H, W] to fill with; the rest as in :func:`mix_images`."""
+    """M * x + (1 - M) * fill, for any images `fill` [B, 3, H, W]; all else is as in :func:`mix_images`."""
     rows, cols = patch_grid
     height, width = images.shape[-2:]
     if mask.size(1) != rows * cols:
@@ -115,6 +116,7 @@ def replace_patches(images: Tensor, fill: Tensor, mask: Tensor, patch_grid: tupl
             f'images of {height} x {width} pixels are not a multiple of patch_grid={tuple(patch_grid)}: resize or crop '
             'the images to a multiple of the patch size (or set pad_size_divisor in the data preprocessor)'
         )
+    # The mask broadcasts over the pixels of a patch, so it is never copied to the size of the images.
     own, tiles, others = (
         mask.view(-1, 1, rows, 1, cols, 1),
         *(x.unflatten(3, (cols, width // cols)).unflatten(2, (rows, height // rows)) for x in (images, fill)),
@@ -148,18 +150,19 @@ def attention_ratio(saliency: Tensor, partner: Tensor, mask: Tensor) -> Tensor:
     sum_i A_i M / (sum_i A_i M + sum_j A_j (1 - M)), in float32.
 
     Args:
-        saliency (Tensor): [B, L'], non-negative; NaN and -inf count as none. Where visible patches have infinite
-            attention, all others have none beside them.
+        saliency (Tensor): [B, L'], non-negative; NaN and -inf count as 0. Where visible patches have infinite
+            attention, all others count as 0 beside them.
         partner (Tensor): [B] int64.
         mask (Tensor): [B, L'] bool.
 
     Returns:
-        Tensor: [B] in [0, 1]; the area ratio where nothing visible has any attention.
+        Tensor: [B] float32 in [0, 1]; the area ratio where nothing visible has any attention.
     """
     saliency = saliency.float()
     saliency = torch.where(saliency.isnan() | saliency.isneginf(), 0, saliency)
     shown = torch.where(mask, saliency, saliency[partner])
-    # Where the sum is infinite: shares of the largest, of which an infinite one is 1 and the finite ones are 0.
+    # Only ratios count. Where the sum overflows, all is divided by the largest one; if that is infinite itself, the
+    # infinite ones become 1 and the finite ones 0.
     peak = shown.detach().amax(dim=1, keepdim=True)
     finite = shown.detach().sum(dim=1, keepdim=True).isfinite()
     scaled = torch.where(
@@ -168,7 +171,7 @@ def attention_ratio(saliency: Tensor, partner: Tensor, mask: Tensor) -> Tensor:
     shown = torch.where(finite, shown, scaled)
     own = torch.where(mask, shown, 0).sum(dim=1)
     visible = own + torch.where(mask, 0, shown).sum(dim=1)
-    # The denominator is made safe before the division: the gradient of what is left out would be NaN.
+    # The denominator is made safe before the division: `where` would send 0 * infinity = NaN into the gradient.
     return torch.where(visible > 0, own / torch.where(visible > 0, visible, 1), area_ratio(mask))
 
 
@@ -176,8 +179,8 @@ def gaussian_ratio(num_kept_tokens: int, mask: Tensor, generator: torch.Generato
     """Ratios drawn from N(K / L', p / sum M) and min-max normalised over the batch, as MergeMix publishes them.
 
     The normalisation removes the mean, and with an exact top-k mask p = sum M, so the deviation is 1: the ratio no
-    longer depends on the mask. Kept for fidelity; use `area` or `attention` where the ratio has to tell what can be
-    seen.
+    longer depends on the mask. It is kept for fidelity. Use :func:`area_ratio` or :func:`attention_ratio` where the
+    ratio should say how much of the image is visible.
 
     Args:
         num_kept_tokens (int): K, the patches left after merging.
@@ -185,7 +188,8 @@ def gaussian_ratio(num_kept_tokens: int, mask: Tensor, generator: torch.Generato
         generator (torch.Generator, optional): Source of randomness. Defaults to torch's global one.
 
     Returns:
-        Tensor: [B] float32 with minimum 0 and maximum 1; the area ratio if B < 4, where min-max leaves next to nothing.
+        Tensor: [B] float32 with minimum 0 and maximum 1; the area ratio if B < 4, of which min-max would turn
+            most into 0 and 1.
     """
     batch_size, num_patches = mask.shape
     if batch_size < 4:

@@ -23,20 +23,20 @@ def answer_logps(
 ) -> tuple[Tensor, Tensor]:
     """Sum the log-probabilities of each sample's answer tokens, each predicted from the position before it.
 
-    Only hidden states in front of answer tokens meet the head, `chunk_size` at a time, and their logits are computed
-    again in the backward instead of stored: memory is O(chunk_size * V), where full logits cost O(B * L * V).
+    Only hidden states before answer tokens go through the head, `chunk_size` at a time. Their logits are computed again
+    in the backward instead of being stored. Memory is O(chunk_size * V), where full logits take O(B * L * V).
 
     Args:
         hidden (Tensor): [B, L, C], the language model's last hidden states.
         head (Tensor | Callable): the head's weight [V, C], or a function from hidden states [N, C] to logits [N, V]
             (with bias, scale, soft cap, several layers).
         labels (Tensor): [B, L] int64, token ids at answer positions and `ignore_index` elsewhere.
-        ignore_index (int): Marks positions that are not answered for. Defaults to -100.
+        ignore_index (int): The label of positions without an answer token. Defaults to -100.
         chunk_size (int): Answer tokens per call of the head. Defaults to 1024.
 
     Returns:
         tuple: sums of log-probabilities [B] float32 (0 without answer tokens), and numbers of answer tokens [B] int64.
-            The first token of a sample has none before it and is never counted.
+            The first token of a sample is never counted, since no position comes before it.
 
     Raises:
         ValueError: if shapes do not fit, or chunk_size < 1.
@@ -72,11 +72,11 @@ def simpo_loss(
     https://arxiv.org/abs/2510.23479) takes ``margin = 1 - ratio`` per sample, outside beta.
 
     Args:
-        chosen (Tensor): [B], of the preferred answers. Infinite log-probabilities give the limits of the loss: an
-            infinite one where the preferred answer is impossible; two that are alike count as equal.
+        chosen (Tensor): [B], of the preferred answers. Infinite log-probabilities give the limits of the loss: it is
+            infinite where the preferred answer is impossible. Two equal infinities have the difference 0.
         rejected (Tensor): [B], of the others.
         beta (float): Scale of the reward, > 0 and finite.
-        margin (float | Tensor): by how much z has to exceed 0, a finite number or [B].
+        margin (float | Tensor): By how much the reward difference should exceed 0, a finite number or [B].
         label_smoothing (float): Probability that a preference is wrong, in [0, 0.5). Defaults to 0.0.
         loss_type (str): ``'sigmoid'`` or ``'hinge'``. Defaults to ``'sigmoid'``.
 
@@ -95,13 +95,14 @@ def simpo_loss(
     if loss_type not in LOSS_TYPES:
         raise ValueError(f'loss_type={loss_type!r} must be one of {LOSS_TYPES}')
     chosen, rejected = chosen.float(), rejected.float()
-    # Infinity minus itself is NaN. Left out before the difference, not after it, for the sake of the gradient.
+    # Infinity minus itself is NaN. It is replaced before the difference, since a NaN that `where` drops afterwards
+    # would still reach the gradient.
     tied = chosen.isinf() & (chosen == rejected)
     z = beta * (torch.where(tied, 0, chosen) - torch.where(tied, 0, rejected)) - margin
     if loss_type == 'hinge':
         return F.relu(1 - z)
     loss = -(1 - label_smoothing) * F.logsigmoid(z)
-    # Zero times infinity is NaN as well.
+    # Without smoothing the second term is left out: zero times infinity is NaN.
     return loss - label_smoothing * F.logsigmoid(-z) if label_smoothing else loss
 
 
@@ -123,7 +124,7 @@ class _LinearLogps(torch.autograd.Function):
         grad_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
         for start in range(0, len(states), ctx.chunk_size):
             part = slice(start, start + ctx.chunk_size)
-            # d logp / d logits = onehot - softmax.
+            # d logp / d logits = onehot - softmax. In float32, as the onehot and a probability near 1 cancel.
             grad_logits = _softmax_((states[part] @ weight.T).float()).mul_(-grad[part, None])
             grad_logits.scatter_add_(1, targets[part, None], grad[part, None])
             grad_logits = grad_logits.to(weight.dtype)
@@ -135,7 +136,7 @@ class _LinearLogps(torch.autograd.Function):
 
 
 def _softmax_(logits: Tensor) -> Tensor:
-    """Softmax over the last dimension in place: logits are the largest tensors here."""
+    """Softmax over the last dimension, in place: logits are the largest tensors here, a copy would double the peak."""
     logits.sub_(logits.amax(dim=-1, keepdim=True)).exp_()
     return logits.div_(logits.sum(dim=-1, keepdim=True))
 
@@ -143,12 +144,14 @@ def _softmax_(logits: Tensor) -> Tensor:
 def _linear_logps(states: Tensor, weight: Tensor, targets: Tensor, chunk_size: int) -> Tensor:
     device = states.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
-    # The backward of a function does not see autocast: cast here, where autograd follows.
+    # The backward of a custom function runs without autocast. A cast out here is part of the graph, so its gradient has
+    # the right dtype.
     with torch.autocast(device, enabled=False):
         return _LinearLogps.apply(states.to(dtype), weight.to(dtype), targets, chunk_size)
 
 
 def _callable_logps(states: Tensor, head: Callable[[Tensor], Tensor], targets: Tensor, chunk_size: int) -> Tensor:
+    # Nothing is known of the head's inside, so checkpointing takes the place of a backward by hand.
     def logps(rows: Tensor, target: Tensor) -> Tensor:
         return _gather_logps(head(rows), target)
 
@@ -157,6 +160,6 @@ def _callable_logps(states: Tensor, head: Callable[[Tensor], Tensor], targets: T
 
 
 def _gather_logps(logits: Tensor, targets: Tensor) -> Tensor:
-    """Log-probability of each target [N] under logits [N, V], in float32."""
+    """Log-probability of each target [N] under logits [N, V], in float32: 3 digits are too few for a margin."""
     with torch.autocast(logits.device.type, enabled=False):
         return -F.cross_entropy(logits.float(), targets, reduction='none')

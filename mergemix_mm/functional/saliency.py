@@ -1,7 +1,7 @@
 """Which patches matter: attention rows of one layer, after token merging, given back to the original tokens.
 
-Source: MergeMix (https://arxiv.org/abs/2510.23479), with the restoring *per token* that proportional attention asks
-for. Neither function builds a map of all queries by all keys. Shapes: B batch, H heads, K current tokens, D head
+Source: MergeMix (https://arxiv.org/abs/2510.23479). Attention is given back *per token*, as proportional attention
+requires. No function builds a map of all queries by all keys. Shapes: B batch, H heads, K current tokens, D head
 width, L original tokens.
 """
 
@@ -18,6 +18,7 @@ def class_attention(query: Tensor, key: Tensor, size: Tensor | None = None) -> T
         query (Tensor): [B, H, D], the class token's.
         key (Tensor): [B, H, K, D].
         size (Tensor, optional): [B, K] tokens per group; adds log(size) to the logits (proportional attention).
+            Defaults to None.
 
     Returns:
         Tensor: [B, K], rows sum to 1.
@@ -33,9 +34,9 @@ def received_attention(
     Args:
         query (Tensor): [B, H, K, D].
         key (Tensor): [B, H, K, D].
-        weight (Tensor): [B, K], how many original queries each query stands for.
-        size (Tensor, optional): [B, K], as in :func:`class_attention`.
-        chunk_size (int): Queries handled at a time; memory is O(B * H * chunk_size * K). Defaults to 64.
+        weight (Tensor): [B, K], the number of original queries that each query stands for.
+        size (Tensor, optional): [B, K], as in :func:`class_attention`. Defaults to None.
+        chunk_size (int): Queries computed at a time; memory is O(B * H * chunk_size * K). Defaults to 64.
 
     Returns:
         Tensor: [B, K], rows sum to 1.
@@ -43,7 +44,7 @@ def received_attention(
     weight = weight.float()
     total = torch.zeros_like(weight)
     for rows, share in zip(query.split(chunk_size, dim=2), weight.split(chunk_size, dim=1), strict=True):
-        # Elementwise on purpose: autocast would run a product of matrices in low precision.
+        # Elementwise on purpose: autocast would compute a product of matrices in low precision.
         total += (_attention(rows, key, size).sum(dim=1) * share.unsqueeze(-1)).sum(dim=1)
     return total / (weight.sum(dim=1, keepdim=True) * query.size(1))
 
@@ -66,6 +67,8 @@ def restore_attention(attention: Tensor, groups: TokenGroups, proportional: bool
 
 
 def _attention(query: Tensor, key: Tensor, size: Tensor | None) -> Tensor:
+    # In float32: top-k compares attention of many patches that differ in the third digit, which is all that bfloat16
+    # has.
     with torch.autocast(query.device.type, enabled=False):
         logits = (query.float() * query.size(-1) ** -0.5) @ key.float().transpose(-1, -2)
         if size is not None:

@@ -1,8 +1,8 @@
 """Token merging after ToMe (https://arxiv.org/abs/2210.09461): bipartite soft matching, merging, groups and schedules.
 
-The state of merging is one index per original token (`TokenGroups`), composed over layers by a gather: O(B * L)
-memory, where a source matrix would cost O(B * L * K). Shapes: B batch, L original tokens (prefix tokens included), N
-current tokens, K tokens after merging, C channels.
+The state of merging is one index per original token (`TokenGroups`). Layers compose by a gather. This takes O(B * L)
+memory, where a matrix of sources would take O(B * L * K). Shapes: B batch, L original tokens (prefix tokens included),
+N current tokens, K tokens after merging, C channels.
 """
 
 import warnings
@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Similarities are computed for so many tokens of set A at a time: memory is linear in the number of tokens.
+# Tokens of set A whose similarities are computed at a time, so that memory is linear in the number of tokens.
 _ROWS_AT_A_TIME = 256
 
 
@@ -21,8 +21,8 @@ class Matching:
     """Where each of N tokens goes when r of them merge. Made by :func:`bipartite_soft_matching`.
 
     Args:
-        index (Tensor): [B, N] int64, the new token that takes each token in; 0 <= index < N - r. The new tokens are in
-            the order of the old ones.
+        index (Tensor): [B, N] int64, the new token that each token becomes part of; 0 <= index < N - r. The new tokens
+            keep the order of the old ones.
         num_tokens (int): N - r.
     """
 
@@ -56,6 +56,9 @@ class TokenGroups:
 
         Returns:
             Tensor: [B, L, ...].
+
+        Raises:
+            ValueError: If the values do not start with [B, K].
         """
         if values.shape[:2] != self.size.shape:
             raise ValueError(f'values must start with [B, K] = {list(self.size.shape)}, got {list(values.shape)}')
@@ -98,8 +101,9 @@ def bipartite_soft_matching(metric: Tensor, r: int, protected: int = 0) -> Match
     chosen = similarity.argsort(dim=-1, descending=True, stable=True)[:, :r]
     source, target = even + 2 * chosen, odd + 2 * partner.gather(1, chosen)
 
+    # The new index of each token: a source takes that of its target, all others close the gaps.
     leaves = torch.zeros(batch_size, num_tokens, dtype=torch.int64, device=metric.device).scatter(1, source, 1)
-    # Every token moves forward by the number of tokens that left before it.
+    # Every token moves forward by the number of sources before it.
     index = positions - leaves.cumsum(1)
     return Matching(index.scatter(1, source, index.gather(1, target)), num_tokens - r)
 
@@ -128,8 +132,8 @@ def merge_schedule(
 ) -> list[int]:
     """How many tokens each layer merges, linear in depth (ToMe, appendix B).
 
-    Layer l of n gets the share (1 - inflection) + 2 * inflection * l / (n - 1) of the mean total / n; what rounding
-    leaves over goes to the layers with the largest remainders.
+    Layer l of n gets the share (1 - inflection) + 2 * inflection * l / (n - 1) of the mean total / n; the rest that
+    rounding leaves goes to the layers with the largest remainders.
 
     Args:
         num_layers (int): Layers that may merge.
@@ -137,8 +141,8 @@ def merge_schedule(
         inflection (float): -1 falls linearly to no merging in the last layer, 0 is constant, 1 rises from none in the
             first layer. Defaults to 0.0.
         num_tokens (int, optional): Tokens at the input, prefix tokens included. If given, no layer gets more than it
-            can merge, half of its unprotected tokens: the excess moves on to later layers, or to earlier ones where
-            these are full.
+            can merge, which is half of its unprotected tokens. The excess moves to later layers, or to earlier ones if
+            those are full. Defaults to None: no caps.
         protected (int): Prefix tokens that never merge. Defaults to 0.
 
     Returns:
@@ -165,7 +169,7 @@ def merge_schedule(
 
 
 def _respect_caps(schedule: list[int], free: int) -> list[int]:
-    """Move what a layer cannot merge to others; `free` is the number of tokens that may merge."""
+    """Move what a layer cannot merge to other layers; `free` is the number of tokens that may merge."""
     remaining = sum(schedule)
     if _capacity(free, len(schedule)) < remaining:
         raise ValueError(
@@ -175,7 +179,7 @@ def _respect_caps(schedule: list[int], free: int) -> list[int]:
     capped, excess = [], 0
     for layer, wanted in enumerate(schedule):
         merge = min(wanted + excess, free // 2)
-        # The layers behind this one may not be able to take the rest: then this one takes more than its share.
+        # If the layers after this one cannot merge the rest, this one takes more than its share.
         while _capacity(free - merge, len(schedule) - layer - 1) < remaining - merge:
             merge += 1
         excess += wanted - merge
@@ -186,7 +190,7 @@ def _respect_caps(schedule: list[int], free: int) -> list[int]:
 
 
 def _capacity(free: int, num_layers: int) -> int:
-    """How many of `free` tokens so many layers can merge at most."""
+    """The most of `free` tokens that so many layers can merge."""
     left = free
     for _ in range(num_layers):
         left -= left // 2
@@ -194,9 +198,10 @@ def _capacity(free: int, num_layers: int) -> int:
 
 
 def static_int(size: int | Tensor) -> int:
-    """A size that decides how tokens merge, as a number also under `torch.jit.trace`, which hands out tensors.
+    """A size as a number, also under `torch.jit.trace`, where sizes are tensors.
 
-    Trace and export then hold for this number of tokens; the batch stays open.
+    It decides how tokens merge, so a traced or exported model holds for this number of tokens; the batch size stays
+    free.
     """
     if isinstance(size, int):
         return size
@@ -207,7 +212,7 @@ def static_int(size: int | Tensor) -> int:
 
 @torch.no_grad()
 def _nearest(tokens: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
-    """Highest cosine similarity [B, N] of each token [B, N, C] to the others [B, M, C], and which of them has it."""
+    """Highest cosine similarity [B, N] of each token [B, N, C] to the others [B, M, C], and the index of that other."""
     with torch.autocast(tokens.device.type, enabled=False):
         tokens, others = F.normalize(tokens.float(), dim=-1), F.normalize(others.float(), dim=-1).transpose(1, 2)
         found = [(rows @ others).max(dim=-1) for rows in tokens.split(_ROWS_AT_A_TIME, dim=1)]
@@ -215,13 +220,13 @@ def _nearest(tokens: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _take(values: Tensor, index: Tensor) -> Tensor:
-    """values [B, N, ...] at index [B, M] -> [B, M, ...]. Whole rows are copied, which a gather does value by value."""
+    """values [B, N, ...] at index [B, M] -> [B, M, ...]. Copies whole rows; a gather would copy value by value."""
     rows = _flat_rows(index, values.size(1))
     return values.flatten(0, 1).index_select(0, rows).unflatten(0, index.shape)
 
 
 def _sum_merged(values: Tensor, match: Matching) -> Tensor:
-    """Sum what goes into each new token: values [B, N, ...] -> [B, N - r, ...]."""
+    """Sum the values of the tokens that become one: [B, N, ...] -> [B, N - r, ...]."""
     batch_size = values.size(0)  # Not len(), which torch.export and torch.jit.trace take for a constant.
     total = values.new_zeros(batch_size * match.num_tokens, *values.shape[2:])
     total = total.index_add(0, _flat_rows(match.index, match.num_tokens), values.flatten(0, 1))

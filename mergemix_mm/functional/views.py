@@ -1,4 +1,4 @@
-"""Views of an image at several scales (SPHINX, https://arxiv.org/abs/2311.07575), and the way of boxes between them.
+"""Views of an image at several scales (SPHINX, https://arxiv.org/abs/2311.07575), and boxes in their coordinates.
 
 An image [height, width] is padded to a square with its own pixels in the ``'center'`` or the top left ``'corner'``.
 View 0 is the whole square; views 1 to grid**2 are its grid x grid crops, row by row. Boxes are xyxy, key points xy: in
@@ -16,7 +16,7 @@ ALIGNMENTS = ('center', 'corner')
 def split_views(images: Tensor, grid: int, view_size: int) -> Tensor:
     """The whole image and its crops, all of one size.
 
-    Crops are cut out of the image at ``grid * view_size`` pixels a side, so that together they are the image.
+    Crops are cut out of the image at ``grid * view_size`` pixels a side, so that together they cover it exactly.
 
     Args:
         images (Tensor): [B, 3, H, W], any floating dtype. Squares; others are stretched to squares.
@@ -24,8 +24,8 @@ def split_views(images: Tensor, grid: int, view_size: int) -> Tensor:
         view_size (int): Side of a view in pixels, >= 1.
 
     Returns:
-        Tensor: [B, 1 + grid**2, 3, view_size, view_size]. Bilinear with antialias; what has its size already is copied
-        exactly.
+        Tensor: [B, 1 + grid**2, 3, view_size, view_size]. Bilinear with antialias; an image that has the size
+        already is copied exactly.
 
     Raises:
         ValueError: If the images have not four dimensions, or a number is out of its range.
@@ -44,7 +44,7 @@ def split_views(images: Tensor, grid: int, view_size: int) -> Tensor:
 
 
 def square_padding(sizes: Tensor, align: str = 'center') -> tuple[Tensor, Tensor]:
-    """Where an image lies in its square: everything that pads, or maps coordinates, follows this.
+    """Where an image lies in its square. All code that pads, or maps coordinates, uses this function.
 
     Args:
         sizes (Tensor): [..., 2] int, height and width of the original images.
@@ -68,7 +68,7 @@ def square_padding(sizes: Tensor, align: str = 'center') -> tuple[Tensor, Tensor
 
 
 def real_views(sizes: Tensor, grid: int, align: str = 'center') -> Tensor:
-    """Which views show a part of the image, and not padding only.
+    """Which views show a part of the image, and not only padding.
 
     Args:
         sizes (Tensor): [N, 2] int, height and width of the original images.
@@ -86,7 +86,8 @@ def real_views(sizes: Tensor, grid: int, align: str = 'center') -> Tensor:
         raise ValueError(f'sizes of shape {list(sizes.shape)}: they must be [N, 2], height and width')
     side, first = square_padding(sizes, align)
     last = first + sizes.flip(-1)
-    # Crop k covers [k * side / grid, (k + 1) * side / grid): compared in whole numbers, times grid.
+    # Crop k covers [k * side / grid, (k + 1) * side / grid). Both sides are multiplied by grid: integers have no
+    # rounding.
     edges = torch.arange(grid, device=sizes.device) * side[:, None, None]
     seen = (edges < last.unsqueeze(-1) * grid) & (edges + side[:, None, None] > first.unsqueeze(-1) * grid)
     columns, rows = seen.unbind(1)
@@ -95,12 +96,12 @@ def real_views(sizes: Tensor, grid: int, align: str = 'center') -> Tensor:
 
 
 def boxes_to_square(boxes: Tensor, size: tuple[int, int] | Tensor, align: str = 'center') -> Tensor:
-    """From pixels of the original image to [0, 1] of the square.
+    """Map boxes from pixels of the original image to [0, 1] of the square.
 
     Args:
         boxes (Tensor): [..., 4] boxes xyxy or [..., 2] points xy, in pixels.
         size (tuple[int, int] | Tensor): Height and width of the image, or [..., 2] of several, which broadcasts against
-            the dimensions of `boxes` before the last.
+            the dimensions of `boxes` before the last one.
         align (str): Where the padding is, see :func:`square_padding`. Defaults to ``'center'``.
 
     Returns:
@@ -122,9 +123,9 @@ def boxes_to_square(boxes: Tensor, size: tuple[int, int] | Tensor, align: str = 
 
 
 def boxes_from_square(boxes: Tensor, size: tuple[int, int] | Tensor, align: str = 'center') -> Tensor:
-    """From [0, 1] of the square to pixels of the original image, clipped to it: the inverse of :func:`boxes_to_square`.
+    """Map boxes from [0, 1] of the square to pixels of the original image, clipped to it.
 
-    Arguments and errors are the same, but that boxes may lie anywhere.
+    The inverse of :func:`boxes_to_square`, with the same arguments and errors; boxes may lie anywhere.
     """
     points, size, side, offset = _geometry(boxes, size, align)
     pixels = points * side - offset
@@ -132,7 +133,7 @@ def boxes_from_square(boxes: Tensor, size: tuple[int, int] | Tensor, align: str 
 
 
 def boxes_from_view(boxes: Tensor, view: int, grid: int) -> Tensor:
-    """From [0, 1] of a view to [0, 1] of the square.
+    """Map boxes from [0, 1] of a view to [0, 1] of the square.
 
     Args:
         boxes (Tensor): [..., 4] boxes xyxy or [..., 2] points xy.

@@ -7,15 +7,16 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-# Floating types that are mixed, and what in; everything else (integers, bool, codes of quantised weights) has to agree.
+# Floating types that are mixed, and the type in which they are. All other tensors (integers, bool, codes of quantised
+# weights) must be equal in both models.
 COMPUTED_IN = {
     torch.float16: torch.float32,
     torch.bfloat16: torch.float32,
     torch.float32: torch.float32,
     torch.float64: torch.float64,
 }
-# Elements at once: temporaries stay in the cache of a core, and torch starts no threads, which would wait for each
-# other at every step where other work (the hashing of files) takes one of their cores.
+# Elements at a time. Temporaries stay in the cache of a core, and torch starts no threads for so few elements. Threads
+# would wait for each other at every step while other work (the hashing of files) occupies one of their cores.
 CHUNK = 1 << 15
 
 
@@ -32,16 +33,16 @@ def mix_weights(
         synthetic (Mapping[str, Tensor]): That of the model of synthetic data: same names, shapes and dtypes.
         beta (float): The weight of `real`, in [0, 1]. 1 gives `real` and 0 gives `synthetic`, bit by bit.
         include (str | Callable, optional): Names to mix: a regular expression that is searched in a name, or a function
-            of the name. The other names are those of `real`, whatever `synthetic` holds. Defaults to None: all.
+            of the name. Tensors of other names are those of `real`, whatever `synthetic` holds. Defaults to None: all.
 
     Returns:
-        dict[str, Tensor]: New tensors with the names, their order, the dtypes and the devices of `real`. Tensors that
-        are no floating numbers are those of `real`. Tied tensors come out equal, each in memory of its own.
+        dict[str, Tensor]: New tensors with the names, their order, the dtypes and the devices of `real`. Tensors
+        that are not floating are those of `real`. Tied tensors come out equal, each in memory of its own.
 
     Raises:
         ValueError: If `beta` is outside [0, 1], `include` selects nothing, or the two cannot be mixed: the error names
-            every tensor that only one of them has, or whose shape or dtype differs, or that is no floating number and
-            has other values.
+            every tensor that only one of them has, or whose shape or dtype differs, or that is not floating and has
+            other values.
     """
     check_beta(beta)
     included = name_filter(include)
@@ -66,7 +67,7 @@ def mix_tensors(real: Tensor, synthetic: Tensor, beta: float) -> Tensor:
     Args:
         real (Tensor): Any shape; float16, bfloat16, float32 or float64.
         synthetic (Tensor): The same shape and dtype.
-        beta (float): In [0, 1]. 1 gives `real` and 0 gives `synthetic`, bit by bit; what is equal in both stays.
+        beta (float): In [0, 1]. 1 gives `real` and 0 gives `synthetic`, bit by bit; equal numbers stay equal.
 
     Returns:
         Tensor: A new tensor on the device of `real`. Temporaries take less than a megabyte.
@@ -91,26 +92,26 @@ def mix_tensors(real: Tensor, synthetic: Tensor, beta: float) -> Tensor:
 
 
 def check_beta(beta: float) -> None:
-    """Refuse weights that extrapolate.
+    """Refuse a beta that extrapolates.
 
     Raises:
         ValueError: If `beta` is outside [0, 1].
     """
     if isinstance(beta, bool) or not isinstance(beta, int | float) or not 0 <= beta <= 1:
-        raise ValueError(f'beta={beta!r} must be in [0, 1]: 1 is real alone, 0 is synthetic alone')
+        raise ValueError(f'beta={beta!r} must be in [0, 1]: 1 takes only real, 0 only synthetic')
 
 
 def name_filter(
     include: str | Callable[[str], bool] | None = None, exclude: str | None = None
 ) -> Callable[[str], bool]:
-    """Tells which names are mixed: those in which `include` is found and `exclude` is not.
+    """A function that says of a name whether it is mixed: `include` is found in it, and `exclude` is not.
 
     Args:
         include (str | Callable, optional): A regular expression, or the function itself. Defaults to None: all.
         exclude (str, optional): A regular expression. Defaults to None: nothing.
 
     Raises:
-        ValueError: If one is no regular expression.
+        ValueError: If one is not a regular expression.
     """
     patterns = {}
     for key, pattern in dict(include=include, exclude=exclude).items():
@@ -123,7 +124,7 @@ def name_filter(
 
 
 def is_mixed(name: str, tensor: Tensor, included: Callable[[str], bool]) -> bool:
-    """Whether a tensor is mixed; if not, it is that of the real model."""
+    """Whether a tensor is mixed. If not, the result has that of the real model."""
     return tensor.dtype in COMPUTED_IN and included(name)
 
 
@@ -133,24 +134,24 @@ def mix_problems(
     included: Callable[[str], bool],
     read: Callable[..., Tensor] = lambda tensor: tensor,
 ) -> list[str]:
-    """Everything that keeps two models from being mixed, one line each; none if they can be.
+    """Everything that prevents mixing two models, one line each; empty if they can be mixed.
 
     Args:
         real (Mapping[str, Tensor]): Tensors by name, or what stands for them: anything with a shape and a dtype.
         synthetic (Mapping[str, Tensor]): The same.
-        included (Callable): Tells of a name whether it is mixed. Other names are not looked at.
-        read (Callable): Gives the tensor of a value whose numbers have to be compared. Defaults to the value itself.
+        included (Callable): Says of a name whether it is mixed. Other names are ignored.
+        read (Callable): Gives the tensor of a value whose elements have to be compared. Defaults to the value itself.
     """
     if not any(map(included, real)):
         return [f'none of the {len(real)} names is to be mixed (the first: {", ".join(list(real)[:3])})']
-    problems = [f'{name}: in synthetic alone' for name in synthetic if included(name) and name not in real]
+    problems = [f'{name}: only in synthetic' for name in synthetic if included(name) and name not in real]
     for name in filter(included, real):
         if name not in synthetic:
-            problems.append(f'{name}: in real alone')
+            problems.append(f'{name}: only in real')
         elif _kind(real[name]) != _kind(synthetic[name]):
             problems.append(f'{name}: {_kind(real[name])} in real, {_kind(synthetic[name])} in synthetic')
         elif real[name].dtype not in COMPUTED_IN and not _same(read(real[name]), read(synthetic[name])):
-            problems.append(f'{name}: {_kind(real[name])}, which is not mixed and has to be the same, differs')
+            problems.append(f'{name}: {_kind(real[name])}, which is not mixed and must be equal, differs')
     return problems
 
 
@@ -164,6 +165,6 @@ def _kind(tensor: Tensor) -> str:
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
-    """Whether all bits are equal: not every dtype has a comparison."""
+    """Whether all bits are equal. Not every dtype (float8, quantised) has a comparison, so bytes are compared."""
     a, b = (tensor.detach().contiguous().view(-1).view(torch.uint8) for tensor in (a, b))
     return torch.equal(a, b.to(a.device))

@@ -115,11 +115,11 @@ def test_every_mismatch_is_named_in_one_error():
     lines = [line.strip() for line in str(caught.value).splitlines()]
     assert lines[0] == 'the weights cannot be mixed (5 problems):'
     assert set(lines[1:6]) == {
-        'yours: in synthetic alone',
-        'mine: in real alone',
+        'yours: only in synthetic',
+        'mine: only in real',
         'shape: float32 [2, 3] in real, float32 [3, 2] in synthetic',
         'dtype: float32 [2] in real, float16 [2] in synthetic',
-        'steps: int64 [2], which is not mixed and has to be the same, differs',
+        'steps: int64 [2], which is not mixed and must be equal, differs',
     }
     assert '`include`' in lines[6]
 

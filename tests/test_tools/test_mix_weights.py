@@ -58,9 +58,9 @@ def test_mismatches_are_listed_with_the_way_out_and_nothing_is_written(mix, tmp_
         mix('real', 'syn.safetensors', 'out', '--beta', 0.5)
     assert str(caught.value) == (
         'REAL, SYN: the weights cannot be mixed (3 problems):\n'
-        '  other: in synthetic alone\n'
+        '  other: only in synthetic\n'
         '  body.weight: float32 [2, 2] in real, float32 [2] in synthetic\n'
-        '  head.weight: in real alone\n'
+        '  head.weight: only in real\n'
         'What --include or --exclude leaves out is taken from REAL, and not compared.'
     )
     assert set(tmp_path.rglob('*')) == before

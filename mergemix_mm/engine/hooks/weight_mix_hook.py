@@ -110,7 +110,7 @@ def _unfit(tensors: dict[str, StoredTensor], module: nn.Module) -> list[str]:
     loaded = {wanted[name].data_ptr() for name in tensors if name in wanted}
     lines = [f'{name}: not in the model' for name in tensors if name not in wanted]
     lines += [
-        f'{name}: in the model alone'
+        f'{name}: only in the model'
         for name, tensor in wanted.items()
         if name not in tensors and not (tensor.numel() and tensor.data_ptr() in loaded)
     ]

@@ -146,9 +146,9 @@ def test_all_that_does_not_fit_is_named_at_once(files, tmp_path):
         start(hook(tmp_path), model)
     lines = {line.strip() for line in str(caught.value).splitlines()}
     assert {
-        'extra: in synthetic alone',
-        'body.0.bias: in real alone',
-        'more.weight: in the model alone',
+        'extra: only in synthetic',
+        'body.0.bias: only in real',
+        'more.weight: only in the model',
         'head.weight: [4, 4] in real, [5, 4] in the model',
     } <= lines
     assert 'WeightMixHook: the weights cannot be mixed (4 problems):' in lines
