@@ -88,6 +88,8 @@ MODULES = {
     'models.batch_augments.swap_images': 'models.batch_augments.losers',
     'models.heads.answer_scores': 'models.heads.base',
     'models.losses.interaction_targets': 'models.losses.aia_loss',
+    'models.vision_encoders.base': 'families.vision_encoder',
+    'models.vision_encoders.transformers': 'families.towers',
     'models.vlms.emu3_model': 'models.vlms.unified.emu3',
     'models.vlms.families': 'families',
     'models.vlms.hf_vision_language_model': 'models.vlms.hf.hf_vision_language_model',

@@ -1,6 +1,6 @@
 """One adapter per ViT family, and the merged forward over its parts."""
 
-from .base import EncoderLayer, UnsupportedEncoderError, VisionEncoder
+from ...families.vision_encoder import EncoderLayer, UnsupportedEncoderError, VisionEncoder
 from .build import ADAPTERS, build_vision_encoder
 from .forward import PatchScores, run_layers, score_patches
 from .scoring_mode import scoring_mode

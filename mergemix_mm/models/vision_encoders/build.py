@@ -5,7 +5,16 @@ from importlib import import_module
 
 from torch import nn
 
-from .base import UnsupportedEncoderError, VisionEncoder
+from ...families.towers import (
+    CLIPEncoder,
+    Dinov2Encoder,
+    Idefics3Encoder,
+    InternVLEncoder,
+    JanusEncoder,
+    SiglipEncoder,
+    SmolVLMEncoder,
+)
+from ...families.vision_encoder import UnsupportedEncoderError, VisionEncoder
 
 # Class name of the library -> where its adapter is, or the adapter itself (docs/extend/custom_encoder.md). The first
 # match along the method resolution order wins.
@@ -14,15 +23,15 @@ ADAPTERS: dict[str, str | Callable[[nn.Module], VisionEncoder]] = {
     'mmpretrain.models.backbones.vision_transformer.VisionTransformer': 'mmpretrain.MMPretrainEncoder',
     'timm.models.vision_transformer.VisionTransformer': 'timm.TimmEncoder',
     # Of transformers 5: the models without a wrapper around them.
-    'transformers.models.clip.modeling_clip.CLIPVisionModel': 'transformers.CLIPEncoder',
-    'transformers.models.clip.modeling_clip.CLIPVisionTransformer': 'transformers.CLIPEncoder',
-    'transformers.models.dinov2.modeling_dinov2.Dinov2Model': 'transformers.Dinov2Encoder',
-    'transformers.models.idefics3.modeling_idefics3.Idefics3VisionTransformer': 'transformers.Idefics3Encoder',
-    'transformers.models.internvl.modeling_internvl.InternVLVisionModel': 'transformers.InternVLEncoder',
-    'transformers.models.janus.modeling_janus.JanusVisionModel': 'transformers.JanusEncoder',
-    'transformers.models.siglip.modeling_siglip.SiglipVisionModel': 'transformers.SiglipEncoder',
-    'transformers.models.siglip.modeling_siglip.SiglipVisionTransformer': 'transformers.SiglipEncoder',
-    'transformers.models.smolvlm.modeling_smolvlm.SmolVLMVisionTransformer': 'transformers.SmolVLMEncoder',
+    'transformers.models.clip.modeling_clip.CLIPVisionModel': CLIPEncoder,
+    'transformers.models.clip.modeling_clip.CLIPVisionTransformer': CLIPEncoder,
+    'transformers.models.dinov2.modeling_dinov2.Dinov2Model': Dinov2Encoder,
+    'transformers.models.idefics3.modeling_idefics3.Idefics3VisionTransformer': Idefics3Encoder,
+    'transformers.models.internvl.modeling_internvl.InternVLVisionModel': InternVLEncoder,
+    'transformers.models.janus.modeling_janus.JanusVisionModel': JanusEncoder,
+    'transformers.models.siglip.modeling_siglip.SiglipVisionModel': SiglipEncoder,
+    'transformers.models.siglip.modeling_siglip.SiglipVisionTransformer': SiglipEncoder,
+    'transformers.models.smolvlm.modeling_smolvlm.SmolVLMVisionTransformer': SmolVLMEncoder,
 }
 # Wrappers and the attribute that holds the encoder. In transformers 5, CLIPVisionModel and SiglipVisionModel are none.
 WRAPPERS = {

@@ -15,7 +15,7 @@ from ...functional import (
     received_attention,
     restore_attention,
 )
-from .base import EncoderLayer, VisionEncoder
+from ...families.vision_encoder import EncoderLayer, VisionEncoder
 
 
 @dataclass

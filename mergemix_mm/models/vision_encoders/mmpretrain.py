@@ -4,7 +4,7 @@ import torch
 from mmpretrain.models.utils import resize_pos_embed
 from torch import Tensor, nn
 
-from .base import EncoderLayer, VisionEncoder, check_layers
+from ...families.vision_encoder import EncoderLayer, VisionEncoder, check_layers
 
 
 class MMPretrainLayer(EncoderLayer):

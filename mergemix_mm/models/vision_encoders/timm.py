@@ -4,7 +4,7 @@ from inspect import signature
 
 from torch import Tensor, nn
 
-from .base import EncoderLayer, UnsupportedEncoderError, VisionEncoder, check_layers
+from ...families.vision_encoder import EncoderLayer, UnsupportedEncoderError, VisionEncoder, check_layers
 
 # Options of timm's constructors that make a model take images of any size.
 ANY_SIZE = dict(dynamic_img_size=True, strict_img_size=False)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from .base import EncoderLayer, UnsupportedEncoderError, VisionEncoder, check_layers, split_heads
+from .vision_encoder import EncoderLayer, UnsupportedEncoderError, VisionEncoder, check_layers, split_heads
 
 
 def _pair(size: int | Sequence[int]) -> tuple[int, int]:
