@@ -7,10 +7,9 @@ import torch
 import torch.nn.functional as F
 from mmengine.registry import FUNCTIONS
 
-# Tensors with one entry per token, and what pads them; `input_ids` take the sample's `pad_token_id`.
-TOKEN_PADDING = dict(input_ids=None, labels=-100, attention_mask=0, token_type_ids=0, mm_token_type_ids=0)
-# With this key, images are [1, n, ...]: the first dimension is the row of the batch and not the image.
-ROW_KEY = 'pixel_attention_mask'
+from ..families import token_padding
+from ..families.base import declared
+
 # Says that a sample, or the rejected side of a pair, has images of its own, be it none.
 SIZES_KEY = 'original_sizes'
 
@@ -73,7 +72,7 @@ class ConversationCollate:
     def _pad_tokens(self, inputs: Sequence[dict], owners: Sequence[dict]) -> dict[str, torch.Tensor]:
         length = max(len(one['input_ids']) for one in inputs)
         batch = {}
-        for key, value in TOKEN_PADDING.items():
+        for key, value in token_padding().items():
             if key not in inputs[0]:
                 continue
             rows = []
@@ -93,10 +92,10 @@ def conversation_collate(samples: Sequence[dict[str, Any]], padding_side: str = 
 
 def _join_images(inputs: Sequence[dict]) -> dict[str, torch.Tensor]:
     """All other tensors of the samples."""
-    known = {*TOKEN_PADDING, 'pad_token_id', 'rejected'}
+    known = {*token_padding(), 'pad_token_id', 'rejected'}
     with_images = [one for one in inputs if len(one[SIZES_KEY])]
     keys = [key for key in with_images[0] if key not in known] if with_images else []
-    by_row = ROW_KEY in keys
+    by_row = any(family.row_key in keys for family in declared())
     joined = {}
     for key in keys:
         tensors = [one[key] for one in with_images]

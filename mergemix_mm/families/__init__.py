@@ -1,6 +1,12 @@
-"""One adapter per family of transformers' vision-language models."""
+"""Families of vision-language models: one file declares all that the package knows about one of them."""
 
-from .base import Family, check_canvases
-from .build import FAMILIES, find_family
+from importlib import import_module
+from pkgutil import iter_modules
 
-__all__ = ['FAMILIES', 'Family', 'check_canvases', 'find_family']
+from .base import FAMILIES, Family, check_canvases, family_of, find_family, token_padding
+
+# A family is known as soon as its module is imported. These modules import torch only, not transformers.
+for _module in iter_modules(__path__):
+    import_module(f'{__name__}.{_module.name}')
+
+__all__ = ['FAMILIES', 'Family', 'check_canvases', 'family_of', 'find_family', 'token_padding']

@@ -1,25 +1,106 @@
-"""What `HFVisionLanguageModel` needs to know of a transformers model: its parts, its image tokens and its pixels."""
+"""`Family`: everything that this package knows about one family of vision-language models, in one declaration."""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from ..functional.preference import IGNORE_INDEX
+from .vision_encoder import VisionEncoder
+
 # Values of `Family.modality`.
 PAD, TEXT, IMAGE, MARKER = 0, 1, 2, 3
+# The id of any word: it is in every vocabulary and stands for no image. Only planned batches use it.
+ANY_WORD = 8
+
+# model_type of the config -> its family. Subclasses of `Family` that name `model_types` add themselves; other callables
+# may be added by hand (docs/extend/custom_vlm.md).
+FAMILIES: dict[str, Callable[[nn.Module], 'Family']] = {}
+
+
+@dataclass
+class ImageInput:
+    """What a model reads of one image, without its content. Memory is planned with it.
+
+    Args:
+        ids (list[int]): The part of ``input_ids`` that stands for the image, with the tokens that frame it.
+        num_tokens (int): Number of placeholders among them.
+        shapes (Callable): Number of images -> dict of name and shape: tensors of a batch whose content is never read.
+        values (dict): Name -> entries of one image: tensors of a batch whose content is read.
+        is_read (bool): Whether the library reads the values of the tensors of `shapes` (they are then ones). Defaults
+            to False.
+    """
+
+    ids: list[int]
+    num_tokens: int
+    shapes: Callable[[int], dict[str, tuple[int, ...]]]
+    values: dict[str, list[int]] = field(default_factory=dict)
+    is_read: bool = False
+
+
+@dataclass(frozen=True)
+class ImagePrompt:
+    """How a processor writes the prompt of an image that is to be generated.
+
+    Args:
+        image_size (int): Height and width of the image in pixels.
+        is_turn (bool): Whether the prompt is a user's turn of the chat template. Otherwise it is plain text.
+        before (str): Text in front of the prompt.
+        after (str): Text after the prompt, up to the token after which image tokens begin.
+        options (dict): Options with which the processor writes both.
+    """
+
+    image_size: int
+    is_turn: bool
+    before: str
+    after: str
+    options: dict[str, Any]
 
 
 class Family:
-    """Views on a transformers vision-language model: no parameters, no state.
+    """All that is known about one family of transformers' vision-language models.
 
-    As it stands, it serves models that read one image [3, H, W] per placeholder run of fixed length, with
-    ``pixel_values`` [N, 3, H, W]. A subclass names the parts; models with tiles or patches override the methods on
-    pixels (`canvases`, `with_canvases`, `image_lengths`) as well.
+    The *class* declares how the family's processor writes texts and images. Datasets and collation read it: they have
+    no model. An *instance* views one model of the family: it has neither parameters nor state. Tuners, generation,
+    merging and planning read it.
+
+    The defaults serve models that read one image [3, H, W] per run of placeholders of fixed length, with
+    ``pixel_values`` [N, 3, H, W]. A subclass names the parts. Models with tiles or patches also override the methods on
+    pixels (`canvases`, `with_canvases`, `image_lengths`).
+
+    A subclass that names ``model_types`` serves these models as soon as it is defined.
 
     Args:
         model (nn.Module): The transformers model with its head, e.g. ``LlavaForConditionalGeneration``.
     """
 
+    # ------------------------------------------------------------------ the processor, and what it writes
+    # `config.model_type` of the models, and class names of their processors.
+    model_types: ClassVar[tuple[str, ...]] = ()
+    processors: ClassVar[tuple[str, ...]] = ()
+    # File of chat_templates/ for processors without a template, or with one that does not mark answers.
+    chat_template: ClassVar[str | None] = None
+    # Batch keys with one entry per token, and what stands at padding; None: the sample's `pad_token_id`.
+    token_padding: ClassVar[dict[str, int | None]] = dict(input_ids=None, labels=IGNORE_INDEX, attention_mask=0)
+    # In a batch that has this key, the first dimension of image tensors is the sample instead of the image.
+    row_key: ClassVar[str | None] = None
+    # Tokens that the chat template writes before and after an image. They are cut off together with it.
+    image_frame: ClassVar[tuple[str, str] | None] = None
+    # Whether prompt (prefix) and answer (suffix) are tokenized one by one, and `token_type_ids` tell them apart.
+    is_prefix_model: ClassVar[bool] = False
+    # Whether the processor takes the images of a text as lists of one image each.
+    nests_images: ClassVar[bool] = False
+    # Class names of image processors that pad before they read `input_data_format`: they get arrays.
+    array_image_processors: ClassVar[tuple[str, ...]] = ()
+    # Added tokens that answers of the family consist of (a regular expression): records may write them.
+    answer_tokens: ClassVar[str | None] = None
+
+    # ------------------------------------------------------------------ the model
     # Part -> dotted names of its modules and parameters. The longest name decides, so a part may lie inside another.
-    # The language model comes first in its own entry; whatever no part names stays frozen.
+    # The language model comes first in its own entry. What no part names stays frozen.
     parts: dict[str, tuple[str, ...]] = dict(
         vision_tower=('model.vision_tower',),
         projector=('model.multi_modal_projector',),
@@ -27,9 +108,44 @@ class Family:
     )
     # What the model's forward and generate take from a batch.
     forward_keys: tuple[str, ...] = ('input_ids', 'attention_mask', 'pixel_values')
+    # Class of a tower, with its module -> the adapter by which its patches are scored and merged.
+    tower_adapters: ClassVar[dict[str, Callable[[nn.Module], VisionEncoder]]] = {}
+    # Whether `vision_merge` can shorten what the language model reads of the tower.
+    can_merge_tower: ClassVar[bool] = False
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if 'model_types' in vars(cls):
+            FAMILIES.update(dict.fromkeys(cls.model_types, cls))
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
+
+    @classmethod
+    def preamble(cls, processor: Any) -> str:
+        """What the processor writes in front of every conversation, beside the chat template."""
+        return ''
+
+    @classmethod
+    def image_processor(cls, processor: Any) -> Any:
+        """A copy of the processor that adds nothing but image tokens to a text that the chat template has written."""
+        return copy.copy(processor)
+
+    @classmethod
+    def image_prompt(cls, processor: Any, image_size: int | None = None) -> ImagePrompt | None:
+        """How a prompt for an image is written.
+
+        Args:
+            processor: The family's processor.
+            image_size (int, optional): Height and width in pixels. Defaults to None: that of the released models.
+
+        Returns:
+            ImagePrompt | None: None for families that do not generate images.
+
+        Raises:
+            ValueError: if the model cannot generate images of this size.
+        """
+        return None
 
     @property
     def base(self) -> nn.Module:
@@ -49,11 +165,11 @@ class Family:
     @property
     def vision_tower(self) -> nn.Module:
         """The image encoder."""
-        return _unwrap(self.model.get_submodule(self.parts['vision_tower'][0]))
+        return _trained_module(self.model.get_submodule(self.parts['vision_tower'][0]))
 
     @property
     def vision_encoder(self) -> nn.Module | None:
-        """The module for `build_vision_encoder`; None where token merging cannot serve it."""
+        """The library's module whose patches MergeMix scores; None if token merging cannot serve the tower."""
         return self.vision_tower
 
     @property
@@ -71,7 +187,7 @@ class Family:
         return batch['input_ids'] == self.image_token_id
 
     def image_lengths(self, batch: dict) -> Tensor:
-        """Number of placeholders of each image, [N] int64. As it stands: the same for all."""
+        """Number of placeholders of each image, [N] int64. By default, all images have the same number."""
         num_images = len(batch['pixel_values']) if batch.get('pixel_values') is not None else 0
         total = int(self.placeholders(batch).sum())
         if total % num_images if num_images else total:
@@ -111,35 +227,94 @@ class Family:
         return result
 
     def canvases(self, batch: dict) -> list[Tensor]:
-        """The normalised images [3, H, W] before tiling and patching; [] for text alone."""
+        """The normalised images [3, H, W] before tiling and patching; [] for a batch of text only."""
         pixels = batch.get('pixel_values')
         return [] if pixels is None else list(pixels)
 
     def with_canvases(self, batch: dict, canvases: list[Tensor]) -> dict:
-        """The same batch with other pixels; everything but the pixels is shared with `batch`.
+        """The same batch with other pixels. It shares everything but the pixels with `batch`.
 
         Raises:
-            ValueError: if number or shapes of the canvases are others than `canvases(batch)` has.
+            ValueError: if the canvases differ from ``canvases(batch)`` in number or shape.
         """
         check_canvases(canvases, self.canvases(batch))
         return {**batch, 'pixel_values': torch.stack(canvases)} if canvases else dict(batch)
 
     def forward_kwargs(self, batch: dict) -> dict:
-        """What the base model's forward takes, pixels in the tower's dtype."""
+        """What the base model's forward takes, with pixels in the tower's dtype."""
         kwargs = {key: batch[key] for key in self.forward_keys if batch.get(key) is not None}
         if 'pixel_values' in kwargs:
             kwargs['pixel_values'] = kwargs['pixel_values'].to(next(self.vision_tower.parameters()).dtype)
         return kwargs
 
     def generate_kwargs(self, batch: dict) -> dict:
-        """What the model's generate takes of a batch of prompts."""
+        """What the model's generate takes from a batch of prompts."""
         return Family.forward_kwargs(self, batch)
 
-    def generate(self, **kwargs) -> Tensor:
+    def generate(self, **kwargs: Any) -> Tensor:
         """The library's generation. Janus' own method would drop the logits processors; its guidance is for images."""
         from transformers import GenerationMixin
 
         return GenerationMixin.generate(self.model, **{'guidance_scale': None, **kwargs})
+
+    def largest_image(self, processor: dict) -> ImageInput:
+        """What the model reads of the largest image that its processor lets through.
+
+        Args:
+            processor (dict): The options of the processor that decide about sizes (``model.processor`` of a config).
+
+        Raises:
+            NotImplementedError: if the family does not say it.
+            ValueError: if an option is missing.
+        """
+        raise NotImplementedError(f'{type(self).__name__} does not say what it reads of its largest image')
+
+    def image_prompt_end(self, image_size: int | None = None) -> tuple[int, list[int]]:
+        """The side of an image that is to be generated, in pixels, and the ids that end its prompt.
+
+        Args:
+            image_size (int, optional): The side. Defaults to None: that of the released models.
+
+        Raises:
+            NotImplementedError: if the family does not generate images.
+        """
+        raise NotImplementedError(f'{type(self).__name__} does not generate images')
+
+
+def find_family(model_type: str | None) -> Callable[[nn.Module], Family]:
+    """The class that knows models of this type.
+
+    Args:
+        model_type (str): ``config.model_type`` of a transformers model.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    if model_type not in FAMILIES:
+        raise ValueError(
+            f'model_type={model_type!r} is not a vision-language model that can be tuned here. Supported are '
+            f'{sorted(FAMILIES)}; others need a Family (docs/extend/custom_vlm.md)'
+        )
+    return FAMILIES[model_type]
+
+
+def family_of(processor: Any) -> type[Family]:
+    """The family that a processor belongs to, by the name of its class; `Family` itself for any other processor."""
+    name = type(processor).__name__
+    return next((family for family in declared() if name in family.processors), Family)
+
+
+def declared() -> list[type[Family]]:
+    """All classes of families. What the families of one batch or tokenizer are, cannot be known from it alone."""
+    return [
+        Family,
+        *dict.fromkeys(one for one in FAMILIES.values() if isinstance(one, type) and issubclass(one, Family)),
+    ]
+
+
+def token_padding() -> dict[str, int | None]:
+    """Batch keys with one entry per token, of any family, and what stands at padding (see `Family.token_padding`)."""
+    return {key: value for family in declared() for key, value in family.token_padding.items()}
 
 
 def check_canvases(canvases: list[Tensor], expected: list[Tensor]) -> None:
@@ -149,8 +324,13 @@ def check_canvases(canvases: list[Tensor], expected: list[Tensor]) -> None:
         raise ValueError(f'canvases of shapes {found} cannot replace those of the batch, {wanted}')
 
 
-def _unwrap(module: nn.Module) -> nn.Module:
-    """The module that trains inside peft's copy-keeping wrapper."""
+def square_image(num_tokens: int, token: int, side: int) -> ImageInput:
+    """An image of side x side pixels that is read in one piece: one placeholder `token` per image token."""
+    return ImageInput([token] * num_tokens, num_tokens, lambda size: dict(pixel_values=(size, 3, side, side)))
+
+
+def _trained_module(module: nn.Module) -> nn.Module:
+    """The module that trains inside peft's wrapper of ``modules_to_save``."""
     if hasattr(module, 'modules_to_save') and hasattr(module, 'original_module'):
         return module.modules_to_save[module.active_adapter]
     return module

@@ -1,18 +1,22 @@
-"""Emu3 (https://arxiv.org/abs/2409.18869), to read images: they are text, ids of their VQ codes."""
+"""Emu3 (https://arxiv.org/abs/2409.18869): images are text, the ids of their VQ codes."""
 
+import math
 import re
 from functools import cached_property
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .base import IMAGE, MARKER, TEXT, Family, check_canvases
+from .base import IMAGE, MARKER, TEXT, Family, ImageInput, ImagePrompt, check_canvases, square_image
 from .nearest_code import codebook_of, nearest_code
 
 PLACEHOLDER, LINE_END = '<image>', '<|extra_200|>'
 # Around an image: "START rows * columns CODES" codes and line ends "FILE_END END".
 START, CODES, FILE_END, END = '<|image start|>', '<|image token|>', '<|extra_201|>', '<|image end|>'
+# Side of generated images in pixels. The processor knows their area only as a default of its call.
+GENERATED_SIZE = 720
 
 
 class Emu3Family(Family):
@@ -21,13 +25,17 @@ class Emu3Family(Family):
 
     An image of h x w codes has h * (w + 1) placeholders: each row of codes ends with a token of its own. Each image is
     encoded without its padding, so that its codes do not depend on the batch it is in. (The library encodes the padding
-    along, and its model with head drops the pixels without a word.)
+    along, and its model with head silently ignores the pixels.)
 
     Raises:
         ValueError: if the config's vocabulary map lacks what images are written with.
     """
 
-    # There is no tower and no projector, but one may be asked to train: `projector` is in everybody's default.
+    model_types = ('emu3',)
+    processors = ('Emu3Processor',)
+    chat_template = 'emu3'
+    nests_images = True  # The processor resizes the images of one list alike.
+    # There is no tower and no projector, but `projector` is part of the default of `trainable`.
     parts = dict(projector=(), language_model=('model.text_model', 'lm_head'))
 
     def __init__(self, model: nn.Module) -> None:
@@ -40,6 +48,30 @@ class Emu3Family(Family):
                 f'{model.config.vq_config.codebook_size} tokens of image codes, "<|visual token 000000|>" and so on: '
                 'set it to the vocabulary of the tokenizer (tokenizer.get_vocab())'
             )
+
+    @classmethod
+    def preamble(cls, processor: Any) -> str:
+        # The processor writes the first token once per image, and the tokenizer never writes it.
+        return processor.bos_token
+
+    @classmethod
+    def image_processor(cls, processor: Any) -> Any:
+        processor = super().image_processor(processor)
+        processor.bos_token = ''
+        return processor
+
+    @classmethod
+    def image_prompt(cls, processor: Any, image_size: int | None = None) -> ImagePrompt:
+        size, factor = image_size or GENERATED_SIZE, processor.downsample_ratio
+        if size % factor:
+            raise ValueError(
+                f'image_size={size} must be a multiple of {factor}, the side of an image token of Emu3 in pixels'
+            )
+        options = dict(ratio='1:1', image_area=size**2)
+        rows, columns = processor.calculate_generate_size(spatial_factor=factor, **options)
+        after = f'{processor.image_start_token}{rows}*{columns}{processor.fake_token_around_image}'
+        options['return_for_image_generation'] = True
+        return ImagePrompt(size, False, processor.bos_token, after, options)
 
     @property
     def vision_encoder(self) -> None:
@@ -150,6 +182,24 @@ class Emu3Family(Family):
 
     def generate_kwargs(self, batch: dict) -> dict:
         return self.forward_kwargs(batch)
+
+    def largest_image(self, processor: dict) -> ImageInput:
+        config = self.model.config
+        factor = 2 ** (len(config.vq_config.channel_multiplier) - 1)
+        pixels = processor.get('max_pixels') or 1024 * 1024
+        codes = math.isqrt(pixels) // factor
+        side, num_tokens = codes * factor, codes * (codes + 1)
+        image = square_image(num_tokens, config.image_token_id, side)
+        # Start, "90*90", and the token before the codes; line ends are among the placeholders.
+        image.ids[:0] = [config.vocabulary_map[name] for name in (START, LINE_END, CODES)]
+        image.values['image_sizes'] = [side, side]
+        return image
+
+    def image_prompt_end(self, image_size: int | None = None) -> tuple[int, list[int]]:
+        side, vocabulary = image_size or GENERATED_SIZE, self.model.config.vocabulary_map
+        codes = side // self.model.model.vqmodel.spatial_scale_factor
+        grid = [vocabulary[character] for character in f'{codes}*{codes}']
+        return side, [vocabulary[START], *grid, vocabulary[CODES]]
 
     def _grids(self, batch: dict) -> Tensor:
         """Rows and columns of each image's codes, [N, 2] int64."""

@@ -1,10 +1,48 @@
 """InternVL (https://arxiv.org/abs/2504.10479): tiles of an image and its thumbnail between two framing tokens."""
 
+import math
+
 import torch
 from torch import Tensor
 
-from .base import Family, check_canvases
+from .base import Family, ImageInput, check_canvases, square_image
 from .layout import canvas_to_views, mark_frames, runs, views_to_canvas
+from .towers import Dinov2Encoder
+from .vision_encoder import EncoderLayer, split_heads
+
+# Tiles of an image that the processor cuts at most, without the thumbnail.
+MAX_TILES = 12
+
+
+class InternVLLayer(EncoderLayer):
+    """`InternVLVisionLayer`: layer scale, optional norms of queries and keys, a dropout behind both branches."""
+
+    def query_key_value(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        attn, x = self.module.attention, self.module.layernorm_before(x)
+        projections = attn.q_norm(attn.q_proj(x)), attn.k_norm(attn.k_proj(x)), attn.v_proj(x)
+        return tuple(split_heads(projection, attn.num_heads) for projection in projections)
+
+    def add_attention(self, x: Tensor, attended: Tensor) -> Tensor:
+        layer, attn = self.module, self.module.attention
+        return x + layer.lambda_1 * attn.projection_dropout(attn.projection_layer(attended))
+
+    def feed_forward(self, x: Tensor) -> Tensor:
+        layer = self.module
+        return x + layer.lambda_2 * layer.dropout(layer.mlp(layer.layernorm_after(x)))
+
+    @property
+    def attention_dropout(self) -> float:
+        return self.module.attention.attention_dropout
+
+
+class InternVLEncoder(Dinov2Encoder):
+    """`InternVLVisionModel`: embeds as DINOv2 does; its norm behind the layers may be none."""
+
+    layer_type, layer_name = InternVLLayer, 'InternVLVisionLayer'
+
+    def _embeddings(self, images: Tensor) -> Tensor:
+        embedded = self.model.embeddings(images)
+        return embedded if isinstance(embedded, Tensor) else embedded[0]  # With the grid in transformers 4.
 
 
 class InternVLFamily(Family):
@@ -13,6 +51,11 @@ class InternVLFamily(Family):
     An image is one run of placeholders, so its number of tiles is known from the text; their grid is the one of that
     many tiles whose aspect ratio is the nearest to the image's own, from ``original_sizes``.
     """
+
+    model_types = ('internvl',)
+    processors = ('InternVLProcessor',)
+    chat_template = 'internvl'
+    tower_adapters = {'transformers.models.internvl.modeling_internvl.InternVLVisionModel': InternVLEncoder}
 
     @property
     def tile_length(self) -> int:
@@ -44,6 +87,16 @@ class InternVLFamily(Family):
             return dict(batch)
         views = [canvas_to_views(canvas, *old) for canvas, old in zip(canvases, self._views(batch), strict=True)]
         return {**batch, 'pixel_values': torch.cat(views)}
+
+    def largest_image(self, processor: dict) -> ImageInput:
+        height, width = self.model.config.vision_config.image_size
+        tiles = processor.get('max_patches') or MAX_TILES
+        columns = next(number for number in range(math.isqrt(tiles), 0, -1) if tiles % number == 0)
+        views = tiles + (tiles > 1)  # With the thumbnail.
+        image = square_image(views * self.tile_length, self.image_token_id, height)
+        image.shapes = lambda size: dict(pixel_values=(size * views, 3, height, width))
+        image.values['original_sizes'] = [height * (tiles // columns), width * columns]
+        return image
 
     def _views(self, batch: dict) -> list[tuple[Tensor, tuple[int, int]]]:
         """Tiles and thumbnail [n, 3, h, w] of each image, and the grid of its tiles."""

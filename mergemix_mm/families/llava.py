@@ -2,11 +2,16 @@
 
 from torch import nn
 
-from .base import Family
+from .base import Family, ImageInput, square_image
 
 
 class LlavaFamily(Family):
     """``LlavaForConditionalGeneration``."""
+
+    model_types = ('llava',)
+    processors = ('LlavaProcessor',)
+    chat_template = 'llava'
+    can_merge_tower = True
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
@@ -16,3 +21,9 @@ class LlavaFamily(Family):
                 f'a LLaVA model with vision_config.model_type={tower!r} packs images of several sizes into one '
                 'sequence, which is not supported; use LLaVA 1.5, LLaVA-NeXT, InternVL or Qwen2.5-VL'
             )
+
+    def largest_image(self, processor: dict) -> ImageInput:
+        config = self.model.config
+        side, patch = config.vision_config.image_size, config.vision_config.patch_size
+        with_class = config.vision_feature_select_strategy != 'default'
+        return square_image((side // patch) ** 2 + with_class, config.image_token_id, side)

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .base import IMAGE, MARKER, Family, check_canvases
+from .base import IMAGE, MARKER, Family, ImageInput, check_canvases, square_image
 from .layout import join_tiles, split_canvas
 
 
@@ -36,6 +36,11 @@ class LlavaNextFamily(Family):
     A canvas is the image at its best resolution, joined from its tiles, padding included.
     """
 
+    model_types = ('llava_next',)
+    processors = ('LlavaNextProcessor',)
+    chat_template = 'llava_next'
+    # It pads without the option: a wide image that it has resized to 3 rows would become an image of 3 columns.
+    array_image_processors = ('LlavaNextImageProcessor',)
     parts = Family.parts | dict(projector=('model.multi_modal_projector', 'model.image_newline'))
     forward_keys = (*Family.forward_keys, 'image_sizes')
 
@@ -71,6 +76,19 @@ class LlavaNextFamily(Family):
             views = torch.cat([thumbnail[None], split_canvas(canvas, layout.grid)])
             images.append(F.pad(views, (0, 0) * 3 + (0, batch['pixel_values'].size(1) - len(views))))
         return {**batch, 'pixel_values': torch.stack(images)}
+
+    def largest_image(self, processor: dict) -> ImageInput:
+        config = self.model.config
+        side = config.vision_config.image_size
+        # An image of one of the sizes that it is cut at: the one with most tokens.
+        sizes = torch.tensor(config.image_grid_pinpoints)
+        lengths = self.image_lengths(dict(input_ids=sizes, pixel_values=sizes, image_sizes=sizes)).tolist()
+        num_tokens, (height, width) = max(zip(lengths, sizes.tolist(), strict=True))
+        tiles = (height // side) * (width // side) + 1
+        image = square_image(num_tokens, self.image_token_id, side)
+        image.shapes = lambda size: dict(pixel_values=(size, tiles, 3, side, side))
+        image.values['image_sizes'] = [height, width]
+        return image
 
     def _views(self, batch: dict) -> Iterator[tuple[Tensor, Tensor, _Layout]]:
         """Tiles [n, 3, h, w], thumbnail [3, h, w] and layout of each image."""

@@ -5,7 +5,8 @@ from inspect import signature
 import torch
 from torch import Tensor
 
-from .base import Family
+from ..functional.preference import IGNORE_INDEX
+from .base import Family, ImageInput, square_image
 
 
 class PaliGemmaFamily(Family):
@@ -15,6 +16,14 @@ class PaliGemmaFamily(Family):
     `labels` beside them and with an `attention_mask`; without, every token sees every other, the answer included.
     Version 5 takes no labels in the model without its head; without token types, the prefix is causal.
     """
+
+    model_types = ('paligemma',)
+    processors = ('PaliGemmaProcessor',)
+    chat_template = 'paligemma'
+    token_padding = Family.token_padding | dict(token_type_ids=0)
+    is_prefix_model = True
+    # Places and masks.
+    answer_tokens = r'<(loc\d{4}|seg\d{3})>'
 
     def forward_kwargs(self, batch: dict) -> dict:
         """As always, with the token types that keep later answer tokens out of earlier positions."""
@@ -30,6 +39,11 @@ class PaliGemmaFamily(Family):
         self._match_mask()
         return super().generate_kwargs(batch) | dict(token_type_ids=_token_types(batch))
 
+    def largest_image(self, processor: dict) -> ImageInput:
+        config = self.model.config
+        side, patch = config.vision_config.image_size, config.vision_config.patch_size
+        return square_image((side // patch) ** 2, config.image_token_id, side)
+
     def _match_mask(self) -> None:
         """Version 4 makes its mask in the dtype that the weights were loaded in, not in that of the queries."""
         if hasattr(self.base, 'text_config_dtype'):
@@ -44,5 +58,5 @@ def _token_types(batch: dict) -> Tensor:
     if batch.get('token_type_ids') is not None:
         answered = batch['token_type_ids']
     if batch.get('labels') is not None:
-        answered = torch.maximum(answered, (batch['labels'] != -100).to(answered))
+        answered = torch.maximum(answered, (batch['labels'] != IGNORE_INDEX).to(answered))
     return answered.cummax(dim=1).values

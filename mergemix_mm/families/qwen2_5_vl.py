@@ -1,11 +1,12 @@
 """Qwen2.5-VL (https://arxiv.org/abs/2502.13923) and Qwen2-VL: flattened patches of images of any size."""
 
+import math
 from inspect import signature
 
 import torch
 from torch import Tensor, nn
 
-from .base import Family, check_canvases
+from .base import Family, ImageInput, check_canvases
 from .layout import mark_frames
 
 
@@ -16,6 +17,11 @@ class Qwen2_5_VLFamily(Family):
     token each; a still image fills the frames of a patch with copies.
     """
 
+    model_types = ('qwen2_5_vl', 'qwen2_vl')
+    processors = ('Qwen2_5_VLProcessor', 'Qwen2VLProcessor')
+    chat_template = 'qwen2_5_vl'
+    token_padding = Family.token_padding | dict(mm_token_type_ids=0)
+    image_frame = ('<|vision_start|>', '<|vision_end|>')
     parts = dict(
         vision_tower=('model.visual',),
         projector=('model.visual.merger',),
@@ -61,6 +67,19 @@ class Qwen2_5_VLFamily(Family):
             return dict(batch)
         return {**batch, 'pixel_values': torch.cat([self._patch(canvas) for canvas in canvases])}
 
+    def largest_image(self, processor: dict) -> ImageInput:
+        config = self.model.config
+        vision = config.vision_config
+        side = vision.patch_size * vision.spatial_merge_size
+        size = processor.get('size') or {}
+        pixels = processor.get('max_pixels') or size.get('longest_edge') or 16384 * side**2
+        rows, columns = _most_square(pixels // side**2)
+        grid = [1, rows * vision.spatial_merge_size, columns * vision.spatial_merge_size]
+        ids = [config.vision_start_token_id, *[config.image_token_id] * (rows * columns), config.vision_end_token_id]
+        width = 3 * vision.temporal_patch_size * vision.patch_size**2
+        shapes = lambda size: dict(pixel_values=(size * math.prod(grid), width))  # noqa: E731
+        return ImageInput(ids, rows * columns, shapes, dict(image_grid_thw=grid))
+
     def _unpatch(self, patches: Tensor, grid: list[int]) -> Tensor:
         config = self.model.config.vision_config
         size, merge, (_, rows, cols) = config.patch_size, config.spatial_merge_size, grid
@@ -73,3 +92,9 @@ class Qwen2_5_VLFamily(Family):
         size, merge, frames = config.patch_size, config.spatial_merge_size, config.temporal_patch_size
         blocks = canvas.unflatten(2, (-1, merge, size)).unflatten(1, (-1, merge, size)).permute(1, 4, 2, 5, 0, 3, 6)
         return blocks.unsqueeze(5).expand(*blocks.shape[:5], frames, size, size).flatten(0, 3).flatten(1)
+
+
+def _most_square(area: int) -> tuple[int, int]:
+    """Rows and columns of the largest grid of at most `area` cells and at most twice as wide as high."""
+    grids = [(rows, area // rows) for rows in range(max(math.isqrt(area // 2), 1), math.isqrt(area) + 1)]
+    return max(grids, key=lambda grid: (math.prod(grid), grid[0]))

@@ -7,8 +7,9 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from .base import MARKER, TEXT, Family, check_canvases
+from .base import ANY_WORD, MARKER, TEXT, Family, ImageInput, check_canvases
 from .layout import canvas_to_views, runs, views_to_canvas
+from .towers import SiglipEncoder
 
 
 @dataclass
@@ -32,6 +33,22 @@ class TiledImage:
         return slice(self.start, self.start + tiles + (tiles > 1))
 
 
+class SmolVLMEncoder(SiglipEncoder):
+    """`SmolVLMVisionTransformer`: SigLIP whose positions follow from the place within the image, at any size."""
+
+    layer_name = 'SmolVLMEncoderLayer'
+
+    def _embeddings(self, images: Tensor) -> Tensor:
+        whole = torch.ones(len(images), *self._grid(images), dtype=torch.bool, device=images.device)
+        return self.model.embeddings(images, patch_attention_mask=whole)
+
+
+class Idefics3Encoder(SmolVLMEncoder):
+    """`Idefics3VisionTransformer`: the same with other names."""
+
+    layer_name = 'Idefics3EncoderLayer'
+
+
 class SmolVLMFamily(Family):
     """``SmolVLMForConditionalGeneration``: ``pixel_values`` [B, most tiles of a sample, 3, h, w], zeros behind them.
 
@@ -40,6 +57,14 @@ class SmolVLMFamily(Family):
     row markers and however the tokenizer cuts them.
     """
 
+    model_types = ('smolvlm', 'idefics3')
+    processors = ('SmolVLMProcessor', 'Idefics3Processor')
+    chat_template = 'smolvlm'
+    row_key = 'pixel_attention_mask'
+    tower_adapters = {
+        'transformers.models.idefics3.modeling_idefics3.Idefics3VisionTransformer': Idefics3Encoder,
+        'transformers.models.smolvlm.modeling_smolvlm.SmolVLMVisionTransformer': SmolVLMEncoder,
+    }
     parts = dict(
         vision_tower=('model.vision_model',),
         projector=('model.connector',),
@@ -110,6 +135,22 @@ class SmolVLMFamily(Family):
             views[(views == 0).flatten(1).all(dim=1), 0, 0, 0] = 1e-5
             pixels[image.row, image.views] = views
         return {**batch, 'pixel_values': pixels}
+
+    def largest_image(self, processor: dict) -> ImageInput:
+        config = self.model.config
+        side, patch = config.vision_config.image_size, config.vision_config.patch_size
+        longest = (processor.get('size') or {}).get('longest_edge') or 4 * side
+        rows = -(-longest // ((processor.get('max_image_size') or {}).get('longest_edge') or side))
+        num_tiles = rows * rows + (rows > 1)  # With the global view.
+        tile_tokens = (side // patch) ** 2 // config.scale_factor**2
+        fake, line = ANY_WORD + 1, ANY_WORD + 2
+        ids = []
+        for tile in range(num_tiles):
+            ends_row = tile and tile % rows == 0
+            ids += [*[line] * bool(ends_row), fake, ANY_WORD, *[self.image_token_id] * tile_tokens]
+        shapes = lambda size: dict(pixel_values=(size, num_tiles, 3, side, side))  # noqa: E731
+        # The library looks for views that are zero everywhere.
+        return ImageInput([*ids, fake], num_tiles * tile_tokens, shapes, is_read=True)
 
     def _tiles(self, batch: dict) -> dict[int, list[tuple[int, int]]]:
         """First column and end of each tile's placeholders, for the samples that have any."""

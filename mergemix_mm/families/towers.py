@@ -2,10 +2,9 @@
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 
-from .vision_encoder import EncoderLayer, UnsupportedEncoderError, VisionEncoder, check_layers, split_heads
+from .vision_encoder import EncoderLayer, VisionEncoder, check_layers, split_heads
 
 
 def _pair(size: int | Sequence[int]) -> tuple[int, int]:
@@ -28,18 +27,6 @@ class CLIPLayer(EncoderLayer):
     @property
     def attention_dropout(self) -> float:
         return self.module.self_attn.dropout
-
-
-class JanusLayer(CLIPLayer):
-    """`JanusVisionEncoderLayer`: SigLIP's with other names and a dropout behind the projection."""
-
-    def add_attention(self, x: Tensor, attended: Tensor) -> Tensor:
-        attn = self.module.self_attn
-        return x + attn.projection_dropout(attn.projection_layer(attended))
-
-    @property
-    def attention_dropout(self) -> float:
-        return self.module.self_attn.attention_dropout
 
 
 class CLIPEncoder(VisionEncoder):
@@ -89,33 +76,6 @@ class SiglipEncoder(CLIPEncoder):
         return x
 
 
-class JanusEncoder(SiglipEncoder):
-    """`JanusVisionModel`."""
-
-    layer_type, layer_name = JanusLayer, 'JanusVisionEncoderLayer'
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__(model)
-        if model.config.use_qk_norm:
-            raise UnsupportedEncoderError(model, 'its config sets use_qk_norm=True, which this adapter leaves out')
-
-
-class SmolVLMEncoder(SiglipEncoder):
-    """`SmolVLMVisionTransformer`: SigLIP whose positions follow from the place within the image, at any size."""
-
-    layer_name = 'SmolVLMEncoderLayer'
-
-    def _embeddings(self, images: Tensor) -> Tensor:
-        whole = torch.ones(len(images), *self._grid(images), dtype=torch.bool, device=images.device)
-        return self.model.embeddings(images, patch_attention_mask=whole)
-
-
-class Idefics3Encoder(SmolVLMEncoder):
-    """`Idefics3VisionTransformer`: the same with other names."""
-
-    layer_name = 'Idefics3EncoderLayer'
-
-
 class Dinov2Layer(EncoderLayer):
     """`Dinov2Layer`: layer scale and stochastic depth on both branches."""
 
@@ -160,34 +120,3 @@ class Dinov2Encoder(CLIPEncoder):
 
     def _enter(self, x: Tensor) -> Tensor:
         return x
-
-
-class InternVLLayer(EncoderLayer):
-    """`InternVLVisionLayer`: layer scale, optional norms of queries and keys, a dropout behind both branches."""
-
-    def query_key_value(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        attn, x = self.module.attention, self.module.layernorm_before(x)
-        projections = attn.q_norm(attn.q_proj(x)), attn.k_norm(attn.k_proj(x)), attn.v_proj(x)
-        return tuple(split_heads(projection, attn.num_heads) for projection in projections)
-
-    def add_attention(self, x: Tensor, attended: Tensor) -> Tensor:
-        layer, attn = self.module, self.module.attention
-        return x + layer.lambda_1 * attn.projection_dropout(attn.projection_layer(attended))
-
-    def feed_forward(self, x: Tensor) -> Tensor:
-        layer = self.module
-        return x + layer.lambda_2 * layer.dropout(layer.mlp(layer.layernorm_after(x)))
-
-    @property
-    def attention_dropout(self) -> float:
-        return self.module.attention.attention_dropout
-
-
-class InternVLEncoder(Dinov2Encoder):
-    """`InternVLVisionModel`: embeds as DINOv2 does; its norm behind the layers may be none."""
-
-    layer_type, layer_name = InternVLLayer, 'InternVLVisionLayer'
-
-    def _embeddings(self, images: Tensor) -> Tensor:
-        embedded = self.model.embeddings(images)
-        return embedded if isinstance(embedded, Tensor) else embedded[0]  # With the grid in transformers 4.

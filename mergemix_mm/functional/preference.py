@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+# The label of positions that are not answered for, as in torch's cross entropy.
+IGNORE_INDEX = -100
 LOSS_TYPES = ('sigmoid', 'hinge')
 
 
@@ -18,7 +20,7 @@ def answer_logps(
     hidden: Tensor,
     head: Tensor | Callable[[Tensor], Tensor],
     labels: Tensor,
-    ignore_index: int = -100,
+    ignore_index: int = IGNORE_INDEX,
     chunk_size: int = 1024,
 ) -> tuple[Tensor, Tensor]:
     """Sum the log-probabilities of each sample's answer tokens, each predicted from the position before it.

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from itertools import groupby
 
+from ..functional.preference import IGNORE_INDEX
 from ..models.vlms.base import IMAGE, MARKER, PAD, TEXT
 from ..utils.text import printable
 
@@ -14,7 +15,11 @@ _TRAINED, _DIM, _RESET = '\x1b[32m', '\x1b[2m', '\x1b[0m'
 
 
 def format_labels(
-    tokens: Sequence[str], labels: Sequence[int], modality: Sequence[int], ignore_index: int = -100, colour: bool = True
+    tokens: Sequence[str],
+    labels: Sequence[int],
+    modality: Sequence[int],
+    ignore_index: int = IGNORE_INDEX,
+    colour: bool = True,
 ) -> str:
     r"""Write the tokens of one sample, of L tokens, as text.
 

@@ -8,24 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
+from ...families import family_of
 from ..io.record_error import RecordError, short
 from . import bounded_rendering
 from .bounded_rendering import RenderingError, RenderingLimitError
 
 FOLDER = Path(__file__).parents[2] / 'families' / 'chat_templates'
-# The template of a processor class that comes without one, and the first guess for one that does not mark answers.
-CLASS_TEMPLATES = dict(
-    LlavaProcessor='llava',
-    LlavaNextProcessor='llava_next',
-    PaliGemmaProcessor='paligemma',
-    InternVLProcessor='internvl',
-    SmolVLMProcessor='smolvlm',
-    Idefics3Processor='smolvlm',
-    Qwen2VLProcessor='qwen2_5_vl',
-    Qwen2_5_VLProcessor='qwen2_5_vl',
-    JanusProcessor='janus',
-    Emu3Processor='emu3',
-)
 GENERATION_MARK = re.compile(r'\{%-?\s*generation\s*-?%\}')
 # A template says so in a comment, if it leaves questions out, as LLaVA's first stage does.
 LEAVES_OUT = re.compile(r'\{#-?[^#]*\bleaves out: (user)\b')
@@ -194,18 +182,15 @@ def find_chat_template(processor, chat_template: str | None = None) -> ChatTempl
         chat_template (str, optional): Name of a template of the repository, or path of a file. Defaults to None: the
             processor's own template if it marks answers and ends them with a special token; otherwise the
             repository's template that writes the same prompt as the processor's own; for a processor without any,
-            the one of its class.
+            the one of its family.
 
     Raises:
         ValueError: If the template does not exist, does not mark answers, takes more time, memory or text than any real
             one, or if no template fits.
     """
     variables = dict(processor.tokenizer.special_tokens_map, image_token=image_token_of(processor))
-    preamble = ''
-    if getattr(processor, 'use_default_system_prompt', False):  # Janus writes it into every text.
-        from transformers.models.janus.processing_janus import DEFAULT_SYSTEM_PROMPT as preamble
-    if type(processor).__name__ == 'Emu3Processor':  # It writes the first token once per image; the tokenizer never.
-        preamble = processor.bos_token
+    family = family_of(processor)
+    preamble = family.preamble(processor)
 
     def build(name: str, text: str) -> ChatTemplate:
         return ChatTemplate(name, text, variables, preamble)
@@ -215,7 +200,7 @@ def find_chat_template(processor, chat_template: str | None = None) -> ChatTempl
 
     if chat_template is not None:
         return _named(chat_template, from_repository, build)
-    guess = CLASS_TEMPLATES.get(type(processor).__name__)
+    guess = family.chat_template
     own = getattr(processor, 'chat_template', None) or getattr(processor.tokenizer, 'chat_template', None)
     own = own.get('default') if isinstance(own, dict) else own
     if own is None:

@@ -10,6 +10,7 @@ from mmcv.transforms import BaseTransform
 from mmengine.registry import TRANSFORMS
 from PIL import Image
 
+from ...functional.preference import IGNORE_INDEX
 from ...utils.numbers import check_number
 from ..conversations.chat_template import WrittenConversation, find_chat_template
 from ..conversations.formats import text_of
@@ -18,7 +19,6 @@ from .image_tokens import ImageTokens, expand
 from .record_tokenizer import RecordTokenizer, Tokens
 from .sample import data_sample, pad_token_id
 
-IGNORE_INDEX = -100
 # What the conversation is made of; all other entries of a record become fields of its data sample.
 RECORD_KEYS = ('messages', 'images', 'rejected', 'rejected_images')
 
@@ -64,11 +64,11 @@ class EncodeConversation(BaseTransform):
         processor (dict | ProcessorMixin): A transformers processor, or how to build one:
             ``dict(type='transformers.AutoProcessor.from_pretrained', pretrained_model_name_or_path=...)``. Its
             tokenizer must be a fast one.
-        chat_template (str, optional): A template of the repository (``llava``, ``llava_next``, ``paligemma``,
-            ``internvl``, ``smolvlm``, ``qwen2_5_vl``, ``janus``, ``emu3``; ``plain`` for aligning a projector on
-            captions; ``question_first``, that is ``llava`` with the images after the question), or a path. Defaults to
-            None: the processor's own, or the repository's for its family. One that is not of the repository is rendered
-            in another process, with limits of its time, memory and text.
+        chat_template (str, optional): A template of ``mergemix_mm/families/chat_templates`` (one per family, such as
+            ``llava``; ``plain`` for aligning a projector on captions; ``question_first``, which is ``llava`` with the
+            images after the question), or a path. Defaults to None: the processor's own, or that of its family. A
+            template that is not of this package is rendered in another process, with limits of its time, memory and
+            text.
         max_length (int, optional): Tokens of a sample at most, those of images included. An image that does not fit
             wholly is dropped, with all that follows. Defaults to None, which means no limit.
         generate (bool): Whether to encode the prompt of the last answer only, for evaluation. The answer becomes
@@ -200,9 +200,9 @@ class EncodeConversation(BaseTransform):
         text, is_record = written.text, written.is_record
         bos = self.tokenizer.bos_token
         has_bos = bool(bos) and text.startswith(bos) and not is_record[: len(bos)].any()
-        special = not self.image_tokens.is_prefix_family and not has_bos
+        special = not self.image_tokens.family.is_prefix_model and not has_bos
         # Prefix and suffix of PaliGemma are tokenized as a pair.
-        cut = written.answers[0][0] if self.image_tokens.is_prefix_family and written.answers else len(text)
+        cut = written.answers[0][0] if self.image_tokens.family.is_prefix_model and written.answers else len(text)
         tokens = self.record_tokenizer(text[:cut], is_record[:cut], special)
         num_prefix = len(tokens.ids)
         if cut < len(text):
@@ -217,7 +217,7 @@ class EncodeConversation(BaseTransform):
         length, num_kept = self._cut(text.ids, is_image, lengths)
         ids = torch.tensor(expand(text.ids, self.image_tokens.token_id, expansions)[:length])
         inputs = dict(input_ids=ids, attention_mask=torch.ones_like(ids))
-        if self.image_tokens.is_prefix_family:
+        if self.image_tokens.family.is_prefix_model:
             inputs['token_type_ids'] = torch.from_numpy(np.repeat(text.in_suffix, lengths)[:length]).long()
         if not self.generate:
             labelled = torch.from_numpy(np.repeat(text.labelled, lengths)[:length])

@@ -9,13 +9,11 @@ from mmcv.transforms import BaseTransform
 from mmengine.registry import TRANSFORMS
 from PIL import Image, ImageOps
 
+from ...families import family_of
 from ..conversations.chat_template import find_chat_template, image_token_of
 from ..io.record_error import RecordError
 from .record_tokenizer import RecordTokenizer
 from .sample import data_sample, pad_token_id
-
-# Emu3's processor knows the area of the images it is made for as a default of its call only.
-EMU3_IMAGE_SIZE = 720
 
 
 @TRANSFORMS.register_module()
@@ -50,25 +48,15 @@ class EncodeGeneration(BaseTransform):
         self, processor, image_size: int | None = None, max_length: int | None = None, generate: bool = False
     ) -> None:
         self.processor = TRANSFORMS.build(processor) if isinstance(processor, dict) else processor
-        name = type(self.processor).__name__
-        if name == 'JanusProcessor':
-            self.encode = self._encode_janus
-            # The system prompt belongs to questions on images.
-            self.template = replace(find_chat_template(self.processor), preamble='')
-            self.image_size = image_size or self.processor.image_processor.size['height']
-        elif name == 'Emu3Processor':
-            self.encode = self._encode_emu3
-            self.image_size = image_size or EMU3_IMAGE_SIZE
-            if self.image_size % self.processor.downsample_ratio:
-                raise ValueError(
-                    f'EncodeGeneration: image_size={self.image_size} must be a multiple of '
-                    f'{self.processor.downsample_ratio}, the side of an image token of Emu3 in pixels.'
-                )
-        else:
+        prompt = family_of(self.processor).image_prompt(self.processor, image_size)
+        if prompt is None:
             raise ValueError(
-                f'EncodeGeneration: {name} belongs to no model that generates images; use the processor of Janus '
-                '(JanusProcessor) or Emu3 (Emu3Processor).'
+                f'EncodeGeneration: {type(self.processor).__name__} belongs to no model that generates images; use the '
+                'processor of Janus (JanusProcessor) or Emu3 (Emu3Processor).'
             )
+        self.prompt, self.image_size = prompt, prompt.image_size
+        # The preamble, a system prompt, belongs to questions about images.
+        self.template = replace(find_chat_template(self.processor), preamble='') if prompt.is_turn else None
         self.record_tokenizer = RecordTokenizer(self.processor.tokenizer, {image_token_of(self.processor)})
         self.max_length = max_length
         self.generate = generate
@@ -103,30 +91,28 @@ class EncodeGeneration(BaseTransform):
             inputs['target_images'] = self._target(images[0])
         return inputs | dict(pad_token_id=pad_token_id(self.processor.tokenizer), task='gen')
 
-    def _encode_janus(self, prompt: str) -> list[int]:
-        message = dict(role='user', content=[dict(type='text', text=prompt)])
-        written = self.template.write([message], generation_prompt=True)
-        bos = self.processor.tokenizer.bos_token
-        special = not (bos and written.text.startswith(bos))
-        options = dict(generation_mode='image', add_special_tokens=special)
-        pieces = '', written.text, self.processor.image_start_token
-        return self._check(pieces, written.is_record, special, options)
+    def encode(self, prompt: str) -> list[int]:
+        """The tokens of a prompt, up to and including the one after which the image begins.
 
-    def _encode_emu3(self, prompt: str) -> list[int]:
-        options = dict(ratio='1:1', image_area=self.image_size**2)
-        height, width = self.processor.calculate_generate_size(
-            spatial_factor=self.processor.downsample_ratio, **options
-        )
-        start, end = self.processor.image_start_token, self.processor.fake_token_around_image
-        pieces = self.processor.bos_token, prompt, f'{start}{height}*{width}{end}'
-        options['return_for_image_generation'] = True
-        return self._check(pieces, np.ones(len(prompt), dtype=bool), True, options)
+        Args:
+            prompt (str): What the image should show.
 
-    def _check(self, pieces: tuple[str, str, str], is_record: np.ndarray, special: bool, options: dict) -> list[int]:
-        """The tokens of a text between what the processor writes around it, which is checked to the token."""
-        front, text, back = pieces
+        Raises:
+            RecordError: If the chat template cannot write the prompt.
+            RuntimeError: If the processor writes other tokens around the prompt than its release does.
+        """
+        text, is_record, options = prompt, np.ones(len(prompt), dtype=bool), dict(self.prompt.options)
+        special = True
+        if self.template is not None:
+            message = dict(role='user', content=[dict(type='text', text=prompt)])
+            written = self.template.write([message], generation_prompt=True)
+            text, is_record = written.text, written.is_record
+            bos = self.processor.tokenizer.bos_token
+            options['add_special_tokens'] = special = not (bos and text.startswith(bos))
+        front, back = self.prompt.before, self.prompt.after
         is_record = np.concatenate([np.zeros(len(front), bool), is_record, np.zeros(len(back), bool)])
         tokens = self.record_tokenizer(front + text + back, is_record, special)
+        # The processor's own call, with what names no token, has to give the same tokens.
         harmless = tokens.harmless[len(front) : len(front) + len(text)]
         found = list(self.processor(text=[harmless], **options)['input_ids'][0])
         if found != tokens.harmless_ids:

@@ -1,22 +1,20 @@
 """How a processor writes images: the tokens that stand for each of them, and the tensors."""
 
-import copy
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
 from PIL import Image
 
+from ...families import family_of, token_padding
+from ...families.base import declared
 from ..conversations.chat_template import image_token_of
 from ..io.record_error import RecordError
 
-TEXT_KEYS = ('input_ids', 'attention_mask', 'token_type_ids', 'mm_token_type_ids', 'labels')
 # Image processors that have put the channels first before they ask: of transformers 4, and of version 5.
 CHANNELS_FIRST = {'BaseImageProcessorFast', 'TorchvisionBackend', 'PilBackend'}
 # What processors write into a text between two replacements of their own.
 WRITTEN_BETWEEN = ('<placeholder>', '<|placeholder|>')
-# Written around an image by Qwen's template; other families' processors write such marks themselves.
-START_MARK, END_MARK = '<|vision_start|>', '<|vision_end|>'
 
 
 class ImageTokens:
@@ -28,25 +26,18 @@ class ImageTokens:
         replaced (set[str]): What the processor looks for in a text, to put images or videos in its place.
         start_id (int | None): Token of the template that belongs to the image after it.
         end_id (int | None): Token of the template that belongs to the image before it.
-        is_prefix_family (bool): Whether the family has a prefix without labels and a suffix (PaliGemma), whose
-            processor writes more than the images into the text.
+        family (type[Family]): The processor's family.
     """
 
     def __init__(self, processor) -> None:
-        self.processor = copy.copy(processor)
-        # The chat template has it already.
-        self.processor.use_default_system_prompt = False
-        # Emu3's processor writes one per image, and resizes images of one list alike.
-        self.apart = type(processor).__name__ == 'Emu3Processor'
-        if self.apart:
-            self.processor.bos_token = ''
+        self.family = family_of(processor)
+        self.processor = self.family.image_processor(processor)
         self.token = image_token_of(processor)
         self.token_id = processor.tokenizer.convert_tokens_to_ids(self.token)
         named = (getattr(processor, name, None) for name in ('image_token', 'video_token', 'audio_token'))
         self.replaced = {*WRITTEN_BETWEEN, *(str(token) for token in named if token)}
         vocabulary = processor.tokenizer.get_vocab()
-        self.start_id, self.end_id = vocabulary.get(START_MARK), vocabulary.get(END_MARK)
-        self.is_prefix_family = type(processor).__name__ == 'PaliGemmaProcessor'
+        self.start_id, self.end_id = (vocabulary.get(mark) for mark in self.family.image_frame or (None, None))
         self._by_size: dict[tuple[int, int], list[int]] = {}
 
     def process(
@@ -67,7 +58,7 @@ class ImageTokens:
             RecordError: If the processor refuses an image.
             RuntimeError: If the processor does not write the text as assumed.
         """
-        if self.is_prefix_family:
+        if self.family.is_prefix_model:  # The processor writes more than the images into the text.
             expansions = [[self.token_id] * self.processor.image_seq_length] * len(images)
             return expansions, self.tensors(images)
         found, tensors = self._call(text, images, special_tokens)
@@ -92,14 +83,14 @@ class ImageTokens:
         self, text: str, images: Sequence[Image.Image], special_tokens: bool
     ) -> tuple[list[int], dict[str, torch.Tensor]]:
         given, axes = with_axes(self.processor, images)
-        given = [[image] for image in given] if self.apart else given
+        given = [[image] for image in given] if self.family.nests_images else given
         try:
             output = self.processor(
                 text=[text], images=given, return_tensors='pt', add_special_tokens=special_tokens, **axes
             )
         except ValueError as error:  # such as an aspect ratio out of its range
             raise RecordError(f'{type(self.processor).__name__} refuses the images: {error}') from error
-        tensors = {key: value for key, value in output.items() if key not in TEXT_KEYS}
+        tensors = {key: value for key, value in output.items() if key not in token_padding()}
         return output['input_ids'][0].tolist(), tensors
 
     def _expansion(self, image: Image.Image) -> list[int]:
@@ -122,16 +113,16 @@ def with_axes(processor, images: Sequence[Image.Image]) -> tuple[list, dict[str,
         tuple[list, dict[str, str]]: The images, and ``input_data_format``; no option for a processor of another kind,
         such as :class:`SphinxProcessor`.
     """
-    from transformers import BaseImageProcessor, LlavaNextImageProcessor
+    from transformers import BaseImageProcessor
 
     images, found = list(images), getattr(processor, 'image_processor', processor)
     if not isinstance(found, BaseImageProcessor):
         return images, {}
-    if isinstance(found, LlavaNextImageProcessor):
-        # It pads without the option: a wide image that it has resized to 3 rows would become an image of 3 columns.
-        images = [np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1)) for image in images]
     bases = {cls.__name__ for cls in type(found).__mro__}
-    first = bool(bases & CHANNELS_FIRST) or isinstance(found, LlavaNextImageProcessor)
+    as_arrays = any(bases & set(family.array_image_processors) for family in declared())
+    if as_arrays:
+        images = [np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1)) for image in images]
+    first = bool(bases & CHANNELS_FIRST) or as_arrays
     return images, dict(input_data_format='channels_first' if first else 'channels_last')
 
 

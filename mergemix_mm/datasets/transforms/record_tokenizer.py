@@ -11,10 +11,9 @@ from functools import cached_property
 
 import numpy as np
 
+from ...families.base import declared
 from ..io.record_error import RecordError
 
-# PaliGemma writes places and masks with added tokens: they are its answers, and control nothing.
-ANSWER_TOKEN = re.compile(r'<(loc\d{4}|seg\d{3})>')
 # What SentencePiece models write for a byte without a piece of its own.
 BYTE_TOKEN = re.compile(r'<0x[0-9A-F]{2}>')
 
@@ -225,7 +224,8 @@ class RecordTokenizer:
 def _is_text(token) -> bool:
     """Whether an added token only writes what it spells."""
     word = not token.special and all(character.isalnum() or character in ' ▁' for character in token.content)
-    return word or not token.content.strip() or bool(ANSWER_TOKEN.fullmatch(token.content))
+    patterns = [family.answer_tokens for family in declared() if family.answer_tokens]
+    return word or not token.content.strip() or any(re.fullmatch(pattern, token.content) for pattern in patterns)
 
 
 def _pieces(model: dict) -> Collection[str]:

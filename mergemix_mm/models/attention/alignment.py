@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ...functional.preference import IGNORE_INDEX
 from ..heads.sft_head import mean_over_ranks, mean_where
 from ..losses import AIALoss
 from ..vlms.base import IMAGE, TEXT
@@ -37,7 +38,7 @@ def interaction_spans(
         ValueError: for another task.
     """
     if task == 'und':
-        queries, keys = labels != -100, modality == IMAGE
+        queries, keys = labels != IGNORE_INDEX, modality == IMAGE
     elif task == 'gen':
         queries, keys = modality == IMAGE, modality == TEXT
     else:

@@ -11,6 +11,7 @@ from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 
 from ...functional import answer_logps
+from ...functional.preference import IGNORE_INDEX
 from ...utils.numbers import check_number
 from ..attention import InteractionAlignment, interaction_spans
 from ..heads import AnswerScores
@@ -137,7 +138,7 @@ class BaseTuner(BaseModel):
         parts = [_from_first_label(*one) for one in passes]
         length = max(labels.size(1) for _, labels in parts)
         hidden = torch.cat([_pad(hidden.transpose(1, 2), length, 0.0).transpose(1, 2) for hidden, _ in parts])
-        labels = torch.cat([_pad(labels, length, -100) for _, labels in parts])
+        labels = torch.cat([_pad(labels, length, IGNORE_INDEX) for _, labels in parts])
         sums, lengths = answer_logps(hidden, self._output(head), labels, chunk_size=self.chunk_size)
         parts = zip(sums.chunk(len(passes)), lengths.chunk(len(passes)), strict=True)
         return [AnswerScores(*part) for part in parts]
@@ -156,7 +157,7 @@ class BaseTuner(BaseModel):
 
 def _from_first_label(hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Leave out the columns before the first labelled token of a batch, images and prompts, which would be copied."""
-    labelled = (labels != -100).any(dim=0)
+    labelled = (labels != IGNORE_INDEX).any(dim=0)
     start = max(int(labelled.int().argmax()) - 1, 0)
     return hidden[:, start:], labels[:, start:]
 

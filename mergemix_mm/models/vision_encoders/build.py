@@ -5,19 +5,16 @@ from importlib import import_module
 
 from torch import nn
 
+from ...families.base import declared
 from ...families.towers import (
     CLIPEncoder,
     Dinov2Encoder,
-    Idefics3Encoder,
-    InternVLEncoder,
-    JanusEncoder,
     SiglipEncoder,
-    SmolVLMEncoder,
 )
 from ...families.vision_encoder import UnsupportedEncoderError, VisionEncoder
 
 # Class name of the library -> where its adapter is, or the adapter itself (docs/extend/custom_encoder.md). The first
-# match along the method resolution order wins.
+# match along the method resolution order wins. Families of vision-language models declare those of their own towers.
 ADAPTERS: dict[str, str | Callable[[nn.Module], VisionEncoder]] = {
     'mmpretrain.models.backbones.deit3.DeiT3': 'mmpretrain.DeiT3Encoder',
     'mmpretrain.models.backbones.vision_transformer.VisionTransformer': 'mmpretrain.MMPretrainEncoder',
@@ -26,12 +23,8 @@ ADAPTERS: dict[str, str | Callable[[nn.Module], VisionEncoder]] = {
     'transformers.models.clip.modeling_clip.CLIPVisionModel': CLIPEncoder,
     'transformers.models.clip.modeling_clip.CLIPVisionTransformer': CLIPEncoder,
     'transformers.models.dinov2.modeling_dinov2.Dinov2Model': Dinov2Encoder,
-    'transformers.models.idefics3.modeling_idefics3.Idefics3VisionTransformer': Idefics3Encoder,
-    'transformers.models.internvl.modeling_internvl.InternVLVisionModel': InternVLEncoder,
-    'transformers.models.janus.modeling_janus.JanusVisionModel': JanusEncoder,
     'transformers.models.siglip.modeling_siglip.SiglipVisionModel': SiglipEncoder,
     'transformers.models.siglip.modeling_siglip.SiglipVisionTransformer': SiglipEncoder,
-    'transformers.models.smolvlm.modeling_smolvlm.SmolVLMVisionTransformer': SmolVLMEncoder,
 }
 # Wrappers and the attribute that holds the encoder. In transformers 5, CLIPVisionModel and SiglipVisionModel are none.
 WRAPPERS = {
@@ -56,13 +49,15 @@ def build_vision_encoder(model: nn.Module) -> VisionEncoder:
     Raises:
         UnsupportedEncoderError: if merging cannot serve the model (Swin, BEiT, EVA-02, ...).
     """
+    towers = {name: adapter for family in declared() for name, adapter in family.tower_adapters.items()}
+    adapters = {**towers, **ADAPTERS}
     names = [f'{cls.__module__}.{cls.__name__}' for cls in type(model).__mro__]
     for name in names:
         inner = getattr(model, WRAPPERS[name], None) if name in WRAPPERS else None
         if inner is not None:
             return build_vision_encoder(inner)
-        if name in ADAPTERS:
-            return _load(ADAPTERS[name])(model)
+        if name in adapters:
+            return _load(adapters[name])(model)
     raise UnsupportedEncoderError(model, 'no adapter knows its parts')
 
 

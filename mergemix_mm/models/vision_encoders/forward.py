@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
+from ...families.vision_encoder import EncoderLayer, VisionEncoder
 from ...functional import (
     TokenGroups,
     bipartite_soft_matching,
@@ -15,7 +16,6 @@ from ...functional import (
     received_attention,
     restore_attention,
 )
-from ...families.vision_encoder import EncoderLayer, VisionEncoder
 
 
 @dataclass

@@ -5,8 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-# Tensors of a batch that have one value per token.
-TOKEN_KEYS = ('input_ids', 'attention_mask', 'labels', 'token_type_ids', 'mm_token_type_ids')
+from ...families import token_padding
 
 
 def pad_left(batch: dict) -> dict:
@@ -14,7 +13,7 @@ def pad_left(batch: dict) -> dict:
     if batch.get('attention_mask') is None:
         return dict(batch)
     order = batch['attention_mask'].argsort(dim=1, stable=True)
-    return {**batch, **{key: batch[key].gather(1, order) for key in TOKEN_KEYS if batch.get(key) is not None}}
+    return {**batch, **{key: batch[key].gather(1, order) for key in token_padding() if batch.get(key) is not None}}
 
 
 class AnswerLogps:

@@ -6,7 +6,8 @@ import pytest
 import tiny_vlms
 
 from mergemix_mm.datasets import RecordError
-from mergemix_mm.datasets.conversations.chat_template import CLASS_TEMPLATES, find_chat_template, repository_templates
+from mergemix_mm.datasets.conversations.chat_template import find_chat_template, repository_templates
+from mergemix_mm.families import FAMILIES
 
 IMAGE = dict(type='image')
 
@@ -43,7 +44,7 @@ def bracketed(text, spans):
 
 def test_every_family_has_its_template():
     assert set(WRITTEN) == set(tiny_vlms.ALL_FAMILIES) == set(repository_templates()) - {'plain', 'question_first'}
-    assert set(CLASS_TEMPLATES.values()) == set(tiny_vlms.ALL_FAMILIES)
+    assert {family.chat_template for family in FAMILIES.values()} == set(WRITTEN)
 
 
 @pytest.mark.parametrize('family', tiny_vlms.ALL_FAMILIES)

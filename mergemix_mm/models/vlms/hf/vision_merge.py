@@ -7,13 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ....families import Family
+from ....families import Family, token_padding
 from ....functional import merge_schedule
 from ...vision_encoders import build_vision_encoder, run_layers
-from ..generation import TOKEN_KEYS
-
-# What stands at padded positions; token ids take the config's padding token.
-_FILL = dict(attention_mask=0, labels=-100, token_type_ids=0, mm_token_type_ids=0)
 
 
 class VisionMerge:
@@ -35,7 +31,7 @@ class VisionMerge:
 
     def __init__(self, family: Family, num_merge: int, prop_attn: bool = True, inflection: float = -0.5) -> None:
         config = family.model.config
-        if config.model_type != 'llava' or not isinstance(config.vision_feature_layer, int):
+        if not family.can_merge_tower or not isinstance(config.vision_feature_layer, int):
             raise ValueError(
                 f"vision_merge serves models of model_type='llava' that read one vision_feature_layer, not "
                 f'model_type={config.model_type!r} with vision_feature_layer='
@@ -101,14 +97,15 @@ class VisionMerge:
         if mask is not None:
             keep &= mask.bool()
         left = mask is not None and not bool(mask[:, 0].all())
-        values = {key: batch[key] for key in TOKEN_KEYS if batch.get(key) is not None}
+        values = {key: batch[key] for key in token_padding() if batch.get(key) is not None}
         if mask is None:
             values['attention_mask'] = torch.ones_like(batch['input_ids'])
         return {**batch, **{key: _repad(value, keep, self._fill(key), left) for key, value in values.items()}}
 
     def _fill(self, key: str) -> int:
-        if key != 'input_ids':
-            return _FILL[key]
+        fill = token_padding()[key]
+        if fill is not None:
+            return fill
         pad = self.family.model.config.get_text_config().pad_token_id
         return pad if pad is not None and pad >= 0 else 0
 

@@ -4,8 +4,9 @@ import torch
 from torch import Tensor, nn
 
 from ....families import Family
+from ....families.base import ImageInput
 from ...vision_encoders import UnsupportedEncoderError, build_vision_encoder
-from .network import NUM_MARKERS, START, SphinxNetwork
+from .network import END, NUM_MARKERS, START, SphinxNetwork
 
 
 class SphinxFamily(Family):
@@ -61,6 +62,15 @@ class SphinxFamily(Family):
         lengths = ids.new_zeros(real.shape)
         lengths[real] = torch.bincount(view.clamp(min=0), minlength=int(starts.sum()))
         return lengths.sum(dim=1)
+
+    def largest_image(self, processor: dict) -> ImageInput:
+        tokens, side = processor.get('view_tokens'), processor.get('image_size')
+        if not tokens or not side:
+            raise ValueError('model.processor must say view_tokens and image_size of the images of SPHINX')
+        lengths = [tokens] + [processor.get('crop_tokens') or tokens] * (self.model.vision.num_views - 1)
+        start, end = self.marker_ids[START], self.marker_ids[END]
+        ids = [one for length in lengths for one in (start, *[self.image_token_id] * length, end)]
+        return ImageInput(ids, sum(lengths), lambda size: dict(pixel_values=(size, 3, side, side)))
 
     def forward_kwargs(self, batch: dict) -> dict:
         """As they are: every encoder has its own dtype."""

@@ -6,6 +6,7 @@ from inspect import signature
 import torch
 from torch import Tensor, nn
 
+from ....functional.preference import IGNORE_INDEX
 from ...vision_encoders.scoring_mode import scoring_mode
 from ..base import TEXT, Generation
 from ..generation import pad_left
@@ -43,7 +44,7 @@ class UnifiedModel(HFVisionLanguageModel):
         self.check_prompts(prompts, codes)
         ids, labels = self.image_tokens(codes)
         image = dict(input_ids=ids, attention_mask=torch.ones_like(ids), labels=labels)
-        prompts['labels'] = torch.full_like(prompts['input_ids'], -100)
+        prompts['labels'] = torch.full_like(prompts['input_ids'], IGNORE_INDEX)
         joined = {key: torch.cat([prompts[key], image[key]], dim=1) for key in image}
         if not prompts['attention_mask'][:, -1].all():  # The image follows the prompt, and then the padding.
             order = (joined['attention_mask'] == 0).long().argsort(dim=1, stable=True)

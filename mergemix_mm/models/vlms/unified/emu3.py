@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
+from ....functional.preference import IGNORE_INDEX
 from .base import UnifiedModel
 
 
@@ -96,7 +97,7 @@ class Emu3Model(UnifiedModel):
         """Ids of codes and line ends; the line ends are not labelled."""
         ids = self.family.to_ids(codes)
         labels = ids.unflatten(1, (codes.size(1), -1))[..., :-1]
-        return ids, F.pad(labels, (0, 1), value=-100).flatten(1)
+        return ids, F.pad(labels, (0, 1), value=IGNORE_INDEX).flatten(1)
 
     def embed(self, batch: dict) -> Tensor:
         return self.family.language_model.get_input_embeddings()(batch['input_ids'])
