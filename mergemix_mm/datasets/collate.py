@@ -7,8 +7,7 @@ import torch
 import torch.nn.functional as F
 from mmengine.registry import FUNCTIONS
 
-from ..families import token_padding
-from ..families.base import declared
+from ..families.base import declared, token_padding
 
 # Says that a sample, or the rejected side of a pair, has images of its own, be it none.
 SIZES_KEY = 'original_sizes'

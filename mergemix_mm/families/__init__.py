@@ -3,10 +3,10 @@
 from importlib import import_module
 from pkgutil import iter_modules
 
-from .base import FAMILIES, Family, check_canvases, family_of, find_family, token_padding
+from .base import FAMILIES, Family, check_canvases, find_family
 
 # A family is known as soon as its module is imported. These modules import torch only, not transformers.
 for _module in iter_modules(__path__):
     import_module(f'{__name__}.{_module.name}')
 
-__all__ = ['FAMILIES', 'Family', 'check_canvases', 'family_of', 'find_family', 'token_padding']
+__all__ = ['FAMILIES', 'Family', 'check_canvases', 'find_family']

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ...families import family_of
+from ...families.base import family_of
 from ..io.record_error import RecordError, short
 from . import bounded_rendering
 from .bounded_rendering import RenderingError, RenderingLimitError

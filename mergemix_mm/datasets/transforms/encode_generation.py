@@ -9,7 +9,7 @@ from mmcv.transforms import BaseTransform
 from mmengine.registry import TRANSFORMS
 from PIL import Image, ImageOps
 
-from ...families import family_of
+from ...families.base import family_of
 from ..conversations.chat_template import find_chat_template, image_token_of
 from ..io.record_error import RecordError
 from .record_tokenizer import RecordTokenizer

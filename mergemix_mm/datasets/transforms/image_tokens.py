@@ -6,8 +6,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ...families import family_of, token_padding
-from ...families.base import declared
+from ...families.base import declared, family_of, token_padding
 from ..conversations.chat_template import image_token_of
 from ..io.record_error import RecordError
 

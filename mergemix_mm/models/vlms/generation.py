@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ...families import token_padding
+from ...families.base import token_padding
 
 
 def pad_left(batch: dict) -> dict:

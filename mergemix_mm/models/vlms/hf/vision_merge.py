@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ....families import Family, token_padding
+from ....families import Family
+from ....families.base import token_padding
 from ....functional import merge_schedule
 from ...vision_encoders import build_vision_encoder, run_layers
 
