@@ -1,4 +1,4 @@
-"""Janus-Pro-1B on both tasks with next-token losses alone."""
+"""Janus-Pro-1B on both tasks with next-token losses only."""
 
 _base_ = [
     '../_base_/models/janus-pro-1b.py',

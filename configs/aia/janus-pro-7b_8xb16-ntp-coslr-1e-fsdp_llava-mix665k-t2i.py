@@ -1,18 +1,12 @@
-"""Janus-Pro-7B on both tasks with next-token losses alone, sharded (FSDP)."""
+"""Janus-Pro-7B on both tasks with next-token losses only, sharded (FSDP)."""
 
 _base_ = [
     '../_base_/models/janus-pro-7b.py',
     '../_base_/datasets/llava-mix665k-t2i_bs16.py',
     '../_base_/schedules/adamw_unified_1e.py',
-    '../_base_/runtimes/vlm_runtime.py',
+    '../_base_/runtimes/vlm_sharded_runtime.py',
     '../_base_/strategies/fsdp.py',
 ]
 
 train_dataloader = dict(dataset=dict(gen=dict(pipeline=[_base_.encode_gen]), und=dict(pipeline=[_base_.encode])))
-# The model's wrapper casts, not autocast.
-optim_wrapper = dict(
-    _delete_=True, type='FSDPOptimWrapper', optimizer=_base_.optim_wrapper.optimizer, clip_grad=dict(max_norm=1.0)
-)
-# A sharded model cannot be saved from one process: tools/model_converters/save_pretrained.py turns a checkpoint into
-# transformers' format.
-custom_hooks = [dict(type='StepSeedHook')]
+optim_wrapper = dict(_base_.sharded_optim_wrapper, _delete_=True, optimizer=_base_.optim_wrapper.optimizer)

@@ -1,5 +1,6 @@
-"""The same with AIA. The paper's targets belong to other numbers of tokens: here they show how it works, not that it
-helps.
+"""The tiny Janus with AIA.
+
+The paper's targets belong to other numbers of tokens. This config shows how AIA is used, not that it helps.
 """
 
 _base_ = './tiny-janus_1xb32-ntp-coslr-400i_shapes.py'

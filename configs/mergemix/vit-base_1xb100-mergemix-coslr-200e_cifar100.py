@@ -1,4 +1,4 @@
-"""ViT-B with MergeMix on CIFAR-100 at 224 px; the learning rate alone sets it apart from DeiT-B."""
+"""ViT-B with MergeMix on CIFAR-100 at 224 px; it differs from DeiT-B only in the learning rate."""
 
 _base_ = './deit-small_1xb100-mergemix-coslr-200e_cifar100.py'
 

@@ -7,7 +7,7 @@ _base_ = [
     '../_base_/runtimes/vlm_runtime.py',
 ]
 
-# What stage 1 writes. 'llava-hf/llava-1.5-7b-hf' in its place goes on from the finished model.
+# The folder that stage 1 writes. 'llava-hf/llava-1.5-7b-hf' here would start from the finished LLaVA-1.5.
 pretrained = 'work_dirs/llava-v1.5-7b_8xb32-projector-coslr-1e_llava-pretrain558k/pretrained'
 processor = dict(_base_.processor, pretrained_model_name_or_path=pretrained)
 

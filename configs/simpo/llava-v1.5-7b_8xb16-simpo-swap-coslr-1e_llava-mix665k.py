@@ -1,4 +1,4 @@
-"""Stage 2 with mixed SimPO against images in whose place another one stands."""
+"""Stage 2 with mixed SimPO against another image of the batch."""
 
 _base_ = './llava-v1.5-7b_8xb16-simpo-mergemix-coslr-1e_llava-mix665k.py'
 

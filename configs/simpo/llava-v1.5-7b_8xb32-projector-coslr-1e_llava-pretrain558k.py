@@ -1,4 +1,4 @@
-"""Stage 1 of LLaVA-v1.5: the projector alone learns to put images into the words of a frozen language model."""
+"""Stage 1 of LLaVA-v1.5: only the projector trains; the language model is frozen."""
 
 _base_ = [
     '../_base_/models/llava-v1.5-7b.py',
@@ -15,7 +15,7 @@ model = dict(
     vlm=dict(pretrained=pretrained, dtype='bfloat16', trainable=['projector'], gradient_checkpointing=False),
     processor=processor,
 )
-# Captions stand behind their images as they are, without questions.
+# A caption follows its image directly, without a question.
 train_dataloader = dict(
     dataset=dict(pipeline=[dict(_base_.encode, chat_template='plain', processor=dict(_base_.processor, **processor))])
 )
@@ -28,4 +28,5 @@ param_scheduler = [
 ]
 train_cfg = dict(max_iters=max_iters)
 auto_scale_lr = dict(base_batch_size=256)
+# Every batch has images, so the projector always has a gradient.
 find_unused_parameters = False

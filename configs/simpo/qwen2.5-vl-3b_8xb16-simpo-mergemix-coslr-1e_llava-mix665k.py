@@ -1,4 +1,4 @@
-"""Mixed SimPO for Qwen2.5-VL-3B, whose tower (rotary positions, windows) cannot score: a CLIP does."""
+"""Mixed SimPO for Qwen2.5-VL-3B. A CLIP scores the patches, since a tower with rotary positions and windows cannot."""
 
 _base_ = './qwen2.5-vl-3b_8xb16-sft-coslr-1e_llava-mix665k.py'
 

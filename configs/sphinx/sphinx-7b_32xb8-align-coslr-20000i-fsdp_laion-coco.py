@@ -1,4 +1,4 @@
-"""Stage 1 of SPHINX on synthetic captions, from where the one on real captions has ended; the two are mixed."""
+"""Stage 1 of SPHINX on synthetic captions, started from the end of the run on real captions; then the two are mixed."""
 
 _base_ = './sphinx-7b_32xb8-align-coslr-20000i-fsdp_laion400m.py'
 

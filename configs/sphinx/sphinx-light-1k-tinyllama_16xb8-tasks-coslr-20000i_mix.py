@@ -1,5 +1,6 @@
-"""The light SPHINX with 2 x 2 crops on TinyLlama 1.1B, 1,295 tokens an image, all in one stage, as SPHINX-X
-(https://arxiv.org/abs/2402.05935).
+"""The light SPHINX with 2 x 2 crops on TinyLlama 1.1B, 1,295 tokens an image.
+
+It trains in one stage, as SPHINX-X does (https://arxiv.org/abs/2402.05935).
 """
 
 _base_ = [

@@ -1,10 +1,10 @@
-"""Stage 2 of the light SPHINX: the task mix, after the projection."""
+"""Stage 2 of the light SPHINX: the task mix, started from the projection of stage 1."""
 
 _base_ = [
     '../_base_/models/sphinx-light-7b.py',
     '../_base_/datasets/sphinx-tasks_bs8.py',
     '../_base_/schedules/adamw_sphinx-tasks_20000i.py',
-    '../_base_/runtimes/vlm_runtime.py',
+    '../_base_/runtimes/vlm_sharded_runtime.py',
     '../_base_/strategies/fsdp.py',
 ]
 
@@ -14,13 +14,9 @@ model = dict(
     )
 )
 train_dataloader = dict(dataset=dict(pipeline=[_base_.encode]))
-# The model's wrapper casts, not autocast.
 optim_wrapper = dict(
+    _base_.sharded_optim_wrapper,
     _delete_=True,
-    type='FSDPOptimWrapper',
     optimizer=_base_.optim_wrapper.optimizer,
     paramwise_cfg=_base_.optim_wrapper.paramwise_cfg,
-    clip_grad=dict(max_norm=1.0),
 )
-# A sharded model cannot be saved from one process: tools/model_converters/save_pretrained.py does it from a checkpoint.
-custom_hooks = [dict(type='StepSeedHook')]

@@ -1,8 +1,8 @@
-"""Stage 1 of the light SPHINX: the projection alone learns."""
+"""Stage 1 of the light SPHINX: only the projection trains."""
 
 _base_ = [
     '../_base_/models/sphinx-light-7b.py',
-    '../_base_/datasets/sphinx-align_bs8.py',
+    '../_base_/datasets/laion400m-captions_bs8.py',
     '../_base_/schedules/adamw_sphinx-align_20000i.py',
     '../_base_/runtimes/vlm_runtime.py',
 ]
@@ -10,9 +10,4 @@ _base_ = [
 model = dict(
     vlm=dict(language_model=dict(dtype='bfloat16'), trainable=['projector'], gradient_checkpointing=False),
 )
-train_dataloader = dict(
-    dataset=dict(
-        tasks=dict(_delete_=True, caption=_base_.train_dataloader.dataset.tasks.caption),
-        pipeline=[dict(_base_.encode, chat_template='plain')],
-    )
-)
+train_dataloader = dict(dataset=dict(pipeline=[dict(_base_.encode, chat_template='plain')]))

@@ -1,8 +1,8 @@
-"""A tiny SPHINX between its stages: boxes alone, until it finds things; beside other tasks that takes far longer."""
+"""A tiny SPHINX between its stages, on boxes only: mixed with other tasks, it learns them more slowly."""
 
 _base_ = ['./tiny-sphinx_1xb16-align-coslr-400i_shapes.py', '../_base_/datasets/shapes-grounding.py']
 
-# The encoders have learnt enough, and stand frozen from here on, as SPHINX' do.
+# From here on the encoders are frozen, as those of SPHINX.
 model = dict(
     vlm=dict(
         pretrained='work_dirs/tiny-sphinx_1xb16-align-coslr-400i_shapes/pretrained',

@@ -3,7 +3,7 @@
 _base_ = './tiny-sphinx_1xb16-grounding-coslr-1000i_shapes.py'
 
 model = dict(vlm=dict(pretrained='work_dirs/tiny-sphinx_1xb16-grounding-coslr-1000i_shapes/pretrained'))
-train_dataloader = dict(dataset=dict(tasks=dict(_delete_=True, **_base_.tasks)))  # tools/evaluate.py tests all of them.
+train_dataloader = dict(dataset=dict(tasks=dict(_delete_=True, **_base_.tasks)))
 
 max_iters = 600
 param_scheduler = [

@@ -1,4 +1,4 @@
-"""DETR on the one map of a DeiT-S trained with MergeMix; needs no compiled ops."""
+"""DETR on the single feature map of a DeiT-S trained with MergeMix; needs no compiled ops."""
 
 _base_ = ['mmdet::detr/detr_r50_8xb2-150e_coco.py', '../_base_/plugins/deit-small_mergemix_transfer.py']
 

@@ -1,4 +1,4 @@
-"""Mask R-CNN after ViTDet on a DeiT-S trained with MergeMix: one map, a simple pyramid, 100 epochs of large jitter."""
+"""Mask R-CNN in the way of ViTDet on a DeiT-S trained with MergeMix: a simple pyramid, 100 epochs with large jitter."""
 
 _base_ = [
     'mmdet::_base_/models/mask-rcnn_r50_fpn.py',
@@ -19,7 +19,7 @@ model = dict(
     ),
 )
 
-# ViTDet's, with its decay for ViT-B.
+# Optimizer of ViTDet, with its layer decay for ViT-B.
 optim_wrapper = dict(
     _delete_=True,
     type='OptimWrapper',
@@ -28,7 +28,7 @@ optim_wrapper = dict(
     paramwise_cfg=dict(layer_decay_rate=0.7),
 )
 
-# Tested at the size of training, where the base has the usual 1333 x 800.
+# Tests use the size of training; the base has 1333 x 800.
 test_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='Resize', scale=image_size, keep_ratio=True),

@@ -5,7 +5,7 @@ _base_ = ['mmdet::maskformer/maskformer_r50_ms-16xb1-75e_coco.py', '../_base_/pl
 custom_imports = dict(imports=['mergemix_mm', 'mergemix_mm.missing_ops'], allow_failed_imports=False)
 
 model = dict(
-    # Masks are upsampled to the whole image: whole patches, and whole cells of the coarsest level.
+    # Masks are upsampled to the whole image, which must hold whole patches and whole cells of the coarsest level.
     data_preprocessor=dict(pad_size_divisor=32),
     backbone=dict(_delete_=True, **_base_.mergemix_backbone),
     neck=dict(type='SimpleFeaturePyramid', in_channels=384, out_channels=256, num_outs=4),

@@ -1,4 +1,4 @@
-"""RetinaNet on mixed embeddings: a DeiT-S trained with MergeMix and a ConvNeXt-S, both frozen, behind one neck."""
+"""RetinaNet on mixed embeddings: a DeiT-S trained with MergeMix and a ConvNeXt-S, both frozen, and one neck."""
 
 _base_ = ['mmdet::retinanet/retinanet_r50_fpn_1x_coco.py', '../_base_/plugins/deit-small_mergemix_transfer.py']
 
@@ -6,7 +6,7 @@ convnext = (
     'https://mmassets.onedl.ai/mmclassification/v0/convnext/convnext-small_32xb128-noema_in1k_20221208-4a618995.pth'
 )
 model = dict(
-    # Both encoders were trained on ImageNet, with its mean and std, which RetinaNet's preprocessor has as well.
+    # Both encoders expect the mean and std of ImageNet, which RetinaNet's preprocessor applies.
     backbone=dict(
         _delete_=True,
         type='MultiBackbone',
@@ -22,7 +22,7 @@ model = dict(
             ),
         ],
     ),
-    # The grid is that of the DeiT, stride 16: levels of stride 8 to 128, those of RetinaNet's anchors.
+    # The grid is that of the DeiT, stride 16, so the levels have strides 8 to 128, as RetinaNet's anchors.
     neck=dict(
         _delete_=True,
         type='EmbeddingMixNeck',
@@ -31,7 +31,7 @@ model = dict(
         output='featmap',
         scales=(2, 1, 0.5, 0.25, 0.125),
     ),
-    # A patch lies around its centre, where the anchors of MMDetection stand in the corners of convolutions' cells.
+    # A patch is centred on its position; MMDetection's default puts the anchors into the corners of cells.
     bbox_head=dict(anchor_generator=dict(center_offset=0.5)),
 )
 

@@ -1,10 +1,9 @@
-"""DAB-DETR (arXiv 2201.12329) on a small plain ViT from scratch, on drawn shapes: a DETR that learns in minutes on a
-CPU; no download, no compiled ops.
+"""DAB-DETR (arXiv 2201.12329) on a small plain ViT from scratch, on drawn shapes; no download, no compiled ops.
+
+Its queries are boxes, and it learns in minutes on a CPU.
 """
 
-_base_ = '../_base_/common/tiny_detection.py'
-
-custom_imports = dict(imports=['mergemix_mm', 'mergemix_mm.missing_ops'], allow_failed_imports=False)
+_base_ = '../_base_/common/tiny_detection_20e.py'
 
 attention = dict(embed_dims=64, num_heads=4)
 feed_forward = dict(embed_dims=64, feedforward_channels=128, act_cfg=dict(type='PReLU'))
@@ -56,9 +55,5 @@ model = dict(
     ),
     test_cfg=dict(max_per_img=20),
 )
-
-train_dataloader = dict(batch_size=8)
-train_cfg = dict(max_epochs=20, val_interval=10)
-optim_wrapper = dict(optimizer=dict(weight_decay=1e-4))
 val_evaluator = dict(metric='bbox')
 test_evaluator = val_evaluator

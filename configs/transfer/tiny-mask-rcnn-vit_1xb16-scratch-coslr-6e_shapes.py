@@ -2,7 +2,7 @@
 
 _base_ = ['mmdet::_base_/models/mask-rcnn_r50_fpn.py', '../_base_/common/tiny_detection.py']
 
-# Patches of 8 pixels: a simple pyramid of these strides.
+# Strides of a simple pyramid on patches of 8 pixels.
 strides = [2, 4, 8, 16]
 roi_extractor = dict(out_channels=64, featmap_strides=strides, finest_scale=14)
 model = dict(

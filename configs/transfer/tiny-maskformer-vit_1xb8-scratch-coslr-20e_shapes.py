@@ -1,11 +1,10 @@
 """MaskFormer (arXiv 2107.06278) on a simple pyramid over a small plain ViT from scratch, on drawn shapes.
 
-It needs no compiled ops. There are things and no stuff, and its instances are judged: panopticapi is not on PyPI.
+It needs no compiled ops. The shapes are things, and there is no stuff. Its instances are scored, since the panoptic
+metric needs panopticapi, which is not on PyPI.
 """
 
-_base_ = '../_base_/common/tiny_detection.py'
-
-custom_imports = dict(imports=['mergemix_mm', 'mergemix_mm.missing_ops'], allow_failed_imports=False)
+_base_ = '../_base_/common/tiny_detection_20e.py'
 
 width = 64
 attention = dict(embed_dims=width, num_heads=4, batch_first=True)
@@ -63,7 +62,3 @@ model = dict(
     ),
     test_cfg=dict(panoptic_on=True, semantic_on=False, instance_on=True, max_per_image=20, object_mask_thr=0.8),
 )
-
-train_dataloader = dict(batch_size=8)
-train_cfg = dict(max_epochs=20, val_interval=10)
-optim_wrapper = dict(optimizer=dict(weight_decay=1e-4))

@@ -1,22 +1,12 @@
 """RetinaNet on the mixed embeddings of a small ViT and a small ConvNeXt from scratch, on drawn shapes.
 
-The neck makes all levels, those of the anchors. It needs compiled ops.
+The neck makes all levels that the anchors need. RetinaNet needs compiled ops.
 """
 
 _base_ = ['mmdet::_base_/models/retinanet_r50_fpn.py', '../_base_/common/tiny_detection.py']
 
-convnext = dict(
-    type='mmpretrain.ConvNeXt',
-    arch=dict(depths=[1, 1, 2, 1], channels=[16, 32, 48, 64]),
-    stem_patch_size=2,
-    gap_before_final_norm=False,
-)
 model = dict(
-    backbone=dict(
-        _delete_=True,
-        type='MultiBackbone',
-        encoders=[dict(encoder=_base_.tiny_backbone, frozen=False), dict(encoder=convnext, frozen=False)],
-    ),
+    backbone=dict(_delete_=True, **_base_.tiny_mixed_backbone),
     # The grid is that of the ViT, stride 8: levels of stride 4 to 64.
     neck=dict(
         _delete_=True,

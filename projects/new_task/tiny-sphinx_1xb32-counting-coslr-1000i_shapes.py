@@ -40,7 +40,7 @@ test_dataloader, test_evaluator, test_cfg = val_dataloader, val_evaluator, val_c
 
 # One encoder of the model is enough to count.
 model = dict(
-    vlm=dict(backbone=dict(encoders=[_base_.encoders[0]]), neck=dict(in_channels=[96])),
+    vlm=dict(backbone=dict(encoders=[_base_.model.vlm.backbone.encoders[0]]), neck=dict(in_channels=[96])),
     generation=dict(max_new_tokens=2),
 )
 

@@ -36,4 +36,4 @@ val_dataloader = dict(
 val_evaluator = dict(type='AnswerAccuracy')
 val_cfg = dict()
 test_dataloader, test_evaluator, test_cfg = val_dataloader, val_evaluator, val_cfg
-train_cfg = dict(val_interval=_base_.max_iters)
+train_cfg = dict(val_interval=_base_.train_cfg.max_iters)

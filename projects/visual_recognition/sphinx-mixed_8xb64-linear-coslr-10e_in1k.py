@@ -23,7 +23,8 @@ model = dict(
     head=dict(type='LinearClsHead', num_classes=1000, in_channels=4096),
 )
 data_preprocessor = dict(
-    mean=[255 * value for value in _base_.clip_mean], std=[255 * value for value in _base_.clip_std]
+    mean=[255 * value for value in _base_.model.vlm.backbone.mean],
+    std=[255 * value for value in _base_.model.vlm.backbone.std],
 )
 train_dataloader = dict(batch_size=64)
 val_dataloader = dict(batch_size=64)

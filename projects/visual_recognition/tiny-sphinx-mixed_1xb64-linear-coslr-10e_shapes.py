@@ -17,7 +17,9 @@ model = dict(
     _delete_=True,
     type='ImageClassifier',
     data_preprocessor=dict(num_classes=num_classes, mean=[127.5] * 3, std=[127.5] * 3, to_rgb=True),
-    backbone=dict(type='MultiBackbone', encoders=[dict(one, frozen=True) for one in _base_.encoders]),
+    backbone=dict(
+        type='MultiBackbone', encoders=[dict(one, frozen=True) for one in _base_.model.vlm.backbone.encoders]
+    ),
     neck=[_base_.model.vlm.neck, dict(type='TokenMean')],
     head=dict(type='LinearClsHead', num_classes=num_classes, in_channels=128),
 )

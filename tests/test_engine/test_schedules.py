@@ -36,7 +36,7 @@ def quick_bases():
 def training_configs():
     """The configs that train, with what their training is measured in."""
     for path in FILES:
-        if path.suffix == '.py' and ('configs' in path.parts or '-' in path.stem):
+        if path.is_relative_to(ROOT / 'configs') or '-' in path.stem:
             cfg = read(path)
             if cfg.get('train_cfg') and cfg.get('param_scheduler'):
                 yield path, deepcopy(cfg), 'max_epochs' if 'max_epochs' in cfg.train_cfg else 'max_iters'

@@ -1,4 +1,4 @@
-"""DeiT-S from MMPretrain's ImageNet-1k weights, fine-tuned with MergeMix: all but the dataset."""
+"""DeiT-S fine-tuned with MergeMix from MMPretrain's ImageNet-1k weights: model, schedule and runtime, no dataset."""
 
 _base_ = [
     '../models/vit_mergemix.py',

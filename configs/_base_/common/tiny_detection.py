@@ -1,16 +1,13 @@
-"""What the tiny detectors on drawn shapes share: a small plain ViT, the data, the schedule, MMDetection's runtime."""
+"""What the tiny detectors on drawn shapes share: backbones, data, schedule of 6 epochs, and MMDetection's runtime."""
 
-_base_ = ['mmdet::_base_/default_runtime.py', '../datasets/shapes-coco_bs16.py']
+_base_ = [
+    'mmdet::_base_/default_runtime.py',
+    '../datasets/shapes-coco_bs16.py',
+    '../plugins/step_seed.py',
+    '../plugins/tiny_backbones.py',
+]
 
 custom_imports = dict(imports=['mergemix_mm'], allow_failed_imports=False)
-
-tiny_backbone = dict(
-    type='mmpretrain.VisionTransformer',
-    arch=dict(embed_dims=64, num_layers=4, num_heads=4, feedforward_channels=128),
-    img_size=96,
-    patch_size=8,
-    out_type='featmap',
-)
 
 optim_wrapper = dict(
     type='OptimWrapper',
@@ -26,5 +23,4 @@ param_scheduler = [
 ]
 
 default_hooks = dict(logger=dict(interval=21), checkpoint=dict(max_keep_ckpts=2))
-custom_hooks = [dict(type='StepSeedHook')]
 randomness = dict(seed=0)

@@ -1,4 +1,4 @@
-"""CIFAR-100 enlarged to 224 px, in batches of 100, cropped as in the MergeMix release, with the RandAugment of DeiT."""
+"""CIFAR-100 enlarged to 224 px, batches of 100; crops of the MergeMix release, RandAugment of DeiT."""
 
 _base_ = 'mmpretrain::_base_/datasets/cifar100_bs16.py'
 

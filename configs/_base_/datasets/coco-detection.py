@@ -1,9 +1,8 @@
-"""Detection on COCO from text: all objects of a class that is there, mAP of the boxes in the answers."""
+"""Detection on COCO from text: all objects of a class that is in the image, mAP of the boxes in the answers."""
+
+_base_ = './benchmark_bs16.py'
 
 test_dataloader = dict(
-    batch_size=16,
-    num_workers=8,
-    collate_fn=dict(type='ConversationCollate', padding_side='left'),
     dataset=dict(
         type='COCOTaskDataset',
         kind='detection',
@@ -13,7 +12,5 @@ test_dataloader = dict(
         test_mode=True,
         pipeline=[dict(type='DetectionTask')],
     ),
-    sampler=dict(type='DefaultSampler', shuffle=False),
 )
 test_evaluator = dict(type='TextDetectionMetric')
-test_cfg = dict()

@@ -1,11 +1,11 @@
 """Scikit-learn's 1,797 handwritten digits at 32 px, in batches of 32: no download."""
 
-# Mean and spread of the images' own grey levels; no worker processes, since an image costs less than handing it over.
+# Mean and spread of the grey levels of these images.
 data_preprocessor = dict(num_classes=10, mean=[79.7] * 3, std=[90.9] * 3, to_rgb=False)
 
 train_dataloader = dict(
     batch_size=32,
-    num_workers=0,
+    num_workers=0,  # An image is made faster than it is sent from a worker process.
     dataset=dict(
         type='DigitsDataset',
         split='train',

@@ -1,4 +1,4 @@
-"""RefCOCO+, testA: as RefCOCO, by what things look like alone."""
+"""RefCOCO+, testA: as RefCOCO, with expressions that name no places."""
 
 _base_ = './refcoco.py'
 

@@ -1,9 +1,8 @@
 """RefCOCO, testA: the box of what an expression refers to, IoU >= 0.5."""
 
+_base_ = './benchmark_bs16.py'
+
 test_dataloader = dict(
-    batch_size=16,
-    num_workers=8,
-    collate_fn=dict(type='ConversationCollate', padding_side='left'),
     dataset=dict(
         type='RefCOCODataset',
         data_root='data/coco',
@@ -13,7 +12,5 @@ test_dataloader = dict(
         split='testA',
         pipeline=[dict(type='GroundingTask')],
     ),
-    sampler=dict(type='DefaultSampler', shuffle=False),
 )
 test_evaluator = dict(type='ReferringBoxMetric')
-test_cfg = dict()

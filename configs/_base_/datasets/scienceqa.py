@@ -1,9 +1,8 @@
 """ScienceQA, the test questions with an image."""
 
+_base_ = './benchmark_bs16.py'
+
 test_dataloader = dict(
-    batch_size=16,
-    num_workers=8,
-    collate_fn=dict(type='ConversationCollate', padding_side='left'),
     dataset=dict(
         type='ScienceQADataset',
         data_root='data/scienceqa',
@@ -11,7 +10,5 @@ test_dataloader = dict(
         split='test',
         image_only=True,
     ),
-    sampler=dict(type='DefaultSampler', shuffle=False),
 )
 test_evaluator = dict(type='MultipleChoiceMetric')
-test_cfg = dict()

@@ -1,17 +1,5 @@
 """A sentence that names all drawn things in order: exact match, on new images."""
 
-test_dataloader = dict(
-    batch_size=100,
-    num_workers=0,
-    collate_fn=dict(type='ConversationCollate', padding_side='left'),
-    dataset=dict(
-        type='ShapesTaskDataset',
-        task='caption',
-        seed=1,
-        length=500,
-        pipeline=[dict(type='CaptionTask')],
-    ),
-    sampler=dict(type='DefaultSampler', shuffle=False),
-)
-test_evaluator = dict(type='AnswerAccuracy')
-test_cfg = dict()
+_base_ = './shapes-vqa.py'
+
+test_dataloader = dict(dataset=dict(task='caption', pipeline=[dict(type='CaptionTask')]))

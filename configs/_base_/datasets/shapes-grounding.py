@@ -1,17 +1,6 @@
-"""Which of the drawn things is meant? IoU >= 0.5, on new images."""
+"""The box of the drawn thing that an expression refers to: IoU >= 0.5, on new images."""
 
-test_dataloader = dict(
-    batch_size=100,
-    num_workers=0,
-    collate_fn=dict(type='ConversationCollate', padding_side='left'),
-    dataset=dict(
-        type='ShapesTaskDataset',
-        task='grounding',
-        seed=1,
-        length=500,
-        pipeline=[dict(type='GroundingTask', decimals=2)],
-    ),
-    sampler=dict(type='DefaultSampler', shuffle=False),
-)
+_base_ = './shapes-vqa.py'
+
+test_dataloader = dict(dataset=dict(task='grounding', pipeline=[dict(type='GroundingTask', decimals=2)]))
 test_evaluator = dict(type='ReferringBoxMetric')
-test_cfg = dict()

@@ -1,19 +1,12 @@
-"""Loss on the facts of the drawn world, each once: does the language model survive?"""
+"""Loss on the facts of the drawn world, each once, to see whether the language model stays intact."""
 
+_base_ = './shapes-vqa.py'
+
+# Options of `encode` for tools/evaluate.py.
 encode_options = dict(generate=False)
 
 test_dataloader = dict(
-    batch_size=100,
-    num_workers=0,
-    collate_fn=dict(type='ConversationCollate'),
-    dataset=dict(
-        type='ShapesTaskDataset',
-        task='text_only',
-        seed=1,
-        length=160,
-        pipeline=[dict(type='TextOnlyTask')],
-    ),
-    sampler=dict(type='DefaultSampler', shuffle=False),
+    collate_fn=dict(_delete_=True, type='ConversationCollate'),
+    dataset=dict(task='text_only', length=160, pipeline=[dict(type='TextOnlyTask')]),
 )
 test_evaluator = dict(type='AnswerLoss')
-test_cfg = dict()

@@ -1,13 +1,8 @@
-"""Alignment of SPHINX: captions of images and plain text, batches of 8 of one modality each."""
+"""Alignment of SPHINX: captions of images and plain text at 3:1, batches of 8 of one modality each."""
 
-# JSON lines, {"image": "00000/000000001.jpg", "caption": "a red ring"} and {"text": "..."}: yours.
-captions = dict(
-    type='TaskRecordDataset',
-    data_root='data/laion400m',
-    ann_file='train.jsonl',
-    on_error='skip',
-    pipeline=[dict(type='CaptionTask', instruction=None)],
-)
+_base_ = './laion400m-captions_bs8.py'
+
+# Plain text keeps the language model from forgetting, since it trains too. JSON lines, {"text": "..."}: yours.
 texts = dict(
     type='TaskRecordDataset',
     data_root='data/refinedweb',
@@ -15,14 +10,4 @@ texts = dict(
     on_error='skip',
     pipeline=[dict(type='LanguageModellingTask')],
 )
-
-train_dataloader = dict(
-    batch_size=8,
-    num_workers=8,
-    collate_fn=dict(type='ConversationCollate'),
-    dataset=dict(
-        type='TaskMixDataset',
-        tasks=dict(caption=dict(weight=3, dataset=captions), text=dict(weight=1, dataset=texts)),
-    ),
-    sampler=dict(type='TaskMixSampler', batch_size=8),
-)
+train_dataloader = dict(dataset=dict(tasks=dict(text=dict(weight=1, dataset=texts))))

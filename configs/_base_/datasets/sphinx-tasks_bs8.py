@@ -1,4 +1,6 @@
-"""The task mix of SPHINX, batches of 8 of one modality each; weights are free choices."""
+"""The task mix of SPHINX, batches of 8 of one modality each. The weights are choices made here; the paper has none."""
+
+_base_ = './llava-mix665k_bs16.py'
 
 coco = dict(data_root='data/coco', on_error='skip')
 train2017 = dict(coco, data_prefix=dict(img_path='train2017'))
@@ -11,15 +13,7 @@ files = dict(
 )
 
 tasks = dict(
-    conversation=dict(
-        weight=6,
-        dataset=dict(
-            type='ConversationDataset',
-            data_root='data/LLaVA-Tuning',
-            ann_file='llava_v1_5_mix665k.json',
-            on_error='skip',
-        ),
-    ),
+    conversation=dict(weight=6, dataset=_base_.train_dataloader.dataset),
     vqa=dict(
         weight=4,
         dataset=dict(
@@ -94,8 +88,6 @@ tasks = dict(
 
 train_dataloader = dict(
     batch_size=8,
-    num_workers=8,
-    collate_fn=dict(type='ConversationCollate'),
-    dataset=dict(type='TaskMixDataset', tasks=tasks),
+    dataset=dict(_delete_=True, type='TaskMixDataset', tasks=tasks),
     sampler=dict(type='TaskMixSampler', batch_size=8),
 )

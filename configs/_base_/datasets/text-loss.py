@@ -1,11 +1,12 @@
-"""Loss on plain text: does the language model survive? Given texts are scored, nothing is generated."""
+"""Loss on plain text, to see whether the language model stays intact; given texts are scored, nothing is generated."""
 
+_base_ = './benchmark_bs16.py'
+
+# Options of `encode` for tools/evaluate.py.
 encode_options = dict(generate=False, chat_template='plain', max_length=2048)
 
 test_dataloader = dict(
-    batch_size=16,
-    num_workers=8,
-    collate_fn=dict(type='ConversationCollate'),
+    collate_fn=dict(_delete_=True, type='ConversationCollate'),
     # JSON lines, {"text": "..."}: yours.
     dataset=dict(
         type='TaskRecordDataset',
@@ -14,7 +15,5 @@ test_dataloader = dict(
         test_mode=True,
         pipeline=[dict(type='LanguageModellingTask')],
     ),
-    sampler=dict(type='DefaultSampler', shuffle=False),
 )
 test_evaluator = dict(type='AnswerLoss')
-test_cfg = dict()

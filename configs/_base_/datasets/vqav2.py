@@ -1,9 +1,8 @@
 """VQAv2, the validation questions."""
 
+_base_ = './benchmark_bs16.py'
+
 test_dataloader = dict(
-    batch_size=16,
-    num_workers=8,
-    collate_fn=dict(type='ConversationCollate', padding_side='left'),
     dataset=dict(
         type='VQAv2Dataset',
         data_root='data/coco',
@@ -12,7 +11,5 @@ test_dataloader = dict(
         ann_file='v2_mscoco_val2014_annotations.json',
         test_mode=True,
     ),
-    sampler=dict(type='DefaultSampler', shuffle=False),
 )
 test_evaluator = dict(type='VQAv2Accuracy')
-test_cfg = dict()

@@ -2,7 +2,7 @@
 
 custom_imports = dict(imports=['mergemix_mm'], allow_failed_imports=False)
 
-# The weights before instruction tuning, which AIA starts from, are not there in this format.
+# AIA starts from the weights before instruction tuning, but those were not released in the format of transformers.
 pretrained = 'BAAI/Emu3-Gen-hf'
 # An image of 720 x 720 pixels is 90 x 90 codes.
 processor = dict(

@@ -1,4 +1,4 @@
-"""Janus-Pro-1B in the format of transformers; vision tower and VQ model are frozen, all else trains on both tasks."""
+"""Janus-Pro-1B in the format of transformers; vision tower and VQ model are frozen, the rest trains on both tasks."""
 
 custom_imports = dict(imports=['mergemix_mm'], allow_failed_imports=False)
 

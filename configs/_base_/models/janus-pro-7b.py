@@ -1,4 +1,4 @@
-"""Janus-Pro-7B in the format of transformers; vision tower and VQ model are frozen, all else trains on both tasks."""
+"""Janus-Pro-7B in the format of transformers; vision tower and VQ model are frozen, the rest trains on both tasks."""
 
 _base_ = './janus-pro-1b.py'
 

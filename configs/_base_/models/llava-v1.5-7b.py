@@ -3,7 +3,7 @@
 custom_imports = dict(imports=['mergemix_mm'], allow_failed_imports=False)
 
 pretrained = 'llava-hf/llava-1.5-7b-hf'
-# Images are padded to a square, as LLaVA-1.5 was trained; the processor of llava-hf alone would crop them.
+# LLaVA-1.5 was trained on images that are padded to a square; the processor of llava-hf would crop them.
 processor = dict(type='LlavaPaddingProcessor', pretrained_model_name_or_path=pretrained)
 encode = dict(type='EncodeConversation', processor=processor, chat_template='llava', max_length=2048)
 

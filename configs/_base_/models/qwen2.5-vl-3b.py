@@ -1,4 +1,4 @@
-"""Qwen2.5-VL-3B with supervised fine-tuning: frozen tower, merger and language model train."""
+"""Qwen2.5-VL-3B: the vision tower is frozen, merger and language model train on supervised conversations."""
 
 custom_imports = dict(imports=['mergemix_mm'], allow_failed_imports=False)
 

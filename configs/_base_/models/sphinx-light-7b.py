@@ -2,46 +2,24 @@
 tokens an image.
 """
 
-custom_imports = dict(imports=['mergemix_mm'], allow_failed_imports=False)
-
-language_model = 'meta-llama/Llama-2-7b-hf'
-clip_mean, clip_std = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-imagenet_mean, imagenet_std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_base_ = './sphinx-7b.py'
 
 # The class token and 16 x 16 patches.
-processor = dict(type='SphinxProcessor', tokenizer=language_model, view_tokens=257, image_size=512)
-encode = dict(type='EncodeConversation', processor=processor, max_length=2048)
+processor = dict(view_tokens=257, image_size=512)
+encode = dict(processor=processor)
 
-encoders = [
-    dict(
-        encoder=dict(
-            type='timm.create_model', model_name='convnext_xxlarge.clip_laion2b_soup', pretrained=True, num_classes=0
-        ),
-        input_size=512,
-    ),
-    dict(
-        encoder=dict(
-            type='transformers.Dinov2Model.from_pretrained',
-            pretrained_model_name_or_path='facebook/dinov2-giant',
-            dtype='bfloat16',
-        ),
-        input_size=224,
-        mean=imagenet_mean,
-        std=imagenet_std,
-    ),
-]
+convnext, dinov2 = _base_.model.vlm.backbone.encoders[1:3]
 model = dict(
-    type='VLMTuner',
     vlm=dict(
-        type='SphinxModel',
-        language_model=dict(pretrained=language_model),
-        image_token_id=32000,
-        backbone=dict(type='MultiBackbone', mean=clip_mean, std=clip_std, encoders=encoders),
-        neck=dict(type='EmbeddingMixNeck', in_channels=[3072, 1536], out_channels=4096, grid=16, class_token=True),
-        trainable=['language_model', 'projector'],
-        gradient_checkpointing=True,
+        backbone=dict(encoders=[dict(convnext, input_size=512), dinov2]),
+        neck=dict(
+            _delete_=True,
+            type='EmbeddingMixNeck',
+            in_channels=[3072, 1536],
+            out_channels=4096,
+            grid=16,
+            class_token=True,
+        ),
     ),
-    head=dict(type='SFTHead'),
     processor=processor,
-    generation=dict(max_new_tokens=512),  # A box has 25 tokens, and others may follow.
 )

@@ -1,5 +1,6 @@
-"""A Janus of 1.5 million weights for drawn shapes of 64 px, without a download: 8 x 8 tokens to read, and 8 x 8 codes
-to write, which are colours.
+"""A Janus of 1.5 million weights for drawn shapes of 64 px, without a download.
+
+It reads an image as 8 x 8 tokens and writes one as 8 x 8 codes, which are colours.
 """
 
 custom_imports = dict(imports=['mergemix_mm'], allow_failed_imports=False)
@@ -12,7 +13,7 @@ model = dict(
     type='UnifiedTuner',
     vlm=dict(
         type='JanusModel',
-        # From random weights, so the tower trains; the VQ model is set, not trained.
+        # The tower trains, since its weights are random at the start. The codes of the VQ model are set, not trained.
         trainable=['vision_tower', 'projector', 'language_model', 'generation'],
         init_cfg=dict(type='MosaicCodes'),
         config=dict(

@@ -12,43 +12,19 @@ processor = dict(
     image_size=48,
     image_mean=mean,
     image_std=std,
-    # Three layers learn to find what is asked for when the image follows the question, and not the other way around.
+    # Three layers learn sooner to find an object if the image comes after the question; configs/sphinx/README.md.
     chat_template='question_first',
 )
 encode = dict(type='EncodeConversation', processor=processor)
 
-# All weights are random at the start, so the encoders train, too.
-encoders = [
-    dict(
-        # Its position embedding is two-dimensional from the start, and fixed.
-        encoder=dict(
-            type='mmpretrain.MoCoV3ViT',
-            arch=dict(embed_dims=96, num_layers=3, num_heads=4, feedforward_channels=192),
-            img_size=48,
-            patch_size=8,
-            out_type='featmap',
-        ),
-        frozen=False,
-    ),
-    dict(
-        encoder=dict(
-            type='mmpretrain.ConvNeXt',
-            arch=dict(depths=[1, 2], channels=[32, 64]),
-            stem_patch_size=4,
-            out_indices=(1,),
-            layer_scale_init_value=0.0,  # Of use to deep networks alone.
-            gap_before_final_norm=False,
-        ),
-        frozen=False,
-    ),
-]
+# All weights are random at the start, so the encoders are trained as well.
 model = dict(
     type='VLMTuner',
     vlm=dict(
         type='SphinxModel',
         language_model=dict(
             config=dict(
-                model_type='qwen3',  # Norms on queries and keys: attention learns sooner.
+                model_type='qwen3',  # Its norms on queries and keys let attention learn sooner.
                 vocab_size=224,
                 hidden_size=128,
                 intermediate_size=256,
@@ -65,8 +41,34 @@ model = dict(
                 initializer_range=0.08,
             )
         ),
-        image_token_id=216,  # Behind the 216 words of the tokenizer.
-        backbone=dict(type='MultiBackbone', encoders=encoders),
+        image_token_id=216,  # After the 216 words of the tokenizer.
+        backbone=dict(
+            type='MultiBackbone',
+            encoders=[
+                dict(
+                    # Its position embedding is two-dimensional and fixed, so places need not be learned.
+                    encoder=dict(
+                        type='mmpretrain.MoCoV3ViT',
+                        arch=dict(embed_dims=96, num_layers=3, num_heads=4, feedforward_channels=192),
+                        img_size=48,
+                        patch_size=8,
+                        out_type='featmap',
+                    ),
+                    frozen=False,
+                ),
+                dict(
+                    encoder=dict(
+                        type='mmpretrain.ConvNeXt',
+                        arch=dict(depths=[1, 2], channels=[32, 64]),
+                        stem_patch_size=4,
+                        out_indices=(1,),
+                        layer_scale_init_value=0.0,  # Layer scale helps deep networks only.
+                        gap_before_final_norm=False,
+                    ),
+                    frozen=False,
+                ),
+            ],
+        ),
         neck=dict(type='EmbeddingMixNeck', in_channels=[96, 64], out_channels=128, grid=6),
         trainable=['vision_tower', 'projector', 'language_model'],
     ),

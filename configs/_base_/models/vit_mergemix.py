@@ -1,11 +1,12 @@
-"""A vision transformer with MergeMix, regularised as DeiT: stochastic depth, label smoothing on the mixed labels."""
+"""A vision transformer with MergeMix and the regularisation of DeiT: stochastic depth and label smoothing."""
 
 _base_ = ['mmpretrain::_base_/models/vit-base-p16.py', '../plugins/mergemix.py']
 
 model = dict(
     **_base_.mergemix,
-    # DeiT's dropout and initialisation, in place of those of ViT's pre-training on ImageNet-21k.
+    # Dropout and initialisation of DeiT; those of the base belong to ViT's pre-training on ImageNet-21k.
     backbone=dict(drop_rate=0.0, drop_path_rate=0.1, init_cfg=None),
+    # The form of label smoothing that DeiT uses.
     head=dict(loss=dict(mode='original')),
     init_cfg=[
         dict(type='TruncNormal', layer='Linear', std=0.02),

@@ -1,12 +1,11 @@
-"""Adds MergeMix (https://arxiv.org/abs/2510.23479) to any ViT config, under a name of its own: MMEngine
-lets no two bases hold `model`.
+"""Adds MergeMix (https://arxiv.org/abs/2510.23479) to any config of a ViT.
 
-Inside this repository, below the `_base_` list of a config:
+The part has a name of its own, since MMEngine does not let two bases hold `model`. Inside this repository:
 
     _base_ = ['mmpretrain::deit/deit-small_4xb256_in1k.py', '../_base_/plugins/mergemix.py']
     model = _base_.mergemix
 
-Outside it, with the package installed:
+Outside the repository, with the package installed:
 
     _base_ = [
         'mmpretrain::deit/deit-small_4xb256_in1k.py',
@@ -17,6 +16,6 @@ Outside it, with the package installed:
 
 custom_imports = dict(imports=['mergemix_mm'], allow_failed_imports=False)
 
-# MergeMix's own defaults are the paper's: half of the patches merge, the layer at 3/4 of the depth scores.
-# `probs=None` takes back the probabilities that a base may have set for its own augments.
+# The defaults of MergeMix are the paper's: half of the patches merge, and the layer at 3/4 of the depth scores.
+# `probs=None` removes the probabilities that a base may have set for its own augments.
 mergemix = dict(type='MixupClassifier', train_cfg=dict(augments=[dict(type='MergeMix')], probs=None))

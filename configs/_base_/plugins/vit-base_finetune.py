@@ -1,6 +1,6 @@
 """Turns a config that fine-tunes DeiT-S into one of ViT-B from MMPretrain's ImageNet-21k and 1k weights.
 
-Under a name of its own, since MMEngine lets no two bases hold `model`: below the `_base_` list of such a config,
+The part has a name of its own, since MMEngine does not let two bases hold `model`. Below the `_base_` list:
 
     model = _base_.vit_base
 """

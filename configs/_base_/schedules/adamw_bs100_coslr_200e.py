@@ -9,7 +9,7 @@ optim_wrapper = dict(
 )
 
 warmup_epochs = 20
-# Neither names an end: MMEngine takes `max_epochs`, so a longer run changes that key alone.
+# The cosine has no `end`: MMEngine takes `max_epochs`, so a longer run changes only that key.
 param_scheduler = [
     dict(type='LinearLR', start_factor=1e-5, by_epoch=True, end=warmup_epochs, convert_to_iter_based=True),
     dict(type='CosineAnnealingLR', eta_min=0.0, by_epoch=True, begin=warmup_epochs, convert_to_iter_based=True),

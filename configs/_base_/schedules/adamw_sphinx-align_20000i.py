@@ -5,6 +5,6 @@ _base_ = './adamw_sphinx-tasks_20000i.py'
 optim_wrapper = dict(optimizer=dict(lr=5e-5))
 param_scheduler = [
     dict(type='LinearLR', start_factor=1e-3, by_epoch=False, begin=0, end=600),
-    dict(type='CosineAnnealingLR', eta_min=5e-6, by_epoch=False, begin=600, end=_base_.max_iters),
+    dict(type='CosineAnnealingLR', eta_min=5e-6, by_epoch=False, begin=600, end=_base_.train_cfg.max_iters),
 ]
 auto_scale_lr = dict(base_batch_size=256)

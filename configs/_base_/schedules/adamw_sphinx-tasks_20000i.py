@@ -1,5 +1,6 @@
-"""Stage 2 of SPHINX (https://arxiv.org/abs/2311.07575): 2e-5 to 0, no decay on biases and norms; 3% of warm-up,
-decay and number of steps are free choices.
+"""Stage 2 of SPHINX (https://arxiv.org/abs/2311.07575): 2e-5 to 0, no decay on biases and norms.
+
+The paper does not give the warm-up (3% here), the weight decay and the number of steps.
 """
 
 max_iters = 20000
@@ -9,7 +10,7 @@ optim_wrapper = dict(
     dtype='bfloat16',
     loss_scale='dynamic',
     optimizer=dict(type='AdamW', lr=2e-5, betas=(0.9, 0.95), weight_decay=0.1),
-    # Norms of language models are no layers that MMEngine knows: they go by their names.
+    # MMEngine does not recognise the norm layers of language models, so they are selected by name.
     paramwise_cfg=dict(bias_decay_mult=0.0, norm_decay_mult=0.0, custom_keys={'norm': dict(decay_mult=0.0)}),
     clip_grad=dict(max_norm=1.0),
 )

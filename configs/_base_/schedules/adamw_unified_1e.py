@@ -1,5 +1,6 @@
-"""One pass over LLaVA-v1.5's conversations, as many steps of generation beside: AdamW, 0.1 epochs of warm-up, cosine to
-0, as AIA is trained (https://arxiv.org/abs/2511.22663).
+"""One pass over LLaVA-v1.5's conversations and as many steps of generation, with the recipe of AIA.
+
+AdamW, 0.1 epochs of warm-up, cosine to 0 (https://arxiv.org/abs/2511.22663).
 """
 
 max_iters = 10396  # 665,298 conversations in batches of 128, and as many batches of the other task.

@@ -1,4 +1,4 @@
-"""One pass over the data in iterations: AdamW without decay, 3% warm-up, cosine to 0, as LLaVA-v1.5 is trained."""
+"""The recipe of LLaVA-v1.5: one pass over the data, AdamW without decay, 3% of warm-up, cosine to 0."""
 
 max_iters = 5198  # 665,298 conversations in batches of 128.
 

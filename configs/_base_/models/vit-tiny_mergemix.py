@@ -1,0 +1,17 @@
+"""A ViT of 0.14 million weights with MergeMix for images of 32 px, from scratch."""
+
+_base_ = './vit_mergemix.py'
+
+model = dict(
+    backbone=dict(
+        arch=dict(_delete_=True, embed_dims=64, num_layers=4, num_heads=4, feedforward_channels=128),
+        img_size=32,
+        patch_size=4,
+        drop_path_rate=0.0,
+    ),
+    head=dict(in_channels=64),
+    # A spread of 0.02 suits wide layers and slows narrow ones down; PyTorch's own initialisation knows the width.
+    init_cfg=None,
+    # Half of the batches stay unmixed: a small model with few epochs has to see whole images as well.
+    train_cfg=dict(probs=[0.5]),
+)
