@@ -26,7 +26,7 @@ MODULES = {
     'datasets.pope_dataset': 'datasets.pope',
     'datasets.prompts': 'datasets.conversations.prompts',
     'datasets.record_dataset': 'datasets.base',
-    'datasets.record_error': 'datasets.io.record_error',
+    'datasets.record_error': 'utils.text',
     'datasets.record_files': 'datasets.io.records',
     'datasets.refcoco_dataset': 'datasets.refcoco',
     'datasets.samplers': 'datasets.mixtures',

@@ -78,6 +78,12 @@ def test_no_tool_for_users_imports_what_is_drawn():
             assert allowed or not uses_toy, path
 
 
+def test_readers_of_files_know_nothing_of_what_is_made_of_their_records():
+    for path in files('datasets/io'):
+        inside = [name for name in imported_modules(path) if name.startswith('mergemix_mm.datasets')]
+        assert all(name.startswith('mergemix_mm.datasets.io') for name in inside), (path, inside)
+
+
 def test_every_part_has_a_rule():
     parts = {path.parent.name for path in PACKAGE.glob('*/__init__.py')}
     assert parts == set(ALLOWED)

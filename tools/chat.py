@@ -11,7 +11,6 @@ from PIL import Image
 
 from mergemix_mm.datasets import SphinxProcessor
 from mergemix_mm.datasets.collate import ConversationCollate
-from mergemix_mm.datasets.io.record_error import RecordError
 from mergemix_mm.datasets.transforms import EncodeConversation
 from mergemix_mm.engine.launch import LaunchError
 from mergemix_mm.models.allowed_parts import check_adapter
@@ -20,7 +19,7 @@ from mergemix_mm.models.vlms.family_model import FamilyModel
 from mergemix_mm.models.vlms.lora import load_adapters
 from mergemix_mm.models.vlms.sphinx.files import LANGUAGE_MODEL, is_sphinx
 from mergemix_mm.utils.images import read_image
-from mergemix_mm.utils.text import printable, shown
+from mergemix_mm.utils.text import RecordError, one_line, printable, shown
 
 ADAPTER_FILE = 'adapter_config.json'
 
@@ -87,8 +86,7 @@ def resolve(model: str, lora: str | None) -> tuple[str, str | None]:
     try:
         base = PeftConfig.from_pretrained(model).base_model_name_or_path
     except Exception as error:  # A damaged file can raise whatever Python has.
-        line = ' '.join(str(error).split()) or type(error).__name__
-        raise LaunchError(f'MODEL: {Path(model, ADAPTER_FILE)} cannot be read: {shown(line, 200)}') from None
+        raise LaunchError(f'MODEL: {Path(model, ADAPTER_FILE)} cannot be read: {one_line(error, 200)}') from None
     if not base:
         raise LaunchError(
             f'MODEL: the adapters in {model} do not say which model they belong to; name both: BASE --lora {model}'
@@ -151,8 +149,7 @@ def load_model(base: str, adapters: str | None, dtype: str | None, device: str, 
             # The layers are replaced inside the model, which then is what it was before, with other weights.
             vlm.model = load_adapters(vlm.model, adapters).merge_and_unload()
         except Exception as error:  # A damaged file can raise whatever Python has.
-            line = ' '.join(str(error).split()) or type(error).__name__
-            raise LaunchError(f'MODEL: the adapters in {adapters} cannot be added: {shown(line, 400)}') from error
+            raise LaunchError(f'MODEL: the adapters in {adapters} cannot be added: {one_line(error, 400)}') from error
     return vlm.to(device).eval()
 
 

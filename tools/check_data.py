@@ -19,11 +19,10 @@ from mmengine.registry import DATASETS, init_default_scope
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from mergemix_mm.datasets.io.record_error import RecordError, one_line
 from mergemix_mm.engine import launch
 from mergemix_mm.utils.images import read_image
 from mergemix_mm.utils.processes import end_children_with_parent
-from mergemix_mm.utils.text import DataError
+from mergemix_mm.utils.text import DataError, RecordError, one_line
 
 SPLITS = ('train', 'val', 'test')
 # Records that a worker process reads before it reports.

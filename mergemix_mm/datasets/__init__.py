@@ -1,11 +1,11 @@
 """Datasets of `mergemix_mm`, registered in MMEngine's root DATASETS."""
 
 from ..moved import moved_names
+from ..utils.text import RecordError
 from .base import RecordDataset
 from .coco_tasks import COCOTaskDataset
 from .collate import ConversationCollate
 from .conversation import ConversationDataset
-from .io.record_error import RecordError
 from .mixtures import ModalitySampler, TaskMixSampler
 from .mixtures.task_mix import TaskMixDataset
 from .mixtures.unified import UnifiedDataset

@@ -13,7 +13,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from ..utils.images import MAX_PIXELS, MissingImageError, check_image_options, image_name, read_image
-from .io.record_error import RecordError, short
+from ..utils.text import RecordError, quoted
 
 NUM_SHOWN = 5
 # What a record holds images in: of its conversation, and of the rejected one of a preference pair.
@@ -128,7 +128,7 @@ class RecordDataset(Dataset, ABC):
         except (AttributeError, IndexError, KeyError, RecursionError, TypeError) as error:
             # JSON of another shape: a list, a number, null.
             raise RecordError(
-                f'{self.source(index)}: not in the layout of {type(self).__name__}: {short(error, 200)}'
+                f'{self.source(index)}: not in the layout of {type(self).__name__}: {quoted(error, 200)}'
             ) from error
         return {**record, **loaded, 'img_path': names, 'source': self.source(index)}
 

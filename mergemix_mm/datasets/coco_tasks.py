@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 from mmengine.registry import DATASETS
 
+from ..utils.text import quoted
 from .base import RecordDataset
-from .conversations.formats import check_keys
 from .io.coco_file import CocoFile
-from .io.record_error import short
+from .io.records import check_keys
 
 KINDS = ('detection', 'layout', 'keypoints', 'captions')
 
@@ -112,7 +112,7 @@ class COCOTaskDataset(RecordDataset):
         check_keys(annotations[0], {'caption'})
         caption = annotations[0]['caption']
         if not isinstance(caption, str) or not caption.strip():
-            raise ValueError(f'caption={short(caption)} must be a text')
+            raise ValueError(f'caption={quoted(caption)} must be a text')
         return dict(caption=caption.strip())
 
 

@@ -8,11 +8,11 @@ from typing import Any
 from mmengine.registry import DATASETS
 from torch.utils.data import ConcatDataset
 
+from ..utils.text import quoted
 from .base import RecordDataset
-from .conversations.formats import check_keys, check_texts, question_messages
-from .conversations.prompts import SHORT_ANSWER
+from .conversations.prompts import SHORT_ANSWER, question_messages
 from .io.json_records import JsonRecords
-from .io.record_error import short
+from .io.records import check_keys, check_texts
 
 
 @DATASETS.register_module()
@@ -72,7 +72,7 @@ class POPEDataset(RecordDataset):
         check_texts(raw, 'image', 'text')
         answer = str(raw['label']).strip().lower()
         if answer not in ('yes', 'no'):
-            raise ValueError(f"label {short(raw['label'])} must be 'yes' or 'no'")
+            raise ValueError(f"label {quoted(raw['label'])} must be 'yes' or 'no'")
         messages = question_messages(raw['text'] + self.suffix, 1, answer)
         record = dict(
             messages=messages, images=[raw['image']], gt_answer=answer, question_id=raw.get('question_id', index)

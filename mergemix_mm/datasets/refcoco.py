@@ -6,12 +6,12 @@ from typing import Any
 import numpy as np
 from mmengine.registry import DATASETS
 
+from ..utils.text import quoted
 from .base import RecordDataset
-from .conversations.formats import check_keys
 from .io.coco_file import CocoFile, find_places, is_id
 from .io.json_records import JsonRecords
 from .io.plain_pickle import load_plain_pickle
-from .io.record_error import short
+from .io.records import check_keys
 
 
 @DATASETS.register_module()
@@ -106,7 +106,7 @@ def _read_refs(path: str) -> list[dict]:
         try:
             check_keys(ref, {'ref_id', 'ann_id', 'split', 'sentences'})
             if not is_id(ref['ann_id']):
-                raise ValueError(f'has ann_id={short(ref["ann_id"])}; it must be a whole number from 0 of 64 bits')
+                raise ValueError(f'has ann_id={quoted(ref["ann_id"])}; it must be a whole number from 0 of 64 bits')
             for sentence in ref['sentences']:
                 check_keys(sentence, {'sent_id', 'sent'})
         except (TypeError, ValueError) as error:

@@ -7,12 +7,11 @@ from typing import Any
 import numpy as np
 from mmengine.registry import DATASETS
 
-from ..utils.text import DataError
+from ..utils.text import DataError, quoted
 from .base import RecordDataset
-from .conversations.formats import check_keys, check_texts, question_messages
-from .conversations.prompts import OPTION_LETTER, option_lines
+from .conversations.prompts import OPTION_LETTER, option_lines, question_messages
 from .io.json_records import read_json
-from .io.record_error import short
+from .io.records import check_keys, check_texts
 
 
 @DATASETS.register_module()
@@ -65,7 +64,7 @@ class ScienceQADataset(RecordDataset):
     def open_records(self) -> list[tuple[str, dict]]:
         problems, splits = self._read(self.ann_file), self._read(self.split_file)
         if self.split not in splits:
-            found, path = short(sorted(splits), 200), self._path(self.split_file)
+            found, path = quoted(sorted(splits), 200), self._path(self.split_file)
             raise ValueError(
                 f'ScienceQADataset: split={self.split!r} is unknown; {self.split_file} has {found} ({path}).'
             )
@@ -74,10 +73,10 @@ class ScienceQADataset(RecordDataset):
             raise DataError(f'{self._path(self.split_file)}: {self.split!r} must be a list of names of problems.')
         lost = [name for name in names if name not in problems]
         if lost:
-            raise DataError(f'{self._path(self.ann_file)} lacks the problems {short(lost)} of {self.split_file}.')
+            raise DataError(f'{self._path(self.ann_file)} lacks the problems {quoted(lost)} of {self.split_file}.')
         wrong = [name for name in names if not isinstance(problems[name], dict)]
         if wrong:
-            raise DataError(f'{self._path(self.ann_file)}: the problem {short(wrong[0])} must be an object {{...}}.')
+            raise DataError(f'{self._path(self.ann_file)}: the problem {quoted(wrong[0])} must be an object {{...}}.')
         chosen = [(name, problems[name]) for name in names]
         return [(name, raw) for name, raw in chosen if raw.get('image') or not self.image_only]
 
@@ -93,11 +92,11 @@ class ScienceQADataset(RecordDataset):
         check_keys(raw, {'question', 'choices', 'answer', 'split'})
         choices, answer = raw['choices'], raw['answer']
         if not isinstance(choices, list) or not all(isinstance(one, str) for one in choices):
-            raise ValueError(f'choices={short(choices)} must be a list of texts')
+            raise ValueError(f'choices={quoted(choices)} must be a list of texts')
         if len(choices) > len(ascii_uppercase):
             raise ValueError(f'has {len(choices)} choices, more than there are letters')
         if not isinstance(answer, int) or isinstance(answer, bool) or not 0 <= answer < len(choices):
-            raise ValueError(f'answer {short(answer)} must be the index of one of its {len(choices)} choices, from 0')
+            raise ValueError(f'answer {quoted(answer)} must be the index of one of its {len(choices)} choices, from 0')
         hint = raw.get('hint') or ''
         check_texts(dict(raw, hint=hint), 'question', 'hint', 'split')
         images = [os.path.join(raw['split'], name, raw['image'])] if raw.get('image') else []
@@ -122,5 +121,5 @@ class ScienceQADataset(RecordDataset):
         path = self._path(name)
         found = read_json(path)
         if not isinstance(found, dict):
-            raise DataError(f'{path}: must hold an object {{...}}, found {short(found)}.')
+            raise DataError(f'{path}: must hold an object {{...}}, found {quoted(found)}.')
         return found

@@ -7,11 +7,10 @@ import numpy as np
 from mmengine.registry import DATASETS
 
 from .base import RecordDataset
-from .conversations.formats import REFUSED_MEDIA, refuse_keys
 from .io.images import IMAGE_KEYS, images_of, refuse_foreign_image
 from .io.json_records import JsonRecords
 from .io.parquet import TableRecords
-from .io.records import open_records
+from .io.records import REFUSED_MEDIA, open_records, refuse_keys
 
 
 @DATASETS.register_module()

@@ -5,13 +5,12 @@ from typing import Any
 
 from mmengine.registry import DATASETS
 
+from ..utils.text import quoted
 from .base import RecordDataset
-from .conversations.formats import REFUSED_MEDIA, refuse_keys
 from .io.images import IMAGE_KEYS, images_of
 from .io.json_records import JsonRecords
 from .io.parquet import TableRecords
-from .io.record_error import short
-from .io.records import open_records
+from .io.records import REFUSED_MEDIA, open_records, refuse_keys
 
 PROMPT_KEYS = ('prompt', 'caption', 'text')
 
@@ -53,14 +52,14 @@ class TextToImageDataset(RecordDataset):
         found = [key for key in PROMPT_KEYS if record.get(key) is not None]
         if len(found) != 1:
             raise ValueError(
-                f'a record needs one of {list(PROMPT_KEYS)}, found {found} among {short(sorted(record), 200)}'
+                f'a record needs one of {list(PROMPT_KEYS)}, found {found} among {quoted(sorted(record), 200)}'
             )
         prompt, images = record[found[0]], images_of(record)
         if not isinstance(prompt, str) or not prompt.strip():
-            raise ValueError(f'{found[0]}={short(prompt)} must be a text')
+            raise ValueError(f'{found[0]}={quoted(prompt)} must be a text')
         if len(images) != 1 and not (self.test_mode and not images):
             raise ValueError(
-                f'image={short(record.get("image"))} must be the path of a file; there are {len(images)} images'
+                f'image={quoted(record.get("image"))} must be the path of a file; there are {len(images)} images'
             )
         return {**{key: record[key] for key in _other_keys(record)}, 'prompt': prompt.strip(), 'images': images}
 

@@ -6,12 +6,11 @@ from typing import Any
 
 from mmengine.registry import DATASETS
 
-from ..utils.text import DataError
+from ..utils.text import DataError, quoted
 from .base import RecordDataset
-from .conversations.formats import check_keys, check_texts, question_messages
-from .conversations.prompts import SHORT_ANSWER
+from .conversations.prompts import SHORT_ANSWER, question_messages
 from .io.json_records import JsonRecords
-from .io.record_error import short
+from .io.records import check_keys, check_texts
 
 
 @DATASETS.register_module()
@@ -82,7 +81,7 @@ class VQAv2Dataset(RecordDataset):
             other = annotation.get('question_id')
             if other != raw['question_id']:
                 raise ValueError(
-                    f'question {short(raw["question_id"])} has the annotation of {short(other)} '
+                    f'question {quoted(raw["question_id"])} has the annotation of {quoted(other)} '
                     f'({self.annotations.source(index)}); the two files must have the same order'
                 )
             if not annotation.get('answers'):
@@ -104,5 +103,5 @@ class VQAv2Dataset(RecordDataset):
             return self.image_name.format(image_id=image_id)
         except (ValueError, TypeError) as error:
             raise ValueError(
-                f'image_id={short(image_id)} does not fit image_name={self.image_name!r}: {error}'
+                f'image_id={quoted(image_id)} does not fit image_name={self.image_name!r}: {error}'
             ) from error

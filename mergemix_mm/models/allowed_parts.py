@@ -9,7 +9,7 @@ from typing import Any
 from mmengine.registry import MODELS, WEIGHT_INITIALIZERS, Registry
 from torch import nn
 
-from ..utils.text import shown
+from ..utils.text import quoted
 
 # A registry imports whatever a dotted name says, and a scope before the first dot.
 SCOPES = ('mmengine', 'mmpretrain')
@@ -50,7 +50,7 @@ def check_parts(parts: dict, source: str, flag: str = FLAG) -> None:
     """
     for key, found, reason in _refused(parts, '', 0):
         raise ValueError(
-            f'{source}: {key}={_short(found)} is not built, as {reason}. If you trust where it comes from, {flag} '
+            f'{source}: {key}={quoted(found, 100)} is not built, as {reason}. If you trust where it comes from, {flag} '
             'allows it'
         )
 
@@ -160,8 +160,8 @@ def check_attention(config: Any, source: str, flag: str = FLAG) -> None:
         found = getattr(part, '_attn_implementation', None)
         if _is_on_hub(found):
             raise ValueError(
-                f'{source}: {_join(key, "attn_implementation")}={_short(found)} is not loaded, as it names code on the '
-                f'hub. If you trust where it comes from, {flag} allows it'
+                f'{source}: {_join(key, "attn_implementation")}={quoted(found, 100)} is not loaded, as it names code '
+                f'on the hub. If you trust where it comes from, {flag} allows it'
             )
         queue += [(_join(key, name), one) for name, one in vars(part).items() if isinstance(one, PretrainedConfig)]
 
@@ -181,10 +181,6 @@ def check_adapter(folder: str | Path, flag: str = FLAG) -> None:
     found = content.get('megatron_config') if isinstance(content, dict) else None
     if found:
         raise ValueError(
-            f'{path}: megatron_config={_short(found)} is not used, as it imports the module '
-            f'{_short(content.get("megatron_core"))}. If you trust where it comes from, {flag} allows it'
+            f'{path}: megatron_config={quoted(found, 100)} is not used, as it imports the module '
+            f'{quoted(content.get("megatron_core"), 100)}. If you trust where it comes from, {flag} allows it'
         )
-
-
-def _short(value: Any) -> str:
-    return shown(repr(value), 100)

@@ -8,7 +8,6 @@ import io
 import math
 import os
 import re
-import reprlib
 import warnings
 from collections.abc import Mapping, Sequence
 from urllib.parse import unquote, unquote_to_bytes
@@ -16,7 +15,7 @@ from urllib.parse import unquote, unquote_to_bytes
 import numpy as np
 from PIL import ExifTags, Image, ImageColor
 
-from .text import shown
+from .text import one_line, quoted, shown
 
 # What Pillow may open; MPO, several JPEGs in one file, is JPEG to it. Its other plugins start programs (EPS:
 # Ghostscript), need Windows (WMF), or are stubs.
@@ -115,7 +114,7 @@ def read_image(
         raise
     # On damaged data Pillow raises struct.error, zlib.error, SyntaxError, MemoryError and others.
     except Exception as error:
-        raise ValueError(f'image {name} cannot be read: {_one_line(error)}') from error
+        raise ValueError(f'image {name} cannot be read: {one_line(error, 2 * SHOWN_LENGTH)}') from error
 
 
 def check_image_options(
@@ -185,8 +184,9 @@ def _find(source, root: str | os.PathLike) -> str | bytes:
     if isinstance(source, (bytes, bytearray, memoryview)):
         return source
     if not isinstance(source, (str, os.PathLike)):
+        # Only its beginning is quoted: a list may hold the content of a file.
         raise _ImageError(
-            f'an image must be given by the path of its file, found {_one_line(reprlib.repr(source))}; a data: URL or '
+            f'an image must be given by the path of its file, found {quoted(source, 20)}; a data: URL or '
             '{"bytes": ..., "path": ...} will do as well'
         )
     text = os.fsdecode(source)
@@ -415,7 +415,3 @@ def _to_8_bits(image: Image.Image, values: np.ndarray) -> np.ndarray:
     raise ValueError(
         f'its numbers go from {low:g} to {high:g}, in which nothing says what is white; save it with 8 or 16 bits'
     )
-
-
-def _one_line(error: Exception | str) -> str:
-    return shown(' '.join(str(error).split()) or type(error).__name__, 2 * SHOWN_LENGTH)

@@ -4,7 +4,7 @@ import math
 from numbers import Integral, Real
 from typing import Any
 
-from .text import shown
+from .text import quoted
 
 
 def is_number(
@@ -45,4 +45,4 @@ def check_number(where: str, value: Any, allowed: str, **limits) -> None:
         ValueError: If :func:`is_number` says no; one line with the option, the value and the range.
     """
     if not is_number(value, **limits):
-        raise ValueError(f'{where}={shown(repr(value))} must be {allowed}')
+        raise ValueError(f'{where}={quoted(value)} must be {allowed}')

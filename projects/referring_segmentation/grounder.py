@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mergemix_mm.datasets import EncodeConversation, GroundingTask, SphinxProcessor
 from mergemix_mm.datasets.collate import ConversationCollate
-from mergemix_mm.datasets.conversations.formats import question_messages
+from mergemix_mm.datasets.conversations.prompts import question_messages
 from mergemix_mm.evaluation.metrics.answer_boxes import read_boxes
 from mergemix_mm.models.vlms import SphinxModel
 from mergemix_mm.models.vlms.sphinx.files import LANGUAGE_MODEL

@@ -10,6 +10,7 @@ from mmengine.registry import init_default_scope
 
 from mergemix_mm.engine import launch
 from mergemix_mm.engine.planning import HubConfigError, read_hub_configs
+from mergemix_mm.utils.text import one_line
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,8 +47,7 @@ def explained() -> Iterator[None]:
     except HubConfigError as error:
         raise launch.LaunchError(f'--hub-config: {error}') from None
     except Exception as error:  # Whatever the code of a model raises of a config that it does not like.
-        reason = ' '.join(str(error).split()) or type(error).__name__
-        raise launch.LaunchError(f'CONFIG: the model cannot be built or run: {reason}') from error
+        raise launch.LaunchError(f'CONFIG: the model cannot be built or run: {one_line(error)}') from error
 
 
 def hub_configs(arguments: Sequence[str]) -> dict[str, dict]:

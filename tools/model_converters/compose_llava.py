@@ -17,7 +17,7 @@ from mergemix_mm.engine.launch import LaunchError
 from mergemix_mm.models.vlms.hf.loading import find_config
 from mergemix_mm.models.vlms.hf.saving import check_replaceable, replaced_folder, save_model, save_processor
 from mergemix_mm.models.vlms.weight_names import old_options
-from mergemix_mm.utils.text import shown
+from mergemix_mm.utils.text import one_line
 
 # model_type of a config -> transformers' class of the tower alone, and whether a class token stands before the patches.
 TOWERS = dict(
@@ -155,8 +155,7 @@ def _load(argument: str, loader: type, name: str, **options):
     try:
         return loader.from_pretrained(name, trust_remote_code=False, **options)
     except Exception as error:  # A damaged file can raise whatever Python has.
-        line = ' '.join(str(error).split()) or type(error).__name__
-        raise LaunchError(f'{argument}: {loader.__name__} cannot load {name}: {shown(line, 300)}') from error
+        raise LaunchError(f'{argument}: {loader.__name__} cannot load {name}: {one_line(error, 300)}') from error
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -18,13 +18,12 @@ from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import Runner, load_checkpoint, set_random_seed
 from mmpretrain.registry import BATCH_AUGMENTS
 
-from mergemix_mm.datasets.io.record_error import RecordError
 from mergemix_mm.datasets.transforms.image_tokens import ImageTokens
 from mergemix_mm.engine import launch
 from mergemix_mm.models.batch_augments import MergeMix
 from mergemix_mm.models.tuners import CanvasMix, VLMTuner
 from mergemix_mm.models.vlms import IMAGE, PAD, TEXT
-from mergemix_mm.utils.text import printable
+from mergemix_mm.utils.text import RecordError, printable
 from mergemix_mm.visualization import draw_mixed_samples, format_labels, pixel_scale, save_image
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ...families.base import family_of
-from ..io.record_error import RecordError, short
+from ...utils.text import RecordError, quoted
 from . import bounded_rendering
 from .bounded_rendering import RenderingError, RenderingLimitError
 
@@ -145,7 +145,7 @@ class ChatTemplate:
                 key = _key(part['text'])
                 said[key] -= 1
                 if said[key] < 0:
-                    missing.append(f'{message["role"]}: {short(part["text"].strip(), 40)}')
+                    missing.append(f'{message["role"]}: {quoted(part["text"].strip(), 40)}')
         return missing
 
 
@@ -208,7 +208,7 @@ def find_chat_template(processor, chat_template: str | None = None) -> ChatTempl
             raise _no_template(processor, 'has no chat template')
         return from_repository(guess)
     if not isinstance(own, str):
-        raise _no_template(processor, f'has {short(own)} for a chat template, which is no text')
+        raise _no_template(processor, f'has {quoted(own)} for a chat template, which is no text')
     own = build('of the processor', own)
     if GENERATION_MARK.search(own.text) and _closes_answers(own, processor.tokenizer):
         return own
@@ -219,7 +219,7 @@ def find_chat_template(processor, chat_template: str | None = None) -> ChatTempl
             return candidate
     reason = 'ends no answer with a special token' if GENERATION_MARK.search(own.text) else 'marks no answers'
     raise _no_template(
-        processor, f'has a chat template that {reason}, and writes a prompt unlike any here ({short(wanted)})'
+        processor, f'has a chat template that {reason}, and writes a prompt unlike any here ({quoted(wanted)})'
     )
 
 

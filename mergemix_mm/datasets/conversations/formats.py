@@ -5,8 +5,22 @@ from collections.abc import Collection, Iterator, Mapping
 from copy import deepcopy
 from typing import Any
 
-from ..io.images import IMAGE_KEYS, check_image, find_image_key, images_of, is_given, refuse_foreign_image
-from ..io.record_error import short
+from ...utils.text import quoted
+from ..io.images import (
+    CONTENT_NAMES,
+    IMAGE_KEYS,
+    PAIR_KEYS,
+    PART_IMAGE_NAMES,
+    TURN_COLUMNS,
+    TURN_KEYS,
+    check_image,
+    find_image_key,
+    images_of,
+    is_given,
+    is_image_part,
+    refuse_foreign_image,
+)
+from ..io.records import REFUSED_KEYS, refuse_keys
 
 # Compared in lower case.
 ROLES = dict(
@@ -43,11 +57,9 @@ IMAGE_IN_TEXT = re.compile(r'<img>[^<>\n]{1,500}\.(?:jpe?g|png|webp|gif|bmp|tiff
 # What ms-swift fills from `objects`.
 OBJECT_PLACEHOLDER = re.compile('<(?:bbox|ref-object)>')
 
-TURN_KEYS = ('conversations', 'conversation', 'messages', 'texts')
 # One question and its answer, each as a text (or, in trl's `prompt` and `completion`, as messages).
 QUESTION_KEYS = ('prompt', 'query', 'question', 'instruction')
 ANSWER_KEYS = ('completion', 'response', 'output', 'answer')
-PAIR_KEYS = ('chosen', 'rejected')
 REJECTED_KEYS = (
     *('rejected_response', 'rejected_messages', 'rejected_conversations', 'rejected_conversation'),
     *('rejected_answer', 'rejected_output', 'rejected_completion'),
@@ -56,20 +68,9 @@ REJECTED_KEYS = (
 DESIRED_KEYS = ('label', 'kto_tag')
 SYSTEM_KEYS = ('system', 'system_prompt', 'system_message', 'system_instruction', 'sys_prompt')
 REJECTED_IMAGE_KEYS = ('rejected_images', 'rejected_image')
-# Where turns may stand, and in them images.
-TURN_COLUMNS = (*TURN_KEYS, 'prompt', *PAIR_KEYS)
 # What belongs to the layouts of one question only.
 QUESTION_PARTS = ('input', 'history')
-REFUSED_KEYS = {
-    **dict.fromkeys(('video', 'videos', 'video_path', 'video_paths', 'video_url', 'video_urls'), 'videos'),
-    **dict.fromkeys(('video_file', 'video_files', 'video_bytes'), 'videos'),
-    **dict.fromkeys(('audio', 'audios', 'audio_path', 'audio_paths', 'audio_url', 'audio_urls'), 'sound'),
-    **dict.fromkeys(('audio_file', 'audio_files', 'audio_bytes', 'speech', 'sound', 'sounds'), 'sound'),
-    **dict.fromkeys(('tools', 'tool_calls', 'functions', 'function_call', 'function_calls'), 'tools'),
-    **dict.fromkeys(('tool_list', 'available_tools'), 'tools'),
-}
-REFUSED_MEDIA = {key: what for key, what in REFUSED_KEYS.items() if what != 'tools'}
-ROLE_NAMES, CONTENT_NAMES = ('role', 'from'), ('content', 'value')
+ROLE_NAMES = ('role', 'from')
 # Whether an answer is labelled.
 TRAIN_NAMES = (
     *('train', 'training', 'loss', 'weight', 'loss_weight', 'loss_scale'),
@@ -89,23 +90,6 @@ USED_KEYS = frozenset(
     (*TURN_COLUMNS, *REJECTED_KEYS, *SYSTEM_KEYS, *IMAGE_KEYS, *REJECTED_IMAGE_KEYS, *REFUSED_KEYS)
 )  # fmt: skip
 USED_BY_QUESTIONS = frozenset((*QUESTION_KEYS, *ANSWER_KEYS, *QUESTION_PARTS))
-PART_IMAGE_NAMES = ('image', 'path', 'url', 'image_url', 'base64', 'source')
-
-
-def has_images(raw: dict) -> bool:
-    """Whether a raw record names any image, beside its turns or inside their parts."""
-    if any(is_given(raw.get(key)) for key in IMAGE_KEYS):
-        return True
-    contents = [
-        turn[name]
-        for key in TURN_COLUMNS
-        for turn in (raw.get(key) if isinstance(raw.get(key), list) else ())
-        if isinstance(turn, dict)
-        for name in CONTENT_NAMES
-        if isinstance(turn.get(name), (list, dict))
-    ]
-    parts = [part for content in contents for part in (content if isinstance(content, list) else [content])]
-    return any(_is_image_part(part) for part in parts if isinstance(part, dict))
 
 
 def other_keys(raw: Mapping[str, Any]) -> Iterator[str]:
@@ -197,25 +181,6 @@ def text_of(message: dict) -> str:
     return ''.join(part['text'] for part in message['content'] if part['type'] == 'text')
 
 
-def refuse_keys(raw: Mapping[str, Any], refused: Mapping[str, str], where: str = '') -> None:
-    """Refuse a record, or a turn of it, with a key that would have to change what is trained.
-
-    Args:
-        raw (Mapping): The record or turn. Empty values are fine.
-        refused (Mapping[str, str]): What each key is about.
-        where (str): Put in front of the message. Defaults to ''.
-
-    Raises:
-        ValueError: Names the key.
-    """
-    for key, what in refused.items():
-        if key in raw and is_given(raw[key]) and raw[key] not in ('[]', '{}', 'null'):  # Empty JSON in a text.
-            raise ValueError(
-                f'{where}has {key!r}; {what} cannot be trained on, and without it the record means something else: '
-                'take the record or the key out'
-            )
-
-
 def _refuse_other_case(raw: Mapping[str, Any], keys: Collection[str], where: str = '') -> None:
     """Refuse a key that is known in another case: nobody would look there."""
     for key, value in raw.items():
@@ -230,7 +195,7 @@ def _refuse_foreign_texts(raw: Mapping[str, Any], messages: list[dict]) -> None:
         found = IMAGE_IN_TEXT.search(text) if message['role'] == 'user' else None
         if found:
             raise ValueError(
-                f'a text holds the image {short(found[0])}; write {IMAGE_PLACEHOLDER} there, and the path in '
+                f'a text holds the image {quoted(found[0])}; write {IMAGE_PLACEHOLDER} there, and the path in '
                 f"'images' of the record"
             )
         found = OBJECT_PLACEHOLDER.search(text) if is_given(raw.get('objects')) else None
@@ -274,14 +239,14 @@ def _read_question(raw: dict, in_pair: bool, answered: bool) -> list[dict]:
         if question is None or (answer is None and answered):
             raise ValueError(
                 "has none of 'conversations', 'messages', 'chosen' and 'rejected'; nor a question with its answer, "
-                f"such as 'prompt' and 'completion'; its keys are {short(sorted(raw), 200)}"
+                f"such as 'prompt' and 'completion'; its keys are {quoted(sorted(raw), 200)}"
             )
     if question is None:
         return []
     messages = _to_messages(raw[question], 'user')
     if is_given(raw.get('input')):
         if not isinstance(raw['input'], str) or not isinstance(raw[question], str):
-            raise ValueError(f"'input'={short(raw['input'])} must be a text that goes after {question!r}")
+            raise ValueError(f"'input'={quoted(raw['input'])} must be a text that goes after {question!r}")
         messages = _to_messages(f'{raw[question]}\n{raw["input"]}', 'user')
     if is_given(raw.get('history')):
         messages = [*_read_history(raw['history']), *messages]
@@ -291,7 +256,7 @@ def _read_question(raw: dict, in_pair: bool, answered: bool) -> list[dict]:
 def _read_history(history: Any) -> list[dict]:
     """Earlier turns, as pairs of a question and its answer."""
     if not isinstance(history, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in history):
-        raise ValueError(f"'history'={short(history)} must hold pairs of a question and its answer")
+        raise ValueError(f"'history'={quoted(history)} must hold pairs of a question and its answer")
     return [
         message for pair in history for role, text in zip(('user', 'assistant'), pair)
         for message in _to_messages(text, role)
@@ -349,7 +314,7 @@ def _with_system(raw: dict, messages: list[dict], like: list[dict] = ()) -> list
     system = [deepcopy(like[0])] if like and like[0]['role'] == 'system' else []
     if key is not None:
         if not isinstance(raw[key], str):
-            raise ValueError(f'{key!r} must be a text, found {short(raw[key])}')
+            raise ValueError(f'{key!r} must be a text, found {quoted(raw[key])}')
         system = _to_messages(raw[key], 'system') if raw[key].strip() else system
     if not messages or messages[0]['role'] != 'system':
         return system + messages
@@ -363,7 +328,7 @@ def _to_messages(turns: Any, role: str) -> list[dict]:
     if isinstance(turns, str):
         turns = dict(role=role, content=turns)
     if not isinstance(turns, (list, dict)):
-        raise ValueError(f'turns must be a text, an object or a list of objects, found {short(turns)}')
+        raise ValueError(f'turns must be a text, an object or a list of objects, found {quoted(turns)}')
     if isinstance(turns, dict):
         turns = _transposed(turns) if _is_transposed(turns) else [turns]
     return [_to_message(turn) for entry in turns for turn in _exchange(entry)]
@@ -381,7 +346,7 @@ def _transposed(turns: dict) -> list[dict]:
     """The turns of an object of lists, as `datasets` writes a sequence of objects."""
     lists = {name: values for name, values in turns.items() if is_given(values)}
     if any(not isinstance(values, list) for values in lists.values()) or len(set(map(len, lists.values()))) != 1:
-        raise ValueError(f'turns that are an object of lists must have lists of one length, found {short(turns)}')
+        raise ValueError(f'turns that are an object of lists must have lists of one length, found {quoted(turns)}')
     return [dict(zip(lists, values)) for values in zip(*lists.values())]
 
 
@@ -396,14 +361,14 @@ def _exchange(turn: Any) -> list:
 
 def _to_message(turn: Any) -> dict:
     if not isinstance(turn, dict):
-        raise ValueError(f'a turn must be an object, found {short(turn)}')
+        raise ValueError(f'a turn must be an object, found {quoted(turn)}')
     role_name = _one_of(turn, ROLE_NAMES, 'roles')
     role = None if role_name is None else turn[role_name]
     name = role.strip().lower() if isinstance(role, str) else None
     if name in TOOL_ROLES:
         raise ValueError(f'has a turn of role {role!r}; tools cannot be trained on: take the record out')
     if name not in ROLES:
-        raise ValueError(f'unknown role {short(role)}; allowed are {sorted(ROLES)}')
+        raise ValueError(f'unknown role {quoted(role)}; allowed are {sorted(ROLES)}')
     refuse_keys(turn, REFUSED_IN_TURNS, f'a turn of role {role!r} ')
     _refuse_images(turn, f'a turn of role {role!r}')
     _refuse_other_case(turn, KNOWN_IN_TURNS, f'a turn of role {role!r} ')
@@ -412,7 +377,7 @@ def _to_message(turn: Any) -> dict:
     if isinstance(content, dict):
         content = [content]
     if content is not None and not isinstance(content, (str, list)):
-        raise ValueError(f'the content of a turn must be a string or a list of parts, found {short(content)}')
+        raise ValueError(f'the content of a turn must be a string or a list of parts, found {quoted(content)}')
     pieces = [content] if isinstance(content, str) else content or []
     parts = [part for piece in pieces for part in _to_parts(piece, ROLES[name])]
     message = dict(
@@ -440,7 +405,7 @@ def _is_trained(turn: dict, role: str) -> bool | None:
         if value is None:
             continue
         if isinstance(value, str) or not isinstance(value, (bool, int, float)) or value not in (0, 1):
-            raise ValueError(f'{name}={short(value)} of a turn must be true or false, or 1 or 0 (no other weights)')
+            raise ValueError(f'{name}={quoted(value)} of a turn must be true or false, or 1 or 0 (no other weights)')
         values[name] = bool(value)
     if len(set(values.values())) > 1:
         raise ValueError(f'a turn has {values}, which contradict each other')
@@ -455,31 +420,25 @@ def _to_parts(piece: Any, role: str) -> list[dict]:
     if isinstance(piece, str):
         return _split_placeholders(piece, role)
     if not isinstance(piece, dict):
-        raise ValueError(f"a part of a message must have type 'text' or 'image', found {short(piece)}")
+        raise ValueError(f"a part of a message must have type 'text' or 'image', found {quoted(piece)}")
     kind = piece.get('type')
     if kind is None:
-        kind = 'image' if _is_image_part(piece) else 'text'
+        kind = 'image' if is_image_part(piece) else 'text'
     image_name = next((name for name in PART_IMAGE_NAMES if is_given(piece.get(name))), None)
     text = piece.get('text')
     others = [name for name in REFUSED_IN_TURNS if is_given(piece.get(name))]
     if kind not in ('text', 'image', 'image_url') or others:
         raise ValueError(
-            f"a part of a message must have type 'text' or 'image', found {short(dict(type=kind))} with the keys "
-            f'{short(sorted(piece))}; video, sound and tools cannot be trained on'
+            f"a part of a message must have type 'text' or 'image', found {quoted(dict(type=kind))} with the keys "
+            f'{quoted(sorted(piece))}; video, sound and tools cannot be trained on'
         )
     if kind == 'text':
         if not isinstance(text, str) or image_name is not None:
-            raise ValueError(f"a part of a message must have type 'text' or 'image', found {short(piece)}")
+            raise ValueError(f"a part of a message must have type 'text' or 'image', found {quoted(piece)}")
         return _split_placeholders(text, role)
     if text:
-        raise ValueError(f'a part of a message holds an image and a text, found {short(piece)}; make two parts of it')
+        raise ValueError(f'a part of a message holds an image and a text, found {quoted(piece)}; make two parts of it')
     return [dict(type='image') if image_name is None else dict(type='image', path=_part_image(piece, image_name))]
-
-
-def _is_image_part(part: dict) -> bool:
-    """Whether a part is an image, with or without saying so."""
-    kind = part.get('type')
-    return kind in ('image', 'image_url') or (kind is None and any(is_given(part.get(n)) for n in PART_IMAGE_NAMES))
 
 
 def _part_image(part: dict, name: str):
@@ -525,7 +484,7 @@ def _assign_images(messages: list[dict], images: list) -> list:
             foreign = FOREIGN_PLACEHOLDER.search(text_of(message)) if message['role'] == 'user' else None
             if foreign:
                 raise ValueError(
-                    f'a text holds {short(foreign[0])} where an image may be meant; write {IMAGE_PLACEHOLDER}'
+                    f'a text holds {quoted(foreign[0])} where an image may be meant; write {IMAGE_PLACEHOLDER}'
                 )
         parts = [dict(type='image') for _ in images]
         first['content'][:0] = parts
@@ -544,7 +503,7 @@ def _check_turns(messages: list[dict], answered: bool) -> None:
     turns = messages[1:] if messages and messages[0]['role'] == 'system' else messages
     roles = [message['role'] for message in turns]
     if roles != ['user', 'assistant'] * (len(roles) // 2) + ['user'] * (len(roles) % 2):
-        raise ValueError(f'turns must alternate, user first (after one system turn at most), found {short(roles)}')
+        raise ValueError(f'turns must alternate, user first (after one system turn at most), found {quoted(roles)}')
     if not roles:
         raise ValueError('has no turns')
     if answered and roles[-1] != 'assistant':
@@ -577,33 +536,3 @@ def _check_pair(messages: list[dict], rejected: list[dict], own_images: bool) ->
         raise ValueError("'chosen' and 'rejected' must share all turns but their last answers")
     if any(turns[-1].get('train') is False for turns in (messages, rejected)):
         raise ValueError('has a preference pair whose last answer is marked as not to be trained')
-
-
-def check_keys(raw: dict, keys: set[str]) -> None:
-    """Refuse a record that lacks any of the keys."""
-    missing = keys - set(raw)
-    if missing:
-        raise ValueError(f'lacks {sorted(missing)}; its keys are {short(sorted(raw), 200)}')
-
-
-def check_texts(raw: Mapping[str, Any], *keys: str) -> None:
-    """Refuse a record in which one of the keys holds anything but a text."""
-    for key in keys:
-        if not isinstance(raw[key], str):
-            raise ValueError(f'{key}={short(raw[key])} must be a text')
-
-
-def question_messages(question: str, num_images: int = 0, answer: str | None = None) -> list[dict]:
-    """One question after its images, and its answer if there is one.
-
-    Args:
-        question (str): The text of the user turn; '' where the images say it all.
-        num_images (int): How many images precede it. Defaults to 0.
-        answer (str, optional): The text of the assistant turn. Defaults to None, which leaves it out.
-    """
-    content = [dict(type='image') for _ in range(num_images)]
-    content += [dict(type='text', text=question)] if question else []
-    messages = [dict(role='user', content=content)]
-    if answer is not None:
-        messages.append(dict(role='assistant', content=[dict(type='text', text=answer)]))
-    return messages

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from .record_error import short
+from ...utils.text import quoted
 
 
 def clip_to_image(rows: Sequence[Sequence[float]], size: tuple[int, int] | None) -> list[list[float]]:
@@ -23,7 +23,7 @@ def clip_to_image(rows: Sequence[Sequence[float]], size: tuple[int, int] | None)
     """
     points = _numbers(rows)
     if points.ndim != 2 or points.shape[1] not in (2, 4):
-        raise ValueError(f'{short(rows)} must be a list of boxes (x1, y1, x2, y2) or of key points (x, y), in pixels')
+        raise ValueError(f'{quoted(rows)} must be a list of boxes (x1, y1, x2, y2) or of key points (x, y), in pixels')
     limits = np.inf if size is None else np.resize(size[::-1], points.shape[1])
     lowest = -np.inf if size is None else 0
     outside = ~((points > lowest - 1) & (points < limits + 1)).all(1)

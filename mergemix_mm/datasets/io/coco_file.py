@@ -6,11 +6,10 @@ from functools import cached_property
 
 import numpy as np
 
-from ...utils.text import DataError
-from ..conversations.formats import check_keys
+from ...utils.text import DataError, quoted
 from .boxes import clip_to_image
 from .json_records import JsonRecords
-from .record_error import short
+from .records import check_keys
 
 # Pixels; numbers beyond it are no coordinates, and beyond 2**1023 no floating point numbers.
 MAX_COORDINATE = 1e9
@@ -70,7 +69,7 @@ class CocoFile:
         check_keys(annotation, {'category_id'})
         category = annotation['category_id']
         if not is_id(category) or category not in self.categories:
-            raise ValueError(f'annotation {annotation["id"]}: there is no category {short(category)}')
+            raise ValueError(f'annotation {annotation["id"]}: there is no category {quoted(category)}')
         return self.categories[category]
 
     def image_fields(self, place: int) -> dict:
@@ -78,14 +77,14 @@ class CocoFile:
         image = self.images[int(self.image_places[place])]
         check_keys(image, {'file_name'})
         if not isinstance(image['file_name'], str):
-            raise ValueError(f'image {image["id"]}: file_name={short(image["file_name"])} must be a text')
+            raise ValueError(f'image {image["id"]}: file_name={quoted(image["file_name"])} must be a text')
         fields = dict(images=[image['file_name']], image_id=image['id'])
         if not {'height', 'width'} <= set(image):
             return fields
         size = (image['height'], image['width'])
         if not all(is_id(side) and side > 0 for side in size):
             raise ValueError(
-                f'image {image["id"]}: height and width must be whole numbers of pixels, found {short(size)}'
+                f'image {image["id"]}: height and width must be whole numbers of pixels, found {quoted(size)}'
             )
         return fields | dict(size=size)
 
@@ -100,7 +99,7 @@ class CocoFile:
         found = []
         for annotation in annotations:
             box = annotation.get('bbox')
-            name = f'annotation {annotation["id"]}: bbox={short(box)}'
+            name = f'annotation {annotation["id"]}: bbox={quoted(box)}'
             if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)):
                 raise ValueError(f'{name} must be [x, y, width, height]')
             x, y, width, height = box
@@ -175,4 +174,4 @@ def is_id(value) -> bool:
 
 def _shown(raw: dict, names: Sequence[str]) -> str:
     found = {name: raw[name] for name in names if name in raw}
-    return f'{short(sorted(raw), 200)}, with {short(found, 200)}'
+    return f'{quoted(sorted(raw), 200)}, with {quoted(found, 200)}'

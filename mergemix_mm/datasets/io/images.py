@@ -1,12 +1,18 @@
-"""What stands for an image in a record: a path, a URL with its data, or bytes as Parquet files hold them."""
+"""Images in a record: where they stand, and what stands for one (a path, a URL with its data, or bytes)."""
 
 import re
 from collections.abc import Mapping
 from typing import Any
 
-from .record_error import short
+from ...utils.text import quoted
 
 IMAGE_KEYS = ('image', 'images')
+# Where the turns of a conversation may stand; their contents may be lists of parts, and a part an image.
+TURN_KEYS = ('conversations', 'conversation', 'messages', 'texts')
+PAIR_KEYS = ('chosen', 'rejected')
+TURN_COLUMNS = (*TURN_KEYS, 'prompt', *PAIR_KEYS)
+CONTENT_NAMES = ('content', 'value')
+PART_IMAGE_NAMES = ('image', 'path', 'url', 'image_url', 'base64', 'source')
 # Keys under which other tools write images; passing over them would train on text only.
 FOREIGN_IMAGE_KEY = re.compile(
     r'(?:chosen_)?(?:images?|imgs?|pictures?|photos?|pics?|frames)'
@@ -63,7 +69,7 @@ def check_image(value: Any, key: str) -> Source:
     elif isinstance(value, (str, bytes)) and value:
         return value
     raise ValueError(
-        f'{key!r}: an image must be given by the path of its file, found {short(value)} (a data: URL, bytes, and an '
+        f'{key!r}: an image must be given by the path of its file, found {quoted(value)} (a data: URL, bytes, and an '
         "object with 'bytes' or 'path' will do as well)"
     )
 
@@ -91,3 +97,25 @@ def refuse_foreign_image(raw: Mapping[str, Any]) -> None:
     found = None if any(is_given(raw.get(key)) for key in IMAGE_KEYS) else find_image_key(raw)
     if found is not None:
         raise ValueError(f"has no 'image', but {found!r}, which is not read; rename the key to 'image' or 'images'")
+
+
+def has_images(raw: dict) -> bool:
+    """Whether a raw record names any image, beside its turns or inside their parts."""
+    if any(is_given(raw.get(key)) for key in IMAGE_KEYS):
+        return True
+    contents = [
+        turn[name]
+        for key in TURN_COLUMNS
+        for turn in (raw.get(key) if isinstance(raw.get(key), list) else ())
+        if isinstance(turn, dict)
+        for name in CONTENT_NAMES
+        if isinstance(turn.get(name), (list, dict))
+    ]
+    parts = [part for content in contents for part in (content if isinstance(content, list) else [content])]
+    return any(is_image_part(part) for part in parts if isinstance(part, dict))
+
+
+def is_image_part(part: dict) -> bool:
+    """Whether a part is an image, with or without saying so."""
+    kind = part.get('type')
+    return kind in ('image', 'image_url') or (kind is None and any(is_given(part.get(n)) for n in PART_IMAGE_NAMES))

@@ -10,8 +10,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from ...utils.text import DataError
-from .record_error import RecordError, short
+from ...utils.text import DataError, RecordError, quoted
 
 CHUNK = 1 << 20
 # Deeper values are no data of this field; other programs, and Python's own copying, fail on them.
@@ -126,7 +125,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict:
     if len(found) < len(pairs):
         keys = [key for key, _ in pairs]
         twice = next(key for place, key in enumerate(keys) if key in keys[:place])
-        raise ValueError(f'the key {short(twice)} comes twice in one object')
+        raise ValueError(f'the key {quoted(twice)} comes twice in one object')
     return found
 
 
@@ -137,7 +136,7 @@ def _refuse_constant(name: str) -> None:
 def _finite(text: str) -> float:
     value = float(text)
     if math.isinf(value):
-        raise ValueError(f'the number {short(text)} is too large')
+        raise ValueError(f'the number {quoted(text)} is too large')
     return value
 
 
@@ -279,7 +278,7 @@ class _Scanner:
         found = []
         while True:
             if self.next_character() != '"':
-                self.fail(f'no key {key!r} in the top-level object, only {short(found, 200)}')
+                self.fail(f'no key {key!r} in the top-level object, only {quoted(found, 200)}')
             found.append(self.value())
             self.expect(':')
             if found[-1] == key:

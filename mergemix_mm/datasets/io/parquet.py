@@ -14,11 +14,9 @@ import numpy as np
 from mmengine.logging import print_log
 
 from ...utils.files import replaced_file
-from ...utils.text import DataError
-from ..conversations.formats import PART_IMAGE_NAMES, TURN_COLUMNS
-from .images import IMAGE_KEYS
+from ...utils.text import DataError, RecordError, one_line, quoted
+from .images import IMAGE_KEYS, PART_IMAGE_NAMES, TURN_COLUMNS
 from .json_records import read_json
-from .record_error import RecordError, one_line, short
 
 # Row groups beyond these are too slow to be decoded for one row; a copy in Arrow's format is made of their file.
 LARGE_ROWS, LARGE_BYTES = 10_000, 128 << 20
@@ -298,7 +296,7 @@ def _open(path: str) -> _File:
                 else ''
             )
             kind = kind or (
-                'empty' if not start else f'something else, which begins with {short(start[:16].decode("latin-1"))}'
+                'empty' if not start else f'something else, which begins with {quoted(start[:16].decode("latin-1"))}'
             )
             raise DataError(f'{path}: should be a Parquet file, but is {kind}.')
         found = _ParquetFile(path)
@@ -339,7 +337,7 @@ def _saved_files(folder: str) -> list[str]:
     entries = state.get('_data_files') if isinstance(state, dict) else None
     names = [entry.get('filename') if isinstance(entry, dict) else None for entry in entries or ()]
     if not names or not all(isinstance(name, str) and name == os.path.basename(name) for name in names):
-        raise DataError(f'{folder}/state.json: must name its files under _data_files, found {short(entries)}.')
+        raise DataError(f'{folder}/state.json: must name its files under _data_files, found {quoted(entries)}.')
     if isinstance(state.get('_indices_data_files'), list) and state['_indices_data_files']:
         raise DataError(
             f'{folder}: keeps its rows in another order (_indices_data_files); save it with flatten_indices().'

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ...utils.text import printable, shown
+from ...utils.text import printable, quoted, shown
 
 # Bounds on what a file may make of its bytes: digits of an integer, elements of a key, nesting, and how many values
 # there may be for each byte if shared ones count wherever they stand.
@@ -35,7 +35,7 @@ class _DType:
 
     def __init__(self, name: Any, *_: Any) -> None:
         if not isinstance(name, str) or NUMBERS.fullmatch(name) is None:
-            raise UnpicklingError(f'numpy scalars may be numbers, found {shown(repr(name))}')
+            raise UnpicklingError(f'numpy scalars may be numbers, found {quoted(name)}')
         self.found = np.dtype(name)
 
     def set_order(self, state: Any) -> None:
@@ -55,7 +55,7 @@ def _scalar(dtype: Any, data: Any) -> bool | int | float:
 def _encode(text: Any, encoding: Any) -> bytes:
     """How old protocols write bytes."""
     if not isinstance(text, str) or encoding not in ('latin1', 'latin-1'):
-        raise UnpicklingError(f'it refers to _codecs.encode, with {shown(repr(encoding))}')
+        raise UnpicklingError(f'it refers to _codecs.encode, with {quoted(encoding)}')
     return text.encode('latin-1')
 
 
@@ -120,7 +120,7 @@ class _Interpreter:
                 return self.stack[0]
             operation = operations[code]
             if operation is None:
-                raise UnpicklingError(f'the operation {shown(repr(chr(code)))} makes more than plain data')
+                raise UnpicklingError(f'the operation {quoted(chr(code))} makes more than plain data')
             operation(self)
         raise EOFError('it ends too early')
 

@@ -1,18 +1,29 @@
-"""Opens a file of records, whatever its format, and counts the keys that nothing is done with."""
+"""Opens a file of records, whatever its format, and checks which keys a record has."""
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from mmengine.logging import print_log
 
-from ..conversations.formats import has_images
+from ...utils.text import one_line, quoted
+from .images import has_images, is_given
 from .json_records import JsonRecords
 from .parquet import TableRecords, is_table
-from .record_error import one_line
 
 NUM_KEYS_SHOWN = 20
+# What a record must not have: without it, it would mean something else.
+REFUSED_KEYS = {
+    **dict.fromkeys(('video', 'videos', 'video_path', 'video_paths', 'video_url', 'video_urls'), 'videos'),
+    **dict.fromkeys(('video_file', 'video_files', 'video_bytes'), 'videos'),
+    **dict.fromkeys(('audio', 'audios', 'audio_path', 'audio_paths', 'audio_url', 'audio_urls'), 'sound'),
+    **dict.fromkeys(('audio_file', 'audio_files', 'audio_bytes', 'speech', 'sound', 'sounds'), 'sound'),
+    **dict.fromkeys(('tools', 'tool_calls', 'functions', 'function_call', 'function_calls'), 'tools'),
+    **dict.fromkeys(('tool_list', 'available_tools'), 'tools'),
+}
+REFUSED_MEDIA = {key: what for key, what in REFUSED_KEYS.items() if what != 'tools'}
 
 
 def open_records(
@@ -70,3 +81,36 @@ def _decoded(key: str) -> str:
         return key.encode('latin-1').decode('utf-8')
     except UnicodeError:
         return key
+
+
+def check_keys(raw: dict, keys: set[str]) -> None:
+    """Refuse a record that lacks any of the keys."""
+    missing = keys - set(raw)
+    if missing:
+        raise ValueError(f'lacks {sorted(missing)}; its keys are {quoted(sorted(raw), 200)}')
+
+
+def check_texts(raw: Mapping[str, Any], *keys: str) -> None:
+    """Refuse a record in which one of the keys holds anything but a text."""
+    for key in keys:
+        if not isinstance(raw[key], str):
+            raise ValueError(f'{key}={quoted(raw[key])} must be a text')
+
+
+def refuse_keys(raw: Mapping[str, Any], refused: Mapping[str, str], where: str = '') -> None:
+    """Refuse a record, or a turn of it, with a key that would have to change what is trained.
+
+    Args:
+        raw (Mapping): The record or turn. Empty values are fine.
+        refused (Mapping[str, str]): What each key is about.
+        where (str): Put in front of the message. Defaults to ''.
+
+    Raises:
+        ValueError: Names the key.
+    """
+    for key, what in refused.items():
+        if key in raw and is_given(raw[key]) and raw[key] not in ('[]', '{}', 'null'):  # Empty JSON in a text.
+            raise ValueError(
+                f'{where}has {key!r}; {what} cannot be trained on, and without it the record means something else: '
+                'take the record or the key out'
+            )

@@ -14,7 +14,7 @@ from ...functional import real_views, square_padding
 from ...functional.views import ALIGNMENTS
 from ...utils.files import write_json
 from ...utils.numbers import check_number, is_number
-from ...utils.text import shown
+from ...utils.text import quoted, shown
 from ..conversations.chat_template import read_template, repository_templates
 from ..transforms.image_tokens import expand
 
@@ -208,7 +208,7 @@ def _check_channels(name: str, values: Sequence[float], allowed: str, **limits) 
     usable = isinstance(values, Sequence | np.ndarray) and len(values) == 3
     if not usable or not all(is_number(value, **limits) for value in values):
         raise ValueError(
-            f'SphinxProcessor: {name}={shown(repr(values))} must be three numbers, one per channel, with {allowed}'
+            f'SphinxProcessor: {name}={quoted(values)} must be three numbers, one per channel, with {allowed}'
         )
 
 

@@ -12,9 +12,9 @@ from PIL import Image
 
 from ...functional.preference import IGNORE_INDEX
 from ...utils.numbers import check_number
+from ...utils.text import RecordError
 from ..conversations.chat_template import WrittenConversation, find_chat_template
 from ..conversations.formats import text_of
-from ..io.record_error import RecordError
 from .image_tokens import ImageTokens, expand
 from .record_tokenizer import RecordTokenizer, Tokens
 from .sample import data_sample, pad_token_id

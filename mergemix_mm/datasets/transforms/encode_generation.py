@@ -10,8 +10,8 @@ from mmengine.registry import TRANSFORMS
 from PIL import Image, ImageOps
 
 from ...families.base import family_of
+from ...utils.text import RecordError
 from ..conversations.chat_template import find_chat_template, image_token_of
-from ..io.record_error import RecordError
 from .record_tokenizer import RecordTokenizer
 from .sample import data_sample, pad_token_id
 

@@ -7,8 +7,8 @@ import torch
 from PIL import Image
 
 from ...families.base import declared, family_of, token_padding
+from ...utils.text import RecordError
 from ..conversations.chat_template import image_token_of
-from ..io.record_error import RecordError
 
 # Image processors that have put the channels first before they ask: of transformers 4, and of version 5.
 CHANNELS_FIRST = {'BaseImageProcessorFast', 'TorchvisionBackend', 'PilBackend'}

@@ -12,7 +12,7 @@ from functools import cached_property
 import numpy as np
 
 from ...families.base import declared
-from ..io.record_error import RecordError
+from ...utils.text import RecordError
 
 # What SentencePiece models write for a byte without a piece of its own.
 BYTE_TOKEN = re.compile(r'<0x[0-9A-F]{2}>')

@@ -12,7 +12,7 @@ from mmengine.config import Config
 from ...utils import files
 from ...utils.images import image_name, read_image
 from ...utils.safe_load import CheckpointError, guarded_mmengine
-from ...utils.text import DataError, printable, shown
+from ...utils.text import DataError, one_line, printable
 
 # How MMEngine ends its error for a checkpoint that is missing, or a folder.
 _NOT_FOUND = ' can not be found.'
@@ -114,7 +114,7 @@ def _named_images() -> Iterator[None]:
 
 def _why(path: str | os.PathLike, error: Exception) -> str:
     """What is wrong with an image that MMCV cannot read."""
-    reason = f'{type(error).__name__}: {shown(" ".join(str(error).split()), 200)}'
+    reason = f'{type(error).__name__}: {one_line(error, 200)}'
     if '://' in os.fspath(path):
         return reason
     try:

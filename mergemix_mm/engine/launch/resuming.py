@@ -10,6 +10,7 @@ from mmengine.hooks import CheckpointHook
 from mmengine.logging import print_log
 
 from ...utils import files
+from ...utils.text import one_line
 from ..hooks.atomic_checkpoint_hook import name_pattern
 from ..hooks.plain_checkpoint_hook import find_unresumable
 
@@ -134,5 +135,5 @@ def _find_problem_of_file(path: Path) -> str | None:
             return damage
         content = _load_checkpoint(str(path), map_location='cpu')
     except Exception as error:  # A damaged file can raise whatever Python has.
-        return ' '.join(str(error).split())[:300] or type(error).__name__
+        return one_line(error, 300)
     return find_unresumable(content)

@@ -18,7 +18,7 @@ from ...models.tuners import BaseTuner
 from ...models.vlms.freezing import part_of
 from ...models.vlms.hf.loading import parse_dtype
 from ...models.vlms.sphinx.files import CONFIG_FILE, LANGUAGE_MODEL, is_sphinx, read_layout
-from ...utils.text import shown
+from ...utils.text import quoted, shown
 
 FROM_PRETRAINED = '.from_pretrained'
 # Names of hub models and folders -> the content of their config.json. The empty name is that of any model that a
@@ -158,7 +158,7 @@ def _read_source(source: str) -> dict:
         except (OSError, ValueError, RecursionError) as error:
             raise HubConfigError(f'{shown(str(file))} is no JSON file: {shown(str(error), 200)}') from None
         if not isinstance(content, dict):
-            raise HubConfigError(f'{shown(str(file))} is no config of a model: {shown(repr(content), 100)}')
+            raise HubConfigError(f'{shown(str(file))} is no config of a model: {quoted(content, 100)}')
         return content
     from transformers import PretrainedConfig
 

@@ -5,7 +5,7 @@ import unicodedata
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ...utils.text import shown
+from ...utils.text import quoted
 
 # A number with its sign and decimals, or a word with its apostrophes.
 _WORD = re.compile(r"(?<!\w)-?\d+(?:\.\d+)*|\w+(?:'\w+)*")
@@ -29,7 +29,7 @@ def get_field(sample: dict, key: str, metric: str) -> Any:
         came_from = "the model's predict()" if key.startswith('pred_') else 'the dataset: every key of its records is'
         raise KeyError(f'{metric}: a data sample has no {key!r} (found: {sorted(sample)}). It is set by {came_from}.')
     if key == 'pred_answer' and not isinstance(sample[key], str):
-        raise ValueError(f'{metric}: pred_answer={shown(repr(sample[key]))} must be a text, one answer per sample.')
+        raise ValueError(f'{metric}: pred_answer={quoted(sample[key])} must be a text, one answer per sample.')
     return sample[key]
 
 

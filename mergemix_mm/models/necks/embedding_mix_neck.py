@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ...functional import as_grid, mix_embeddings
 from ...utils.numbers import check_number, is_number
-from ...utils.text import shown
+from ...utils.text import quoted
 from ..backbones import TokenMap
 from ..backbones.token_map import find_cell
 
@@ -74,7 +74,7 @@ class EmbeddingMixNeck(BaseModule):
         widths = dict(in_channels=in_channels, sequence_channels=sequence_channels, out_channels=[out_channels])
         for name, values in widths.items():
             if not isinstance(values, Sequence):
-                raise ValueError(f'EmbeddingMixNeck: {name}={shown(repr(values))} must be a list, one entry per input')
+                raise ValueError(f'EmbeddingMixNeck: {name}={quoted(values)} must be a list, one entry per input')
             for value in values:
                 check_number(f'EmbeddingMixNeck: {name}', value, 'an integer of at least 1', least=1, integer=True)
         if fuse not in FUSIONS:

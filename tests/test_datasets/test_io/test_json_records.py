@@ -10,7 +10,7 @@ import pytest
 
 from mergemix_mm.datasets import json_records
 from mergemix_mm.datasets.io.json_records import JsonRecords, read_json
-from mergemix_mm.datasets.io.record_error import RecordError
+from mergemix_mm.utils.text import RecordError
 
 RECORDS = [
     dict(id=0, text='plain', nested=dict(a=[1, 2, {}])),

@@ -14,7 +14,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from mergemix_mm.datasets import ConversationDataset, RecordError, TaskRecordDataset, TextToImageDataset, table_records
-from mergemix_mm.datasets.conversations.formats import has_images
+from mergemix_mm.datasets.io.images import has_images
 from mergemix_mm.datasets.io.parquet import TableRecords, rows_with_images
 
 

@@ -11,9 +11,10 @@ from mmcv.transforms import BaseTransform
 from ....functional.coordinates import format_boxes, format_phrase
 from ....functional.views import ALIGNMENTS, boxes_to_square
 from ....utils.numbers import check_number
-from ...conversations.formats import check_keys, question_messages
+from ....utils.text import RecordError, quoted
+from ...conversations.prompts import question_messages
 from ...io.boxes import clip_to_image
-from ...io.record_error import RecordError, short
+from ...io.records import check_keys
 
 Rows = Sequence[Sequence[float]]
 
@@ -92,7 +93,7 @@ class TaskTemplate(BaseTransform):
         except (AttributeError, IndexError, KeyError, TypeError) as error:  # A number for a list, a text for a pair.
             raise RecordError(
                 f'{results.get("source", "record")}: {self.TASK}: its fields are not in the layout of '
-                f'{type(self).__name__}: {short(error, 200)}'
+                f'{type(self).__name__}: {quoted(error, 200)}'
             ) from error
         messages = question_messages(self.template.format(**values), num_images, answer)
         return {'gt_answer': answer, **results, **added, 'messages': messages, 'task': self.TASK}
@@ -161,7 +162,7 @@ def image_size(record: dict[str, Any]) -> tuple[int, int]:
     found, said = (image.height, image.width), tuple(record.get('size', (image.height, image.width)))
     if said != found:
         turned = '; is it turned by its EXIF orientation, and annotated as it is stored?' if said == found[::-1] else ''
-        raise ValueError(f'annotated for an image of {short(said)} (height, width), but the image has {found}{turned}')
+        raise ValueError(f'annotated for an image of {quoted(said)} (height, width), but the image has {found}{turned}')
     return found
 
 

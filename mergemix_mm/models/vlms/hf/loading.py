@@ -13,7 +13,7 @@ from torch import nn
 
 from ....families import find_family
 from ....utils.files import recover_folder
-from ....utils.text import shown
+from ....utils.text import one_line, quoted
 from ...allowed_parts import check_attention
 from ..weight_names import WRAPPER_PARTS
 from .saving import old_rope
@@ -198,7 +198,7 @@ def _with_old_rope(config):
             continue
         if any(isinstance(value, dict) for value in rope.values()):
             raise ValueError(
-                f'rope_parameters={shown(repr(rope), 200)} of {type(part).__name__} differ from layer to layer, which '
+                f'rope_parameters={quoted(rope, 200)} of {type(part).__name__} differ from layer to layer, which '
                 f'transformers {version("transformers")} cannot read: use version 5'
             )
         for key, value in old_rope(rope).items():
@@ -215,7 +215,7 @@ def _explained(key: str, name: str) -> Iterator[None]:
         names = {cls.__name__ for cls in type(error).__mro__}
         if not isinstance(error, _DAMAGED) and not names & _DAMAGED_NAMES:
             raise
-        reason = shown(' '.join(str(error).split()) or type(error).__name__, 400)
+        reason = one_line(error, 400)
         raise OSError(
             f'{key}={name!r} is neither a folder that transformers can read nor a model that '
             f'the hub hands out here. Set {key} to a folder (`hf download {name} --local-dir ...` where there is a '

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ....utils.text import shown
+from ....utils.text import quoted, shown
 from ...allowed_parts import check_parts
 from ..weight_names import adopt_names
 from .network import SphinxNetwork
@@ -64,7 +64,7 @@ def read_layout(folder: str | Path, trust_remote_code: bool = False) -> dict:
     numbers = {name: content[name] for name in LAYOUT[2:] if content.get(name) is not None}
     for name, value in numbers.items():
         if type(value) is not int:
-            raise ValueError(f'SphinxModel: {path}: {name}={shown(repr(value))} is no integer')
+            raise ValueError(f'SphinxModel: {path}: {name}={quoted(value)} is no integer')
     if not trust_remote_code:
         check_parts(content, f'SphinxModel: {path}')
     return content
