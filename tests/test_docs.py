@@ -68,10 +68,13 @@ def home(tmp_path_factory):
         path = folder / f'data/imagenet/train/n{i:08d}/one.JPEG'
         path.parent.mkdir(parents=True)
         path.symlink_to(folder / 'one.jpeg')
-    mine = folder / 'data/mine'
-    small_data.write_llava(mine / 'conversations.json', '{:04d}.png', 4)
-    small_data.write_lines(mine / 'prompts.jsonl', [dict(prompt=f'ring {i}', image=f'{i:04d}.png') for i in range(4)])
-    small_data.write_lines(mine / 'captions.jsonl', [dict(caption=f'ring {i}', image=f'{i:04d}.png') for i in range(4)])
+    small_data.write_llava(folder / 'data/LLaVA-Tuning/llava_v1_5_mix665k.json', '{:04d}.png', 4)
+    small_data.write_llava(folder / 'data/mine/conversations.json', '{:04d}.png', 4)
+    prompts = [dict(prompt=f'ring {i}', image=f'../mine/{i:04d}.png') for i in range(4)]
+    small_data.write_lines(folder / 'data/text-to-image/train.jsonl', prompts)
+    small_data.write_lines(folder / 'data/mine/prompts.jsonl', prompts)
+    captions = [dict(caption=f'ring {i}', image=f'{i:04d}.png') for i in range(4)]
+    small_data.write_lines(folder / 'data/mine/captions.jsonl', captions)
     return folder
 
 
