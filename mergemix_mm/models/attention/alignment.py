@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ...functional.preference import IGNORE_INDEX
-from ..heads.sft_head import mean_over_ranks, mean_where
+from ...utils.distributed import mean_over_ranks, mean_where
 from ..losses import AIALoss
 from ..vlms.base import IMAGE, TEXT
 from .interaction_recorder import InteractionRecorder, Recording
@@ -98,7 +98,7 @@ class InteractionAlignment:
         self._recording = self.recorder.recording(query_mask, key_mask)
         return self._recording.attention_kwargs
 
-    def loss(self, task: str, ntp_loss: Tensor) -> dict[str, Tensor]:
+    def loss(self, task: str, ntp_loss: Tensor | None = None) -> dict[str, Tensor]:
         """Compare what the last pass recorded with the targets of its task.
 
         The mean over all ranks of the loss is that over all their samples. Samples without queries or keys are left
@@ -106,14 +106,16 @@ class InteractionAlignment:
 
         Args:
             task (str): ``'gen'`` or ``'und'``.
-            ntp_loss (Tensor): The next-token loss of the pass, which a ratio of losses needs.
+            ntp_loss (Tensor, optional): The next-token loss of the pass, which a ratio of losses needs. Defaults to
+                None.
 
         Returns:
             dict[str, Tensor]: ``loss_aia_<task>``, and for the log ``interaction_<task>``, the mean over layers and
             samples of this rank, if any count.
         """
         recording, self._recording = self._recording, None
-        intensity, valid = recording.intensity(), recording.valid.to(ntp_loss.device)
+        intensity = recording.intensity()
+        valid = recording.valid.to(intensity.device)
         layers = self.recorder.layers
         share = valid.sum() / mean_over_ranks(valid.sum())
         loss = self.criterion(intensity, task, valid, ntp_loss, layers, self.recorder.num_layers, share)

@@ -1,8 +1,10 @@
-"""What mixing one batch gives back: images, labels' shares, and what the figures show."""
+"""What a mixer is, and what it returns for one batch."""
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from ...functional import mix_labels
 
@@ -18,7 +20,7 @@ class MixResult:
         mask (Tensor, optional): [B, L'] bool over the patch grid, row by row; True where the image keeps its own
             pixels. None for mixers without one (Mixup, CutMix, ResizeMix).
         saliency (Tensor, optional): [B, L'] float32, the attention each patch gets.
-        grid (tuple[int, int], optional): rows and columns of the patch grid.
+        grid (tuple[int, int], optional): Rows and columns of the patch grid.
         clean (Tensor, optional): [B, 3, H, W], the images before mixing.
     """
 
@@ -33,3 +35,77 @@ class MixResult:
     def mix_scores(self, scores: Tensor) -> Tensor:
         """Mix labels [B, num_classes] as the images were mixed."""
         return mix_labels(scores, self.partner, self.ratio)
+
+
+class Mixer(ABC):
+    """Mixes the images of a batch. This is all that `MixupClassifier` and `VLMTuner` ask of a mixer.
+
+    A new mixer is one subclass that implements :meth:`mix`, registered with ``BATCH_AUGMENTS``. The properties below
+    have defaults for a mixer that scores nothing; a subclass overrides what differs. Batch augments of MMPretrain are
+    no mixers: :func:`as_mixer` wraps them.
+    """
+
+    # Whether each image is mixed with another one. False for a mixer that changes each image without a partner.
+    needs_partner: bool = True
+    # Whether `mix` accepts the partners that the caller has drawn. False for a mixer that always draws its own.
+    takes_partner: bool = True
+
+    @property
+    def needs_encoder(self) -> bool:
+        """Whether :meth:`mix` has to be given the encoder that scores the patches."""
+        return False
+
+    @abstractmethod
+    def mix(
+        self,
+        images: Tensor,
+        encoder: nn.Module | None = None,
+        generator: torch.Generator | None = None,
+        partner: Tensor | None = None,
+    ) -> MixResult:
+        """Mix a batch of images with each other.
+
+        Args:
+            images (Tensor): [B, 3, H, W] normalised images. Not written to.
+            encoder (nn.Module, optional): The model that scores the patches, for a mixer with :attr:`needs_encoder`.
+            generator (torch.Generator, optional): Source of randomness. Defaults to torch's global one.
+            partner (Tensor, optional): [B] int64, the image each one is mixed with. Defaults to None: drawn here.
+
+        Returns:
+            MixResult: mixed images, partners and ratios; mask and saliency if the mixer has them.
+        """
+
+    def __call__(self, inputs: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
+        """Mix images and labels as MMPretrain's batch augments do.
+
+        Args:
+            inputs (Tensor): [B, 3, H, W] normalised images.
+            scores (Tensor): [B, num_classes] one-hot or soft labels.
+
+        Returns:
+            tuple: mixed images and labels; a batch of one is returned unmixed.
+        """
+        if len(inputs) < 2:
+            return inputs, scores.float()
+        result = self.mix(inputs)
+        return result.images, result.mix_scores(scores)
+
+    @property
+    def no_margin(self) -> str | None:
+        """Why 1 - ratio cannot be the margin of a preference, or None if it can.
+
+        A margin needs a ratio that says how much of an image can still be seen.
+        """
+        return None
+
+    def scoring_size(self, encoder: nn.Module | None = None) -> tuple[int, int] | None:
+        """The one size at which images of different sizes are scored, or None if each is mixed at its own size.
+
+        A mixer with a scoring size must return mask and grid: `mix_canvases` applies the mask to each image at the
+        image's own size, and takes the other pixels from :meth:`fill`.
+        """
+        return None
+
+    def fill(self, images: Tensor, partners: Tensor) -> Tensor:
+        """What replaced patches show, [B, 3, H, W]: the partners, unless a subclass makes something of `images`."""
+        return partners

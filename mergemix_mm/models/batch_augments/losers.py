@@ -2,12 +2,14 @@
 
 import math
 
+import torch
 from mmpretrain.registry import BATCH_AUGMENTS
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.transforms.functional import gaussian_blur
 
 from ...functional import derangement
 from ...utils.numbers import check_number
+from .base import Mixer, MixResult
 from .mergemix import MergeMix
 
 
@@ -15,14 +17,14 @@ from .mergemix import MergeMix
 class SalientBlur(MergeMix):
     """Blur the most salient patches of each image; the least salient p = floor(lambda * L') stay sharp.
 
-    Needs no partner: the ratio is the share of the image's own attention (or area) that stays sharp.
+    It needs no partner: the ratio is the share of the image's own attention (or area) that stays sharp.
 
     Args:
         sigma (float): Standard deviation of the Gaussian as a share of the image's shorter side, > 0. Defaults to 0.05.
         **kwargs: Those of :class:`MergeMix`; ``mask`` defaults to ``'inverse'``.
 
     Raises:
-        ValueError: if an argument is out of its range.
+        ValueError: If an argument is out of its range.
     """
 
     needs_partner = False
@@ -33,28 +35,26 @@ class SalientBlur(MergeMix):
         self.sigma = sigma
 
     def fill(self, images: Tensor, partners: Tensor) -> Tensor:
-        """The images [B, 3, H, W], blurred; a kernel of three standard deviations to each side."""
+        """The images [B, 3, H, W], blurred with a kernel of three standard deviations to each side."""
         shorter = min(images.shape[-2:])
         sigma = self.sigma * shorter
+        # Reflection pads by less than the image's side.
         radius = min(math.ceil(3 * sigma), shorter - 1)
         return gaussian_blur(images, [2 * radius + 1] * 2, [sigma] * 2)
 
 
 @BATCH_AUGMENTS.register_module()
-class SwapImages:
-    """Give each image, and its label with it, to another sample: a mix that keeps nothing, with ratio 0."""
+class SwapImages(Mixer):
+    """Replace each image, and its label with it, by another one of the batch: a mix with ratio 0."""
 
-    def __call__(self, inputs: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
-        """Swap as MMPretrain's batch augments mix.
-
-        Args:
-            inputs (Tensor): [B, 3, H, W] images.
-            scores (Tensor): [B, num_classes] one-hot or soft labels.
-
-        Returns:
-            tuple: images and labels in another order; a batch of one comes back as it is.
-        """
-        if len(inputs) < 2:
-            return inputs, scores.float()
-        partner = derangement(len(inputs), device=inputs.device)
-        return inputs[partner], scores[partner].float()
+    def mix(
+        self,
+        images: Tensor,
+        encoder: nn.Module | None = None,
+        generator: torch.Generator | None = None,
+        partner: Tensor | None = None,
+    ) -> MixResult:
+        """Swap the images; see :meth:`Mixer.mix`. Nothing is scored, so `encoder` is ignored."""
+        if partner is None:
+            partner = derangement(len(images), generator, images.device)
+        return MixResult(images[partner], partner, torch.zeros(len(images), device=images.device), clean=images)

@@ -19,15 +19,15 @@ from ...functional import (
 from ...utils.numbers import check_number
 from ..vision_encoders import PatchScores, build_vision_encoder, score_patches, scoring_mode
 from ..vlms.weight_names import old_options
-from .base import MixResult
+from .base import Mixer, MixResult
 
 MASKS = ('mergemix', 'topk', 'random', 'inverse')
 RATIOS = ('area', 'attention', 'gaussian')
 
 
 @BATCH_AUGMENTS.register_module()
-class MergeMix:
-    """Mix each image with a partner: it keeps its most salient patches, the partner fills the rest.
+class MergeMix(Mixer):
+    """Mix each image with a partner: the image keeps its most salient patches, and the partner fills the rest.
 
     A vision transformer scores the patches, merging similar tokens on the way; each image keeps p = floor(lambda * L')
     of its L' patches, lambda ~ Beta(alpha, alpha). `MixupClassifier` scores with its own backbone. In a plain
@@ -56,10 +56,8 @@ class MergeMix:
         prop_attn (bool): Proportional attention: merged tokens count with their size. Defaults to True.
 
     Raises:
-        ValueError: if an argument is out of its range.
+        ValueError: If an argument is out of its range.
     """
-
-    needs_partner = True
 
     def __init__(
         self,
@@ -95,20 +93,17 @@ class MergeMix:
         self.prop_attn = prop_attn
         self.encoder = _build_frozen(encoder) if encoder is not None else None
 
-    def __call__(self, inputs: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
-        """Mix as MMPretrain's batch augments do.
+    @property
+    def needs_encoder(self) -> bool:
+        """True without an encoder of its own: the model that is trained has to score."""
+        return self.encoder is None
 
-        Args:
-            inputs (Tensor): [B, 3, H, W] normalised images.
-            scores (Tensor): [B, num_classes] one-hot or soft labels.
-
-        Returns:
-            tuple: mixed images and labels; a batch of one comes back unmixed.
-        """
-        if len(inputs) < 2:
-            return inputs, scores.float()
-        result = self.mix(inputs)
-        return result.images, result.mix_scores(scores)
+    @property
+    def no_margin(self) -> str | None:
+        """``ratio='gaussian'`` makes none: it is drawn without looking at the mask."""
+        if self.ratio != 'gaussian':
+            return None
+        return "mixer.ratio='gaussian' does not look at the mask and makes no margin; set 'attention' or 'area'"
 
     @torch.compiler.disable  # Draws from Python's generator, and changes the mode of the model.
     def mix(
@@ -118,37 +113,39 @@ class MergeMix:
         generator: torch.Generator | None = None,
         partner: Tensor | None = None,
     ) -> MixResult:
-        """Mix a batch of images with each other.
+        """Mix a batch of images with each other; see :meth:`Mixer.mix`.
 
-        Args:
-            images (Tensor): [B, 3, H, W] normalised images, B >= 2 without `partner`. Not written to.
-            encoder (nn.Module, optional): The model that scores, if MergeMix has none of its own. Its state is left as
-                it is.
-            generator (torch.Generator, optional): Source of randomness. Defaults to torch's global one.
-            partner (Tensor, optional): [B] int64, the image each one is mixed with. Defaults to a derangement.
-
-        Returns:
-            MixResult: mixed images, partners, ratios, masks and saliency.
+        Without `partner`, B >= 2 images are mixed along a derangement. The state of `encoder` is left unchanged; it is
+        ignored if MergeMix has an encoder of its own.
 
         Raises:
-            ValueError: if there is no encoder, or the images are less than two or do not fit the patch grid.
-            UnsupportedEncoderError: if the encoder is one that merging cannot serve.
+            ValueError: If there is no encoder, or there are fewer than two images, or they do not fit the patch grid.
+            UnsupportedEncoderError: If merging cannot serve the encoder.
         """
         with torch.no_grad():
             if partner is None:
                 partner = self._draw_partner(images, generator)
             scores = self.score(images, encoder)
-            mask = self._keep(scores, generator)
+            mask = self._draw_mask(scores, generator)
             ratio = self._ratio(scores, partner, mask, generator)
             mixed = replace_patches(images, self.fill(images, images[partner]), mask, scores.grid)
         return MixResult(mixed, partner, ratio, mask, scores.saliency, scores.grid, images)
 
-    def fill(self, images: Tensor, partners: Tensor) -> Tensor:
-        """What replaced patches show: the partners [B, 3, H, W]; subclasses may make something of `images` instead."""
-        return partners
+    def scoring_size(self, encoder: nn.Module | None = None) -> tuple[int, int] | None:
+        """The image size of the encoder that scores: its position embeddings were trained at that size."""
+        scorer = encoder if self.encoder is None else self.encoder
+        return None if scorer is None else build_vision_encoder(scorer).image_size
 
     def score(self, images: Tensor, encoder: nn.Module | None = None) -> PatchScores:
-        """The scoring pass alone: saliency per patch, without gradient, in eval mode, up to the scored layer."""
+        """Only the scoring pass: saliency per patch, without gradient, in eval mode, up to the scored layer.
+
+        Args:
+            images (Tensor): [B, 3, H, W] normalised images.
+            encoder (nn.Module, optional): As for :meth:`mix`.
+
+        Raises:
+            ValueError: If there is no encoder.
+        """
         encoder = self._own_encoder(images.device) or encoder
         if encoder is None:
             raise ValueError(
@@ -169,9 +166,10 @@ class MergeMix:
     def _own_encoder(self, device: torch.device) -> nn.Module | None:
         return self.encoder.to(device) if self.encoder is not None else None
 
-    def _keep(self, scores: PatchScores, generator: torch.Generator | None) -> Tensor:
+    def _draw_mask(self, scores: PatchScores, generator: torch.Generator | None) -> Tensor:
         saliency = scores.saliency
         if self.mask == 'random':
+            # One number per group of merged tokens, so that groups are kept or replaced as a whole.
             device = generator.device if generator is not None else saliency.device
             drawn = torch.rand(scores.groups.size.shape, generator=generator, device=device).to(saliency.device)
             saliency = scores.groups.restore(drawn)[:, scores.num_prefix_tokens :]
@@ -191,9 +189,9 @@ class MergeMix:
 def _build_frozen(encoder: nn.Module | dict) -> nn.Module:
     if isinstance(encoder, dict):
         encoder = MODELS.build(deepcopy(dict(encoder)) | old_options(encoder.get('type')))
-        # The method of this name draws new weights in timm and transformers, where building loads the trained ones.
+        # In timm and transformers, building loads the trained weights, and a method of this name would redraw them.
         if isinstance(encoder, BaseModule):
             encoder.init_weights()
-    build_vision_encoder(encoder)  # Refuse what cannot score before training starts.
+    build_vision_encoder(encoder)  # Refuses an encoder that cannot score before training starts.
     encoder.eval()  # Not chained: train() and eval() of MMPretrain's backbones return None.
     return encoder.requires_grad_(False)

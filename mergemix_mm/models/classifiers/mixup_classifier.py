@@ -11,7 +11,7 @@ from mmpretrain.models.utils.batch_augments import RandomBatchAugment
 from mmpretrain.structures import DataSample
 from torch import Tensor
 
-from ..batch_augments import MergeMix, MixResult, mix_batch
+from ..batch_augments import MixResult, as_mixer, mix_batch
 from ..vision_encoders import gathered
 
 _NO_LABEL = (
@@ -25,26 +25,27 @@ _REMEDY = 'set num_classes of model.head and data_preprocessor to that of the da
 class MixupClassifier(ImageClassifier):
     """Applies batch augments inside ``loss()``, so that MergeMix scores with the backbone that is being trained.
 
-    Takes every batch augment of MMPretrain as well, alone or drawn at random. The last :class:`MixResult` is kept in
-    ``mix_result`` for figures and logs (None if the last batch stayed unmixed), and ``ratio_mean`` is logged. MergeMix
-    has to stand in the list itself: inside another augment it does not meet the backbone.
+    It accepts every :class:`Mixer` and every batch augment of MMPretrain, one of them or several drawn at random. The
+    last :class:`MixResult` is kept in ``mix_result`` for figures and logs (None if the last batch stayed unmixed), and
+    ``ratio_mean`` is logged. A mixer that scores has to be in the list itself: one that is nested in another augment
+    gets no backbone.
 
     Args:
-        backbone (dict): Config of the backbone. MergeMix without an encoder of its own needs a vision transformer here.
+        backbone (dict): Config of the backbone. MergeMix without its own encoder needs a vision transformer here.
         neck (dict, optional): Config of the neck. Defaults to None.
         head (dict, optional): Config of the head; its loss must take soft labels. Defaults to None.
         pretrained (str, optional): Path or URL of a checkpoint. Defaults to None.
-        train_cfg (dict, optional): ``augments``, a config or a list of configs, and ``probs``, how likely each one is
-            (the rest to 1 leaves the batch unmixed; None draws evenly). Defaults to None: no mixing.
+        train_cfg (dict, optional): ``augments``, a config or a list of configs, and ``probs``, the probability of
+            each (what is missing to 1 leaves the batch unmixed; None draws evenly). Defaults to None: no mixing.
         base_augment (dict, optional): Config of a batch augment whose loss on the same batch is added as
             ``base_loss``, e.g. ``dict(type='Mixup', alpha=0.8)`` as the MergeMix release trains. Defaults to None.
         data_preprocessor (dict, optional): Config of the data preprocessor. Defaults to None.
         init_cfg (dict, optional): Initialization config. Defaults to None.
 
     Raises:
-        ValueError: if ``train_cfg`` has no augments, if the data preprocessor would mix as well, if the head has
-            several tasks, or, in ``loss()``, if the numbers of classes of head, preprocessor and labels disagree, or
-            an image has no label or a negative one.
+        ValueError: If ``train_cfg`` has no augments, if the data preprocessor would mix as well, or if the head has
+            several tasks. In ``loss()``, if the numbers of classes of head, preprocessor and labels disagree, or an
+            image has no label or a negative one.
     """
 
     def __init__(
@@ -69,7 +70,7 @@ class MixupClassifier(ImageClassifier):
         if getattr(self.data_preprocessor, 'batch_augments', None) is not None:
             raise ValueError(
                 'data_preprocessor.batch_augments would mix the batch before model.train_cfg.augments does: '
-                'MixupClassifier takes augments in model.train_cfg alone'
+                'MixupClassifier takes augments only in model.train_cfg'
             )
         if (train_cfg or base_augment) and hasattr(self.head, 'task_heads'):
             raise ValueError(
@@ -90,13 +91,13 @@ class MixupClassifier(ImageClassifier):
             augments (RandomBatchAugment, optional): Defaults to those of ``train_cfg``.
 
         Returns:
-            MixResult | None: None if the draw says so, for a batch of one, and without augments.
+            MixResult | None: None if no augment was drawn, for a batch of one, and without augments.
         """
         augments = augments or self.augments
         if augments is None:
             return None
-        backbone_scores = any(isinstance(one, MergeMix) and one.encoder is None for one in augments.augments)
-        # Gathering comes before the draw: ranks draw differently, but must take part in the same collectives.
+        backbone_scores = any(one is not None and as_mixer(one).needs_encoder for one in augments.augments)
+        # Gathered before the draw: ranks draw different augments, but must take part in the same collectives.
         with gathered(self.backbone) if backbone_scores else nullcontext() as encoder, torch.no_grad():
             augment = augments.augments[np.random.choice(len(augments.augments), p=augments.probs)]
             if augment is None or len(inputs) < 2:
@@ -108,7 +109,7 @@ class MixupClassifier(ImageClassifier):
 
         Args:
             inputs (Tensor): [B, 3, H, W] normalised images.
-            data_samples (list[DataSample]): with ``gt_label``, or ``gt_score`` for soft or multi-hot labels. Not
+            data_samples (list[DataSample]): With ``gt_label``, or ``gt_score`` for soft or multi-hot labels. Not
                 written to.
 
         Returns:
@@ -118,7 +119,7 @@ class MixupClassifier(ImageClassifier):
         if self.augments is None and self.base_augment is None:
             return super().loss(inputs, data_samples)
         scores = self._scores(data_samples, inputs.device)
-        self.mix_result = None  # Let go of the last batch before the next one is mixed.
+        self.mix_result = None  # Frees the last batch before the next one is mixed.
         self.mix_result = self.mix(inputs)
         losses = self._mixed_loss(self.mix_result, inputs, scores, data_samples)
         if self.base_augment is not None:
@@ -132,7 +133,7 @@ class MixupClassifier(ImageClassifier):
     ) -> dict[str, Tensor]:
         if result is not None:
             inputs, scores = result.images, result.mix_scores(scores)
-        features = self.extract_feat(inputs)  # Before the samples are copied: a GPU computes meanwhile.
+        features = self.extract_feat(inputs)  # Before the samples are copied, so that a GPU computes meanwhile.
         return self.head.loss(features, self._with_scores(data_samples, scores))
 
     @torch.compiler.disable  # Nothing to compile, and torch 2.8 cannot leave the graph in a loop over a strict zip.
@@ -171,7 +172,7 @@ class MixupClassifier(ImageClassifier):
                     f'the labels of this batch are in [{low}, {high}], but num_classes={num_classes} allows '
                     f'[0, {num_classes - 1}]: {_REMEDY}'
                 )
-        # MMPretrain's batch_label_to_onehot would start a kernel for each image.
+        # One kernel for the whole batch; MMPretrain's batch_label_to_onehot would start one for each image.
         numbers = torch.tensor([sample.gt_label.numel() for sample in data_samples])
         rows = torch.arange(len(data_samples)).repeat_interleave(numbers).to(device)
         scores = torch.zeros(len(data_samples), num_classes, device=device)
@@ -201,5 +202,5 @@ def _build_augments(cfg: dict) -> RandomBatchAugment:
         raise ValueError(
             f'model.train_cfg={dict(cfg)} must hold augments, one batch augment or a list of them, and may hold probs'
         )
-    # A copy, since RandomBatchAugment appends to the list of probabilities it is given.
+    # A copy, because RandomBatchAugment appends to the list of probabilities that it is given.
     return RandomBatchAugment(**deepcopy(cfg))

@@ -1,7 +1,7 @@
 """Heads of the VLM tuners: what is learnt from the log-probabilities of answers."""
 
-from .base import AnswerScores
+from .base import AnswerHead, AnswerScores
 from .sft_head import SFTHead
 from .simpo_head import SimPOHead
 
-__all__ = ['AnswerScores', 'SFTHead', 'SimPOHead']
+__all__ = ['AnswerHead', 'AnswerScores', 'SFTHead', 'SimPOHead']

@@ -1,36 +1,37 @@
 """Supervised fine-tuning: the cross-entropy of the answer tokens."""
 
-import torch
-from mmengine.dist import all_reduce
-from mmengine.model import BaseModule
 from mmengine.registry import MODELS
 from torch import Tensor
 
-from .base import AnswerScores
+from ...utils.distributed import mean_over_ranks, mean_where
+from .base import AnswerHead, AnswerScores
 
 
 @MODELS.register_module()
-class SFTHead(BaseModule):
+class SFTHead(AnswerHead):
     """Cross-entropy per answer token, averaged over all answer tokens of all ranks.
 
     A long answer counts with all its tokens, on whichever rank it is. With gradient accumulation the average is taken
-    over each micro-batch, and the micro-batches count alike: this equals one large batch where they hold equal numbers
-    of answer tokens.
+    over each micro-batch, and all micro-batches count equally: this equals one large batch where they hold equal
+    numbers of answer tokens.
 
     Args:
         init_cfg (dict, optional): Initialization config. Defaults to None.
     """
 
-    def loss(self, chosen: AnswerScores) -> dict[str, Tensor]:
-        """Calculate the loss.
-
-        Args:
-            chosen (AnswerScores): of the answers to be learnt.
+    def loss(
+        self,
+        chosen: AnswerScores,
+        rejected: AnswerScores | None = None,
+        ratio: Tensor | None = None,
+        valid: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """Calculate the loss of the chosen answers; the other arguments are ignored, see :meth:`AnswerHead.loss`.
 
         Returns:
             dict[str, Tensor]: ``loss_sft``, and for the log ``logp_chosen`` (mean log-probability per answer token,
-            mean over the samples of this rank) and ``answer_length`` (tokens per sample). Of several ranks, one has its
-            part of the loss, which is larger where its answers are longer.
+            mean over the samples of this rank) and ``answer_length`` (tokens per sample). With several ranks,
+            ``loss_sft`` is this rank's part of the loss, which is larger where its answers are longer.
         """
         answered = chosen.lengths > 0
         return dict(
@@ -40,17 +41,5 @@ class SFTHead(BaseModule):
         )
 
     def cross_entropy(self, scores: AnswerScores) -> Tensor:
-        """-log p per answer token; the mean over all ranks of this value is the one over all their tokens."""
+        """-log p per answer token; the mean of this value over all ranks is the mean over all their tokens."""
         return -scores.sums.sum() / mean_over_ranks(scores.lengths.sum())
-
-
-def mean_over_ranks(count: Tensor) -> Tensor:
-    """Mean of a number over the ranks, at least one token or pair per all of them: a divisor that DDP's mean undoes."""
-    count = count.detach().float()
-    all_reduce(count, 'mean')
-    return torch.where(count > 0, count, torch.ones_like(count))
-
-
-def mean_where(values: Tensor, valid: Tensor) -> Tensor:
-    """Mean of values [B] over the valid ones, for the log; 0 without any."""
-    return torch.where(valid, values.detach(), 0).sum() / valid.sum().clamp(min=1)

@@ -4,10 +4,11 @@ import torch
 from mmengine.registry import MODELS
 from torch import Tensor
 
+from ...utils.distributed import mean_over_ranks, mean_where
 from ...utils.numbers import check_number
 from ..losses import SimPOLoss
 from .base import AnswerScores
-from .sft_head import SFTHead, mean_over_ranks, mean_where
+from .sft_head import SFTHead
 
 
 @MODELS.register_module()
@@ -15,23 +16,27 @@ class SimPOHead(SFTHead):
     """Supervised fine-tuning plus SimPO (MergeMix, https://arxiv.org/abs/2510.23479; SimPO, arXiv 2405.14734).
 
     L = sft_weight * L_sft(chosen) + L_simpo(beta * (c - r) - margin), with c, r the mean log-probabilities per answer
-    token. Samples without a loser (text-only, no partner) are in the first term alone.
+    token (:func:`mergemix_mm.functional.simpo_loss`). Samples without a loser (text-only, no partner) are only in the
+    first term.
 
     Args:
-        beta (float): Scale of the reward, > 0. Defaults to 1.0, as MergeMix is released; SimPO itself starts from 2.0.
-        margin (str | float): ``'mixing'``, 1 - the share of the image that is its own, for each sample; or a number,
+        beta (float): Of :class:`SimPOLoss`. Defaults to 1.0, as MergeMix is released; SimPO itself starts from 2.0.
+        margin (str | float): ``'mixing'``: 1 - the share of the image that is its own, for each sample. Or a number,
             SimPO's gamma (= beta * gamma_beta_ratio), which plain pairs of answers need. Defaults to ``'mixing'``.
-        label_smoothing (float): Probability that a preference is wrong, in [0, 0.5). Defaults to 0.0.
-        loss_type (str): ``'sigmoid'`` or ``'hinge'``. Defaults to ``'sigmoid'``.
+        label_smoothing (float): Of :class:`SimPOLoss`. Defaults to 0.0.
+        loss_type (str): Of :class:`SimPOLoss`. Defaults to ``'sigmoid'``.
         sft_weight (float): Weight of the first term, >= 0. Defaults to 1.0.
-        detach_loser (bool): Whether the loser gets no gradient, as in the release. Defaults to False.
-        loser_sft_weight (float): Weight of a further term, the cross-entropy of the answers given the mixed images,
+        detach_loser (bool): Whether the preference term gives the loser no gradient, as in the release. Defaults to
+            False.
+        loser_sft_weight (float): Weight of a third term, the cross-entropy of the answers given the mixed images,
             >= 0. Defaults to 0.0.
         init_cfg (dict, optional): Initialization config. Defaults to None.
 
     Raises:
-        ValueError: if an argument is out of its range.
+        ValueError: If an argument is out of its range.
     """
+
+    needs_loser = True
 
     def __init__(
         self,
@@ -56,8 +61,13 @@ class SimPOHead(SFTHead):
         self.loser_sft_weight = loser_sft_weight
 
     @property
+    def needs_ratio(self) -> bool:
+        """Whether the margin of a pair comes from the mixing ratio."""
+        return self.margin == 'mixing'
+
+    @property
     def loser_needs_grad(self) -> bool:
-        """Whether the pass over the losers has to be differentiable."""
+        """False if no term reaches the losers."""
         return not self.detach_loser or self.loser_sft_weight > 0
 
     def loss(
@@ -67,16 +77,10 @@ class SimPOHead(SFTHead):
         ratio: Tensor | None = None,
         valid: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """Calculate the losses.
-
-        Args:
-            chosen (AnswerScores): of the answers given the clean images.
-            rejected (AnswerScores, optional): of the losers. Defaults to None: no sample of any rank has one.
-            ratio (Tensor, optional): [B], the share of the images that is a sample's own, for ``margin='mixing'``.
-            valid (Tensor, optional): [B] bool, which samples have a loser. Needed with `rejected`.
+        """Calculate the losses; the arguments are those of :meth:`AnswerHead.loss`.
 
         Returns:
-            dict[str, Tensor]: ``loss_sft``, ``loss_simpo`` and ``loss_sft_loser`` as far as they are weighted; for the
+            dict[str, Tensor]: ``loss_sft``, with losers ``loss_simpo`` and (if weighted) ``loss_sft_loser``. For the
             log, besides those of :class:`SFTHead`, means over the pairs of this rank, if it has any:
             ``reward_chosen`` and ``reward_rejected`` (beta times the mean log-probability), ``reward_margin`` (their
             difference), ``reward_accuracy`` (how often it is positive), ``logp_rejected`` and ``ratio_mean``.
@@ -85,6 +89,7 @@ class SimPOHead(SFTHead):
         losses['loss_sft'] = self.sft_weight * losses['loss_sft']
         if rejected is None:
             return losses
+        assert valid is not None  # Always given with losers.
         valid = valid & (chosen.lengths > 0) & (rejected.lengths > 0)
         losses['loss_simpo'] = self._preference(chosen.means, rejected.means, ratio, valid)
         if self.loser_sft_weight:
@@ -93,7 +98,7 @@ class SimPOHead(SFTHead):
         return losses | self._log(chosen.means, rejected.means, ratio, valid)
 
     def _preference(self, chosen: Tensor, rejected: Tensor, ratio: Tensor | None, valid: Tensor) -> Tensor:
-        margin = 1 - ratio if self.margin == 'mixing' else self.margin
+        margin = 1 - ratio if self.needs_ratio else self.margin
         rejected = rejected.detach() if self.detach_loser else rejected
         losses = self.simpo(chosen, rejected, margin)
         return torch.where(valid, losses, 0).sum() / mean_over_ranks(valid.sum())

@@ -1,7 +1,8 @@
-"""What the tuners share: reading hidden states, scoring answers, generating, and the alignment of attention."""
+"""What the tuners share: the forward pass, scoring answers, generating, and the alignment of attention."""
 
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -18,16 +19,30 @@ from ..heads import AnswerScores
 from ..precision import autocast_to, widen_trained
 
 
+class ForwardPass(NamedTuple):
+    """What one forward of the VLM leaves for scoring. Shapes: B samples, L tokens, C channels.
+
+    Args:
+        hidden (Tensor): [B, L, C], the last hidden states.
+        labels (Tensor): [B, L] int64, -100 where nothing is learnt.
+        batch (dict, optional): The prepared batch. Defaults to None.
+    """
+
+    hidden: Tensor
+    labels: Tensor
+    batch: dict | None = None
+
+
 class BaseTuner(BaseModel):
     """A model that trains a VLM on labelled tokens; a subclass implements `loss`.
 
-    Weights that train are float32, whatever the ``dtype`` of the VLM is: that of the frozen ones. Where both are in a
-    model, it computes under autocast.
+    Weights that train are kept in float32, whatever the ``dtype`` of the VLM is; that is the dtype of the frozen ones.
+    A model with both computes under autocast.
 
     Args:
         vlm (nn.Module | dict): The model, or its config.
-        head (nn.Module | dict, optional): What is learnt. Defaults to ``dict(type='SFTHead')``.
-        chunk_size (int): Labelled tokens per call of the model's head. Defaults to 1024.
+        head (nn.Module | dict, optional): What is learnt, an `AnswerHead`. Defaults to ``dict(type='SFTHead')``.
+        chunk_size (int): Labelled tokens per call of the language-model head. Defaults to 1024.
         processor (object | dict, optional): The model's processor, or its config; decodes the answers when predicting.
             Defaults to None.
         generation (dict, optional): Arguments of ``vlm.generate`` when predicting. Defaults to 32 new tokens, greedy.
@@ -35,7 +50,7 @@ class BaseTuner(BaseModel):
         init_cfg (dict, optional): Initialization config. Defaults to None.
     """
 
-    # The tasks whose attention can be aligned.
+    # The tasks whose attention can be aligned: understanding, and in subclasses generation ('gen').
     tasks: tuple[str, ...] = ('und',)
 
     def __init__(
@@ -57,19 +72,19 @@ class BaseTuner(BaseModel):
         check_number(f'{type(self).__name__}: chunk_size', chunk_size, 'an integer >= 1', least=1, integer=True)
         self.chunk_size = chunk_size
         self.generation = dict(max_new_tokens=32) if generation is None else generation
-        # Set by AIAHook while it trains.
+        # Set by AIAHook while the model trains.
         self.alignment: InteractionAlignment | None = None
 
     def forward(self, inputs: dict, data_samples: list[BaseDataElement] | None = None, mode: str = 'tensor'):
         """Run one batch, as MMEngine's loops do.
 
         Args:
-            inputs (dict): a batch of `ConversationCollate`.
-            data_samples (list[BaseDataElement], optional): one per row; filled in when predicting.
+            inputs (dict): A batch of `ConversationCollate`.
+            data_samples (list[BaseDataElement], optional): One per row; filled in when predicting.
             mode (str): ``'loss'``, ``'predict'`` or ``'tensor'`` (the last hidden states [B, L, C]).
 
         Raises:
-            ValueError: for another mode.
+            ValueError: For another mode.
         """
         with autocast_to(self._low_dtype, inputs['input_ids'].device.type):
             if mode == 'loss':
@@ -84,12 +99,12 @@ class BaseTuner(BaseModel):
     def predict(self, inputs: dict, data_samples: list[BaseDataElement]) -> list[BaseDataElement]:
         """Generate answers: ``pred_answer`` (str) and ``pred_confidence``, their probability in [0, 1].
 
-        Where a batch has labels, its own answers are scored instead: ``answer_logp`` (float), the sum over their
-        tokens, and ``answer_length`` (int), the number of these.
+        If a batch has labels, the labelled answers are scored instead: ``answer_logp`` (float), the sum of their
+        tokens' log-probabilities, and ``answer_length`` (int), the number of these tokens.
 
         Args:
-            inputs (dict): a batch of prompts, or of whole conversations with ``labels``.
-            data_samples (list[BaseDataElement]): one per row; written to.
+            inputs (dict): A batch of prompts, or of whole conversations with ``labels``.
+            data_samples (list[BaseDataElement]): One per row; written to.
         """
         if 'labels' in inputs:
             scores = self.answer_scores(inputs)
@@ -109,45 +124,42 @@ class BaseTuner(BaseModel):
 
     def answer_scores(self, inputs: dict) -> AnswerScores:
         """Log-probabilities of the labelled tokens of a batch."""
-        return self._score(self._read(inputs))[0]
+        return self._score(self._run_vlm(inputs))[0]
 
-    def _read(self, inputs: dict, task: str | None = None, dropped: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """One forward of the VLM: last hidden states [B, L, C] and labels [B, L].
+    def _run_vlm(self, inputs: dict, task: str | None = None, dropped: Tensor | None = None) -> ForwardPass:
+        """Run the VLM once, without its head.
 
         Args:
-            inputs (dict): a batch.
+            inputs (dict): A batch, prepared or not.
             task (str, optional): ``'gen'`` or ``'und'``: the alignment, if there is one, records this pass. Defaults
-                to None: it does not.
+                to None: the pass is not recorded.
             dropped (Tensor, optional): [B] bool, samples without a prompt, which are not aligned. Defaults to None.
         """
         batch, kwargs = self.vlm.prepare(inputs), {}
         if task is not None and self.alignment is not None:
             spans = interaction_spans(task, self.vlm.modality(batch), batch['labels'], dropped)
             kwargs = self.alignment.kwargs(*spans)
-        return self.vlm.hidden(batch, **kwargs), batch['labels']
+        return ForwardPass(self.vlm.hidden(batch, **kwargs), batch['labels'], batch)
 
-    def _alignment_losses(self, task: str, ntp_loss: Tensor) -> dict[str, Tensor]:
-        """The alignment's loss on the pass that it recorded, and what it logs; nothing without an alignment."""
+    def _alignment_losses(self, task: str, ntp_loss: Tensor | None) -> dict[str, Tensor]:
+        """The alignment's loss on the pass that it recorded, and what it logs; empty without an alignment."""
         return {} if self.alignment is None else self.alignment.loss(task, ntp_loss)
 
-    def _score(self, *passes: tuple[Tensor, Tensor], head: nn.Module | None = None) -> list[AnswerScores]:
-        """Log-probabilities of the labelled tokens of one or two passes, by the VLM's head unless another is given.
-
-        Both in one call, since each call makes a gradient of the size of the head's weight.
-        """
-        parts = [_from_first_label(*one) for one in passes]
+    def _score(self, *passes: ForwardPass, head: nn.Module | None = None) -> list[AnswerScores]:
+        """Log-probabilities of the labelled tokens of one or two passes, by the VLM's head unless another is given."""
+        # All passes share one call: each call allocates a gradient of the size of the head's weight.
+        parts = [_from_first_label(one.hidden, one.labels) for one in passes]
         length = max(labels.size(1) for _, labels in parts)
         hidden = torch.cat([_pad(hidden.transpose(1, 2), length, 0.0).transpose(1, 2) for hidden, _ in parts])
         labels = torch.cat([_pad(labels, length, IGNORE_INDEX) for _, labels in parts])
         sums, lengths = answer_logps(hidden, self._output(head), labels, chunk_size=self.chunk_size)
-        parts = zip(sums.chunk(len(passes)), lengths.chunk(len(passes)), strict=True)
-        return [AnswerScores(*part) for part in parts]
+        counted = zip(sums.chunk(len(passes)), lengths.chunk(len(passes)), passes, strict=True)
+        return [AnswerScores(total, length, one.batch) for total, length, one in counted]
 
     def _output(self, head: nn.Module | None = None) -> Tensor | Callable[[Tensor], Tensor]:
-        """A head, the VLM's unless another is given: its weight where that is all there is, which needs the least
-        memory.
+        """The language-model head unless another is given; only its weight if that is all there is.
 
-        A head that somebody hooked or wrapped (FSDP, DeepSpeed, LoRA) has to be called.
+        Only the weight needs the least memory. A head with hooks or a wrapper (FSDP, DeepSpeed, LoRA) has to be called.
         """
         head = self.vlm.head if head is None else head
         plain = type(head) is nn.Linear and head.bias is None
@@ -156,13 +168,13 @@ class BaseTuner(BaseModel):
 
 
 def _from_first_label(hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Leave out the columns before the first labelled token of a batch, images and prompts, which would be copied."""
+    """Leave out the columns before the first labelled token of a batch (images, prompts), to avoid copying them."""
     labelled = (labels != IGNORE_INDEX).any(dim=0)
     start = max(int(labelled.int().argmax()) - 1, 0)
     return hidden[:, start:], labels[:, start:]
 
 
 def _pad(values: Tensor, length: int, fill: float) -> Tensor:
-    """Lengthen the last dimension; no copy where nothing is missing."""
+    """Lengthen the last dimension; without a copy if nothing is missing."""
     missing = length - values.size(-1)
     return F.pad(values, (0, missing), value=fill) if missing else values

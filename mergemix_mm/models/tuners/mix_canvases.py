@@ -8,8 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...functional import resize
-from ..batch_augments import MergeMix, MixResult, SwapImages, mix_batch
-from ..vision_encoders import build_vision_encoder
+from ..batch_augments import Mixer, MixResult, as_mixer
 
 
 @dataclass
@@ -22,10 +21,10 @@ class CanvasMix:
         partner (Tensor): [N] int64, the image each one was mixed with.
         ratio (Tensor): [N] float32, the share of the image that is its own in [0, 1]; 1 if it is not mixed.
         owner (Tensor): [N] int64, the sample of each image.
-        mixed (Tensor): [N] bool, whether the image was mixed, with one of another sample where a partner is needed.
+        mixed (Tensor): [N] bool, whether the image was mixed, with one of another sample if the mixer needs a partner.
         mask (Tensor, optional): [N, L'] bool, True where the image keeps its own patch.
         saliency (Tensor, optional): [N, L'] float32.
-        grid (tuple[int, int], optional): rows and columns of the patches.
+        grid (tuple[int, int], optional): Rows and columns of the patches.
     """
 
     images: list[Tensor]
@@ -46,68 +45,69 @@ def mix_canvases(
 ) -> CanvasMix | None:
     """Mix each image with one of another sample, resized to it where they differ.
 
-    `MergeMix` and its relatives score all images in one batch, at the image size of the encoder. Batch augments of
-    MMPretrain draw their partners themselves; an image whose partner turns out to be itself or one of its own sample
-    stays clean.
+    A mixer that scores patches (`MergeMix`) scores all images in one batch, at the image size of the encoder. Batch
+    augments of MMPretrain draw their partners themselves; an image whose partner turns out to be itself or one of its
+    own sample stays clean.
 
     Args:
-        mixer (Callable): a `MergeMix`, or any batch augment that `mix_batch` takes.
+        mixer (Callable): A `Mixer`, or any batch augment that `mix_batch` takes.
         canvases (list[Tensor]): N images [3, H, W], normalised. Not written to.
         owner (Tensor): [N] int64, the sample of each image.
-        encoder (nn.Module, optional): the model that scores, for `MergeMix` without one of its own.
+        encoder (nn.Module, optional): The model that scores, for a mixer that needs one. Defaults to None.
 
     Returns:
-        CanvasMix | None: None if no image can be mixed, as all belong to one sample.
+        CanvasMix | None: None if no image can be mixed, because all belong to one sample.
     """
-    if not canvases or (getattr(mixer, 'needs_partner', True) and bool((owner == owner[0]).all())):
+    mixer = as_mixer(mixer)
+    if not canvases or (mixer.needs_partner and bool((owner == owner[0]).all())):
         return None
-    if isinstance(mixer, SwapImages):
-        return _swap(canvases, owner)
-    if isinstance(mixer, MergeMix):
-        return _mix_by_saliency(mixer, canvases, owner, encoder)
-    return _mix_by_augment(mixer, canvases, owner)
-
-
-def _mix_by_saliency(mixer: MergeMix, canvases: list[Tensor], owner: Tensor, encoder: nn.Module | None) -> CanvasMix:
-    scorer = mixer.encoder or encoder
-    size = build_vision_encoder(scorer).image_size if scorer is not None else canvases[0].shape[-2:]
-    partner = _other_samples(owner) if mixer.needs_partner else None
+    partner = _other_samples(owner) if mixer.needs_partner and mixer.takes_partner else None
+    size = mixer.scoring_size(encoder)
+    if size is None:
+        return _mix_at_own_sizes(mixer, canvases, owner, encoder, partner)
     result = mixer.mix(_stack(canvases, size), encoder, partner=partner)
     same_size = all(canvas.shape[-2:] == size for canvas in canvases)
-    images = list(result.images) if same_size else _mix_each(mixer, canvases, result)
+    images = list(result.images) if same_size else _apply_masks(mixer, canvases, result)
     mixed = torch.ones_like(owner, dtype=torch.bool)
     return CanvasMix(
         images, canvases, result.partner, result.ratio, owner, mixed, result.mask, result.saliency, result.grid
     )
 
 
-def _mix_each(mixer: MergeMix, canvases: list[Tensor], result: MixResult) -> list[Tensor]:
+def _apply_masks(mixer: Mixer, canvases: list[Tensor], result: MixResult) -> list[Tensor]:
     """Apply the masks of a mix at one size to canvases of any size."""
+    assert result.mask is not None and result.grid is not None  # What a mixer with a scoring size returns.
     masks = result.mask.unflatten(1, result.grid)[:, None].float()
     images = []
     for canvas, mask, index in zip(canvases, masks, result.partner.tolist(), strict=True):
         size = canvas.shape[-2:]
         fill = mixer.fill(canvas[None], _stack([canvases[index]], size))[0]
+        # Nearest, not `resize`: a pixel belongs to one patch. The sides need not be multiples of the patch grid here.
         images.append(torch.where(F.interpolate(mask[None], size)[0].bool(), canvas, fill))
     return images
 
 
-def _swap(canvases: list[Tensor], owner: Tensor) -> CanvasMix:
-    partner = _other_samples(owner)
-    images = [_resize(canvases[j], canvas.shape[-2:]) for canvas, j in zip(canvases, partner.tolist(), strict=True)]
-    return CanvasMix(images, canvases, partner, torch.zeros_like(owner).float(), owner, torch.ones_like(owner).bool())
-
-
-def _mix_by_augment(augment: Callable, canvases: list[Tensor], owner: Tensor) -> CanvasMix:
-    """One call per image size, with all images resized to it, of which those of this size are kept."""
-    itself = torch.arange(len(owner), device=owner.device)
-    images, partner, ratio = list(canvases), itself.clone(), torch.ones(len(owner), device=owner.device)
+def _mix_at_own_sizes(
+    mixer: Mixer, canvases: list[Tensor], owner: Tensor, encoder: nn.Module | None, partner: Tensor | None
+) -> CanvasMix:
+    """One call per image size: the images of this size are kept of a batch that is resized to it."""
+    images, ratio = list(canvases), torch.ones(len(owner), device=owner.device)
+    found, mixed = torch.arange(len(owner), device=owner.device), torch.zeros_like(owner, dtype=torch.bool)
     for size in dict.fromkeys(canvas.shape[-2:] for canvas in canvases):
-        result = mix_batch(augment, _stack(canvases, size))
-        for i, canvas in enumerate(canvases):
-            if canvas.shape[-2:] == size and owner[result.partner[i]] != owner[i]:
-                images[i], partner[i], ratio[i] = result.images[i], result.partner[i], result.ratio[i]
-    return CanvasMix(images, canvases, partner, ratio, owner, partner != itself)
+        members = [i for i, canvas in enumerate(canvases) if canvas.shape[-2:] == size]
+        # Partners that are known leave the other images out; an augment that draws them itself needs all images.
+        batch = range(len(canvases)) if partner is None else sorted({*members, *partner[members].tolist()})
+        place = {i: k for k, i in enumerate(batch)}
+        within = None
+        if partner is not None:
+            within = owner.new_tensor([place.get(j, place[i]) for i, j in zip(batch, partner[list(batch)].tolist())])
+        result = mixer.mix(_stack([canvases[i] for i in batch], size), encoder, partner=within)
+        partners = [batch[k] for k in result.partner.tolist()]
+        for i in members:
+            k = place[i]
+            if not mixer.needs_partner or owner[partners[k]] != owner[i]:
+                images[i], found[i], ratio[i], mixed[i] = result.images[k], partners[k], result.ratio[k], True
+    return CanvasMix(images, canvases, found, ratio, owner, mixed)
 
 
 def _other_samples(owner: Tensor) -> Tensor:
@@ -118,8 +118,4 @@ def _other_samples(owner: Tensor) -> Tensor:
 
 def _stack(canvases: list[Tensor], size: tuple[int, int]) -> Tensor:
     """Images [N, 3, *size], those of another size resized."""
-    return torch.stack([_resize(canvas, size) for canvas in canvases])
-
-
-def _resize(canvas: Tensor, size: tuple[int, int]) -> Tensor:
-    return resize(canvas[None], size)[0]
+    return torch.stack([resize(canvas[None], size)[0] for canvas in canvases])

@@ -14,12 +14,9 @@ from .base_tuner import BaseTuner
 class UnifiedTuner(BaseTuner):
     """Trains a unified model on next tokens: of answers, or of the codes of images.
 
-    A batch belongs to one task, which its ``task`` names, and which has to be the same on all ranks of a step
+    A batch belongs to one task, named by its ``task``, which has to be the same on all ranks of a step
     (`UnifiedDataset` with `ModalitySampler`). The tasks use different parameters: set ``find_unused_parameters=True``
-    in a config. `AIAHook` adds the alignment's loss.
-
-    Weights that train are float32, whatever the ``dtype`` of the VLM is: that of the frozen ones. Where both are in a
-    model, it computes under autocast.
+    in a config. `AIAHook` adds the alignment's loss. Precision is that of :class:`BaseTuner`.
 
     Args:
         vlm (nn.Module | dict): A unified model, or its config, e.g. ``dict(type='JanusModel', ...)``.
@@ -27,18 +24,14 @@ class UnifiedTuner(BaseTuner):
         drop_prompt (float): Probability that a generation sample loses its prompt, which classifier-free guidance needs
             to be trained; drawn from torch's global generator on the CPU. Such a sample takes no part in AIA. Defaults
             to 0.1.
-        chunk_size (int): Labelled tokens per call of the model's head. Defaults to 1024.
-        processor (object | dict, optional): The model's processor, or its config; decodes the answers when predicting.
-            Defaults to None.
-        generation (dict, optional): Arguments of ``vlm.generate`` when predicting. Defaults to 32 new tokens, greedy.
+        chunk_size, processor, generation: As for :class:`BaseTuner`.
         image_generation (dict, optional): Arguments of ``vlm.generate_image`` when predicting, e.g.
             ``dict(guidance_scale=5.0, temperature=1.0)``. Defaults to None: its own defaults.
-        data_preprocessor (dict, optional): Defaults to ``dict(type='VLMDataPreprocessor')``.
-        init_cfg (dict, optional): Initialization config. Defaults to None.
+        data_preprocessor, init_cfg: As for :class:`BaseTuner`.
 
     Raises:
-        ValueError: if `drop_prompt` is not in [0, 1); in ``loss()``, if a batch names an unknown task.
-        TypeError: if the model cannot generate images.
+        ValueError: If `drop_prompt` is not in [0, 1); in ``loss()``, if a batch names an unknown task.
+        TypeError: If the model cannot generate images.
     """
 
     tasks = ('gen', 'und')
@@ -69,7 +62,7 @@ class UnifiedTuner(BaseTuner):
         """Calculate the next-token loss of the batch's task, and that of its alignment.
 
         Args:
-            inputs (dict): a batch of `UnifiedCollate`.
+            inputs (dict): A batch of `UnifiedCollate`.
 
         Returns:
             dict[str, Tensor]: ``loss_ntp_gen`` or ``loss_ntp_und``; with an alignment also ``loss_aia_<task>`` and, for
@@ -77,9 +70,10 @@ class UnifiedTuner(BaseTuner):
         """
         task, dropped = self._task(inputs), None
         if task == 'gen':
+            # Drawn on the CPU, so that a seed gives the same draws on every device.
             dropped = torch.rand(len(inputs['input_ids'])).to(inputs['input_ids'].device) < self.drop_prompt
             inputs = self.vlm.drop_prompts(inputs, dropped)
-        scores = self._score(self._read(inputs, task, dropped), head=self.vlm.head_of(inputs))
+        scores = self._score(self._run_vlm(inputs, task, dropped), head=self.vlm.head_of(inputs))
         ntp_loss = self.head.loss(*scores)['loss_sft']
         return {f'loss_ntp_{task}': ntp_loss} | self._alignment_losses(task, ntp_loss)
 
@@ -88,8 +82,8 @@ class UnifiedTuner(BaseTuner):
         """Generate or score answers, as :meth:`BaseTuner.predict`, or make images: ``pred_image`` [3, H, W] in [0, 1].
 
         Args:
-            inputs (dict): a batch of prompts; of understanding also of whole conversations with ``labels``.
-            data_samples (list[BaseDataElement]): one per row; written to.
+            inputs (dict): A batch of prompts; for understanding also of whole conversations with ``labels``.
+            data_samples (list[BaseDataElement]): One per row; written to.
         """
         if self._task(inputs) == 'und':
             return super().predict(inputs, data_samples)

@@ -12,21 +12,26 @@ from mmengine.registry import MODELS
 from mmpretrain.registry import BATCH_AUGMENTS
 from torch import Tensor, nn
 
-from ..batch_augments import MergeMix
-from ..heads import SimPOHead
+from ..batch_augments import as_mixer
 from ..vision_encoders import gathered
-from .base_tuner import BaseTuner
+from .base_tuner import BaseTuner, ForwardPass
 from .mix_canvases import CanvasMix, mix_canvases
 
 _NO_PARTNER = (
-    'VLMTuner: no image of this batch found a partner of another sample, so it is supervised fine-tuning alone. Set '
+    'VLMTuner: no image of this batch found a partner of another sample, so it is only supervised fine-tuning. Set '
     "batch_size >= 2 (per process and micro-batch), or a mixer that needs none: mixer=dict(type='SalientBlur')"
 )
 
 
 @dataclass
 class Losers:
-    """What loses against a batch: a batch of the same rows, and for each row the ratio and whether it has a loser."""
+    """What loses against a batch.
+
+    Args:
+        batch (dict): The losers, in the same rows.
+        ratio (Tensor, optional): [B], the share of its images that is a row's own; None for rejected answers.
+        valid (Tensor): [B] bool, which rows have a loser.
+    """
 
     batch: dict
     ratio: Tensor | None
@@ -37,29 +42,25 @@ class Losers:
 class VLMTuner(BaseTuner):
     """Trains any VLM of this package on the answers of conversations.
 
-    With a `SimPOHead` each sample also needs a loser: its own answer given a mixed image (with a ``mixer``), or a
-    rejected answer that the records bring. Text-only samples, and those without a partner for their images, take part
-    in the supervised term alone. One step runs the clean pass, MergeMix' truncated scoring pass, and the pass over the
-    losers. The last :class:`CanvasMix` is kept in ``mix_result`` for figures.
+    With a head that compares answers (`SimPOHead`), each sample also needs a loser: its own answer given a mixed image
+    (with a ``mixer``), or a rejected answer of the records. Text-only samples, and those without a partner for their
+    images, are only in the supervised term. One step runs the clean pass, the mixer's scoring pass (up to the scored
+    layer), and the pass over the losers. The last :class:`CanvasMix` is kept in ``mix_result`` for figures.
 
-    Precision is that of :class:`BaseTuner`; with `AIAHook`, the clean pass is aligned.
+    Precision is that of :class:`BaseTuner`; with `AIAHook`, the clean pass is aligned. New objectives extend
+    `AnswerHead`, new mixers `Mixer`: this class knows no others.
 
     Args:
         vlm (nn.Module | dict): The model, or its config, e.g. ``dict(type='HFVisionLanguageModel', ...)``.
-        head (nn.Module | dict, optional): ``dict(type='SFTHead')`` or ``dict(type='SimPOHead', ...)``. Defaults to the
-            first.
+        head (nn.Module | dict, optional): An `AnswerHead`, or its config: ``dict(type='SFTHead')`` or
+            ``dict(type='SimPOHead', ...)``. Defaults to the first.
         mixer (Callable | dict, optional): Makes the losers: `MergeMix` (which scores with the VLM's own vision tower,
-            or with its ``encoder``), `SalientBlur`, `SwapImages`, or a batch augment of MMPretrain (Mixup, CutMix,
-            ResizeMix). Defaults to None: the records hold rejected answers.
-        chunk_size (int): Answer tokens per call of the language model's head. Defaults to 1024.
-        processor (object | dict, optional): The model's processor, or its config; decodes the answers when predicting.
-            Defaults to None.
-        generation (dict, optional): Arguments of ``vlm.generate`` when predicting. Defaults to 32 new tokens, greedy.
-        data_preprocessor (dict, optional): Defaults to ``dict(type='VLMDataPreprocessor')``.
-        init_cfg (dict, optional): Initialization config. Defaults to None.
+            or with its ``encoder``), `SalientBlur`, `SwapImages`, another `Mixer`, or a batch augment of MMPretrain
+            (Mixup, CutMix, ResizeMix). Defaults to None: the records hold rejected answers.
+        chunk_size, processor, generation, data_preprocessor, init_cfg: As for :class:`BaseTuner`.
 
     Raises:
-        ValueError: if head and mixer do not fit each other; in ``loss()``, if head and data do not.
+        ValueError: If head and mixer do not fit each other; in ``loss()``, if head and data do not.
     """
 
     def __init__(
@@ -82,8 +83,9 @@ class VLMTuner(BaseTuner):
         """Calculate the losses of the head, and what it logs.
 
         Args:
-            inputs (dict): a batch with ``labels``, and with ``rejected`` for pairs of answers (which an `SFTHead` does
-                not look at): their tokens and, if they have images of their own, image tensors and ``original_sizes``.
+            inputs (dict): A batch with ``labels``, and with ``rejected`` for pairs of answers (ignored by a head
+                without losers): their tokens and, if they have images of their own, image tensors and
+                ``original_sizes``.
         """
         if self.mixer is not None and 'rejected' in inputs:
             raise ValueError(
@@ -91,15 +93,15 @@ class VLMTuner(BaseTuner):
                 'as well; remove the mixer and set head.margin to a number, or train on records without them'
             )
         clean = {key: value for key, value in inputs.items() if key != 'rejected'}
-        losses = self._head_losses(clean, self._read(clean, task='und'), inputs.get('rejected'))
-        return losses | self._alignment_losses('und', losses['loss_sft'])
+        losses = self._head_losses(clean, self._run_vlm(clean, task='und'), inputs.get('rejected'))
+        return losses | self._alignment_losses('und', losses.get('loss_sft'))
 
-    def _head_losses(self, clean: dict, chosen: tuple[Tensor, Tensor], rejected: dict | None) -> dict[str, Tensor]:
+    def _head_losses(self, clean: dict, chosen: ForwardPass, rejected: dict | None) -> dict[str, Tensor]:
         """The losses of the head, given the clean pass."""
-        if not isinstance(self.head, SimPOHead):
+        if not self._needs_loser:
             return self.head.loss(*self._score(chosen))
         losers = self._mixed(clean) if self.mixer is not None else self._rejected(clean, rejected)
-        # Decided by all ranks together: a pass that some ranks leave out would leave the others waiting.
+        # All ranks decide together: a pass that some ranks skipped would leave the others waiting in its collectives.
         pairs = losers.valid.sum()
         all_reduce(pairs)
         if pairs == 0:
@@ -107,29 +109,28 @@ class VLMTuner(BaseTuner):
                 warnings.warn(_NO_PARTNER, stacklevel=2)
             return self.head.loss(*self._score(chosen))
         with nullcontext() if self.head.loser_needs_grad else torch.no_grad():
-            lost = self._read(losers.batch)
+            lost = self._run_vlm(losers.batch)
         return self.head.loss(*self._score(chosen, lost), losers.ratio, losers.valid)
 
     def mix(self, inputs: dict) -> CanvasMix | None:
-        """Mix the images of a batch; None if there are none that could be mixed.
+        """Mix the images of a batch; None if it has none that can be mixed.
 
         Draws from the global states of torch, numpy and random, as the batch augments do.
         """
         canvases, owner = self.vlm.canvases(inputs)
-        if self._own_encoder is None:
+        tower = self.vlm.vision_encoder if as_mixer(self.mixer).needs_encoder else None
+        if tower is None:
             return mix_canvases(self.mixer, canvases, owner)
-        with gathered(self._own_encoder) as encoder:
+        with gathered(tower) as encoder:
             return mix_canvases(self.mixer, canvases, owner, encoder)
 
     @property
-    def _own_encoder(self) -> nn.Module | None:
-        """The VLM's vision tower, if it is the one that scores."""
-        needed = isinstance(self.mixer, MergeMix) and self.mixer.encoder is None
-        return self.vlm.vision_encoder if needed else None
+    def _needs_loser(self) -> bool:
+        return getattr(self.head, 'needs_loser', False)
 
     def _mixed(self, inputs: dict) -> Losers:
-        """The same answers given mixed images: the margin of a sample comes from the mean ratio of its images."""
-        self.mix_result = None  # Let go of the last batch before the next one is mixed.
+        """The same answers given mixed images; a sample's ratio is the mean over its images."""
+        self.mix_result = None  # Frees the last batch before the next one is mixed.
         result = self.mix_result = self.mix(inputs) if 'pixel_values' in inputs else None
         labels = inputs['labels']
         count, share, mixed = torch.zeros(3, len(labels), device=labels.device)
@@ -145,36 +146,37 @@ class VLMTuner(BaseTuner):
         """The rejected answers of the records, given the same images or the rejected ones."""
         if rejected is None:
             raise ValueError(
-                'SimPOHead: nothing to lose against. Set model.mixer, e.g. dict(type="MergeMix"), or train on records '
-                'with `chosen` and `rejected` answers'
+                f'{type(self.head).__name__}: nothing to lose against. Set model.mixer, e.g. dict(type="MergeMix"), or '
+                'train on records with `chosen` and `rejected` answers'
             )
         valid = torch.ones(len(inputs['labels']), dtype=torch.bool, device=inputs['labels'].device)
         if 'original_sizes' not in rejected:
             return Losers({**inputs, **rejected}, None, valid)
-        # Images of their own, or none at all: those of the chosen answers are not for them.
+        # Losers that have images of their own, or none at all, do not see those of the chosen answers.
         own = {key: value for key, value in rejected.items() if key != 'original_sizes' or len(value)}
         return Losers(own, None, valid)
 
     def _check(self) -> None:
-        preference = isinstance(self.head, SimPOHead)
-        if self.mixer is not None and not preference:
+        if self.mixer is not None and not self._needs_loser:
             raise ValueError(
                 f'VLMTuner: mixer={type(self.mixer).__name__} would never be used with head='
-                f'{type(self.head).__name__}; set head=dict(type="SimPOHead"), or leave the mixer out'
+                f'{type(self.head).__name__}, which compares with no losers; set head=dict(type="SimPOHead"), or '
+                'leave the mixer out'
             )
-        mixing = preference and self.head.margin == 'mixing'
-        if mixing and self.mixer is None:
+        needs_ratio = self._needs_loser and self.head.needs_ratio
+        if needs_ratio and self.mixer is None:
             raise ValueError(
-                "VLMTuner: head.margin='mixing' needs a mixer; for given pairs of answers set a number, "
-                'e.g. head.margin=0.5'
+                f"VLMTuner: head={type(self.head).__name__} with head.margin='mixing' needs a mixer; for given pairs "
+                'of answers set a number, e.g. head.margin=0.5'
             )
-        if mixing and getattr(self.mixer, 'ratio', None) == 'gaussian':
+        if self.mixer is None:
+            return
+        mixer = as_mixer(self.mixer)
+        if needs_ratio and mixer.no_margin is not None:
+            raise ValueError(f'VLMTuner: {mixer.no_margin}')
+        if mixer.needs_encoder and self.vlm.vision_encoder is None:
+            name = type(mixer).__name__
             raise ValueError(
-                "VLMTuner: mixer.ratio='gaussian' does not look at the mask and makes no margin; "
-                "set 'attention' or 'area'"
-            )
-        if isinstance(self.mixer, MergeMix) and self.mixer.encoder is None and self.vlm.vision_encoder is None:
-            raise ValueError(
-                f'VLMTuner: MergeMix cannot score with the vision tower of {type(self.vlm).__name__}; give it an '
-                'encoder of its own: mixer=dict(type="MergeMix", encoder=dict(...))'
+                f'VLMTuner: {name} cannot score with the vision tower of {type(self.vlm).__name__}; give it an encoder '
+                f'of its own: mixer=dict(type="{name}", encoder=dict(...))'
             )

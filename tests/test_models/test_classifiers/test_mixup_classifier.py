@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 from mmengine.config import ConfigDict
-from mmpretrain.registry import MODELS
+from mmpretrain.registry import BATCH_AUGMENTS, MODELS
 from mmpretrain.structures import DataSample
 
-import mergemix_mm  # noqa: F401
+from mergemix_mm.models.batch_augments import Mixer, MixResult
 
 VIT = dict(
     type='VisionTransformer',
@@ -59,6 +59,25 @@ def test_loss_is_that_of_the_mixed_images_and_labels(name):
     assert torch.equal(images, before)
     assert not any('gt_score' in sample for sample in samples)
     assert not torch.equal(result.images, images)
+
+
+def test_a_mixer_that_the_classifier_does_not_know_scores_with_its_backbone():
+    @BATCH_AUGMENTS.register_module(force=True)
+    class ScoredMixup(Mixer):
+        needs_encoder = True
+
+        def mix(self, images, encoder=None, generator=None, partner=None):
+            partner = torch.arange(len(images)).roll(1)
+            ratio = encoder(images)[0].mean(1).sigmoid()
+            weight = ratio.view(-1, 1, 1, 1)
+            return MixResult(weight * images + (1 - weight) * images[partner], partner, ratio, clean=images)
+
+    model, (images, samples) = classifier(train_cfg=dict(augments=dict(type='ScoredMixup'))), batch()
+    losses, result = model.loss(images, samples), model.mix_result
+    torch.testing.assert_close(result.ratio, model.backbone(images)[0].mean(1).sigmoid())
+    assert not result.ratio.requires_grad and len(result.ratio.unique()) == 4
+    expected = soft_cross_entropy(model, result.images, result.mix_scores(torch.eye(5)[:4]))
+    torch.testing.assert_close(losses['loss'], expected)
 
 
 def test_logged_loss_is_the_heads_loss_alone():

@@ -8,7 +8,10 @@ import torch
 from mmengine.registry import MODELS
 from mmpretrain.structures import DataSample
 
-from mergemix_mm.functional import simpo_loss
+from mergemix_mm.functional import answer_logps, simpo_loss
+from mergemix_mm.models.batch_augments import Mixer, MixResult
+from mergemix_mm.models.heads import AnswerHead, AnswerScores
+from mergemix_mm.models.tuners.base_tuner import ForwardPass
 from mergemix_mm.models.vision_encoders import build_vision_encoder, score_patches
 
 SIMPO = dict(type='SimPOHead', beta=2.0)
@@ -318,6 +321,68 @@ def test_head_and_mixer_that_do_not_fit_are_refused(head, mixer, message):
         build(head=head, mixer=mixer)
 
 
+class DPOHead(AnswerHead):
+    """DPO (https://arxiv.org/abs/2305.18290) against a frozen copy of the model, as another project would write it."""
+
+    needs_loser = True
+    beta = 0.1
+
+    def __init__(self, reference):
+        super().__init__()
+        self.reference = [reference.requires_grad_(False)]  # In a list, so that it is no part of the model.
+
+    def loss(self, chosen, rejected=None, ratio=None, valid=None):
+        won, lost = (self.log_ratio(scores) for scores in (chosen, rejected))
+        losses = -torch.nn.functional.logsigmoid(self.beta * (won - lost))
+        return dict(loss_dpo=losses[valid].mean(), margin_dpo=(won - lost).detach().mean())
+
+    @torch.no_grad()
+    def log_ratio(self, scores: AnswerScores):
+        vlm, batch = self.reference[0], scores.batch
+        sums, _ = answer_logps(vlm.hidden(batch), vlm.head.weight, batch['labels'])
+        with torch.enable_grad():
+            return scores.sums - sums
+
+
+class HalfMixer(Mixer):
+    """Takes the lower half of each image from its partner."""
+
+    def mix(self, images, encoder=None, generator=None, partner=None):
+        partner = torch.arange(len(images)).roll(1) if partner is None else partner
+        mixed, middle = images.clone(), images.size(2) // 2
+        mixed[:, :, middle:] = images[partner][:, :, middle:]
+        return MixResult(mixed, partner, torch.full((len(images),), 0.5), clean=images)
+
+
+def test_a_head_and_a_mixer_that_the_tuner_does_not_know_train():
+    head = DPOHead(build().vlm)
+    model = build(head=head, mixer=HalfMixer())
+    batch = tiny_vlms.tiny_batch('llava', samples())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    before = loss_of(model, batch)
+    # Model and reference are equal at first.
+    assert before['loss_dpo'].item() == pytest.approx(torch.log(torch.tensor(2.0)).item(), abs=1e-6)
+    assert torch.equal(model.mix_result.images[0][:, :14], batch['pixel_values'][0][:, :14])
+    other = batch['pixel_values'][int(model.mix_result.partner[0])]
+    assert torch.equal(model.mix_result.images[0][:, 14:], other[:, 14:])
+    before['loss_dpo'].backward()
+    optimizer.step()
+    after = loss_of(model, batch)
+    assert after['loss_dpo'] < before['loss_dpo'] and after['margin_dpo'] > 0
+
+
+def test_a_mixer_of_others_mixes_images_of_different_sizes_with_partners_of_other_samples():
+    model = build('qwen2_5_vl', head=SIMPO, mixer=HalfMixer())
+    sizes = [(60, 90), (90, 60), (60, 90)]
+    groups = [([tiny_vlms.random_image(*size, i)], 'what?', 'ab') for i, size in enumerate(sizes)]
+    losses = loss_of(model, tiny_vlms.tiny_batch('qwen2_5_vl', groups))
+    assert losses['ratio_mean'] == 0.5 and losses['loss_simpo'].isfinite()
+    result = model.mix_result
+    for image, clean in zip(result.images, result.clean, strict=True):
+        middle = clean.size(1) // 2
+        assert torch.equal(image[:, :middle], clean[:, :middle]) and not torch.equal(image, clean)
+
+
 def test_a_number_as_margin_without_losers_is_an_error():
     model = build(head=dict(type='SimPOHead', margin=0.5))
     with pytest.raises(ValueError, match='nothing to lose against'):
@@ -349,7 +414,7 @@ def test_scores_do_not_change_where_prompts_are_left_out():
     model._output = lambda head=None: lambda states: copied.append(len(states)) or model.vlm.head(states)
     batch = tiny_vlms.tiny_batch('llava', samples())
     hidden = torch.randn(3, batch['labels'].size(1), 16)
-    (scores,) = model._score((hidden, batch['labels']))
+    (scores,) = model._score(ForwardPass(hidden, batch['labels']))
     logits = model.vlm.head(hidden)[:, :-1].log_softmax(-1)
     labels = batch['labels'][:, 1:]
     expected = (logits.gather(2, labels.clamp(min=0)[..., None])[..., 0] * (labels != -100)).sum(1)
