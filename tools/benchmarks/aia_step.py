@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
-from _loop import idle_optimizer, training_step
-from _measure import add_common_arguments, markdown_table, measure_arms, prepare, ratio_cells, write_json
+from lib.loops import idle_optimizer, training_step
+from lib.measure import add_common_arguments, markdown_table, measure_arms, prepare, ratio_cells, write_json
 from mmengine.registry import MODELS
 from torch import Tensor
 

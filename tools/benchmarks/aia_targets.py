@@ -14,10 +14,10 @@ import time
 from pathlib import Path
 
 import torch
-from _measure import markdown_table, write_json
-from _runs import Runs, add_run_arguments, paired_table, run_missing
+from lib.janus import TASKS, build_tuner, encode, measure_task, train, true_images
+from lib.measure import markdown_table, write_json
+from lib.runs import Runs, add_run_arguments, paired_table, run_missing
 from torch import Tensor
-from unified_training import TASKS, build_tuner, encode, measure_task, train, true_images
 
 from mergemix_mm.models.losses import AIALoss
 from mergemix_mm.models.losses.aia_loss import resampled_curve

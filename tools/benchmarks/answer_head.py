@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from _measure import (
+from lib.measure import (
     DTYPES,
     add_common_arguments,
     add_device_arguments,

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
-from _measure import (
+from lib.measure import (
     DTYPES,
     add_common_arguments,
     add_device_arguments,

@@ -9,8 +9,8 @@ import argparse
 import time
 
 import torch
-from _runs import Runs, add_run_arguments, paired_table, run_missing
-from digits_training import Digits, build_classifier, predict, train
+from lib.digits import Digits, build_classifier, predict, train
+from lib.runs import Runs, add_run_arguments, paired_table, run_missing
 
 from mergemix_mm.evaluation.metrics.calibration_error import CalibrationBins
 

@@ -20,9 +20,9 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-import _test_report
 import psutil
-from _measure import markdown_table, write_json
+from lib import test_report
+from lib.measure import markdown_table, write_json
 
 ROOT = Path(__file__).parents[2]
 # Below this a part could not even import what it measures.
@@ -105,7 +105,7 @@ def command_of(name: str, args: argparse.Namespace, results: Path) -> list[str]:
         # On a CPU these tests show again what others show: one file of them is enough.
         tests = 'tests/test_cuda/test_functional.py' if args.tiny else 'tests/test_cuda'
         workers = ['-n', str(WORKERS)] if find_spec('xdist') and args.device == 'cuda' else []
-        options = ['-q', '--tb=short', '--show-capture=no', '-p', '_test_report', '-m', 'cuda', *workers]
+        options = ['-q', '--tb=short', '--show-capture=no', '-p', 'lib.test_report', '-m', 'cuda', *workers]
         return [sys.executable, '-m', 'pytest', *options, tests]
     options = ['--quick'] if args.tiny else shlex.split(part.options)
     return [sys.executable, part.program, '--device', args.device, *options, '--output', str(results)]
@@ -153,7 +153,7 @@ def _end_all(mark: str) -> None:
 
 
 def test_results(lines: Iterable[str]) -> dict:
-    """Counts, failures with their message, and the slowest tests, from the lines of `_test_report.py`."""
+    """Counts, failures with their message, and the slowest tests, from the lines of `lib/test_report.py`."""
     ended = [json.loads(line) for line in lines]
     counts = Counter(test['outcome'] for test in ended)
     slowest = sorted(ended, key=lambda test: -test['seconds'])[:10]
@@ -177,7 +177,7 @@ def run_part(name: str, args: argparse.Namespace, seconds: float) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         results, log = Path(folder) / 'results', Path(folder) / 'log'
         command, start = command_of(name, args, results), time.monotonic()
-        status = run(command, seconds, log, MERGEMIX_CUDA_TESTS_ON=args.device, **{_test_report.FILE: str(results)})
+        status = run(command, seconds, log, MERGEMIX_CUDA_TESTS_ON=args.device, **{test_report.FILE: str(results)})
         part = dict(
             status=DONE if status == 0 else f'stopped after {seconds:.0f} s' if status is None else f'exit {status}',
             seconds=round(time.monotonic() - start, 1),

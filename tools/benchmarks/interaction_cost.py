@@ -7,7 +7,7 @@ import argparse
 from collections.abc import Callable, Sequence
 
 import torch
-from _measure import add_common_arguments, markdown_table, measure_arms, prepare, ratio_cells, write_json
+from lib.measure import add_common_arguments, markdown_table, measure_arms, prepare, ratio_cells, write_json
 from torch import Tensor, nn
 
 from mergemix_mm.models.attention import InteractionRecorder

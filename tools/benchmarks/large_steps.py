@@ -14,8 +14,8 @@ import aia_step
 import torch
 import torch.nn.functional as F
 import tuning_step
-from _loop import idle_optimizer, training_step
-from _measure import (
+from lib.loops import idle_optimizer, training_step
+from lib.measure import (
     add_common_arguments,
     add_device_arguments,
     interleaved_times,
@@ -26,8 +26,8 @@ from _measure import (
     ratio_range,
     write_json,
 )
+from lib.release_scheme import ReleaseScheme
 from mmengine.config import Config
-from release_scheme import ReleaseScheme
 from torch import Tensor, nn
 
 from mergemix_mm import config_path

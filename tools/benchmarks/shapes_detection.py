@@ -13,9 +13,7 @@ from copy import deepcopy
 from pathlib import Path
 
 import torch
-from _measure import interleaved_times, markdown_table, ratio_cells
-from _runs import Runs, add_run_arguments, paired_table, run_missing
-from detection_training import (
+from lib.detection import (
     build_classifier,
     build_detector,
     draw_crops,
@@ -25,7 +23,9 @@ from detection_training import (
     random_batch,
     train_detector,
 )
-from digits_training import predict, train
+from lib.digits import predict, train
+from lib.measure import interleaved_times, markdown_table, ratio_cells
+from lib.runs import Runs, add_run_arguments, paired_table, run_missing
 from mmengine.registry import MODELS, init_default_scope
 
 from mergemix_mm.missing_ops import INSTALL, has_ops

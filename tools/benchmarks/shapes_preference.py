@@ -11,9 +11,9 @@ import time
 from pathlib import Path
 
 import torch
-from _runs import Runs, add_run_arguments, paired_table, run_missing
-from shapes_tower import pretrain_tower
-from shapes_training import build_tuner, encode, evaluate, train
+from lib.llava import build_tuner, encode, evaluate, train
+from lib.runs import Runs, add_run_arguments, paired_table, run_missing
+from lib.tower import pretrain_tower
 
 SIMPO = dict(type='SimPOHead')
 # The loser 'none', the clean image itself, gives no gradient (test_an_unchanged_loser_gives_no_gradient): it is SFT.

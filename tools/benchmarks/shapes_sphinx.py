@@ -11,11 +11,11 @@ import time
 from pathlib import Path
 
 import torch
-from _measure import markdown_table
-from _runs import Runs, add_run_arguments, mean_and_deviation, paired_table, run_missing
-from sphinx_encoders import pretrain_encoders
-from sphinx_studies import STUDIES, Found, Sizes
-from sphinx_training import language_model_path, pretrain_language_model
+from lib.measure import markdown_table
+from lib.runs import Runs, add_run_arguments, mean_and_deviation, paired_table, run_missing
+from lib.sphinx import language_model_path, pretrain_language_model
+from lib.sphinx_encoders import pretrain_encoders
+from lib.sphinx_studies import STUDIES, Found, Sizes
 
 
 def run(arm: str, seed: int, folder: str, **sizes: int) -> Found:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
-from _measure import (
+from lib.measure import (
     add_common_arguments,
     add_device_arguments,
     autocast,
@@ -19,11 +19,11 @@ from _measure import (
     ratio_range,
     write_json,
 )
+from lib.release_scheme import ReleaseScheme
 from mmengine.registry import MODELS
 from mmpretrain.models.utils.batch_augments import RandomBatchAugment
 from mmpretrain.registry import BATCH_AUGMENTS
 from mmpretrain.structures import DataSample
-from release_scheme import ReleaseScheme
 
 from mergemix_mm.models import MergeMix, MixupClassifier
 

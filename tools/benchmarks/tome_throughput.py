@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
-from _measure import (
+from lib.measure import (
     DTYPES,
     add_common_arguments,
     add_device_arguments,

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from functools import partial
 
 import torch
-from _loop import idle_optimizer, training_step
-from _measure import add_common_arguments, markdown_table, measure_arms, prepare, ratio_cells, write_json
+from lib.loops import idle_optimizer, training_step
+from lib.measure import add_common_arguments, markdown_table, measure_arms, prepare, ratio_cells, write_json
+from lib.release_scheme import ReleaseScheme
 from mmengine.registry import MODELS
-from release_scheme import ReleaseScheme
 from torch import Tensor, nn
 
 from mergemix_mm.functional import simpo_loss

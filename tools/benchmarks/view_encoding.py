@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable, Sequence
 
 import torch
-from _measure import add_common_arguments, interleaved_times, markdown_table, prepare, ratio_cells, write_json
+from lib.measure import add_common_arguments, interleaved_times, markdown_table, prepare, ratio_cells, write_json
 from mmengine.registry import MODELS
 from torch import Tensor
 

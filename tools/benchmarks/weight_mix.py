@@ -13,7 +13,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import torch
-from _measure import add_common_arguments, markdown_table, prepare, ratio_cells, write_json
+from lib.measure import add_common_arguments, markdown_table, prepare, ratio_cells, write_json
 
 from mergemix_mm.engine.weights import StoredWeights, mix_files
 from mergemix_mm.utils.processes import end_with_parent

@@ -1,7 +1,6 @@
 """Memory plans: peaks against measured ones of real steps, and what DDP and FSDP2 make of them."""
 
 import copy
-import sys
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -43,10 +42,9 @@ def scope():
 @pytest.fixture
 def peak_memory(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / 'tools/benchmarks'))
-    from _measure import peak_memory
+    from lib.measure import peak_memory
 
-    yield peak_memory
-    sys.modules.pop('_measure', None)
+    return peak_memory
 
 
 class RealTensors:

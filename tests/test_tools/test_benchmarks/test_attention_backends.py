@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-TOOLS = Path(__file__).parents[2] / 'tools' / 'benchmarks'
+TOOLS = Path(__file__).parents[3] / 'tools' / 'benchmarks'
 
 
 @pytest.fixture

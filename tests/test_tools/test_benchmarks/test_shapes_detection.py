@@ -11,7 +11,7 @@ pytest.importorskip('mmdet', reason="MMDetection is missing: pip install -e '.[d
 from mergemix_mm.missing_ops import INSTALL, has_ops
 
 pytestmark = pytest.mark.slow
-TOOLS = Path(__file__).parents[2] / 'tools' / 'benchmarks'
+TOOLS = Path(__file__).parents[3] / 'tools' / 'benchmarks'
 needs_ops = pytest.mark.skipif(not has_ops(), reason=f'Mask R-CNN needs the compiled ops of onedl-mmcv: {INSTALL}')
 
 
@@ -24,7 +24,7 @@ def load(monkeypatch):
 
 
 def test_the_classifiers_see_every_shape_and_never_the_images_of_the_test(load):
-    training = load('detection_training')
+    training = load('lib.detection')
     data, again, test = (training.draw_crops(60, seed) for seed in (0, 0, 2**31))
     assert torch.equal(data.images, again.images) and torch.equal(data.labels, again.labels)
     assert data.images.shape == (60, 3, 48, 48) and sorted(set(data.labels.tolist())) == list(range(6))
@@ -34,7 +34,7 @@ def test_the_classifiers_see_every_shape_and_never_the_images_of_the_test(load):
 @needs_ops
 @pytest.mark.parametrize('name', ['ViT', 'ConvNeXt'])
 def test_a_frozen_encoder_arrives_in_the_detector_and_stays_as_it_is(load, tmp_path, name):
-    training = load('detection_training')
+    training = load('lib.detection')
     encoder = training.build_classifier(name, None, seed=3).backbone
     torch.save(encoder.state_dict(), tmp_path / 'encoder.pth')
     model = training.build_detector([(name, tmp_path / 'encoder.pth')], mixed=True)
@@ -48,7 +48,7 @@ def test_a_frozen_encoder_arrives_in_the_detector_and_stays_as_it_is(load, tmp_p
 
 @needs_ops
 def test_a_backbone_that_merges_nothing_finds_what_the_plain_one_finds(load):
-    training = load('detection_training')
+    training = load('lib.detection')
     plain = training.build_detector([], mixed=False)
     merged, images = training.build_detector([], mixed=False, num_merge=0.5), torch.randn(1, 3, 96, 96)
     merged.load_state_dict(plain.state_dict())

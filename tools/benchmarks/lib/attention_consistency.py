@@ -5,12 +5,13 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from digit_mixes import copied, cut_boxes, ink_of, score, to_pixels
-from digits_training import Digits
 from torch import Tensor, nn
 
 from mergemix_mm.functional import derangement, sample_lambda, topk_mask
 from mergemix_mm.models.vision_encoders import build_vision_encoder
+
+from .digit_mixes import copied, cut_boxes, ink_of, score, to_pixels
+from .digits import Digits
 
 # Fewer kept patches than this say nothing about a correlation.
 MIN_KEPT = 8

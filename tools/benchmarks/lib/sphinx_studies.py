@@ -4,10 +4,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from sphinx_training import build_tuner, encode_mix, encode_test, evaluate, load_config, load_language_model, train
-
 from mergemix_mm.functional import mix_weights
 from mergemix_mm.toy.scenes import shapes_facts
+
+from .sphinx import build_tuner, encode_mix, encode_test, evaluate, load_config, load_language_model, train
 
 TEST_SEED = 2  # Settings were chosen on the images of seed 1.
 BETAS = (0.0, 0.25, 0.5, 0.75, 1.0)

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from _loop import fit, random_rows, rows
 from mmengine.config import Config
 from mmengine.registry import DATASETS, MODELS
 from mmpretrain.structures import DataSample
@@ -20,6 +19,8 @@ from mergemix_mm import config_path
 from mergemix_mm.datasets import ConversationCollate
 from mergemix_mm.evaluation import AnswerAccuracy, AnswerCalibrationError, POPEMetric
 from mergemix_mm.models import VLMTuner
+
+from .loops import fit, random_rows, rows
 
 CONFIG = 'simpo/tiny-llava_1xb64-sft-coslr-300i_shapes.py'
 

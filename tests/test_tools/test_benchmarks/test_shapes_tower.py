@@ -15,14 +15,19 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture
 def tool(monkeypatch):
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / 'tools' / 'benchmarks'))
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[3] / 'tools' / 'benchmarks'))
     threads = torch.get_num_threads()
     yield importlib.import_module('shapes_tower')
     torch.set_num_threads(threads)
 
 
-def test_images_are_those_of_the_processor_and_labels_those_of_the_scene(tool):
-    images, colors, shapes, masks = next(tool.batches('val', 1, 4, 48, seed=3))
+@pytest.fixture
+def reading(tool):
+    return importlib.import_module('lib.tower')
+
+
+def test_images_are_those_of_the_processor_and_labels_those_of_the_scene(reading):
+    images, colors, shapes, masks = next(reading.batches('val', 1, 4, 48, seed=3))
     dataset = ShapesConversationDataset('val', length=4, seed=3)
     processor = shapes_processor().image_processor
     for i in range(4):
@@ -34,23 +39,23 @@ def test_images_are_those_of_the_processor_and_labels_those_of_the_scene(tool):
         for cell in range(9):
             found = int(colors[i, cell]), int(shapes[i, cell])
             if divmod(cell, 3) in things:
-                assert (tool.COLORS[found[0] - 1], tool.SHAPES[found[1] - 1]) == things[divmod(cell, 3)]
+                assert (reading.COLORS[found[0] - 1], reading.SHAPES[found[1] - 1]) == things[divmod(cell, 3)]
             else:
                 assert found == (0, 0)
 
 
-def test_mixed_channels_stay_within_the_range_of_each_pixel(tool):
+def test_mixed_channels_stay_within_the_range_of_each_pixel(reading):
     torch.manual_seed(0)
     images = torch.rand(8, 3, 4, 4)
-    mixed = tool.mix_channels(images)
+    mixed = reading.mix_channels(images)
     assert (mixed <= images.amax(1, keepdim=True) + 1e-6).all() and (mixed >= images.amin(1, keepdim=True) - 1e-6).all()
     assert (mixed - images).abs().mean() > 0.05
 
 
-def test_shape_heads_never_see_true_colours(tool):
+def test_shape_heads_never_see_true_colours(reading):
     torch.manual_seed(0)
-    tower, heads = tool.CLIPVisionModel(tool.tower_config()), tool.AttributeHeads(96)
-    images, colors, shapes, _ = next(tool.batches('train', 1, 6, 48))
+    tower, heads = reading.CLIPVisionModel(reading.tower_config()), reading.AttributeHeads(96)
+    images, colors, shapes, _ = next(reading.batches('train', 1, 6, 48))
     output = tower(images)
     loss = heads.loss(output, colors, shapes, 4)
     other_colors, other_shapes = colors.clone(), shapes.clone()
@@ -60,15 +65,15 @@ def test_shape_heads_never_see_true_colours(tool):
     assert heads.loss(output, colors, other_shapes, 4) != loss
 
 
-def test_quick_run_saves_a_tower_for_plain_transformers(tool, tmp_path):
+def test_quick_run_saves_a_tower_for_plain_transformers(tool, reading, tmp_path):
     results = tool.main(['--quick', '--threads', '1', '--save', str(tmp_path), '--output', str(tmp_path / 'a.json')])
     assert [row['layer'] for row in results['saliency']] == [2, 3, 4] and (tmp_path / 'a.json').is_file()
     loaded = CLIPVisionModel.from_pretrained(tmp_path)
-    tower, _ = tool.pretrain_tower(3)
+    tower, _ = reading.pretrain_tower(3)
     for (name, one), two in zip(loaded.state_dict().items(), tower.state_dict().values(), strict=True):
         torch.testing.assert_close(one, two, rtol=0, atol=0, msg=name)
 
 
-def test_a_short_training_reads_colours(tool):
-    tower, heads = tool.pretrain_tower(40)
+def test_a_short_training_reads_colours(tool, reading):
+    tower, heads = reading.pretrain_tower(40)
     assert tool.measure(tower, heads, 'train', 64)['color'] > 0.5

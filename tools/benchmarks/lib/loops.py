@@ -4,9 +4,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import cycle, islice
 
 import torch
-from _runs import warmup_cosine
 from mmengine.model import BaseModel
 from torch import Tensor, nn
+
+from .runs import warmup_cosine
 
 Batch = dict[str, Tensor | str]
 

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 pytestmark = pytest.mark.slow
 
-TOOLS = Path(__file__).parents[2] / 'tools' / 'benchmarks'
+TOOLS = Path(__file__).parents[3] / 'tools' / 'benchmarks'
 
 
 @pytest.fixture

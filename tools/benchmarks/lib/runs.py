@@ -10,9 +10,10 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
 import torch
-from _measure import markdown_table, write_json
 
 from mergemix_mm.utils.processes import end_with_parent
+
+from .measure import markdown_table, write_json
 
 Runs = dict[str, dict[str, float]]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-TOOLS = Path(__file__).parents[2] / 'tools' / 'benchmarks'
+TOOLS = Path(__file__).parents[3] / 'tools' / 'benchmarks'
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def load(monkeypatch):
 
 
 def test_arms_take_turns_and_the_order_turns_round_every_round(load):
-    measure, calls = load('_measure'), []
+    measure, calls = load('lib.measure'), []
     times = measure.interleaved_times(
         {name: lambda name=name: calls.append(name) for name in 'abc'}, rounds=3, warmup=1
     )
@@ -32,7 +32,7 @@ def test_arms_take_turns_and_the_order_turns_round_every_round(load):
 
 
 def test_times_are_seconds_of_each_arm(load):
-    times = load('_measure').interleaved_times(
+    times = load('lib.measure').interleaved_times(
         {'sleep': lambda: time.sleep(0.05), 'nothing': lambda: None}, 1, warmup=0
     )
     assert times['sleep'][0] >= 0.05 > times['nothing'][0]
@@ -40,11 +40,11 @@ def test_times_are_seconds_of_each_arm(load):
 
 def test_zero_rounds_are_refused(load):
     with pytest.raises(ValueError, match='rounds=0'):
-        load('_measure').interleaved_times({'a': lambda: None}, rounds=0)
+        load('lib.measure').interleaved_times({'a': lambda: None}, rounds=0)
 
 
 def test_ratios_are_taken_within_a_round(load):
-    measure = load('_measure')
+    measure = load('lib.measure')
     # The machine gets ten times slower; the arm stays twice as expensive as the reference.
     assert measure.median_ratio([2.0, 20.0, 3.0], [1.0, 10.0, 1.0]) == 2.0
     assert measure.ratio_range([2.0, 20.0, 3.0], [1.0, 10.0, 1.0]) == (2.0, 3.0)
@@ -59,12 +59,12 @@ def test_peak_memory_counts_what_is_held_together(load):
         return held, torch.empty(2 * megabyte)
 
     before = torch.empty(7 * megabyte)  # Is there already, so it does not count.
-    assert load('_measure').peak_memory(function) == pytest.approx(6, abs=0.01)
+    assert load('lib.measure').peak_memory(function) == pytest.approx(6, abs=0.01)
     del before
 
 
 def test_table_aligns_numbers_to_the_right_and_shows_a_dash_for_nothing(load):
-    table = load('_measure').markdown_table(['arm', 'time (s)'], [['CutMix', '1.25'], ['none', None]])
+    table = load('lib.measure').markdown_table(['arm', 'time (s)'], [['CutMix', '1.25'], ['none', None]])
     assert table.splitlines() == [
         '| arm    | time (s) |',
         '| ------ | -------: |',
@@ -74,7 +74,7 @@ def test_table_aligns_numbers_to_the_right_and_shows_a_dash_for_nothing(load):
 
 
 def test_json_replaces_the_file_whole_or_not_at_all(load, tmp_path):
-    measure, path = load('_measure'), tmp_path / 'new' / 'result.json'
+    measure, path = load('lib.measure'), tmp_path / 'new' / 'result.json'
     measure.write_json(path, dict(value=1))
     with pytest.raises(ValueError):
         measure.write_json(path, dict(value=float('nan')))
@@ -92,14 +92,14 @@ def test_visible_ink_counts_either_digit_where_it_is_shown(load):
     masks[0, 0, :3] = True  # Three pixels of the own digit in the top row,
     partner_masks[0, :, 1] = True  # four of the partner's in the second column,
     own[0, :, :2] = True  # and the image keeps its two left columns.
-    mine, other = load('digit_mixes').visible_ink(masks, partner_masks, own)
+    mine, other = load('lib.digit_mixes').visible_ink(masks, partner_masks, own)
     assert (mine.item(), other.item()) == (2, 0)
-    mine, other = load('digit_mixes').visible_ink(masks, partner_masks, ~own)
+    mine, other = load('lib.digit_mixes').visible_ink(masks, partner_masks, ~own)
     assert (mine.item(), other.item()) == (1, 4)
 
 
 def test_boxes_leave_the_share_of_pixels_that_the_ratio_says(load):
-    own, ratio = load('digit_mixes').cut_boxes(torch.tensor([0.0, 0.3, 0.9, 1.0]), (32, 32))
+    own, ratio = load('lib.digit_mixes').cut_boxes(torch.tensor([0.0, 0.3, 0.9, 1.0]), (32, 32))
     torch.testing.assert_close(own.float().mean(dim=(1, 2)), ratio)
     assert ratio[3] == 1 and bool((ratio[:3] < 1).all())
 
@@ -111,12 +111,12 @@ def test_resized_mask_keeps_its_shape_inside_the_box(load):
     own[:, 2:6, 0:4] = False
     expected = torch.zeros_like(mask)
     expected[:, 2:6, 2:4] = True
-    assert torch.equal(load('digit_mixes').resize_into(mask, own), expected)
+    assert torch.equal(load('lib.digit_mixes').resize_into(mask, own), expected)
 
 
 def test_patches_spread_over_their_pixels(load):
     mask = torch.tensor([[True, False, False, True]])
-    pixels = load('digit_mixes').to_pixels(mask, (2, 2), (4, 4))
+    pixels = load('lib.digit_mixes').to_pixels(mask, (2, 2), (4, 4))
     assert torch.equal(pixels, mask.view(1, 2, 2).repeat_interleave(2, dim=1).repeat_interleave(2, dim=2))
 
 
@@ -124,7 +124,7 @@ def test_all_ways_mix_with_the_same_lambdas_and_partners(load):
     from mergemix_mm.functional import TokenGroups
     from mergemix_mm.models.vision_encoders import PatchScores
 
-    mixes, generator = load('digit_mixes'), torch.Generator().manual_seed(0)
+    mixes, generator = load('lib.digit_mixes'), torch.Generator().manual_seed(0)
     saliency = torch.rand(6, 64, generator=generator)
     scores = PatchScores(saliency, TokenGroups.identity(6, 65), (8, 8), 1)
     masks = torch.ones(6, 32, 32, dtype=torch.bool)  # Ink everywhere: the visible share is the share of pixels.
@@ -142,7 +142,7 @@ def test_all_ways_mix_with_the_same_lambdas_and_partners(load):
 
 
 def test_correlations_equal_those_of_scipy(load):
-    consistency, stats = load('attention_consistency'), pytest.importorskip('scipy.stats')
+    consistency, stats = load('lib.attention_consistency'), pytest.importorskip('scipy.stats')
     generator = torch.Generator().manual_seed(0)
     a, b = torch.randint(8, (2, 3, 20), generator=generator).float()  # Few values: many ties.
     for name, function in (('pearson', stats.pearsonr), ('spearman', stats.spearmanr)):
@@ -152,7 +152,7 @@ def test_correlations_equal_those_of_scipy(load):
 
 def test_overlap_of_the_top_fifth(load):
     rising = torch.arange(20.0)[None]
-    consistency = load('attention_consistency')
+    consistency = load('lib.attention_consistency')
     assert consistency.top_overlap(rising, rising.exp()).item() == 1
     assert consistency.top_overlap(rising, -rising).item() == 0
     assert consistency.top_overlap(rising, rising.roll(2)).item() == 0.5
@@ -176,7 +176,7 @@ def test_mixes_that_show_no_ink_are_counted_and_left_out(load):
 
 def test_merge_matrix_sends_every_token_to_one_place_and_keeps_the_prefix(load):
     metric = torch.randn(17, 8, generator=torch.Generator().manual_seed(0))
-    matrix = load('release_scheme')._merge_matrix(metric, 5, protected=1)
+    matrix = load('lib.release_scheme')._merge_matrix(metric, 5, protected=1)
     assert matrix.shape == (17, 12)
     assert matrix.sum(dim=1).tolist() == [1] * 17
     assert matrix[0, 0] == 1 and matrix[:, 0].sum() == 1
@@ -186,7 +186,7 @@ def test_merge_matrix_sends_every_token_to_one_place_and_keeps_the_prefix(load):
 def test_release_scheme_scores_as_ours_does_where_nothing_merges(load):
     from mergemix_mm.models import MergeMix
 
-    step_cost, release_scheme = load('step_cost'), load('release_scheme')
+    step_cost, release_scheme = load('step_cost'), load('lib.release_scheme')
     backbone = step_cost.build_backbone(step_cost.parse_args(['--quick']), 32)
     backbone.eval()
     images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -284,7 +284,7 @@ def test_the_same_seed_gives_the_same_run(load):
 def test_the_table_shows_mean_deviation_and_paired_difference(load):
     numbers = {'CutMix/0': 40.0, 'CutMix/1': 50.0, 'Mixup/0': 43.0, 'Mixup/1': 51.0}
     runs = {key: dict(accuracy=value) for key, value in numbers.items()}
-    rows = load('_runs').paired_table(runs, ['CutMix', 'Mixup'], 2, dict(accuracy='top-1 %'), 'CutMix').splitlines()
+    rows = load('lib.runs').paired_table(runs, ['CutMix', 'Mixup'], 2, dict(accuracy='top-1 %'), 'CutMix').splitlines()
     assert [cell.strip() for cell in rows[0].split('|')[1:4]] == ['arm', 'top-1 %', 'to CutMix']
     assert [cell.strip() for cell in rows[2].split('|')[1:4]] == ['CutMix', '45.00 ± 7.07', '-']
     assert [cell.strip() for cell in rows[3].split('|')[1:4]] == ['Mixup', '47.00 ± 5.66', '+2.00 ± 1.41']

@@ -13,8 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from _runs import warmup_cosine
-from digits_training import Digits
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from mmengine.logging import MMLogger
@@ -25,6 +23,9 @@ from torch import Tensor, nn
 from mergemix_mm import config_path
 from mergemix_mm.toy.drawing import draw_clutter, draw_thing, to_uint8
 from mergemix_mm.toy.scenes import COLORS, SHAPES
+
+from .digits import Digits
+from .runs import warmup_cosine
 
 CONFIG = 'transfer/tiny-mask-rcnn-vit_1xb16-scratch-coslr-6e_shapes.py'
 MIX_CONFIG = 'transfer/tiny-mask-rcnn-vit-convnext_1xb16-scratch-coslr-6e_shapes.py'

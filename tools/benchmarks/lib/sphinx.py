@@ -12,11 +12,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from _loop import Batch, fit, rows
 from mmengine.config import Config
 from mmengine.registry import DATASETS, METRICS, MODELS
 from mmpretrain.structures import DataSample
-from sphinx_encoders import ENCODERS, GRIDS, SIZE, WIDTH, load_encoder
 from torch import Tensor, nn
 
 from mergemix_mm import config_path
@@ -24,6 +22,9 @@ from mergemix_mm.datasets import ConversationCollate, TaskMixDataset, TaskMixSam
 from mergemix_mm.models import VLMTuner
 from mergemix_mm.toy.scenes import ANSWERS, shapes_facts
 from mergemix_mm.utils.files import replaced_file
+
+from .loops import Batch, fit, rows
+from .sphinx_encoders import ENCODERS, GRIDS, SIZE, WIDTH, load_encoder
 
 CONFIG = '_base_/models/tiny-sphinx_shapes.py'
 OPTIMIZER = dict(lr=1e-3, betas=(0.9, 0.95), weight_decay=0.05)

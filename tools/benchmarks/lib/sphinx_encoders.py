@@ -5,9 +5,7 @@ from functools import lru_cache
 from pathlib import Path
 
 import torch
-from _measure import markdown_table
 from mmpretrain.models.utils import build_2d_sincos_position_embedding
-from shapes_tower import labelled, pretrain_tower
 from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
@@ -15,6 +13,9 @@ from mergemix_mm.functional import resize
 from mergemix_mm.models.backbones.encoder_branch import EncoderBranch
 from mergemix_mm.toy import ShapesTaskDataset
 from mergemix_mm.utils.files import replaced_folder
+
+from .measure import markdown_table
+from .tower import labelled, pretrain_tower
 
 SIZE, PATCH = 48, 8
 WIDTH = 64

@@ -9,7 +9,7 @@ import torch
 
 pytestmark = pytest.mark.slow
 
-TOOLS = Path(__file__).parents[2] / 'tools' / 'benchmarks'
+TOOLS = Path(__file__).parents[3] / 'tools' / 'benchmarks'
 IMAGE_TOKEN = 216
 
 
@@ -27,13 +27,13 @@ def folder(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(TOOLS))
         parts = tmp_path_factory.mktemp('sphinx') / 'parts'
-        importlib.import_module('sphinx_encoders').pretrain_encoders(parts, 2, num_images=8)
-        importlib.import_module('sphinx_training').pretrain_language_model(parts, 2, seed=0)
+        importlib.import_module('lib.sphinx_encoders').pretrain_encoders(parts, 2, num_images=8)
+        importlib.import_module('lib.sphinx').pretrain_language_model(parts, 2, seed=0)
     return parts
 
 
 def test_random_rows_come_from_each_batch_in_turn_and_repeat_with_the_seed(load):
-    loop = load('_loop')
+    loop = load('lib.loops')
     batches = [dict(input_ids=torch.arange(100 * i, 100 * i + 50), task=name) for i, name in enumerate('ab')]
     first, second = ([next(rows) for _ in range(4)] for rows in (loop.random_rows(batches, 8, seed=3) for _ in '12'))
     assert [batch['task'] for batch in first] == ['a', 'b', 'a', 'b']
@@ -45,14 +45,14 @@ def test_random_rows_come_from_each_batch_in_turn_and_repeat_with_the_seed(load)
 
 def test_grey_images_hide_which_channel_is_which(load):
     images = torch.rand(2, 3, 48, 48, generator=torch.Generator().manual_seed(0))
-    grey = load('sphinx_encoders').grey(images)
+    grey = load('lib.sphinx_encoders').grey(images)
     assert grey.shape == images.shape
-    torch.testing.assert_close(grey, load('sphinx_encoders').grey(images[:, [2, 0, 1]]))
+    torch.testing.assert_close(grey, load('lib.sphinx_encoders').grey(images[:, [2, 0, 1]]))
     torch.testing.assert_close(grey[:, 0], images.mean(dim=1))
 
 
 def test_blurred_images_keep_large_tones_and_lose_fine_patterns(load):
-    blurred = load('sphinx_encoders').blurred
+    blurred = load('lib.sphinx_encoders').blurred
     halves = torch.zeros(1, 3, 48, 48)
     halves[..., 24:] = 1
     assert blurred(halves)[..., :12].max() < 0.05 and blurred(halves)[..., 36:].min() > 0.95
@@ -63,15 +63,15 @@ def test_blurred_images_keep_large_tones_and_lose_fine_patterns(load):
 
 @pytest.mark.parametrize(('coloured', 'taught'), [(0.0, 1), (1.0, 0)])
 def test_a_tower_for_one_attribute_does_not_teach_the_heads_of_the_other(load, coloured, taught):
-    tower = load('shapes_tower')
-    data = load('sphinx_encoders').scenes(2, 4, seed=0)
+    tower = load('lib.tower')
+    data = load('lib.sphinx_encoders').scenes(2, 4, seed=0)
     _, heads = tower.pretrain_tower(2, data=data, coloured=coloured)
     assert heads.in_cell[taught].weight.grad.abs().sum() > 0
     assert heads.in_cell[1 - taught].weight.grad is None and heads.present[1 - taught].weight.grad is None
 
 
 def test_scenes_alternate_between_large_and_small_things(load):
-    batches = list(load('sphinx_encoders').scenes(3, 5, seed=1))
+    batches = list(load('lib.sphinx_encoders').scenes(3, 5, seed=1))
     assert [batch[1].shape for batch in batches] == [(5, 9), (5, 36), (5, 9)]
     for images, colors, shapes in batches:
         assert images.shape == (5, 3, 48, 48)
@@ -79,7 +79,7 @@ def test_scenes_alternate_between_large_and_small_things(load):
 
 
 def test_batches_have_one_modality_and_tasks_their_weights(load):
-    training = load('sphinx_training')
+    training = load('lib.sphinx')
     mix = training.encode_mix((('vqa', 3), ('text_only', 1)), 16)
     batches = training.mixed_rows(mix, 8, seed=0)
     found = [next(batches) for _ in range(16)]
@@ -93,7 +93,7 @@ def test_batches_have_one_modality_and_tasks_their_weights(load):
 
 
 def test_training_leaves_the_encoders_as_they_are(load, folder):
-    training = load('sphinx_training')
+    training = load('lib.sphinx')
     tuner = training.build_tuner(folder, 0)
     before = {key: value.clone() for key, value in tuner.state_dict().items()}
     training.train(tuner, training.encode_mix((('color', 1),), 16), 2, seed=0, batch_size=4)
@@ -103,7 +103,7 @@ def test_training_leaves_the_encoders_as_they_are(load, folder):
 
 
 def test_a_frozen_language_model_keeps_its_loss_and_a_trained_one_does_not(load, folder):
-    studies = load('sphinx_studies')
+    studies = load('lib.sphinx_studies')
     sizes, arms = studies.Sizes(2, 16, 4), studies.STUDIES['unfreezing'].arms
     frozen, trained = (studies.unfreezing(arms[name], 0, sizes, folder) for name in ('frozen', 'unfrozen'))
     assert frozen['text_only'] == frozen['before'] == trained['before']
@@ -111,7 +111,7 @@ def test_a_frozen_language_model_keeps_its_loss_and_a_trained_one_does_not(load,
 
 
 def test_specialists_branch_from_the_start_and_mix_by_beta(load, folder, monkeypatch):
-    studies, order = load('sphinx_studies'), iter((1, 10, 20, 30))
+    studies, order = load('lib.sphinx_studies'), iter((1, 10, 20, 30))
 
     def train(tuner, *_):  # Start, colour, shape, both.
         with torch.no_grad():

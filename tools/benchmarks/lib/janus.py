@@ -9,7 +9,6 @@ from copy import deepcopy
 from functools import lru_cache
 
 import torch
-from _loop import Batch, fit, random_rows, rows
 from mmengine.config import Config
 from mmengine.registry import DATASETS, MODELS
 from mmpretrain.structures import DataSample
@@ -23,6 +22,8 @@ from mergemix_mm.models.losses import AIALoss
 from mergemix_mm.models.tuners import UnifiedTuner
 from mergemix_mm.toy import ShapesGenerationMetric
 from mergemix_mm.toy.mosaic_codes import MosaicCodes
+
+from .loops import Batch, fit, random_rows, rows
 
 CONFIG = 'aia/tiny-janus_1xb32-ntp-coslr-400i_shapes.py'
 IMAGE_SIZE = 48  # 6 x 6 tokens and codes, which takes half the time of the config's 8 x 8.

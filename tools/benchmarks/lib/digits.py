@@ -10,13 +10,14 @@ from functools import lru_cache
 
 import numpy as np
 import torch
-from _runs import warmup_cosine
 from mmengine.config import Config
 from mmengine.registry import DATASETS, MODELS
 from mmpretrain.structures import DataSample
 from torch import Tensor, nn
 
 from mergemix_mm import config_path
+
+from .runs import warmup_cosine
 
 CONFIG = 'mergemix/vit-tiny_1xb32-mergemix-coslr-230e_cluttered-digits.py'
 

@@ -10,7 +10,7 @@ import psutil
 import pytest
 import torch
 
-TOOLS = Path(__file__).parents[2] / 'tools' / 'benchmarks'
+TOOLS = Path(__file__).parents[3] / 'tools' / 'benchmarks'
 MEASURE = """
 import argparse, json, pathlib, sys, time
 parser = argparse.ArgumentParser()
@@ -90,7 +90,7 @@ def test_tests_are_reported_one_by_one_as_they_end(suite, tmp_path, monkeypatch)
         'def test_left_out(): pass\n'
         'def test_dies(): os.kill(os.getpid(), signal.SIGKILL)\n'
     )
-    command = [sys.executable, '-m', 'pytest', '-q', '-p', '_test_report', '-p', 'no:cacheprovider', str(tmp_path)]
+    command = [sys.executable, '-m', 'pytest', '-q', '-p', 'lib.test_report', '-p', 'no:cacheprovider', str(tmp_path)]
     report = tmp_path / 'report'
     assert suite.run(command, 1000, tmp_path / 'log', MERGEMIX_TEST_REPORT=str(report)) == -signal.SIGKILL
     results = suite.test_results(report.read_text().splitlines())

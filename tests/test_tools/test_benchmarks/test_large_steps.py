@@ -9,7 +9,7 @@ import torch
 
 pytestmark = pytest.mark.slow
 
-TOOLS = Path(__file__).parents[2] / 'tools' / 'benchmarks'
+TOOLS = Path(__file__).parents[3] / 'tools' / 'benchmarks'
 
 
 @pytest.fixture

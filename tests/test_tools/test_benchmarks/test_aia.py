@@ -9,7 +9,7 @@ import torch
 
 pytestmark = pytest.mark.slow
 
-TOOLS = Path(__file__).parents[2] / 'tools' / 'benchmarks'
+TOOLS = Path(__file__).parents[3] / 'tools' / 'benchmarks'
 CURVES = dict(gen=dict(mean=[0.4, 0.6], std=[0.01, 0.1]), und=dict(mean=[0.1, 0.2], std=[0.2, 0.2]))
 
 
@@ -38,7 +38,7 @@ def test_targets_are_the_curves_those_of_the_other_task_or_flat(load, kind, gen,
 
 
 def test_aia_without_weight_trains_as_no_aia_does_and_is_switched_off_behind(load):
-    training = load('unified_training')
+    training = load('lib.janus')
     aia, weights = load('aia_targets').AIALoss('janus_pro', weight=0.0), []
     batches = {task: training.encode(task, 16)[0] for task in training.TASKS}
     for criterion in (None, aia):
