@@ -1,21 +1,21 @@
 """Every config that names released weights, at full width and depth: parameters, names, and tokens of an image.
 
-Nothing is downloaded, and no memory is taken: the models lie on the meta device, their configs in tests/hub_configs.py.
+Nothing is downloaded, and no memory is taken: the models lie on the meta device, their configs in
+mergemix_mm/engine/planning/released.py.
 """
 
 import math
 
-import hub_configs
 import pytest
 import tiny_vlms
 import torch
 import yaml
-from hub_configs import ALL, HUB
 from mmengine.registry import init_default_scope
 from mmengine.utils import get_installed_path
 from repository_configs import config_files, load, parametrize
 
 from mergemix_mm.engine.planning import StepMemory, build_weightless, image_input, part_sizes, training_batches
+from mergemix_mm.engine.planning.released import FOLDERS, RELEASED
 from mergemix_mm.models.tuners import BaseTuner
 
 VLMS = [path for folder in ('simpo', 'aia', 'sphinx') for path in config_files(folder) if 'tiny-' not in path.stem]
@@ -56,6 +56,7 @@ IMAGE_TOKENS = {
 }
 
 
+ALL = RELEASED | {folder: RELEASED[name] for folder, name in FOLDERS.items()}
 MODELS_OF_CONFIGS = {}
 
 
@@ -84,7 +85,7 @@ def base_name(cfg):
     """The hub model that the weights of a config go back to."""
     vlm = cfg.model.vlm
     name = vlm.get('pretrained') or vlm.language_model.pretrained
-    return hub_configs.FOLDERS.get(name, name)
+    return FOLDERS.get(name, name)
 
 
 # Vision-language models.
@@ -107,7 +108,8 @@ def test_a_config_builds_at_the_published_size(path):
                 assert count(branch.encoder) == pytest.approx(846.47e6 - 3072 * 1000, rel=1e-4)
             else:
                 start = dict(CLIPVisionModel='openai/clip-vit-l', Dinov2Model='facebook', Blip2VisionModel='Salesforce')
-                own = next(hub for key, part in start.items() for hub in HUB if kind.startswith(key) and part in hub)
+                (part,) = (part for key, part in start.items() if kind.startswith(key))
+                own = next(name for name in RELEASED if part in name)
                 assert close(count(branch.encoder), own), own
     elif cfg.model.vlm.get('lora'):
         # The adapters of rank r of a matrix [n, m] have r * (n + m), and the projector is there twice, in peft's way.
@@ -127,19 +129,21 @@ def test_a_config_builds_at_the_published_size(path):
     assert {p.dtype for p in network.parameters() if p.requires_grad} == {torch.float32}
 
 
-@pytest.mark.parametrize('name', [name for name, one in HUB.items() if one['model_type'] in tiny_vlms.ALL_FAMILIES])
+@pytest.mark.parametrize(
+    'name', [name for name, one in RELEASED.items() if one['model_type'] in tiny_vlms.ALL_FAMILIES]
+)
 def test_names_and_shapes_are_those_of_the_librarys_own_class(name):
     import transformers
 
-    config = dict(HUB[name])
+    config = dict(RELEASED[name])
     config = transformers.AutoConfig.for_model(config.pop('model_type'), **config)
     config.tie_word_embeddings = 'Qwen' in name  # Version 5 would tie where a file says nothing.
     with torch.device('meta'):
         own = transformers.AutoModelForImageTextToText.from_config(config)
     expected = {key: value.shape for key, value in own.state_dict().items()}
-    kind = dict(janus='JanusModel', emu3='Emu3Model').get(HUB[name]['model_type'], 'HFVisionLanguageModel')
+    kind = dict(janus='JanusModel', emu3='Emu3Model').get(RELEASED[name]['model_type'], 'HFVisionLanguageModel')
     init_default_scope('mmpretrain')
-    vlm = build_weightless(dict(type=kind, pretrained=name), HUB)
+    vlm = build_weightless(dict(type=kind, pretrained=name), RELEASED)
     assert {key: value.shape for key, value in vlm.model.state_dict().items()} == expected
     # Head and embeddings are one weight in Qwen2.5-VL-3B only, as its files are: the number of parameters says it too.
     tied = own.get_output_embeddings().weight is own.get_input_embeddings().weight

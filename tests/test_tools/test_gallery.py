@@ -45,7 +45,7 @@ def in_process(run_tool, monkeypatch):
 
 
 def write_sweep(path):
-    studies = importlib.import_module('lib.sphinx_studies')
+    studies = importlib.import_module('shapes_sphinx')
     (arm,) = studies.STUDIES['weights'].arms
     models = ('start', 'both', *(f'beta {beta}' for beta in studies.BETAS))
     found = {f'{model}/{task}': 50.0 + i for i, model in enumerate(models) for task in ('color', 'shape')}

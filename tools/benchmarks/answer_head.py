@@ -2,7 +2,7 @@
 
 import argparse
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -21,8 +21,8 @@ from torch import Tensor
 from mergemix_mm.functional import answer_logps, simpo_loss
 
 
-def parse_args() -> argparse.Namespace:
-    """Read the command line."""
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('--pairs', type=int, nargs='+', default=[1, 4], help='winners, and as many losers')
     parser.add_argument('--length', type=int, default=700, help='tokens of a sequence (default: %(default)s)')
@@ -32,7 +32,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--rounds', type=int, default=7, help='(default: %(default)s)')
     add_common_arguments(parser)
     add_device_arguments(parser)
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     if args.quick:
         args.length, args.answer, args.vocabulary, args.hidden, args.rounds = 40, 8, 50, 16, 1
     return args
@@ -63,9 +63,13 @@ def answer_tokens(chosen: Tensor, rejected: Tensor, weight: Tensor, labels: Tens
     return -won.sum() / length.sum() + simpo_loss(won / length, lost / length, beta=1.0, margin=0.5).mean()
 
 
-def main() -> None:
-    """Measure a trained and a frozen head."""
-    args = parse_args()
+def main(argv: Sequence[str] | None = None) -> list[dict]:
+    """Measure a trained and a frozen head.
+
+    Returns:
+        list[dict]: For each head and number of pairs, ``times`` (s) and ``memory`` (MB) of both ways.
+    """
+    args = parse_args(argv)
     prepare(args)
     rows, results = [], []
     for trained, pairs in itertools.product((True, False), args.pairs):
@@ -87,6 +91,7 @@ def main() -> None:
             write_json(args.output, dict(benchmark='answer_head', options=vars(args), heads=results))
     header = ('head', 'pairs', 'full logits (MB)', 'answer tokens (MB)', 'memory ratio', 'time ratio (range)')
     print(markdown_table(header, rows))
+    return results
 
 
 def measure(args: argparse.Namespace, pairs: int, trained: bool) -> dict:

@@ -6,15 +6,11 @@ import argparse
 import gc
 import math
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-import aia_step
 import torch
-import torch.nn.functional as F
-import tuning_step
-from lib.loops import idle_optimizer, training_step
 from lib.measure import (
     add_common_arguments,
     add_device_arguments,
@@ -27,78 +23,49 @@ from lib.measure import (
     write_json,
 )
 from lib.release_scheme import ReleaseScheme
+from lib.steps import (
+    IMAGE,
+    SPECIAL_TOKENS,
+    TASKS,
+    TINY_JANUS,
+    TINY_LLAVA,
+    build_janus,
+    build_llava,
+    idle_optimizer,
+    janus_step,
+    llava_losses,
+    on_device,
+    plain_janus_losses,
+    plain_llava_losses,
+    random_conversations,
+    random_tasks,
+    release_llava_losses,
+    small_janus,
+    small_llava,
+    training_step,
+)
 from mmengine.config import Config
 from torch import Tensor, nn
 
 from mergemix_mm import config_path
+from mergemix_mm.engine.planning.released import RELEASED
 from mergemix_mm.functional.interaction import BACKENDS
-from mergemix_mm.models import UnifiedTuner
 
 # What is trained, and how: LoRA, parts, MergeMix and checkpointing come from these configs.
 RECIPES = dict(
     llava='simpo/llava-v1.5-7b_8xb16-simpo-mergemix-lora-coslr-1e_llava-mix665k.py',
     janus='aia/janus-pro-1b_8xb16-aia-coslr-1e_llava-mix665k-t2i.py',
 )
-# The released sizes. Ids of special tokens are those of the small models: they cost nothing.
-LLAVA_7B = dict(
-    model_type='llava',
-    vision_config=dict(
-        model_type='clip_vision_model',
-        hidden_size=1024,
-        intermediate_size=4096,
-        num_hidden_layers=24,
-        num_attention_heads=16,
-        image_size=336,
-        patch_size=14,
-        projection_dim=768,
+# The released sizes. Ids of special tokens are those of the small models, because they do not change the cost.
+SIZES = dict(
+    llava=RELEASED['llava-hf/llava-1.5-7b-hf'] | dict(image_token_index=IMAGE),
+    janus=RELEASED['deepseek-community/Janus-Pro-1B']
+    | dict(
+        image_token_id=IMAGE,
+        text_config=RELEASED['deepseek-community/Janus-Pro-1B']['text_config'] | SPECIAL_TOKENS,
     ),
-    text_config=dict(
-        model_type='llama',
-        vocab_size=32064,
-        hidden_size=4096,
-        intermediate_size=11008,
-        num_hidden_layers=32,
-        num_attention_heads=32,
-        num_key_value_heads=32,
-        tie_word_embeddings=False,
-    ),
-    image_token_index=tuning_step.IMAGE_TOKEN,
 )
-JANUS_1B = dict(
-    model_type='janus',
-    vision_config=dict(
-        hidden_size=1024,
-        num_hidden_layers=24,
-        num_attention_heads=16,
-        image_size=384,
-        patch_size=16,
-        num_image_tokens=576,
-        projection_dim=2048,
-        depth=2,
-    ),
-    text_config=dict(
-        model_type='llama',
-        vocab_size=102400,
-        hidden_size=2048,
-        intermediate_size=5632,
-        num_hidden_layers=24,
-        num_attention_heads=16,
-        num_key_value_heads=16,
-        tie_word_embeddings=False,
-        **aia_step.SPECIAL_TOKENS,
-    ),
-    vq_config=dict(
-        embed_dim=8,
-        num_embeddings=16384,
-        latent_channels=256,
-        base_channels=128,
-        channel_multiplier=[1, 1, 2, 2, 4],
-        num_res_blocks=2,
-        projection_dim=2048,
-        image_token_embed_dim=2048,
-    ),
-    image_token_id=aia_step.IMAGE,
-)
+TINY = dict(llava=small_llava(**TINY_LLAVA), janus=small_janus(**TINY_JANUS))
 LIBRARY, SFT, NTP = "transformers' loop", 'SFT', 'next tokens alone'
 # How far apart losses, and norms of gradients, may be that two ways compute of the same.
 TOLERANCE = dict(float32=(1e-4, 1e-3), bfloat16=(1e-2, 5e-2), float16=(1e-2, 5e-2))
@@ -156,18 +123,9 @@ def recipe(name: str, args: argparse.Namespace) -> dict:
     """The config of a tuner as its recipe has it, but with random weights."""
     model = Config.fromfile(config_path(RECIPES[name])).model.to_dict()
     del model['vlm']['pretrained'], model['processor']
-    if args.quick:
-        small = dict(llava=tuning_step, janus=aia_step)[name]
-        config = small.small_config(small.parse_args(['--quick']))
-    else:
-        config = dict(llava=LLAVA_7B, janus=JANUS_1B)[name]
+    config = (TINY if args.quick else SIZES)[name]
     model['vlm'] |= dict(config=config, dtype=args.dtype)
     return model
-
-
-def on_device(batch: Mapping, device: torch.device) -> dict:
-    """A batch with its tensors on a device."""
-    return {key: value.to(device) if torch.is_tensor(value) else value for key, value in batch.items()}
 
 
 def llava_groups(args: argparse.Namespace) -> Iterator[Group]:
@@ -177,18 +135,18 @@ def llava_groups(args: argparse.Namespace) -> Iterator[Group]:
     if args.quick:
         del mixer['num_merge']  # Of 576 patches; a tiny tower has less.
     with args.device:  # Weights are drawn where they stay: none of them passes through the host.
-        sft = tuning_step.build_tuner(model['vlm'])
+        sft = build_llava(model['vlm'])
     sft.to(args.device)
-    batch = on_device(tuning_step.random_batch(config, args.batch_size, args.prompt, args.answer), args.device)
-    mergemix, swap = (tuning_step.build_tuner(sft.vlm, one) for one in (mixer, dict(type='SwapImages')))
-    release = tuning_step.build_tuner(sft.vlm, ReleaseScheme(num_merge=mixer.get('num_merge')))
+    batch = on_device(random_conversations(config, args.batch_size, args.prompt, args.answer), args.device)
+    mergemix, swap = (build_llava(sft.vlm, one) for one in (mixer, dict(type='SwapImages')))
+    release = build_llava(sft.vlm, ReleaseScheme(num_merge=mixer.get('num_merge')))
     check_losers(mergemix, batch)
     losses = {
-        LIBRARY: partial(tuning_step.transformers_losses, sft),
-        SFT: partial(tuning_step.tuner_losses, sft),
-        'SFT + SimPO, MergeMix': partial(tuning_step.tuner_losses, mergemix),
-        'SFT + SimPO, swap': partial(tuning_step.tuner_losses, swap),
-        'scheme of the release, MergeMix': partial(tuning_step.release_losses, release),
+        LIBRARY: partial(plain_llava_losses, sft),
+        SFT: partial(llava_losses, sft),
+        'SFT + SimPO, MergeMix': partial(llava_losses, mergemix),
+        'SFT + SimPO, swap': partial(llava_losses, swap),
+        'scheme of the release, MergeMix': partial(release_llava_losses, release),
     }
     optimizer = idle_optimizer(sft)
     arms = {name: training_step(partial(function, batch), optimizer) for name, function in losses.items()}
@@ -211,31 +169,17 @@ def janus_groups(args: argparse.Namespace) -> Iterator[Group]:
     model = recipe('janus', args)
     config = model['vlm']['config']
     with args.device:
-        tuner = aia_step.build_tuner(model['vlm'])
+        tuner = build_janus(model['vlm'])
     tuner.to(args.device)
     optimizer = idle_optimizer(tuner)
     length = config['vision_config']['num_image_tokens'] + args.prompt + args.answer
-    for task, batch in aia_step.random_batches(config, args.batch_size, length, args.answer).items():
+    for task, batch in random_tasks(config, args.batch_size, length, args.answer).items():
         batch = on_device(batch, args.device)
-        arms = {LIBRARY: training_step(partial(transformers_losses, tuner, batch), optimizer)}
+        arms = {LIBRARY: training_step(partial(plain_janus_losses, tuner, batch), optimizer)}
         backends = {NTP: None} | {f'AIA, {one}': one for one in BACKENDS if one != 'auto'}  # One of the others.
-        arms |= {name: aia_step.build_arm(tuner, batch, optimizer, backend) for name, backend in backends.items()}
+        arms |= {name: janus_step(tuner, batch, optimizer, backend) for name, backend in backends.items()}
         same = (f'loss_ntp_{task}', f'loss_aia_{task}')
-        yield Group('Janus-Pro-1B, all weights', aia_step.TASKS[task], arms, tuner, args.batch_size * length, same)
-
-
-def transformers_losses(tuner: UnifiedTuner, batch: dict) -> dict[str, Tensor]:
-    """Next-token loss as users of transformers train: its forward with labels; for images, its parts in turn."""
-    model, inputs = tuner.vlm.model, {key: value for key, value in batch.items() if key != 'task'}
-    with tuner.vlm.autocast(batch):
-        if batch['task'] == 'und':
-            return dict(loss_ntp_und=model(**inputs).loss)
-        prompt = model.get_input_embeddings()(batch['input_ids'])
-        image = model.prepare_embeddings_for_image_generation(batch['codes'])
-        embeds = torch.cat([prompt, image.to(prompt.dtype)], dim=1)
-        hidden = model.model.language_model(inputs_embeds=embeds, use_cache=False).last_hidden_state
-        logits = model.model.generation_head(hidden[:, prompt.size(1) - 1 : -1])
-        return dict(loss_ntp_gen=F.cross_entropy(logits.flatten(0, 1).float(), batch['codes'].flatten()))
+        yield Group('Janus-Pro-1B, all weights', TASKS[task], arms, tuner, args.batch_size * length, same)
 
 
 def first_steps(group: Group, args: argparse.Namespace) -> list[dict]:

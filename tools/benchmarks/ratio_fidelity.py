@@ -10,8 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from lib.attention_consistency import measure_clean_against_mixed, measure_saliency
-from lib.digit_mixes import mix_all_ways, score
+from lib.digit_mixes import measure_clean_against_mixed, measure_saliency, mix_all_ways, score
 from lib.digits import Digits, build_classifier, predict, train
 from lib.measure import add_common_arguments, markdown_table, prepare, write_json
 from torch import Tensor, nn

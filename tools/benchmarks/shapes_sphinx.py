@@ -1,21 +1,174 @@
-"""Does mixing help? A tiny SPHINX on drawn shapes: embeddings of two encoders that need each other, views of small
-things, tasks with and without instructions, weights of two specialists, and a language model frozen or not.
+"""Does mixing help? Five studies of a tiny SPHINX on drawn shapes: embeddings of two encoders that need each other,
+views of small things, tasks with and without instructions, weights of two specialists, and a language model that is
+frozen or not.
 
-The encoders, and for the last study a language model per seed, are trained once, kept beside --output, and shared by
-all arms. The arms of one seed share weights and order, and take equal steps, so that differences are paired. Every
-finished run is written to --output at once, and a run that is started again skips what is there.
+The encoders are trained once, kept beside --output and shared by all arms. So are the language models of the last
+study, one for each seed. The arms of one seed share weights and order and take equally many steps, so that differences
+are paired. Every finished run is written to --output at once. A benchmark that is started again skips these runs.
 """
 
 import argparse
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from lib.measure import markdown_table
 from lib.runs import Runs, add_run_arguments, mean_and_deviation, paired_table, run_missing
-from lib.sphinx import language_model_path, pretrain_language_model
-from lib.sphinx_encoders import pretrain_encoders
-from lib.sphinx_studies import STUDIES, Found, Sizes
+from lib.sphinx import (
+    build_tuner,
+    encode_mix,
+    encode_test,
+    evaluate,
+    language_model_path,
+    load_config,
+    load_language_model,
+    pretrain_encoders,
+    pretrain_language_model,
+    train,
+)
+
+from mergemix_mm.functional import mix_weights
+from mergemix_mm.toy.shapes_facts import shapes_facts
+
+TEST_SEED = 2  # Settings were chosen on the images of seed 1.
+BETAS = (0.0, 0.25, 0.5, 0.75, 1.0)
+Found = dict[str, float]
+
+
+class Sizes(NamedTuple):
+    """How much of everything: gradient steps per run, records per task to train and to test on."""
+
+    steps: int
+    num_train: int
+    num_test: int
+
+
+class Study(NamedTuple):
+    """One question: a function of arm, seed, sizes and folder; its share of --steps; arms; what its table shows."""
+
+    run: Callable[[dict, int, Sizes, Path], Found]
+    steps: float
+    arms: dict[str, dict]
+    columns: dict[str, str]
+    reference: str
+
+
+def embeddings(options: dict, seed: int, sizes: Sizes, folder: Path) -> Found:
+    """Questions that need colour and shape, by either encoder alone or both."""
+    tuner = build_tuner(folder, seed, **options)
+    train(tuner, encode_mix((('color', 1), ('shape', 1)), sizes.num_train), sizes.steps, seed)
+    found = evaluate(tuner, 'color', sizes.num_test, TEST_SEED) | evaluate(tuner, 'shape', sizes.num_test, TEST_SEED)
+    return dict(accuracy=(found['color'] + found['shape']) / 2, **found)
+
+
+def views(options: dict, seed: int, sizes: Sizes, folder: Path) -> Found:
+    """Small things: the whole image alone, or its crops as well."""
+    tuner = build_tuner(folder, seed, **options)
+    mix = encode_mix((('vqa', 1), ('grounding', 1)), sizes.num_train, small=True, **options)
+    train(tuner, mix, sizes.steps, seed)
+    found = {}
+    for task in ('vqa', 'grounding'):
+        found |= evaluate(tuner, task, sizes.num_test, TEST_SEED, small=True, **options)
+    prompt = encode_test('vqa', sizes.num_test, TEST_SEED, small=True, **options)[0]['input_ids'][0]
+    return dict(**found, tokens=int((prompt >= load_config().model.vlm.image_token_id).sum()))
+
+
+def tasks(options: dict, seed: int, sizes: Sizes, folder: Path) -> Found:
+    """Five tasks at once, whose prompts say which it is, or do not."""
+    tuner, names = build_tuner(folder, seed), ('vqa', 'grounding', 'detection', 'caption', 'grounded_caption')
+    mix = encode_mix(tuple((name, 1) for name in names), sizes.num_train, **options)
+    train(tuner, mix, sizes.steps, seed)
+    found = {}
+    for name in names:
+        found |= evaluate(tuner, name, sizes.num_test, TEST_SEED, **options)
+    return found
+
+
+def weights(options: dict, seed: int, sizes: Sizes, folder: Path) -> Found:
+    """Two specialists that branch from one start, their mixes, and who learns both; ``beta/task`` for each."""
+    start = build_tuner(folder, seed)
+    train(start, encode_mix((('color', 1), ('shape', 1)), sizes.num_train), sizes.steps, seed)
+    branches = {}
+    for name, mix in dict(color=(('color', 1),), shape=(('shape', 1),), both=(('color', 1), ('shape', 1))).items():
+        tuner = build_tuner(folder, seed)
+        tuner.load_state_dict(start.state_dict())
+        train(tuner, encode_mix(mix, sizes.num_train), sizes.steps, seed + 1)
+        branches[name] = tuner.state_dict()
+    models = dict(start=start.state_dict(), both=branches['both'])
+    models |= {f'beta {beta}': mix_weights(branches['color'], branches['shape'], beta) for beta in BETAS}
+    # A model of its own: state dicts share the memory of theirs.
+    tested, found = build_tuner(folder, seed), {}
+    for name, state in models.items():
+        tested.load_state_dict(state)
+        for task in ('color', 'shape'):
+            found[f'{name}/{task}'] = evaluate(tested, task, sizes.num_test, TEST_SEED)[task]
+    return found
+
+
+def unfreezing(options: dict, seed: int, sizes: Sizes, folder: Path) -> Found:
+    """A language model that knows facts learns to see: is it frozen, and does it see the facts again?"""
+    tuner = build_tuner(folder, seed, trainable=options['trainable'])
+    load_language_model(tuner, folder, seed)
+    before = evaluate(tuner, 'text_only', len(shapes_facts()), TEST_SEED)['text_only']
+    mix = (('vqa', 3), ('text_only', 1)) if options['text'] else (('vqa', 1),)
+    train(tuner, encode_mix(mix, sizes.num_train), sizes.steps, seed)
+    after = evaluate(tuner, 'text_only', len(shapes_facts()), TEST_SEED)
+    return dict(before=before, **after, **evaluate(tuner, 'vqa', sizes.num_test, TEST_SEED))
+
+
+STUDIES = dict(
+    embeddings=Study(
+        embeddings,
+        0.25,
+        {
+            'grey alone': dict(encoders=('grey',)),
+            'colour alone': dict(encoders=('colour',)),
+            'both, concat': {},
+            'both, mlp': dict(fuse='mlp'),
+        },
+        dict(accuracy='accuracy %', color='"what colour" %', shape='"what shape" %'),
+        'both, concat',
+    ),
+    views=Study(
+        views,
+        1,
+        {'1 view': dict(views=1), '1 + 2 x 2 views': dict(views=2)},
+        {
+            'vqa': 'VQA %',
+            'grounding': 'grounding: IoU >= 0.5 %',
+            'grounding/mean_iou': 'mean IoU %',
+            'tokens': 'tokens per image',
+        },
+        '1 view',
+    ),
+    tasks=Study(
+        tasks,
+        1,
+        {'instructions': {}, 'bare questions': dict(instructed=False)},
+        dict(
+            vqa='VQA %',
+            grounding='grounding %',
+            detection='detection mAP50 %',
+            caption='caption ANLS %',
+            grounded_caption='grounded caption ANLS %',
+        ),
+        'instructions',
+    ),
+    weights=Study(weights, 0.25, {'specialists': {}}, {}, ''),
+    unfreezing=Study(
+        unfreezing,
+        0.5,
+        {
+            'frozen': dict(trainable=('projector',), text=False),
+            'unfrozen': dict(trainable=('projector', 'language_model'), text=False),
+            'unfrozen, with text': dict(trainable=('projector', 'language_model'), text=True),
+        },
+        dict(text_only='text-only: nats / token', before='before', vqa='VQA %'),
+        'frozen',
+    ),
+)
 
 
 def run(arm: str, seed: int, folder: str, **sizes: int) -> Found:

@@ -97,8 +97,12 @@ def measure_skipping(args: argparse.Namespace) -> tuple[list[tuple], dict]:
     return rows, times
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Measure both, and print the tables."""
+def main(argv: Sequence[str] | None = None) -> dict[str, dict]:
+    """Measure both, and print the tables.
+
+    Returns:
+        dict: ``batching`` and ``skipping``, the times (s) of the arms.
+    """
     args = parse_args(argv)
     prepare(args)
     rows, batching = measure_batching(args)
@@ -106,8 +110,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     rows, skipping = measure_skipping(args)
     header = ('views', 'image', 'encoded', 'share of the views', 'time / 1:1', 'range over the rounds')
     print(markdown_table(header, rows))
+    results = dict(batching=batching, skipping=skipping)
     if args.output:
-        write_json(args.output, dict(options=vars(args), batching=batching, skipping=skipping))
+        write_json(args.output, dict(options=vars(args), **results))
+    return results
 
 
 if __name__ == '__main__':

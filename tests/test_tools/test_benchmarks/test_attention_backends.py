@@ -1,19 +1,14 @@
 """Tests of tools/benchmarks/attention_backends.py: its rows, and what FlexAttention finds."""
 
-import importlib
 import json
-from pathlib import Path
 
 import pytest
 import torch
 
-TOOLS = Path(__file__).parents[3] / 'tools' / 'benchmarks'
-
 
 @pytest.fixture
-def program(monkeypatch):
-    monkeypatch.syspath_prepend(str(TOOLS))
-    return importlib.import_module('attention_backends')
+def program(load):
+    return load('attention_backends')
 
 
 def test_a_quick_run_measures_every_way_and_writes_it(program, tmp_path, capsys):

@@ -1,6 +1,5 @@
-"""Tests of tools/benchmarks/gpu_suite.py with programs that end, fail and hang, and once as it is, on the CPU."""
+"""The suite of a GPU: programs that end, fail and hang, and the command lines of its own parts."""
 
-import importlib
 import json
 import signal
 import sys
@@ -10,7 +9,6 @@ import psutil
 import pytest
 import torch
 
-TOOLS = Path(__file__).parents[3] / 'tools' / 'benchmarks'
 MEASURE = """
 import argparse, json, pathlib, sys, time
 parser = argparse.ArgumentParser()
@@ -24,9 +22,8 @@ print('measured')
 
 
 @pytest.fixture
-def suite(monkeypatch):
-    monkeypatch.syspath_prepend(str(TOOLS))
-    return importlib.import_module('gpu_suite')
+def suite(load):
+    return load('gpu_suite')
 
 
 @pytest.fixture
@@ -136,18 +133,18 @@ def test_without_a_gpu_it_says_so(suite, tmp_path):
     assert not (tmp_path / 'gpu.json').exists()
 
 
-@pytest.mark.parametrize('options', [('--device', 'cpu', '--tiny'), ('--device', 'cuda')])
-def test_the_program_of_every_part_takes_its_options(suite, tmp_path, monkeypatch, options):
+@pytest.mark.parametrize('options', [['--device', 'cuda'], ['--device', 'cpu', '--tiny']], ids=['full', 'tiny'])
+def test_programs_take_the_options_of_their_parts(suite, load, tmp_path, options):
     args = suite.parse_args([*options, '--output', str(tmp_path / 'gpu.json')])
-    programs = {name: Path(part.program) for name, part in suite.PARTS.items() if part.program != 'pytest'}
-    for name, path in programs.items():
-        monkeypatch.setattr(sys, 'argv', suite.command_of(name, args, tmp_path / 'results')[1:])
-        parsed = importlib.import_module(path.stem).parse_args()
-        assert parsed.device.type == args.device and parsed.quick == args.tiny
+    for name, part in suite.PARTS.items():
+        if part.program != 'pytest':
+            _, program, *given = suite.command_of(name, args, tmp_path / 'results')
+            found = load(Path(program).stem).parse_args(given)
+            assert (str(found.device), found.quick, found.output) == (options[1], args.tiny, tmp_path / 'results')
+            assert args.tiny or ('--dtype bfloat16' in part.options and found.dtype == 'bfloat16')
 
 
-@pytest.mark.slow
-def test_tests_and_programs_run_on_the_cpu_at_a_tiny_size(suite, tmp_path):
-    # The other programs run with --quick in tests of their own.
+def test_a_program_and_the_tests_run_on_the_cpu(suite, tmp_path):
     results = run(suite, tmp_path / 'gpu.json', '--minutes', '60', '--parts', 'tests', 'head')
     assert {name: part['status'] for name, part in results.items()} == dict(tests='done', head='done'), results
+    assert results['tests']['results']['passed'] > 10 and len(results['head']['results']['heads']) == 4

@@ -1,8 +1,5 @@
 """The benchmark of detectors on drawn shapes: what its classifiers see, what a detector starts from, that it runs."""
 
-import importlib
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -10,17 +7,7 @@ pytest.importorskip('mmdet', reason="MMDetection is missing: pip install -e '.[d
 
 from mergemix_mm.missing_ops import INSTALL, has_ops
 
-pytestmark = pytest.mark.slow
-TOOLS = Path(__file__).parents[3] / 'tools' / 'benchmarks'
 needs_ops = pytest.mark.skipif(not has_ops(), reason=f'Mask R-CNN needs the compiled ops of onedl-mmcv: {INSTALL}')
-
-
-@pytest.fixture
-def load(monkeypatch):
-    monkeypatch.syspath_prepend(str(TOOLS))
-    threads = torch.get_num_threads()
-    yield importlib.import_module
-    torch.set_num_threads(threads)
 
 
 def test_the_classifiers_see_every_shape_and_never_the_images_of_the_test(load):

@@ -2,57 +2,36 @@
 
 import importlib
 import json
-from pathlib import Path
 
 import pytest
 import torch
+from repository_configs import ROOT
 
-pytestmark = pytest.mark.slow
-
-TOOLS = Path(__file__).parents[3] / 'tools' / 'benchmarks'
 IMAGE_TOKEN = 216
-
-
-@pytest.fixture
-def load(monkeypatch):
-    monkeypatch.syspath_prepend(str(TOOLS))
-    threads = torch.get_num_threads()
-    yield importlib.import_module
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
     """Encoders that learnt for two steps, and a language model."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(TOOLS))
+        patch.syspath_prepend(str(ROOT / 'tools' / 'benchmarks'))
         parts = tmp_path_factory.mktemp('sphinx') / 'parts'
-        importlib.import_module('lib.sphinx_encoders').pretrain_encoders(parts, 2, num_images=8)
-        importlib.import_module('lib.sphinx').pretrain_language_model(parts, 2, seed=0)
+        training = importlib.import_module('lib.sphinx')
+        training.pretrain_encoders(parts, 2, num_images=8)
+        training.pretrain_language_model(parts, 2, seed=0)
     return parts
-
-
-def test_random_rows_come_from_each_batch_in_turn_and_repeat_with_the_seed(load):
-    loop = load('lib.loops')
-    batches = [dict(input_ids=torch.arange(100 * i, 100 * i + 50), task=name) for i, name in enumerate('ab')]
-    first, second = ([next(rows) for _ in range(4)] for rows in (loop.random_rows(batches, 8, seed=3) for _ in '12'))
-    assert [batch['task'] for batch in first] == ['a', 'b', 'a', 'b']
-    assert [int(batch['input_ids'].min()) // 100 for batch in first] == [0, 1, 0, 1]
-    for one, other in zip(first, second, strict=True):
-        assert torch.equal(one['input_ids'], other['input_ids'])
-    assert not torch.equal(first[0]['input_ids'], first[2]['input_ids'])
 
 
 def test_grey_images_hide_which_channel_is_which(load):
     images = torch.rand(2, 3, 48, 48, generator=torch.Generator().manual_seed(0))
-    grey = load('lib.sphinx_encoders').grey(images)
+    grey = load('lib.sphinx').grey(images)
     assert grey.shape == images.shape
-    torch.testing.assert_close(grey, load('lib.sphinx_encoders').grey(images[:, [2, 0, 1]]))
+    torch.testing.assert_close(grey, load('lib.sphinx').grey(images[:, [2, 0, 1]]))
     torch.testing.assert_close(grey[:, 0], images.mean(dim=1))
 
 
 def test_blurred_images_keep_large_tones_and_lose_fine_patterns(load):
-    blurred = load('lib.sphinx_encoders').blurred
+    blurred = load('lib.sphinx').blurred
     halves = torch.zeros(1, 3, 48, 48)
     halves[..., 24:] = 1
     assert blurred(halves)[..., :12].max() < 0.05 and blurred(halves)[..., 36:].min() > 0.95
@@ -64,14 +43,14 @@ def test_blurred_images_keep_large_tones_and_lose_fine_patterns(load):
 @pytest.mark.parametrize(('coloured', 'taught'), [(0.0, 1), (1.0, 0)])
 def test_a_tower_for_one_attribute_does_not_teach_the_heads_of_the_other(load, coloured, taught):
     tower = load('lib.tower')
-    data = load('lib.sphinx_encoders').scenes(2, 4, seed=0)
+    data = load('lib.sphinx').scenes(2, 4, seed=0)
     _, heads = tower.pretrain_tower(2, data=data, coloured=coloured)
     assert heads.in_cell[taught].weight.grad.abs().sum() > 0
     assert heads.in_cell[1 - taught].weight.grad is None and heads.present[1 - taught].weight.grad is None
 
 
 def test_scenes_alternate_between_large_and_small_things(load):
-    batches = list(load('lib.sphinx_encoders').scenes(3, 5, seed=1))
+    batches = list(load('lib.sphinx').scenes(3, 5, seed=1))
     assert [batch[1].shape for batch in batches] == [(5, 9), (5, 36), (5, 9)]
     for images, colors, shapes in batches:
         assert images.shape == (5, 3, 48, 48)
@@ -103,7 +82,7 @@ def test_training_leaves_the_encoders_as_they_are(load, folder):
 
 
 def test_a_frozen_language_model_keeps_its_loss_and_a_trained_one_does_not(load, folder):
-    studies = load('lib.sphinx_studies')
+    studies = load('shapes_sphinx')
     sizes, arms = studies.Sizes(2, 16, 4), studies.STUDIES['unfreezing'].arms
     frozen, trained = (studies.unfreezing(arms[name], 0, sizes, folder) for name in ('frozen', 'unfrozen'))
     assert frozen['text_only'] == frozen['before'] == trained['before']
@@ -111,7 +90,7 @@ def test_a_frozen_language_model_keeps_its_loss_and_a_trained_one_does_not(load,
 
 
 def test_specialists_branch_from_the_start_and_mix_by_beta(load, folder, monkeypatch):
-    studies, order = load('lib.sphinx_studies'), iter((1, 10, 20, 30))
+    studies, order = load('shapes_sphinx'), iter((1, 10, 20, 30))
 
     def train(tuner, *_):  # Start, colour, shape, both.
         with torch.no_grad():

@@ -25,7 +25,7 @@ from mergemix_mm.toy.drawing import draw_clutter, draw_thing, to_uint8
 from mergemix_mm.toy.scenes import COLORS, SHAPES
 
 from .digits import Digits
-from .runs import warmup_cosine
+from .loops import warmup_cosine
 
 CONFIG = 'transfer/tiny-mask-rcnn-vit_1xb16-scratch-coslr-6e_shapes.py'
 MIX_CONFIG = 'transfer/tiny-mask-rcnn-vit-convnext_1xb16-scratch-coslr-6e_shapes.py'

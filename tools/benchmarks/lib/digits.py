@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from mergemix_mm import config_path
 
-from .runs import warmup_cosine
+from .loops import warmup_cosine
 
 CONFIG = 'mergemix/vit-tiny_1xb32-mergemix-coslr-230e_cluttered-digits.py'
 

@@ -1,38 +1,46 @@
-"""The loops of the benchmarks that train a tuner: over batches in turn, and one step again and again to be timed."""
+"""The loops of benchmarks that train: batches in turn, the schedule, and the training of a tuner."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import math
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import cycle, islice
+from typing import Any
 
 import torch
 from mmengine.model import BaseModel
 from torch import Tensor, nn
 
-from .runs import warmup_cosine
-
-Batch = dict[str, Tensor | str]
+Batch = dict[str, Any]
 
 
 def rows(batch: Batch, chosen: Tensor) -> Batch:
-    """Some rows of a batch in which every row has one image, or none has."""
+    """Some rows of a batch in which either every row has one image or no row has any."""
     return {key: value[chosen] if torch.is_tensor(value) else value for key, value in batch.items()}
 
 
 def random_rows(batches: Iterable[Batch], batch_size: int, seed: int) -> Iterator[Batch]:
-    """Endless batches of rows drawn at random, from each of these in turn."""
+    """Endless batches of rows drawn at random, from each of these batches in turn."""
     order = torch.Generator().manual_seed(seed)
     for batch in cycle(batches):
         yield rows(batch, torch.randint(len(batch['input_ids']), (batch_size,), generator=order))
 
 
-def fit(tuner: BaseModel, batches: Iterator[Batch], steps: int, optimizer: Mapping, max_norm: float) -> None:
-    """Train what is not frozen: warm-up over a tenth of the steps, cosine decay, clipped gradients.
+def warmup_cosine(optimizer: torch.optim.Optimizer, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
+    """A schedule that warms up over a tenth of the steps and then follows the cosine to 0."""
+    warmup = max(steps // 10, 1)
+    return torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: min((step + 1) / warmup, 0.5 + 0.5 * math.cos(math.pi * step / steps))
+    )
+
+
+def fit(tuner: BaseModel, batches: Iterator[Batch], steps: int, optimizer: Mapping[str, Any], max_norm: float) -> None:
+    """Train the weights that are not frozen, with the schedule of :func:`warmup_cosine` and clipped gradients.
 
     Args:
         tuner (BaseModel): Trained in place.
-        batches (Iterator[dict]): One per step.
+        batches (Iterator[dict]): One for each step.
         steps (int): Number of steps.
-        optimizer (Mapping): Options of AdamW, as a config's ``optimizer`` has them.
-        max_norm (float): Of the gradients.
+        optimizer (Mapping): Options of AdamW, as the ``optimizer`` of a config has them.
+        max_norm (float): The norm that gradients are clipped to.
     """
     parameters = [parameter for parameter in tuner.parameters() if parameter.requires_grad]
     adamw = torch.optim.AdamW(parameters, **{key: value for key, value in optimizer.items() if key != 'type'})
@@ -45,39 +53,3 @@ def fit(tuner: BaseModel, batches: Iterator[Batch], steps: int, optimizer: Mappi
         nn.utils.clip_grad_norm_(parameters, max_norm)
         adamw.step()
         schedule.step()
-
-
-def idle_optimizer(model: nn.Module) -> torch.optim.AdamW:
-    """AdamW over what is not frozen, at learning rate 0: arms that take turns find the same weights in each step.
-
-    Gradients and moments are allocated. On a GPU it is fused, which needs no further memory.
-    """
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=0.0, fused=parameters[0].is_cuda)
-    for parameter in parameters:
-        parameter.grad = torch.zeros_like(parameter)
-    optimizer.step()
-    return optimizer
-
-
-def training_step(
-    losses: Callable[[], dict[str, Tensor]], optimizer: torch.optim.Optimizer
-) -> Callable[[], dict[str, Tensor]]:
-    """Forward, backward and update of one batch, to be called again and again.
-
-    Args:
-        losses (Callable): The forward; what a tuner's ``loss`` returns.
-        optimizer (torch.optim.Optimizer): Of the model.
-
-    Returns:
-        Callable: takes a step and returns the losses; gradients stay until the next one.
-    """
-
-    def step() -> dict[str, Tensor]:
-        optimizer.zero_grad(set_to_none=False)  # Gradients stay allocated, as they are not what the arms differ in.
-        found = losses()
-        sum(value for key, value in found.items() if 'loss' in key).backward()
-        optimizer.step()
-        return {key: value.detach() for key, value in found.items()}
-
-    return step

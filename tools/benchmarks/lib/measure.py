@@ -8,6 +8,7 @@ import platform
 import statistics
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -142,7 +143,12 @@ def peak_memory(function: Callable[[], object], device: torch.device | str = 'cp
         function()
         torch.cuda.synchronize(device)
         return (torch.cuda.max_memory_allocated(device) - held) / 2**20
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as profiler:
+    with warnings.catch_warnings():
+        # torch warns that events of earlier cycles are lost. There are none here, and acc_events=True, which keeps them,
+        # parses all events, which takes longer than the call itself.
+        warnings.simplefilter('ignore', UserWarning)
+        profiler = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
+    with profiler:
         function()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / 'trace.json'

@@ -2,14 +2,11 @@
 
 import argparse
 import json
-import math
 import multiprocessing
 import statistics
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
-
-import torch
 
 from mergemix_mm.utils.processes import end_with_parent
 
@@ -91,14 +88,6 @@ def paired_table(runs: Runs, arms: Sequence[str], seeds: int, columns: dict[str,
         rows.append(row)
     names = [name for title in columns.values() for name in (title, f'to {reference}')]
     return markdown_table(('arm', *names), rows)
-
-
-def warmup_cosine(optimizer: torch.optim.Optimizer, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
-    """A schedule that warms up over a tenth of the steps and then follows the cosine to 0."""
-    warmup = max(steps // 10, 1)
-    return torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min((step + 1) / warmup, 0.5 + 0.5 * math.cos(math.pi * step / steps))
-    )
 
 
 def mean_and_deviation(values: Sequence[float], sign: str = '') -> str:

@@ -1,7 +1,7 @@
-"""Trains a tiny SPHINX on drawn shapes in a plain loop, for benchmarks that need many short runs.
+"""Trains a tiny SPHINX on drawn shapes in a plain loop, for shapes_sphinx.py, which needs many short runs.
 
-The language model is that of a config; the loop replaces MMEngine's Runner. Batches and weights depend on the seed
-alone. A task is one of `ShapesTaskDataset`, or one kind of question alone ('color').
+Its two frozen encoders need each other: one sees no colours, the other no shapes. The language model is that of a
+config. The loop replaces MMEngine's Runner. Batches and weights depend on the seed only.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,17 +14,102 @@ from typing import NamedTuple
 import torch
 from mmengine.config import Config
 from mmengine.registry import DATASETS, METRICS, MODELS
+from mmpretrain.models.utils import build_2d_sincos_position_embedding
 from mmpretrain.structures import DataSample
 from torch import Tensor, nn
+from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from mergemix_mm import config_path
-from mergemix_mm.datasets import ConversationCollate, TaskMixDataset, TaskMixSampler
+from mergemix_mm.datasets import ConversationCollate, ShapesTaskDataset, TaskMixDataset, TaskMixSampler
+from mergemix_mm.functional import resize
 from mergemix_mm.models import VLMTuner
-from mergemix_mm.toy.scenes import ANSWERS, shapes_facts
-from mergemix_mm.utils.files import replaced_file
+from mergemix_mm.models.backbones.encoder_branch import EncoderBranch
+from mergemix_mm.toy.shapes_facts import shapes_facts
+from mergemix_mm.toy.shapes_scene import ANSWERS
+from mergemix_mm.utils.files import replaced_file, replaced_folder
 
 from .loops import Batch, fit, rows
-from .sphinx_encoders import ENCODERS, GRIDS, SIZE, WIDTH, load_encoder
+from .measure import markdown_table
+from .tower import labelled, pretrain_tower
+
+SIZE, PATCH = 48, 8
+WIDTH = 64
+GRIDS = (3, 6)  # Things of 16 and of 8 pixels: both views of the study of small things.
+TRAIN_SEED, TEST_SEED = 10, 11
+
+
+def grey(images: Tensor) -> Tensor:
+    """The mean of the channels [B, 3, H, W]: all shapes, and of the colours no more than how bright they are."""
+    return images.mean(dim=1, keepdim=True).expand_as(images)
+
+
+def blurred(images: Tensor) -> Tensor:
+    """One tone for about every patch [B, 3, H, W]: the colours and roughly where they are."""
+    tones = resize(images, tuple(side // PATCH for side in images.shape[-2:]))
+    return resize(tones, tuple(images.shape[-2:]))
+
+
+# Name -> what it sees, and the share of the images in pre-training that keep their colours.
+ENCODERS = dict(grey=(grey, 0.0), colour=(blurred, 1.0))
+
+
+class SeeingEncoder(nn.Module):
+    """A tower that sees a part of what is in an image, and knows where its patches are; gives a map [B, C, h, w].
+
+    Pre-training asks what is in a cell and not where it is, so the tower forgets the places. A fixed embedding of them
+    is added to its output.
+
+    Args:
+        tower (CLIPVisionModel): Sees it.
+        name (str): One of `ENCODERS`.
+    """
+
+    def __init__(self, tower: CLIPVisionModel, name: str) -> None:
+        super().__init__()
+        self.branch, self.see = EncoderBranch(tower), ENCODERS[name][0]
+        places = build_2d_sincos_position_embedding(SIZE // PATCH, WIDTH)
+        self.register_buffer('places', places.transpose(1, 2).unflatten(2, (SIZE // PATCH, -1)))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.branch(self.see(images)).features + self.places
+
+
+def scenes(steps: int, batch_size: int, seed: int, grids: tuple[int, ...] = GRIDS) -> Iterator[tuple[Tensor, ...]]:
+    """Images, colours and shapes of so many batches; large and small things take turns."""
+    sets = [ShapesTaskDataset('caption', length=steps * batch_size, image_size=SIZE, grid=g, seed=seed) for g in grids]
+    for step in range(steps):
+        dataset = sets[step % len(sets)]
+        indices = range(step * batch_size, (step + 1) * batch_size)
+        yield labelled([dataset.get_data_info(i) for i in indices], dataset.grid)
+
+
+def pretrain_encoders(folder: Path, steps: int, num_images: int = 512) -> None:
+    """Train both, write them to a folder that is there when both are, and print how well they read new images."""
+    lines = []
+    sizes = dict(hidden_size=WIDTH, intermediate_size=2 * WIDTH, num_hidden_layers=3, num_attention_heads=4)
+    with replaced_folder(folder) as part:
+        for name, (see, coloured) in ENCODERS.items():
+            config = CLIPVisionConfig(image_size=SIZE, patch_size=PATCH, **sizes)
+            data = scenes(steps, 64, TRAIN_SEED)
+            tower, heads = pretrain_tower(steps, config=config, data=data, coloured=coloured, see=see)
+            tower.save_pretrained(part / name)
+            for grid in GRIDS:
+                images, *labels = next(scenes(1, num_images, TEST_SEED, (grid,)))
+                with torch.no_grad():
+                    logits = heads(tower(see(images)), grid)[1][int(not coloured)]
+                label = labels[int(not coloured)]
+                right = (logits.argmax(-1) == label)[label > 0].float().mean().item()
+                lines.append([name, 'colours' if coloured else 'shapes', f'{SIZE // grid} px', f'{100 * right:.1f}'])
+    print(markdown_table(('encoder', 'reads', 'cells of', 'right %'), lines), end='\n\n', flush=True)
+
+
+@lru_cache(maxsize=4)
+def load_encoder(folder: Path, name: str) -> SeeingEncoder:
+    """One of `pretrain_encoders`; nobody may train it."""
+    return SeeingEncoder(CLIPVisionModel.from_pretrained(folder / name), name)
+
+
+# --- The tuner and its data -------------------------------------------------------------------------------------------
 
 CONFIG = '_base_/models/tiny-sphinx_shapes.py'
 OPTIMIZER = dict(lr=1e-3, betas=(0.9, 0.95), weight_decay=0.05)

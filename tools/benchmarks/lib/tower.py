@@ -11,7 +11,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 from mergemix_mm.datasets import ShapesConversationDataset
 from mergemix_mm.toy.shapes_scene import COLORS, GRID, SHAPES
 
-from .runs import warmup_cosine
+from .loops import warmup_cosine
 
 MEAN = STD = 127.5  # As in `ShapesProcessor`.
 

@@ -1,51 +1,58 @@
-"""What the config.json of released models says, for tests that build them at full size: no machine here can download
-them. Sizes, and what decides names of weights; nothing else.
+"""Configs of released models, so that they can be built at full size where the hub cannot be reached.
 
-As a program it writes them to a JSON file, for ``--hub-config`` of the tools:
+They hold what the config.json on the hub says of sizes and of the names of weights, and nothing else. As a program, this
+module writes them to a JSON file for ``--hub-config`` of tools/analysis_tools:
 
-    python tests/hub_configs.py hub.json
+    python -m mergemix_mm.engine.planning.released hub.json
 """
 
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 
-def _llama(**config):
-    """Llama 2 7B, and what is changed."""
-    return dict(
-        model_type='llama',
-        vocab_size=32000,
-        hidden_size=4096,
-        intermediate_size=11008,
-        num_hidden_layers=32,
-        num_attention_heads=32,
-        num_key_value_heads=32,
-        max_position_embeddings=4096,
-        rms_norm_eps=1e-5,
-        pad_token_id=0,
-        bos_token_id=1,
-        eos_token_id=2,
-        tie_word_embeddings=False,
-    ) | dict(config)
+def _llama(**config: Any) -> dict[str, Any]:
+    """Llama 2 7B with some changes."""
+    return (
+        dict(
+            model_type='llama',
+            vocab_size=32000,
+            hidden_size=4096,
+            intermediate_size=11008,
+            num_hidden_layers=32,
+            num_attention_heads=32,
+            num_key_value_heads=32,
+            max_position_embeddings=4096,
+            rms_norm_eps=1e-5,
+            pad_token_id=0,
+            bos_token_id=1,
+            eos_token_id=2,
+            tie_word_embeddings=False,
+        )
+        | config
+    )
 
 
-def _clip(**config):
-    """The image half of CLIP ViT-L/14, and what is changed."""
-    return dict(
-        model_type='clip_vision_model',
-        hidden_size=1024,
-        intermediate_size=4096,
-        num_hidden_layers=24,
-        num_attention_heads=16,
-        image_size=224,
-        patch_size=14,
-        projection_dim=768,
-    ) | dict(config)
+def _clip(**config: Any) -> dict[str, Any]:
+    """The image half of CLIP ViT-L/14 with some changes."""
+    return (
+        dict(
+            model_type='clip_vision_model',
+            hidden_size=1024,
+            intermediate_size=4096,
+            num_hidden_layers=24,
+            num_attention_heads=16,
+            image_size=224,
+            patch_size=14,
+            projection_dim=768,
+        )
+        | config
+    )
 
 
-def _janus(width, inner, layers, heads):
-    """Janus-Pro: tower and VQ model are the same in both sizes."""
+def _janus(width: int, inner: int, layers: int, heads: int) -> dict[str, Any]:
+    """Janus-Pro. The vision tower and the VQ model are the same in both sizes."""
     return dict(
         model_type='janus',
         image_token_id=100581,
@@ -87,8 +94,8 @@ def _janus(width, inner, layers, heads):
     )
 
 
-def _emu3():
-    # The tokenizer's vocabulary as far as the model reads it: what frames images, digits, and the codes.
+def _emu3() -> dict[str, Any]:
+    # The part of the tokenizer's vocabulary that the model reads: image markers, digits and codes.
     vocabulary = {
         '<image>': 151648,
         '<|extra_200|>': 151846,
@@ -135,7 +142,7 @@ def _emu3():
     )
 
 
-def _qwen2_5_vl_3b():
+def _qwen2_5_vl_3b() -> dict[str, Any]:
     return dict(
         model_type='qwen2_5_vl',
         text_config=dict(
@@ -174,7 +181,7 @@ def _qwen2_5_vl_3b():
     )
 
 
-def _llava():
+def _llava() -> dict[str, Any]:
     return dict(
         model_type='llava',
         vision_config=_clip(image_size=336),
@@ -187,7 +194,7 @@ def _llava():
     )
 
 
-HUB = {
+RELEASED = {
     'llava-hf/llava-1.5-7b-hf': _llava(),
     'Qwen/Qwen2.5-VL-3B-Instruct': _qwen2_5_vl_3b(),
     'deepseek-community/Janus-Pro-1B': _janus(2048, 5632, 24, 16),
@@ -246,7 +253,7 @@ HUB = {
         ),
     ),
 }
-# Folders that an earlier stage writes: what they hold is of this model.
+# Folders that an earlier stage of training writes, and the model that they hold.
 FOLDERS = {
     'work_dirs/llava-v1.5-7b-init': 'llava-hf/llava-1.5-7b-hf',
     'work_dirs/llava-v1.5-7b_8xb32-projector-coslr-1e_llava-pretrain558k/pretrained': 'llava-hf/llava-1.5-7b-hf',
@@ -256,7 +263,5 @@ FOLDERS = {
 }
 
 
-ALL = HUB | {folder: HUB[name] for folder, name in FOLDERS.items()}
-
 if __name__ == '__main__':
-    Path(sys.argv[1]).write_text(json.dumps(ALL))
+    Path(sys.argv[1]).write_text(json.dumps(RELEASED | {folder: RELEASED[name] for folder, name in FOLDERS.items()}))

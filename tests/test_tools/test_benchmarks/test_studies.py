@@ -1,0 +1,171 @@
+"""Programs that train: arms are paired, runs are stored one by one and not repeated, and what is trained is known."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from transformers import CLIPVisionModel
+
+CURVES = dict(gen=dict(mean=[0.4, 0.6], std=[0.01, 0.1]), und=dict(mean=[0.1, 0.2], std=[0.2, 0.2]))
+
+
+def keep_arms(program, monkeypatch, *names):
+    """Let a program have only some of its arms; the keys of its runs."""
+    monkeypatch.setattr(program, 'ARMS', {name: program.ARMS[name] for name in names})
+    return {f'{name}/{seed}' for name in names for seed in (0, 1)}
+
+
+# Digits.
+
+
+def test_accuracy_runs_are_paired_stored_one_by_one_and_not_repeated(load, tmp_path, monkeypatch, capsys):
+    accuracy, output = load('digits_accuracy'), tmp_path / 'runs.json'
+    keys = keep_arms(accuracy, monkeypatch, 'CutMix', 'MergeMix, area')
+    runs = accuracy.main(['--quick', '--output', str(output)])
+    assert set(runs) == keys and '| CutMix ' in capsys.readouterr().out
+
+    stored = json.loads(output.read_text())
+    del stored['runs']['MergeMix, area/1']
+    output.write_text(json.dumps(stored))
+    monkeypatch.setattr(accuracy, 'run', lambda arm, seed, **_: dict(accuracy=float(seed), calibration_error=0.0))
+    again = accuracy.main(['--quick', '--output', str(output)])
+    assert again['MergeMix, area/1'] == dict(accuracy=1.0, calibration_error=0.0)
+    assert again['CutMix/0'] == runs['CutMix/0']
+    with pytest.raises(SystemExit, match='--output'):
+        accuracy.main(['--quick', '--prob', '0.9', '--output', str(output)])
+
+
+def test_the_same_seed_gives_the_same_run(load):
+    accuracy = load('digits_accuracy')
+    first, second = (accuracy.run('MergeMix, area', 3, steps=3, prob=1.0, num_test=64) for _ in range(2))
+    assert (first['accuracy'], first['calibration_error']) == (second['accuracy'], second['calibration_error'])
+
+
+def test_ratio_fidelity_measures_every_way_and_every_saliency(load, tmp_path, capsys):
+    path = tmp_path / 'fidelity.json'
+    results = load('ratio_fidelity').main(['--quick', '--threads', '1', '--output', str(path)])
+    rows = {row['arm']: row for row in results['fidelity']}
+    assert len(rows) == 2 + 4 * 3
+    assert {row['mixes'] for row in rows.values()} == {2 * 11 * 32}
+    assert all(0 <= row['error'] <= 1 for row in rows.values())
+    # Patches drawn at random are unbiased; the published ratio does not look at the mask.
+    assert rows['random / area']['error'] < rows['mergemix / gaussian']['error']
+    assert len({row['saliency'] for row in results['saliency']}) == 4
+    assert len(results['clean_against_mixed']) == 5
+    assert json.loads(path.read_text())['accuracy'] == results['accuracy']
+    assert 'Ratio fidelity' in capsys.readouterr().out
+
+
+# AIA.
+
+
+@pytest.mark.parametrize(
+    ('kind', 'gen', 'und'),
+    [
+        ('teachers', [(0.4, 0.05), (0.6, 0.1)], [(0.1, 0.2), (0.2, 0.2)]),
+        ('swapped', [(0.1, 0.2), (0.2, 0.2)], [(0.4, 0.05), (0.6, 0.1)]),
+        ('flat', [(0.5, 0.075)] * 2, [(0.15, 0.2)] * 2),
+    ],
+)
+def test_targets_are_the_curves_those_of_the_other_task_or_flat(load, kind, gen, und):
+    stages = load('aia_targets').targets(kind, CURVES)
+    for task, expected in dict(gen=gen, und=und).items():
+        assert [stage['layers'] for stage in stages[task]] == [(0, 1), (1, 2)]
+        found = [(stage['target'], stage['delta']) for stage in stages[task]]
+        assert [number for pair in found for number in pair] == pytest.approx([x for pair in expected for x in pair])
+
+
+def test_aia_without_weight_trains_as_no_aia_does_and_is_switched_off_after(load):
+    training = load('lib.janus')
+    aia, weights = load('aia_targets').AIALoss('janus_pro', weight=0.0), []
+    batches = {task: training.encode(task, 16)[0] for task in training.TASKS}
+    for criterion in (None, aia):
+        tuner = training.build_tuner(0)
+        training.train(tuner, batches, 2, seed=0, aia=criterion, batch_size=4)
+        assert tuner.alignment is None
+        weights.append(torch.cat([parameter.flatten() for parameter in tuner.parameters()]))
+    torch.testing.assert_close(weights[0], weights[1], rtol=0, atol=1e-6)
+
+
+def test_target_runs_are_stored_with_the_teachers_and_not_repeated(load, tmp_path, monkeypatch):
+    benchmark, output = load('aia_targets'), tmp_path / 'runs.json'
+    keys = keep_arms(benchmark, monkeypatch, 'no AIA', 'swapped, weight x 10')
+    runs = benchmark.main(['--quick', '--output', str(output)])
+    assert set(runs) == keys
+    assert runs['no AIA/0']['ntp_gen'] != runs['swapped, weight x 10/0']['ntp_gen']
+    assert runs['no AIA/0']['distance'] == runs['no AIA/0']['teacher_distance'] > 0
+
+    teachers = json.loads((tmp_path / 'runs_teachers_quick.json').read_text())
+    assert all(0 < value < 1 for task in ('gen', 'und') for value in teachers[task]['mean'])
+    monkeypatch.setattr(benchmark, 'run', None)
+    monkeypatch.setattr(benchmark, 'train_teachers', None)
+    assert benchmark.main(['--quick', '--output', str(output)]) == json.loads(output.read_text())['runs']
+
+
+# The tower of the small VLMs, and the preference study that starts from it.
+
+
+def test_images_are_those_of_the_processor_and_labels_those_of_the_scene(load):
+    from mergemix_mm.datasets import ShapesConversationDataset, shapes_processor
+
+    tower = load('lib.tower')
+    images, colors, shapes, masks = next(tower.batches('val', 1, 4, 48, seed=3))
+    dataset = ShapesConversationDataset('val', length=4, seed=3)
+    for i, record in enumerate(map(dataset.get_data_info, range(4))):
+        expected = shapes_processor().image_processor(record['images'], return_tensors='pt')['pixel_values'][0]
+        torch.testing.assert_close(images[i], expected, rtol=0, atol=1e-5)
+        np.testing.assert_array_equal(masks[i], record['gt_mask'])
+        things = {thing['cell']: (thing['color'], thing['shape']) for thing in record['things']}
+        for cell in range(9):
+            color, shape = int(colors[i, cell]), int(shapes[i, cell])
+            found = (tower.COLORS[color - 1], tower.SHAPES[shape - 1]) if color and shape else None
+            assert found == things.get(divmod(cell, 3))
+
+
+def test_mixed_channels_stay_within_the_range_of_each_pixel(load):
+    torch.manual_seed(0)
+    images = torch.rand(8, 3, 4, 4)
+    mixed = load('lib.tower').mix_channels(images)
+    assert (mixed <= images.amax(1, keepdim=True) + 1e-6).all() and (mixed >= images.amin(1, keepdim=True) - 1e-6).all()
+    assert (mixed - images).abs().mean() > 0.05
+
+
+def test_shape_heads_never_see_true_colours(load):
+    torch.manual_seed(0)
+    training = load('lib.tower')
+    tower, heads = CLIPVisionModel(training.tower_config()), training.AttributeHeads(96)
+    images, colors, shapes, _ = next(training.batches('train', 1, 6, 48))
+    output = tower(images)
+    loss = heads.loss(output, colors, shapes, 4)
+    other_colors, other_shapes = colors.clone(), shapes.clone()
+    other_colors[4:], other_shapes[:4] = 0, 0
+    assert heads.loss(output, other_colors, other_shapes, 4) == loss
+    other_shapes[4:] = 0
+    assert heads.loss(output, colors, other_shapes, 4) != loss
+
+
+def test_a_short_training_reads_colours(load):
+    tower, heads = load('lib.tower').pretrain_tower(40)
+    assert load('shapes_tower').measure(tower, heads, 'train', 64)['color'] > 0.5
+
+
+def test_the_tower_is_saved_for_plain_transformers(load, tmp_path):
+    results = load('shapes_tower').main(['--quick', '--threads', '1', '--save', str(tmp_path)])
+    assert [row['layer'] for row in results['saliency']] == [2, 3, 4]
+    loaded = CLIPVisionModel.from_pretrained(tmp_path)
+    tower, _ = load('lib.tower').pretrain_tower(3)
+    for (name, one), two in zip(loaded.state_dict().items(), tower.state_dict().values(), strict=True):
+        torch.testing.assert_close(one, two, rtol=0, atol=0, msg=name)
+
+
+def test_preference_arms_start_from_one_tower(load, tmp_path, monkeypatch, capsys):
+    benchmark = load('shapes_preference')
+    keys = keep_arms(benchmark, monkeypatch, 'SFT', 'swap')
+    runs = benchmark.main(['--quick', '--output', str(tmp_path / 'runs.json')])
+    assert set(runs) == keys and '| swap ' in capsys.readouterr().out
+    tower = CLIPVisionModel.from_pretrained(tmp_path / 'shapes_tower_quick')
+    built = load('lib.llava').build_tuner(tmp_path / 'shapes_tower_quick', dict(type='SFTHead'), None, seed=0)
+    found = built.vlm.vision_encoder.state_dict()
+    assert all(torch.equal(found[name], value) for name, value in tower.state_dict().items())
+    assert not any(parameter.requires_grad for parameter in built.vlm.vision_encoder.parameters())
