@@ -17,7 +17,10 @@ from mergemix_mm.engine import fit_schedule, launch
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = sorted(
-    path for part in ('configs', 'projects') for path in ROOT.glob(f'{part}/*/*_*.py') if path.parent.name != '_base_'
+    path
+    for pattern in ('configs/*/*_*.py', 'projects/*/configs/*_*.py')
+    for path in ROOT.glob(pattern)
+    if path.parent.name != '_base_'
 )
 
 

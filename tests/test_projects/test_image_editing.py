@@ -27,7 +27,7 @@ class Painter:
 
 
 def test_a_mask_grows_by_its_distance():
-    from projects.image_editing.editing import dilate
+    from projects.image_editing.models.editing import dilate
 
     point = np.zeros((9, 9), dtype=bool)
     point[4, 4] = True
@@ -39,7 +39,7 @@ def test_a_mask_grows_by_its_distance():
 
 
 def test_erasing_fills_from_around_and_leaves_the_rest():
-    from projects.image_editing.editing import erase
+    from projects.image_editing.models.editing import erase
 
     picture = tiny_applications.picture()
     after = np.asarray(erase(picture, MASK))
@@ -49,7 +49,7 @@ def test_erasing_fills_from_around_and_leaves_the_rest():
 
 
 def test_replacing_asks_the_pipeline_at_its_own_resolution_and_leaves_the_rest():
-    from projects.image_editing.editing import replace
+    from projects.image_editing.models.editing import replace
 
     picture, painter = tiny_applications.picture(), Painter()
     after = np.asarray(replace(picture, MASK, 'a green square', painter, seed=3))
@@ -65,7 +65,7 @@ def test_replacing_asks_the_pipeline_at_its_own_resolution_and_leaves_the_rest()
 
 
 def run(sphinx_folder, picture_file, out, *options):
-    from projects.image_editing.edit import main
+    from projects.image_editing.run import main
 
     arguments = [sphinx_folder, picture_file, EXPRESSION, '--grabcut', '--device', 'cpu', '--out', out, *options]
     main([str(argument) for argument in arguments])

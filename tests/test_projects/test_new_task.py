@@ -10,7 +10,7 @@ from repository_configs import ROOT, quick_mmengine, runner_of_two_steps  # noqa
 from mergemix_mm.datasets import RecordError
 from mergemix_mm.toy import ShapesTaskDataset, shapes_task_words
 
-(CONFIG,) = (ROOT / 'projects' / 'new_task').glob('tiny-*.py')
+(CONFIG,) = (ROOT / 'projects' / 'new_task' / 'configs').glob('tiny-*.py')
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from mergemix_mm.models.vlms import SphinxModel
 from mergemix_mm.toy import ShapesTaskDataset
 from mergemix_mm.toy.scenes import COLORS, SHAPES
 
-FOLDER = ROOT / 'projects' / 'visual_recognition'
+FOLDER = ROOT / 'projects' / 'visual_recognition' / 'configs'
 LINEAR, CLASSIFY = (next(FOLDER.glob(f'tiny-*{kind}*.py')) for kind in ('linear', 'classify'))
 FULL = sorted(FOLDER.glob('*_in1k.py'))
 
@@ -35,7 +35,7 @@ def shapes_folder(tmp_path_factory):
 
 def classifier(**neck):
     """The neck and the encoder of `tiny_sphinx`, as its folder has them."""
-    from projects.visual_recognition.token_mean import TokenMean  # noqa: F401
+    from projects.visual_recognition.models.classifier_parts import TokenMean  # noqa: F401
 
     arch = dict(embed_dims=8, num_layers=1, num_heads=2, feedforward_channels=16)
     vit = dict(type='mmpretrain.VisionTransformer', arch=arch, img_size=28, patch_size=14, out_type='raw')
@@ -55,7 +55,7 @@ def classifier(**neck):
 
 @torch.no_grad()
 def test_a_classifier_sees_what_the_language_model_sees(sphinx_folder):
-    from projects.visual_recognition.load_sphinx_vision_hook import load_sphinx_vision
+    from projects.visual_recognition.models.load_sphinx_vision_hook import load_sphinx_vision
 
     torch.manual_seed(1)
     model, vlm = classifier().eval(), SphinxModel(pretrained=str(sphinx_folder)).eval()
@@ -69,7 +69,7 @@ def test_a_classifier_sees_what_the_language_model_sees(sphinx_folder):
 
 
 def test_encoders_that_were_frozen_keep_their_weights(sphinx_folder, tmp_path):
-    from projects.visual_recognition.load_sphinx_vision_hook import load_sphinx_vision
+    from projects.visual_recognition.models.load_sphinx_vision_hook import load_sphinx_vision
 
     stored = load_file(sphinx_folder / 'vision.safetensors')
     kept = {name: value for name, value in stored.items() if not name.startswith('vision.backbone.')}
@@ -82,7 +82,7 @@ def test_encoders_that_were_frozen_keep_their_weights(sphinx_folder, tmp_path):
 
 
 def test_every_weight_that_does_not_fit_is_named_and_none_is_loaded(sphinx_folder, tmp_path):
-    from projects.visual_recognition.load_sphinx_vision_hook import load_sphinx_vision
+    from projects.visual_recognition.models.load_sphinx_vision_hook import load_sphinx_vision
 
     stored = load_file(sphinx_folder / 'vision.safetensors')
     stored['vision.neck.projection.1.weight'] = torch.ones(7)
@@ -104,7 +104,7 @@ def test_every_weight_that_does_not_fit_is_named_and_none_is_loaded(sphinx_folde
 
 
 def test_a_model_or_a_folder_of_another_kind_is_named(sphinx_folder, tmp_path):
-    from projects.visual_recognition.load_sphinx_vision_hook import load_sphinx_vision
+    from projects.visual_recognition.models.load_sphinx_vision_hook import load_sphinx_vision
 
     with pytest.raises(ValueError, match='the model has 0 MultiBackbone; it must have one'):
         load_sphinx_vision(nn.Linear(2, 2), sphinx_folder)
@@ -116,7 +116,7 @@ def test_a_model_or_a_folder_of_another_kind_is_named(sphinx_folder, tmp_path):
 
 
 def test_drawn_shapes_become_images_in_bgr_with_the_number_of_their_pair():
-    from projects.visual_recognition.shapes_classes import ShapesToClasses
+    from projects.visual_recognition.models.classifier_parts import ShapesToClasses
 
     dataset, labels = ShapesTaskDataset('classification', length=60), set()
     for record in map(dataset.__getitem__, range(60)):
@@ -142,7 +142,7 @@ def imagenet(tmp_path):
     [(None, 'n01440764'), (['fish', 'bird'], 'fish')],
 )
 def test_images_of_a_classification_dataset_become_sentences(imagenet, names, label):
-    from projects.visual_recognition.class_record_dataset import ClassRecordDataset
+    from projects.visual_recognition.models.class_record_dataset import ClassRecordDataset
 
     dataset = ClassRecordDataset(imagenet, names, pipeline=[ClassificationTask()])
     assert len(dataset) == 2
@@ -155,7 +155,7 @@ def test_images_of_a_classification_dataset_become_sentences(imagenet, names, la
 
 
 def test_short_names_of_imagenet_and_mistakes(imagenet, tmp_path):
-    from projects.visual_recognition.class_record_dataset import ClassRecordDataset
+    from projects.visual_recognition.models.class_record_dataset import ClassRecordDataset
 
     (tmp_path / 'train.txt').write_text('n01440764/1.JPEG 0\nn01443537/1.JPEG 1\n')
     full = dict(type='mmpretrain.ImageNet', data_root=str(tmp_path), split='train', ann_file='train.txt')

@@ -1,6 +1,6 @@
 """A tiny SPHINX, trained to point, learns to answer `Classify the image.` on drawn shapes: minutes on a CPU."""
 
-_base_ = ['../../configs/_base_/models/tiny-sphinx_shapes.py', '../../configs/_base_/runtimes/vlm_runtime.py']
+_base_ = ['../../../configs/_base_/models/tiny-sphinx_shapes.py', '../../../configs/_base_/runtimes/vlm_runtime.py']
 
 model = dict(
     vlm=dict(pretrained='work_dirs/tiny-sphinx_1xb16-tasks-coslr-600i_shapes/pretrained', language_model=None),

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mergemix_mm.visualization import save_image
-from projects.referring_segmentation.figure import Panel, draw_panels
-from projects.referring_segmentation.referring import add_arguments, segment
+from projects.referring_segmentation.models.figure import Panel, draw_panels
+from projects.referring_segmentation.models.referring import add_arguments, segment
 
 
 def main(argv: Sequence[str] | None = None) -> None:

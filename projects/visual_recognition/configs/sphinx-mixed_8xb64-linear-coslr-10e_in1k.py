@@ -1,16 +1,16 @@
 """A linear probe on SPHINX' four encoders, mixed and frozen, on ImageNet-1k; the schedule is a free choice."""
 
 _base_ = [
-    '../../configs/_base_/models/sphinx-7b.py',
+    '../../../configs/_base_/models/sphinx-7b.py',
     'mmpretrain::_base_/datasets/imagenet_bs32_pil_bicubic.py',
-    '../../configs/_base_/runtimes/default_runtime.py',
+    '../../../configs/_base_/runtimes/default_runtime.py',
 ]
 
 custom_imports = dict(
     imports=[
         'mergemix_mm',
-        'projects.visual_recognition.load_sphinx_vision_hook',
-        'projects.visual_recognition.token_mean',
+        'projects.visual_recognition.models.load_sphinx_vision_hook',
+        'projects.visual_recognition.models.classifier_parts',
     ],
     allow_failed_imports=False,
 )

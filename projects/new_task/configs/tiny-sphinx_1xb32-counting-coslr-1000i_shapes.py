@@ -1,9 +1,9 @@
 """A tiny SPHINX that learns to count, beside two tasks of the package, on drawn shapes: minutes on a CPU."""
 
-_base_ = ['../../configs/_base_/models/tiny-sphinx_shapes.py', '../../configs/_base_/runtimes/vlm_runtime.py']
+_base_ = ['../../../configs/_base_/models/tiny-sphinx_shapes.py', '../../../configs/_base_/runtimes/vlm_runtime.py']
 
 # The file of the task, from the root of the repository.
-custom_imports = dict(imports=['mergemix_mm', 'projects.new_task.counting'], allow_failed_imports=False)
+custom_imports = dict(imports=['mergemix_mm', 'projects.new_task.models.counting'], allow_failed_imports=False)
 
 encode = _base_.encode
 shapes = dict(type='ShapesTaskDataset', length=20000)

@@ -1,12 +1,22 @@
-"""Drawn shapes as MMPretrain's classifiers take them."""
+"""What an `ImageClassifier` needs around SPHINX' mixed encoder: a neck after the tokens, and drawn shapes as its data."""
 
 from typing import Any
 
 import numpy as np
 from mmcv.transforms import BaseTransform
-from mmengine.registry import TRANSFORMS
+from mmengine.model import BaseModule
+from mmengine.registry import MODELS, TRANSFORMS
+from torch import Tensor
 
 from mergemix_mm.toy.scenes import COLORS, SHAPES
+
+
+@MODELS.register_module()
+class TokenMean(BaseModule):
+    """Tokens [B, N, C] -> the mean of each image's, as heads take it: a tuple of one [B, C]."""
+
+    def forward(self, tokens: Tensor) -> tuple[Tensor]:
+        return (tokens.mean(dim=1),)
 
 
 @TRANSFORMS.register_module()

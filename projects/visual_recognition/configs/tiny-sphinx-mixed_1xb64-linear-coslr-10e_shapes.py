@@ -1,13 +1,13 @@
 """A linear probe on the encoders of a trained tiny SPHINX, mixed and frozen: drawn shapes, a minute on a CPU."""
 
-_base_ = ['../../configs/_base_/models/tiny-sphinx_shapes.py', '../../configs/_base_/runtimes/default_runtime.py']
+_base_ = ['../../../configs/_base_/models/tiny-sphinx_shapes.py', '../../../configs/_base_/runtimes/default_runtime.py']
 
 custom_imports = dict(
     imports=[
         'mergemix_mm',
-        'projects.visual_recognition.load_sphinx_vision_hook',
-        'projects.visual_recognition.shapes_classes',
-        'projects.visual_recognition.token_mean',
+        'projects.visual_recognition.models.load_sphinx_vision_hook',
+        'projects.visual_recognition.models.classifier_parts',
+        'projects.visual_recognition.models.classifier_parts',
     ],
     allow_failed_imports=False,
 )

@@ -3,10 +3,10 @@
 custom_imports = dict(
     imports=[
         'mergemix_mm',
-        'projects.referring_segmentation.shapes_masks',
-        'projects.referring_segmentation.segmentation_iou',
-        'projects.referring_segmentation.segmentation_task',
-        'projects.referring_segmentation.segmenters',
+        'projects.referring_segmentation.models.data',
+        'projects.referring_segmentation.models.segmentation_iou',
+        'projects.referring_segmentation.models.data',
+        'projects.referring_segmentation.models.segmenters',
     ],
     allow_failed_imports=False,
 )

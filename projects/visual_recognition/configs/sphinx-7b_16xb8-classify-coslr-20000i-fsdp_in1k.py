@@ -1,9 +1,9 @@
 """A trained SPHINX learns to answer `Classify the image.` on ImageNet-1k: two epochs, a free choice."""
 
-_base_ = '../../configs/sphinx/sphinx-7b_16xb8-tasks-coslr-20000i-fsdp_mix.py'
+_base_ = '../../../configs/sphinx/sphinx-7b_16xb8-tasks-coslr-20000i-fsdp_mix.py'
 
 custom_imports = dict(
-    imports=['mergemix_mm', 'projects.visual_recognition.class_record_dataset'], allow_failed_imports=False
+    imports=['mergemix_mm', 'projects.visual_recognition.models.class_record_dataset'], allow_failed_imports=False
 )
 
 # tools/model_converters/save_pretrained.py writes it from a checkpoint.

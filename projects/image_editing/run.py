@@ -9,9 +9,9 @@ from mmengine.device import get_device
 
 from mergemix_mm.engine.launch import LaunchError
 from mergemix_mm.visualization import save_image
-from projects.image_editing.editing import dilate, erase, load_pipeline, replace
-from projects.referring_segmentation.figure import Panel, draw_panels
-from projects.referring_segmentation.referring import Segmented, add_arguments, segment
+from projects.image_editing.models.editing import dilate, erase, load_pipeline, replace
+from projects.referring_segmentation.models.figure import Panel, draw_panels
+from projects.referring_segmentation.models.referring import Segmented, add_arguments, segment
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
