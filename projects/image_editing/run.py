@@ -1,4 +1,4 @@
-"""Erases or replaces what an expression refers to: SPHINX writes its box, SAM its mask, and inpainting fills that."""
+"""Erases or replaces what an expression refers to: SPHINX writes a box, SAM makes a mask of it, inpainting fills it."""
 
 import argparse
 from collections.abc import Sequence
@@ -20,9 +20,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add_arguments(parser)
     edit = parser.add_mutually_exclusive_group(required=True)
     edit.add_argument('--erase', action='store_true', help="fill the mask from around it, by OpenCV's inpainting")
-    edit.add_argument('--replace', metavar='PROMPT', help='paint this into the mask, by a diffusion model')
+    edit.add_argument('--replace', metavar='PROMPT', help='paint this into the mask with a diffusion model')
     parser.add_argument(
-        '--dilate', type=int, default=3, metavar='PIXELS', help='let the mask grow first (default: %(default)s)'
+        '--dilate', type=int, default=3, metavar='PIXELS', help='grow the mask by this first (default: %(default)s)'
     )
     parser.add_argument(
         '--inpainting',
@@ -30,7 +30,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         metavar='NAME',
         help='inpainting pipeline of diffusers for --replace, on the hub or in a folder (default: %(default)s)',
     )
-    parser.add_argument('--seed', type=int, default=0, help='of --replace (default: %(default)s)')
+    parser.add_argument('--seed', type=int, default=0, help='seed of --replace (default: %(default)s)')
     parser.add_argument('--out', type=Path, default='edited.png', help='image to write (default: %(default)s)')
     parser.add_argument('--figure', type=Path, help='figure to write: before, mask and after')
     args = parser.parse_args(argv)
@@ -40,7 +40,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Edit, and write the image and its figure.
+    """Edit the image, and write it and its figure.
 
     Args:
         argv (Sequence[str], optional): The command line. Defaults to that of the process.

@@ -1,14 +1,13 @@
 """What the tests of the applications share."""
 
+import sys
+
 import pytest
 import tiny_applications
 from repository_configs import ROOT
 
-
-@pytest.fixture(autouse=True)
-def root_on_path(monkeypatch):
-    """As PYTHONPATH=. does for the commands of the projects."""
-    monkeypatch.syspath_prepend(str(ROOT))
+# As PYTHONPATH=. does for the commands of the projects.
+sys.path.insert(0, str(ROOT))
 
 
 @pytest.fixture(scope='session')

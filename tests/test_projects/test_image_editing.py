@@ -11,6 +11,9 @@ import torch
 from PIL import Image
 from tiny_applications import BOX, EXPRESSION, SIZE
 
+from projects.image_editing.models.editing import dilate, erase, replace
+from projects.image_editing.run import main
+
 MASK = np.zeros(SIZE, dtype=bool)
 MASK[BOX[1] : BOX[3], BOX[0] : BOX[2]] = True
 
@@ -27,8 +30,6 @@ class Painter:
 
 
 def test_a_mask_grows_by_its_distance():
-    from projects.image_editing.models.editing import dilate
-
     point = np.zeros((9, 9), dtype=bool)
     point[4, 4] = True
     y, x = np.mgrid[-4:5, -4:5]
@@ -39,8 +40,6 @@ def test_a_mask_grows_by_its_distance():
 
 
 def test_erasing_fills_from_around_and_leaves_the_rest():
-    from projects.image_editing.models.editing import erase
-
     picture = tiny_applications.picture()
     after = np.asarray(erase(picture, MASK))
     assert np.array_equal(after[~MASK], np.asarray(picture)[~MASK])
@@ -49,8 +48,6 @@ def test_erasing_fills_from_around_and_leaves_the_rest():
 
 
 def test_replacing_asks_the_pipeline_at_its_own_resolution_and_leaves_the_rest():
-    from projects.image_editing.models.editing import replace
-
     picture, painter = tiny_applications.picture(), Painter()
     after = np.asarray(replace(picture, MASK, 'a green square', painter, seed=3))
     assert (after[MASK] == (0, 200, 0)).all()
@@ -65,8 +62,6 @@ def test_replacing_asks_the_pipeline_at_its_own_resolution_and_leaves_the_rest()
 
 
 def run(sphinx_folder, picture_file, out, *options):
-    from projects.image_editing.run import main
-
     arguments = [sphinx_folder, picture_file, EXPRESSION, '--grabcut', '--device', 'cpu', '--out', out, *options]
     main([str(argument) for argument in arguments])
 
@@ -89,7 +84,7 @@ def test_the_command_wants_one_edit(sphinx_folder, picture_file, tmp_path, capsy
 
 def test_a_missing_diffusers_is_named_with_its_command(sphinx_folder, picture_file, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, 'diffusers', None)
-    with pytest.raises(SystemExit, match='--replace: replacing needs diffusers.*run `pip install "diffusers<0.37"`'):
+    with pytest.raises(SystemExit, match='--replace: diffusers.*run `pip install "diffusers<0.37"`'):
         run(sphinx_folder, picture_file, tmp_path / 'out.png', '--replace', 'a cat')
 
 

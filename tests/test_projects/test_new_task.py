@@ -9,14 +9,14 @@ from repository_configs import ROOT, quick_mmengine, runner_of_two_steps  # noqa
 
 from mergemix_mm.datasets import RecordError
 from mergemix_mm.toy import ShapesTaskDataset, shapes_task_words
+from projects.new_task.run import main
 
 (CONFIG,) = (ROOT / 'projects' / 'new_task' / 'configs').glob('tiny-*.py')
 
 
 @pytest.fixture
-def config(monkeypatch):
-    """Reading it imports the task, for which the root of the repository must be on the path."""
-    monkeypatch.syspath_prepend(str(ROOT))
+def config():
+    """Reading it imports the task."""
     return Config.fromfile(CONFIG)
 
 
@@ -40,6 +40,13 @@ def test_it_counts_the_things_of_drawn_scenes(config):
         record = dataset[index]
         number = sum(thing['shape'] == record['label'] for thing in record['things'])
         assert texts(task(record)) == [f'How many {record["label"]} are in the image?', str(number)]
+
+
+def test_the_program_shows_questions_and_answers(tmp_path, capsys):
+    main(['--number', '2', '--out', str(tmp_path)])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(':')[0] for line in lines] == ['0', '1'] and all(' - ' in line for line in lines)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['0.png', '1.png']
 
 
 def test_every_word_is_in_the_tokenizer():

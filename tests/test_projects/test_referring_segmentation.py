@@ -15,7 +15,14 @@ from repository_configs import ROOT, quick_mmengine, runner_of_two_steps  # noqa
 from tiny_applications import BOX, EXPRESSION, SIZE
 
 from mergemix_mm.datasets import EncodeConversation, RecordError
+from mergemix_mm.functional import boxes_to_square, format_boxes
 from mergemix_mm.toy import ShapesTaskDataset
+from projects.referring_segmentation.models.grounder import Grounder
+from projects.referring_segmentation.models.refcoco_masks import RefCOCOMaskDataset, ReferringSegmentationTask
+from projects.referring_segmentation.models.segmentation_iou import SegmentationIoU
+from projects.referring_segmentation.models.segmenters import GrabCutSegmenter, SamSegmenter
+from projects.referring_segmentation.models.shapes_masks import ReferringShapesDataset
+from projects.referring_segmentation.run import main
 
 FOLDER = ROOT / 'projects' / 'referring_segmentation' / 'configs'
 TRUE_MASK = np.zeros(SIZE, dtype=bool)
@@ -36,14 +43,10 @@ def sample(answer, truth=TRUE_MASK, **fields):
 
 
 def answer_of(box, size=SIZE):
-    from mergemix_mm.functional import boxes_to_square, format_boxes
-
     return format_boxes(boxes_to_square(torch.tensor([box]), size).tolist(), decimals=4)
 
 
 def score(samples, segmenter=fill):
-    from projects.referring_segmentation.models.segmentation_iou import SegmentationIoU
-
     metric = SegmentationIoU(segmenter)
     metric.process(None, samples)
     return metric.evaluate(len(samples))
@@ -53,8 +56,6 @@ def score(samples, segmenter=fill):
 
 
 def test_the_answer_becomes_a_box_in_pixels_of_the_image(sphinx_folder):
-    from projects.referring_segmentation.models.grounder import Grounder
-
     answer, box = Grounder(str(sphinx_folder), 'cpu')(tiny_applications.picture(), f' {EXPRESSION}. ')
     # The image, 60 wide and 40 high, lies in a square of 60 with 10 pixels above it.
     assert answer == '[0.167,0.500,0.500,0.767]'
@@ -62,8 +63,6 @@ def test_the_answer_becomes_a_box_in_pixels_of_the_image(sphinx_folder):
 
 
 def test_sam_is_prompted_in_its_own_pixels_and_answers_in_those_of_the_image(sam_folder):
-    from projects.referring_segmentation.models.segmenters import SamSegmenter
-
     segmenter, prompts = SamSegmenter(str(sam_folder), 'cpu'), []
     segmenter.model.register_forward_pre_hook(
         lambda module, args, kwargs: prompts.append(kwargs['input_boxes']), with_kwargs=True
@@ -78,8 +77,6 @@ def test_sam_is_prompted_in_its_own_pixels_and_answers_in_those_of_the_image(sam
 
 def test_the_mask_of_sam_lies_where_its_logits_do(sam_folder):
     from types import SimpleNamespace
-
-    from projects.referring_segmentation.models.segmenters import SamSegmenter
 
     segmenter = SamSegmenter(str(sam_folder), 'cpu')
     # Logits of the padded square, 4 pixels of 64 each: the image, 64 x 43 of it, has its left quarter in the mask.
@@ -102,8 +99,6 @@ def test_the_mask_of_sam_lies_where_its_logits_do(sam_folder):
     ids=['tight', 'loose', 'empty', 'whole image'],
 )
 def test_grabcut_finds_the_square_in_a_box(box, expected):
-    from projects.referring_segmentation.models.segmenters import GrabCutSegmenter
-
     mask = GrabCutSegmenter()(tiny_applications.picture(), torch.tensor(box, dtype=torch.float64))
     assert np.array_equal(mask, expected)
 
@@ -143,8 +138,6 @@ def test_splits_are_scored_by_themselves_and_mistakes_named():
 
 
 def test_drawn_records_are_those_of_the_package_with_the_mask_of_the_thing():
-    from projects.referring_segmentation.models.data import ReferringShapesDataset
-
     plain, masked = ShapesTaskDataset('grounding', length=20), ReferringShapesDataset(length=20)
     for expected, record in zip(map(plain.__getitem__, range(20)), map(masked.__getitem__, range(20))):
         assert np.array_equal(np.asarray(record['images'][0]), np.asarray(expected['images'][0]))
@@ -186,8 +179,6 @@ def refcoco(tmp_path):
 
 
 def open_refcoco(folder):
-    from projects.referring_segmentation.models.data import RefCOCOMaskDataset
-
     return RefCOCOMaskDataset('refs.json', split='testA', data_root=str(folder))
 
 
@@ -215,8 +206,6 @@ def test_a_missing_pycocotools_is_named_with_its_command(refcoco, monkeypatch):
 
 
 def test_the_task_keeps_image_and_mask_and_refuses_a_mask_of_another_size(refcoco):
-    from projects.referring_segmentation.models.data import ReferringSegmentationTask
-
     record = open_refcoco(refcoco)[0]
     encode = EncodeConversation(tiny_sphinx.processor(), generate=True)
     found = encode(ReferringSegmentationTask()(record))['data_samples']
@@ -230,8 +219,6 @@ def test_the_task_keeps_image_and_mask_and_refuses_a_mask_of_another_size(refcoc
 
 
 def test_the_command_writes_a_figure(sphinx_folder, sam_folder, picture_file, tmp_path, capsys):
-    from projects.referring_segmentation.run import main
-
     for option in (['--grabcut'], ['--sam', str(sam_folder)]):
         out = tmp_path / f'{option[0]}.png'
         main([str(sphinx_folder), str(picture_file), EXPRESSION, *option, '--device', 'cpu', '--out', str(out)])
@@ -242,8 +229,6 @@ def test_the_command_writes_a_figure(sphinx_folder, sam_folder, picture_file, tm
 
 
 def test_the_command_names_what_it_cannot_use(sphinx_folder, picture_file, tmp_path):
-    from projects.referring_segmentation.run import main
-
     def run(*arguments):
         main([*map(str, arguments), '--device', 'cpu', '--out', str(tmp_path / 'out.png')])
 

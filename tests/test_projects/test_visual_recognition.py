@@ -15,6 +15,10 @@ from mergemix_mm.datasets import ClassificationTask, RecordError
 from mergemix_mm.models.vlms import SphinxModel
 from mergemix_mm.toy import ShapesTaskDataset
 from mergemix_mm.toy.scenes import COLORS, SHAPES
+from projects.visual_recognition import run
+from projects.visual_recognition.models.class_record_dataset import ClassRecordDataset
+from projects.visual_recognition.models.shapes_classes import ShapesToClasses
+from projects.visual_recognition.models.sphinx_vision import load_sphinx_vision
 
 FOLDER = ROOT / 'projects' / 'visual_recognition' / 'configs'
 LINEAR, CLASSIFY = (next(FOLDER.glob(f'tiny-*{kind}*.py')) for kind in ('linear', 'classify'))
@@ -35,8 +39,6 @@ def shapes_folder(tmp_path_factory):
 
 def classifier(**neck):
     """The neck and the encoder of `tiny_sphinx`, as its folder has them."""
-    from projects.visual_recognition.models.classifier_parts import TokenMean  # noqa: F401
-
     arch = dict(embed_dims=8, num_layers=1, num_heads=2, feedforward_channels=16)
     vit = dict(type='mmpretrain.VisionTransformer', arch=arch, img_size=28, patch_size=14, out_type='raw')
     mix = dict(type='EmbeddingMixNeck', in_channels=[8], out_channels=tiny_sphinx.WIDTH, grid=2, class_token=True)
@@ -55,8 +57,6 @@ def classifier(**neck):
 
 @torch.no_grad()
 def test_a_classifier_sees_what_the_language_model_sees(sphinx_folder):
-    from projects.visual_recognition.models.load_sphinx_vision_hook import load_sphinx_vision
-
     torch.manual_seed(1)
     model, vlm = classifier().eval(), SphinxModel(pretrained=str(sphinx_folder)).eval()
     images = torch.randn(2, 3, 28, 28)
@@ -69,8 +69,6 @@ def test_a_classifier_sees_what_the_language_model_sees(sphinx_folder):
 
 
 def test_encoders_that_were_frozen_keep_their_weights(sphinx_folder, tmp_path):
-    from projects.visual_recognition.models.load_sphinx_vision_hook import load_sphinx_vision
-
     stored = load_file(sphinx_folder / 'vision.safetensors')
     kept = {name: value for name, value in stored.items() if not name.startswith('vision.backbone.')}
     save_file(kept, tmp_path / 'vision.safetensors')
@@ -82,8 +80,6 @@ def test_encoders_that_were_frozen_keep_their_weights(sphinx_folder, tmp_path):
 
 
 def test_every_weight_that_does_not_fit_is_named_and_none_is_loaded(sphinx_folder, tmp_path):
-    from projects.visual_recognition.models.load_sphinx_vision_hook import load_sphinx_vision
-
     stored = load_file(sphinx_folder / 'vision.safetensors')
     stored['vision.neck.projection.1.weight'] = torch.ones(7)
     stored['vision.other'] = torch.ones(1)
@@ -96,16 +92,14 @@ def test_every_weight_that_does_not_fit_is_named_and_none_is_loaded(sphinx_folde
     lines = str(error.value).split('\n')[1:-1]
     assert lines == [
         'vision.neck.projection.1.weight: [7] in the file, [16] in the model',
-        'vision.backbone.branches.0.encoder.cls_token: in the model alone',
-        'vision.other: in the file alone',
+        'vision.backbone.branches.0.encoder.cls_token: only in the model',
+        'vision.other: only in the file',
     ]
     assert lost.numel() == 8
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
 def test_a_model_or_a_folder_of_another_kind_is_named(sphinx_folder, tmp_path):
-    from projects.visual_recognition.models.load_sphinx_vision_hook import load_sphinx_vision
-
     with pytest.raises(ValueError, match='the model has 0 MultiBackbone; it must have one'):
         load_sphinx_vision(nn.Linear(2, 2), sphinx_folder)
     with pytest.raises(OSError, match=r'has no vision\.safetensors'):
@@ -116,8 +110,6 @@ def test_a_model_or_a_folder_of_another_kind_is_named(sphinx_folder, tmp_path):
 
 
 def test_drawn_shapes_become_images_in_bgr_with_the_number_of_their_pair():
-    from projects.visual_recognition.models.classifier_parts import ShapesToClasses
-
     dataset, labels = ShapesTaskDataset('classification', length=60), set()
     for record in map(dataset.__getitem__, range(60)):
         found = ShapesToClasses()(record)
@@ -142,8 +134,6 @@ def imagenet(tmp_path):
     [(None, 'n01440764'), (['fish', 'bird'], 'fish')],
 )
 def test_images_of_a_classification_dataset_become_sentences(imagenet, names, label):
-    from projects.visual_recognition.models.class_record_dataset import ClassRecordDataset
-
     dataset = ClassRecordDataset(imagenet, names, pipeline=[ClassificationTask()])
     assert len(dataset) == 2
     sample = dataset[0]
@@ -155,8 +145,6 @@ def test_images_of_a_classification_dataset_become_sentences(imagenet, names, la
 
 
 def test_short_names_of_imagenet_and_mistakes(imagenet, tmp_path):
-    from projects.visual_recognition.models.class_record_dataset import ClassRecordDataset
-
     (tmp_path / 'train.txt').write_text('n01440764/1.JPEG 0\nn01443537/1.JPEG 1\n')
     full = dict(type='mmpretrain.ImageNet', data_root=str(tmp_path), split='train', ann_file='train.txt')
     dataset = ClassRecordDataset(full, 'IMAGENET_SIMPLE_CATEGORIES')
@@ -226,3 +214,14 @@ def test_full_size_configs_keep_sphinx_as_it_is(path):
         splits = [loader.dataset.dataset.split for loader in (cfg.train_dataloader, cfg.val_dataloader)]
         assert splits == ['train', 'val']
         assert set(cfg.train_dataloader.dataset) == {'type', 'dataset', 'class_names', 'pipeline'}
+
+
+def test_the_program_trains_the_tiny_sphinx_first_where_it_is_not_there(tmp_path, monkeypatch):
+    monkeypatch.setattr(run, 'ROOT', tmp_path)
+    ways = [f'projects/visual_recognition/configs/{path.name}' for path in (LINEAR, CLASSIFY)]
+    configs = [command[1] for command in run.commands() if command[0] == 'tools/train.py']
+    assert configs[3:] == ways and all((ROOT / config).is_file() for config in configs)
+    folder = tmp_path / 'work_dirs' / 'tiny-sphinx_1xb16-tasks-coslr-600i_shapes' / 'pretrained'
+    assert str(folder).endswith(Config.fromfile(CLASSIFY).model.vlm.pretrained)
+    folder.mkdir(parents=True)
+    assert [command[1] for command in run.commands() if command[0] == 'tools/train.py'] == ways

@@ -30,7 +30,7 @@ from lib.sphinx import (
 )
 
 from mergemix_mm.functional import mix_weights
-from mergemix_mm.toy.shapes_facts import shapes_facts
+from mergemix_mm.toy.scenes import shapes_facts
 
 TEST_SEED = 2  # Settings were chosen on the images of seed 1.
 BETAS = (0.0, 0.25, 0.5, 0.75, 1.0)

@@ -11,7 +11,7 @@ from lib.tower import AttributeHeads, batches, pretrain_tower
 from transformers import CLIPVisionModel
 
 from mergemix_mm.models.vision_encoders import build_vision_encoder, score_patches
-from mergemix_mm.toy.shapes_scene import GRID
+from mergemix_mm.toy.scenes import GRID
 
 
 @torch.no_grad()

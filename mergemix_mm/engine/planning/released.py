@@ -1,7 +1,7 @@
 """Configs of released models, so that they can be built at full size where the hub cannot be reached.
 
-They hold what the config.json on the hub says of sizes and of the names of weights, and nothing else. As a program, this
-module writes them to a JSON file for ``--hub-config`` of tools/analysis_tools:
+They hold what the config.json on the hub says of sizes and of the names of weights, and nothing else. As a program,
+this module writes them to a JSON file for ``--hub-config`` of tools/analysis_tools:
 
     python -m mergemix_mm.engine.planning.released hub.json
 """

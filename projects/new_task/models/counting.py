@@ -1,4 +1,4 @@
-"""A task of one's own: how many objects of a class are in an image?"""
+"""A new task: how many objects of a class are in an image?"""
 
 from typing import Any
 
@@ -9,10 +9,10 @@ from mergemix_mm.datasets import TaskTemplate
 
 @TRANSFORMS.register_module()
 class CountingTask(TaskTemplate):
-    """``label``, the name of a class -> the number of its ``boxes``, in digits.
+    """Asks for the number of objects of a class, which is the number of ``boxes`` of ``label``, in digits.
 
     Args:
-        instruction (str, optional): A text around ``{label}``. Defaults to ``'default'``; None leaves the label.
+        instruction (str, optional): A text around ``{label}``. None leaves only the label. Defaults to ``'default'``.
     """
 
     TASK = 'counting'

@@ -3,9 +3,8 @@
 custom_imports = dict(
     imports=[
         'mergemix_mm',
-        'projects.referring_segmentation.models.data',
+        'projects.referring_segmentation.models.refcoco_masks',
         'projects.referring_segmentation.models.segmentation_iou',
-        'projects.referring_segmentation.models.data',
         'projects.referring_segmentation.models.segmenters',
     ],
     allow_failed_imports=False,

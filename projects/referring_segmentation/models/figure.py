@@ -1,4 +1,4 @@
-"""Figures of the applications: images side by side, with a box or a mask in them."""
+"""The figures of the applications: images side by side, with a box or a mask drawn into them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ class Panel:
         caption (str): Written above it.
         image (PIL.Image.Image): The image.
         box (Sequence[float], optional): xyxy in pixels, drawn as a frame. Defaults to None.
-        mask (np.ndarray, optional): [H, W] bool; all else becomes pale. Defaults to None.
+        mask (np.ndarray, optional): [H, W] bool. The rest of the image becomes pale. Defaults to None.
     """
 
     caption: str
@@ -36,8 +36,8 @@ def draw_panels(panels: Sequence[Panel], title: str, dpi: int = 150) -> np.ndarr
 
     Args:
         panels (Sequence[Panel]): At least one.
-        title (str): A headline.
-        dpi (int): Pixels per inch; the longer side of an image is 3 inches. Defaults to 150.
+        title (str): The headline.
+        dpi (int): Pixels per inch. The longer side of an image is 3 inches. Defaults to 150.
 
     Returns:
         np.ndarray: [H, W, 3] uint8, RGB.
@@ -55,7 +55,7 @@ def draw_panels(panels: Sequence[Panel], title: str, dpi: int = 150) -> np.ndarr
 
 
 def _draw(axes, panel: Panel, zoom: float) -> None:
-    """Draw one image, of whose pixels each becomes `zoom` of the figure."""
+    """Draw one image. Each of its pixels becomes `zoom` pixels of the figure."""
     from matplotlib.patches import Rectangle
 
     width, height = panel.image.size
@@ -73,7 +73,7 @@ def _draw(axes, panel: Panel, zoom: float) -> None:
 
 
 def _outline(axes, mask: np.ndarray, zoom: int) -> None:
-    """Draw the edge of a mask, along its pixels where these are large."""
+    """Draw the edge of a mask. Where pixels are large, the edge follows them."""
     fine = np.kron(np.pad(mask, 1), np.ones((zoom, zoom)))
     y, x = ((np.arange(length) + 0.5) / zoom - 1 for length in fine.shape)
     if mask.any():
@@ -81,7 +81,7 @@ def _outline(axes, mask: np.ndarray, zoom: int) -> None:
 
 
 def _veil(mask: np.ndarray) -> np.ndarray:
-    """White over what is outside of a mask: [H, W, 4] in [0, 1]."""
+    """White over what is outside of a mask: RGBA [H, W, 4] in [0, 1]."""
     veil = np.ones((*mask.shape, 4))
     veil[..., 3] = np.where(mask, 0, 0.7)
     return veil

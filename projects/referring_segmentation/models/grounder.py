@@ -1,4 +1,4 @@
-"""Finds the box of what an expression refers to, with a trained SPHINX (https://arxiv.org/abs/2311.07575)."""
+"""Finds the box of what an expression refers to, by a trained SPHINX (https://arxiv.org/abs/2311.07575)."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from mergemix_mm.evaluation.metrics.answer_boxes import read_boxes
 from mergemix_mm.models.vlms import SphinxModel
 from mergemix_mm.models.vlms.sphinx.files import LANGUAGE_MODEL
 
-MAX_NEW_TOKENS = 64  # A box with three decimals is some 30 tokens of Llama 2.
+MAX_NEW_TOKENS = 64  # A box with three decimals takes about 30 tokens of Llama 2.
 
 
 class Grounder:
@@ -22,8 +22,8 @@ class Grounder:
 
     Args:
         folder (str): A model that ``SavePretrainedHook`` wrote, with its processor beside it.
-        device (str, optional): Where the model runs. Defaults to None: the accelerator, in bfloat16, or the CPU, in
-            float32.
+        device (str, optional): Where the model runs. Defaults to None, which takes the accelerator, or the CPU if there
+            is none. The weights are bfloat16 on an accelerator and float32 on a CPU.
 
     Raises:
         OSError: If the folder lacks the model or the processor.
@@ -47,7 +47,7 @@ class Grounder:
             expression (str): Words for the thing, such as 'the red ring'.
 
         Returns:
-            tuple[str, Tensor | None]: The answer as it was written, and its box, see :func:`read_box`.
+            tuple[str, Tensor | None]: The answer as text, and its box as :func:`read_box` returns it.
         """
         question = GroundingTask.INSTRUCTION.format(expression=expression.strip().rstrip('.'))
         record = dict(messages=question_messages(question, num_images=1), images=[image], source='expression')
@@ -65,10 +65,10 @@ def read_box(sample: dict, reader: str) -> Tensor | None:
 
     Args:
         sample (dict): ``pred_answer``, ``image_size`` and perhaps ``align``, as for ``ReferringBoxMetric``.
-        reader (str): Who asks, for errors.
+        reader (str): The name of the caller, for errors.
 
     Returns:
-        Tensor, optional: [4] float64, xyxy in pixels of the image; None if the answer does not name exactly one box.
+        Tensor | None: [4] float64, xyxy in pixels of the image; None if the answer does not name exactly one box.
     """
     boxes = read_boxes(sample, reader)
     return boxes[0] if boxes is not None and len(boxes) == 1 else None

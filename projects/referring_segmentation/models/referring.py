@@ -1,4 +1,4 @@
-"""What the commands of the applications share: an expression -> its box -> its mask."""
+"""The part that the commands of the applications share: from an expression to its box and its mask."""
 
 import argparse
 from dataclasses import dataclass
@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments that :func:`segment` reads."""
     parser.add_argument('model', help='folder of a trained SPHINX, as SavePretrainedHook writes it')
     parser.add_argument('image', type=Path, help='image file')
-    parser.add_argument('expression', help="words for one thing in it, such as 'the red ring'")
+    parser.add_argument('expression', help="words for one thing in the image, such as 'the red ring'")
     segmenter = parser.add_mutually_exclusive_group()
     segmenter.add_argument(
         '--sam',
@@ -51,7 +51,7 @@ def segment(args: argparse.Namespace) -> Segmented:
     """Find what the expression refers to.
 
     Raises:
-        SystemExit: If a file or a model cannot be read, or the answer names no box.
+        SystemExit: If a file or a model cannot be read, or the answer does not name one box.
     """
     try:
         image = read_image(args.image)

@@ -1,4 +1,4 @@
-"""Referring segmentation as RefCOCO is scored: cumulative and mean IoU of masks."""
+"""The metrics of referring segmentation on RefCOCO: cumulative and mean IoU of masks."""
 
 from collections.abc import Callable, Sequence
 
@@ -13,19 +13,19 @@ from .grounder import read_box
 
 @METRICS.register_module()
 class SegmentationIoU(BaseMetric):
-    """Segments the box of every answer, and compares the masks. In percent.
+    """Segments the box of every answer and compares the masks, in percent.
 
     - ``mask/ciou``: the sum of all intersections over the sum of all unions (cIoU, also called oIoU), in which large
       objects weigh more;
     - ``mask/miou``: the mean of the samples' IoUs (mIoU, also called gIoU);
-    - ``mask/malformed``: share of answers that do not name exactly one box. Their mask is empty, which is wrong;
+    - ``mask/malformed``: the share of answers that do not name exactly one box. Their masks count as empty;
     - ``mask/<group>/...``: the same over the samples of each ``split`` (as ``ReferringBoxMetric`` groups).
 
     Args:
         segmenter (Callable | dict): From an image and a box [4] to a mask, or its config:
             ``dict(type='SamSegmenter', pretrained=...)`` or ``dict(type='GrabCutSegmenter')``.
-        collect_device (str): ``'cpu'`` or ``'gpu'``, how several processes gather. Defaults to ``'cpu'``.
-        prefix (str, optional): Prefix of the names. Defaults to None, which means ``mask``.
+        collect_device (str): How several processes gather, ``'cpu'`` or ``'gpu'``. Defaults to ``'cpu'``.
+        prefix (str, optional): Prefix of the names. Defaults to None, which is ``mask``.
 
     Raises:
         KeyError: If a sample has no ``pred_answer``, ``image``, ``image_size`` or ``gt_mask``.

@@ -1,4 +1,4 @@
-"""From a box to the mask of what is in it: SAM (https://arxiv.org/abs/2304.02643), or GrabCut where no weights are."""
+"""Turns a box into a mask: SAM (https://arxiv.org/abs/2304.02643), or GrabCut, which needs no weights."""
 
 import numpy as np
 import torch
@@ -12,14 +12,15 @@ from mergemix_mm.datasets.transforms.image_tokens import with_axes
 
 @MODELS.register_module()
 class SamSegmenter:
-    """Segment Anything of transformers, prompted by a box, of which it gives one mask.
+    """Segment Anything of transformers, prompted by a box. It gives one mask.
 
     Args:
         pretrained (str): A ``SamModel`` on the hub, or a folder. Defaults to ``'facebook/sam-vit-base'``.
-        device (str, optional): Where it runs, in float32. Defaults to None: the accelerator, or the CPU.
+        device (str, optional): Where it runs, in float32. Defaults to None, which takes the accelerator, or the CPU if
+            there is none.
 
     Raises:
-        OSError: If model or processor cannot be found.
+        OSError: If the model or its processor cannot be found.
     """
 
     def __init__(self, pretrained: str = 'facebook/sam-vit-base', device: str | None = None) -> None:
@@ -50,33 +51,33 @@ class SamSegmenter:
 
 @MODELS.register_module()
 class GrabCutSegmenter:
-    """OpenCV's GrabCut (Rother et al. 2004): the colours in the box that are not those around it. Needs no weights.
+    """OpenCV's GrabCut (Rother et al. 2004), which separates the colours in the box from those around it.
 
     Args:
-        iterations (int): Rounds of fitting colours and cutting. Defaults to 5.
+        iterations (int): Number of rounds, each of which fits the colours and cuts. Defaults to 5.
     """
 
     def __init__(self, iterations: int = 5) -> None:
         self.iterations = iterations
 
     def __call__(self, image: Image.Image, box: Tensor) -> np.ndarray:
-        """Segment; arguments and result are those of :class:`SamSegmenter`."""
+        """Segment. Arguments and result are those of :class:`SamSegmenter`."""
         import cv2
 
         pixels = np.asarray(image.convert('RGB'))[..., ::-1].copy()
         state = np.full(pixels.shape[:2], cv2.GC_BGD, dtype=np.uint8)
         left, top, right, bottom = _whole_pixels(box, *pixels.shape[:2])
         state[top:bottom, left:right] = cv2.GC_PR_FGD
-        # Without a colour on one of the sides, there is nothing to tell apart.
+        # GrabCut needs colours both inside and outside of the box.
         if 0 < (state == cv2.GC_PR_FGD).sum() < state.size:
-            cv2.setRNGSeed(0)  # It starts from random clusters of colours: the same mask each time.
-            models = np.zeros((2, 1, 65))  # Its own state, of background and foreground.
+            cv2.setRNGSeed(0)  # GrabCut starts from random clusters of colours; the seed makes its mask repeatable.
+            models = np.zeros((2, 1, 65))  # Its state, for background and foreground.
             cv2.grabCut(pixels, state, None, models[0], models[1], self.iterations, cv2.GC_INIT_WITH_MASK)
         return (state == cv2.GC_FGD) | (state == cv2.GC_PR_FGD)
 
 
 def _whole_pixels(box: Tensor, height: int, width: int) -> list[int]:
-    """The pixels that a box touches, left, top, right and bottom (both exclusive); none for a box without extent."""
+    """The pixels that a box touches: left, top, right, bottom, the last two exclusive. An empty box touches none."""
     x1, y1, x2, y2 = box.tolist()
     if x2 <= x1 or y2 <= y1:
         return [0, 0, 0, 0]

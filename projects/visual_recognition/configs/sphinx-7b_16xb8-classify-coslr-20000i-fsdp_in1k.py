@@ -1,4 +1,4 @@
-"""A trained SPHINX learns to answer `Classify the image.` on ImageNet-1k: two epochs, a free choice."""
+"""A trained SPHINX learns to answer `Classify the image.` on ImageNet-1k: two epochs, which is our choice."""
 
 _base_ = '../../../configs/sphinx/sphinx-7b_16xb8-tasks-coslr-20000i-fsdp_mix.py'
 

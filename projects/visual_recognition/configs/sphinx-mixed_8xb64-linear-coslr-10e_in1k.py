@@ -1,4 +1,4 @@
-"""A linear probe on SPHINX' four encoders, mixed and frozen, on ImageNet-1k; the schedule is a free choice."""
+"""A linear probe on SPHINX' four encoders, mixed and frozen, on ImageNet-1k; the schedule is our choice."""
 
 _base_ = [
     '../../../configs/_base_/models/sphinx-7b.py',
@@ -9,8 +9,7 @@ _base_ = [
 custom_imports = dict(
     imports=[
         'mergemix_mm',
-        'projects.visual_recognition.models.load_sphinx_vision_hook',
-        'projects.visual_recognition.models.classifier_parts',
+        'projects.visual_recognition.models.sphinx_vision',
     ],
     allow_failed_imports=False,
 )

@@ -5,9 +5,8 @@ _base_ = ['../../../configs/_base_/models/tiny-sphinx_shapes.py', '../../../conf
 custom_imports = dict(
     imports=[
         'mergemix_mm',
-        'projects.visual_recognition.models.load_sphinx_vision_hook',
-        'projects.visual_recognition.models.classifier_parts',
-        'projects.visual_recognition.models.classifier_parts',
+        'projects.visual_recognition.models.sphinx_vision',
+        'projects.visual_recognition.models.shapes_classes',
     ],
     allow_failed_imports=False,
 )

@@ -15,14 +15,14 @@ class ClassRecordDataset(RecordDataset):
 
     Args:
         dataset (BaseDataset | dict): A dataset whose records have ``img_path`` and ``gt_label``, such as
-            ``dict(type='mmpretrain.ImageNet', data_root='data/imagenet', split='train')``. Its own pipeline is unused.
+            ``dict(type='mmpretrain.ImageNet', data_root='data/imagenet', split='train')``. Its pipeline is not used.
         class_names (str | Sequence[str], optional): Names in the order of its classes, or the name of such a list in
-            ``mmpretrain.datasets.categories``: ``'IMAGENET_SIMPLE_CATEGORIES'`` are short ones, of which
-            'missile' and 'sunglasses' stand for two classes each. Defaults to None: the dataset's own.
+            ``mmpretrain.datasets.categories``. ``'IMAGENET_SIMPLE_CATEGORIES'`` has short names, of which 'missile'
+            and 'sunglasses' stand for two classes each. Defaults to None, which takes the names of the dataset.
         **kwargs: Further arguments of ``RecordDataset``.
 
     Raises:
-        ValueError: If there are not as many names as classes.
+        ValueError: If the numbers of names and classes differ.
         RecordError: If an image is missing or corrupt.
     """
 

@@ -2,7 +2,9 @@
 
 import json
 import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import psutil
@@ -51,7 +53,14 @@ def test_each_part_says_how_it_ended_and_what_it_measured(suite, parts, tmp_path
     assert json.loads((tmp_path / 'gpu.json').read_text())['parts'] == results
 
 
-def test_what_a_part_measured_before_its_time_was_up_is_kept(suite, parts, tmp_path):
+def test_what_a_part_measured_before_its_time_was_up_is_kept(suite, parts, tmp_path, monkeypatch):
+    class UpWhenMeasured(subprocess.Popen):
+        def wait(self, timeout=None):
+            while timeout is not None and self.poll() is None and not Path(self.args[-1]).exists():
+                time.sleep(0.05)
+            return super().wait(timeout and 0)
+
+    monkeypatch.setattr(suite.subprocess, 'Popen', UpWhenMeasured)
     args = suite.parse_args(['--device', 'cpu', '--tiny', '--output', str(tmp_path / 'gpu.json')])
     part = suite.run_part('hangs', args, seconds=10)
     assert part['status'] == 'stopped after 10 s'
@@ -77,6 +86,7 @@ def test_the_suite_ends_in_time_and_names_what_it_left_out(suite, parts, tmp_pat
 def test_tests_are_reported_one_by_one_as_they_end(suite, tmp_path, monkeypatch):
     (tmp_path / 'test_some.py').write_text(
         'import os, signal, pytest\n'
+        'pytestmark = pytest.mark.cuda\n'
         'def test_good(): pass\n'
         '@pytest.mark.parametrize("x", [1])\n'
         'def test_bad(x): assert x == 2\n'
@@ -87,8 +97,11 @@ def test_tests_are_reported_one_by_one_as_they_end(suite, tmp_path, monkeypatch)
         'def test_left_out(): pass\n'
         'def test_dies(): os.kill(os.getpid(), signal.SIGKILL)\n'
     )
-    command = [sys.executable, '-m', 'pytest', '-q', '-p', 'lib.test_report', '-p', 'no:cacheprovider', str(tmp_path)]
     report = tmp_path / 'report'
+    args = suite.parse_args(['--device', 'cpu', '--tiny', '--output', str(tmp_path / 'gpu.json')])
+    *command, tests = suite.command_of('tests', args, report)
+    assert (suite.ROOT / tests).is_file()
+    command += ['-p', 'no:cacheprovider', str(tmp_path)]
     assert suite.run(command, 1000, tmp_path / 'log', MERGEMIX_TEST_REPORT=str(report)) == -signal.SIGKILL
     results = suite.test_results(report.read_text().splitlines())
     assert (results['passed'], results['failed'], results['skipped']) == (1, 2, 1)
@@ -142,9 +155,3 @@ def test_programs_take_the_options_of_their_parts(suite, load, tmp_path, options
             found = load(Path(program).stem).parse_args(given)
             assert (str(found.device), found.quick, found.output) == (options[1], args.tiny, tmp_path / 'results')
             assert args.tiny or ('--dtype bfloat16' in part.options and found.dtype == 'bfloat16')
-
-
-def test_a_program_and_the_tests_run_on_the_cpu(suite, tmp_path):
-    results = run(suite, tmp_path / 'gpu.json', '--minutes', '60', '--parts', 'tests', 'head')
-    assert {name: part['status'] for name, part in results.items()} == dict(tests='done', head='done'), results
-    assert results['tests']['results']['passed'] > 10 and len(results['head']['results']['heads']) == 4

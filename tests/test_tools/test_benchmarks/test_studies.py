@@ -107,7 +107,7 @@ def test_target_runs_are_stored_with_the_teachers_and_not_repeated(load, tmp_pat
 
 
 def test_images_are_those_of_the_processor_and_labels_those_of_the_scene(load):
-    from mergemix_mm.datasets import ShapesConversationDataset, shapes_processor
+    from mergemix_mm.toy import ShapesConversationDataset, shapes_processor
 
     tower = load('lib.tower')
     images, colors, shapes, masks = next(tower.batches('val', 1, 4, 48, seed=3))
@@ -159,11 +159,11 @@ def test_the_tower_is_saved_for_plain_transformers(load, tmp_path):
         torch.testing.assert_close(one, two, rtol=0, atol=0, msg=name)
 
 
-def test_preference_arms_start_from_one_tower(load, tmp_path, monkeypatch, capsys):
+def test_preference_arms_start_from_the_frozen_tower(load, tmp_path, monkeypatch, capsys):
     benchmark = load('shapes_preference')
-    keys = keep_arms(benchmark, monkeypatch, 'SFT', 'swap')
+    keys = keep_arms(benchmark, monkeypatch, 'SFT')
     runs = benchmark.main(['--quick', '--output', str(tmp_path / 'runs.json')])
-    assert set(runs) == keys and '| swap ' in capsys.readouterr().out
+    assert set(runs) == keys and '| SFT ' in capsys.readouterr().out
     tower = CLIPVisionModel.from_pretrained(tmp_path / 'shapes_tower_quick')
     built = load('lib.llava').build_tuner(tmp_path / 'shapes_tower_quick', dict(type='SFTHead'), None, seed=0)
     found = built.vlm.vision_encoder.state_dict()

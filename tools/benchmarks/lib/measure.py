@@ -144,8 +144,8 @@ def peak_memory(function: Callable[[], object], device: torch.device | str = 'cp
         torch.cuda.synchronize(device)
         return (torch.cuda.max_memory_allocated(device) - held) / 2**20
     with warnings.catch_warnings():
-        # torch warns that events of earlier cycles are lost. There are none here, and acc_events=True, which keeps them,
-        # parses all events, which takes longer than the call itself.
+        # torch warns that events of earlier cycles are lost, but there are none. With acc_events=True, which keeps
+        # them, it would parse all events, which takes longer than the call itself.
         warnings.simplefilter('ignore', UserWarning)
         profiler = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
     with profiler:

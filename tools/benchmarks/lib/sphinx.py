@@ -20,12 +20,12 @@ from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from mergemix_mm import config_path
-from mergemix_mm.datasets import ConversationCollate, ShapesTaskDataset, TaskMixDataset, TaskMixSampler
+from mergemix_mm.datasets import ConversationCollate, TaskMixDataset, TaskMixSampler
 from mergemix_mm.functional import resize
 from mergemix_mm.models import VLMTuner
 from mergemix_mm.models.backbones.encoder_branch import EncoderBranch
-from mergemix_mm.toy.shapes_facts import shapes_facts
-from mergemix_mm.toy.shapes_scene import ANSWERS
+from mergemix_mm.toy import ShapesTaskDataset
+from mergemix_mm.toy.scenes import ANSWERS, shapes_facts
 from mergemix_mm.utils.files import replaced_file, replaced_folder
 
 from .loops import Batch, fit, rows

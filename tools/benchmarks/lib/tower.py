@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
-from mergemix_mm.datasets import ShapesConversationDataset
-from mergemix_mm.toy.shapes_scene import COLORS, GRID, SHAPES
+from mergemix_mm.toy import ShapesConversationDataset
+from mergemix_mm.toy.scenes import COLORS, GRID, SHAPES
 
 from .loops import warmup_cosine
 

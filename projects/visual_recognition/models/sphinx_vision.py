@@ -1,34 +1,35 @@
-"""A hook that starts from the vision half of a trained SPHINX (https://arxiv.org/abs/2311.07575)."""
+"""The vision half of SPHINX (https://arxiv.org/abs/2311.07575) in other models: a hook that loads it, and a neck."""
 
 from pathlib import Path
 
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
-from mmengine.registry import HOOKS
+from mmengine.model import BaseModule
+from mmengine.registry import HOOKS, MODELS
 from torch import Tensor, nn
 
 from mergemix_mm.models.backbones import MultiBackbone
 from mergemix_mm.models.necks import EmbeddingMixNeck
 from mergemix_mm.models.vlms.sphinx.files import VISION_FILE
+from mergemix_mm.utils.wrappers import unwrapped
 
 BACKBONE, NECK = 'vision.backbone.', 'vision.neck.'
-MARKERS = 'markers.weight'  # Of the language model's input; a classifier has no place for them.
+MARKERS = 'markers.weight'  # They belong to the input of the language model, which a classifier does not have.
 
 
 @HOOKS.register_module()
 class LoadSphinxVisionHook(Hook):
-    """Load neck and encoders of a SPHINX into any model of OpenMMLab that has the same ones, before the first step.
+    """Loads neck and encoders of a SPHINX into a model of OpenMMLab that has the same ones, before the first step.
 
-    Encoders that were frozen in SPHINX are not in its folder: they have their weights from where the config has them.
-    A run that is resumed keeps its own weights.
+    Encoders that were frozen in SPHINX are not in its folder and keep the weights that the config gives them. A resumed
+    run keeps its own weights.
 
     Args:
         pretrained (str): A folder that ``SavePretrainedHook`` wrote.
 
     Raises:
         OSError: When training starts, if the folder has no ``vision.safetensors``.
-        ValueError: When training starts, if the model has not one ``MultiBackbone`` and one ``EmbeddingMixNeck``, or
-            weights do not fit; all that do not are listed.
+        ValueError: When training starts, if the model does not have exactly one ``MultiBackbone`` and one
+            ``EmbeddingMixNeck``, or if weights do not fit. The error lists all that do not.
 
     Examples:
         >>> custom_hooks = [dict(type='LoadSphinxVisionHook', pretrained='work_dirs/sphinx/pretrained')]
@@ -38,31 +39,30 @@ class LoadSphinxVisionHook(Hook):
         self.pretrained = pretrained
 
     def before_train(self, runner) -> None:
-        """Load, unless the run goes on from a checkpoint of its own."""
+        """Load the weights, unless the run resumes from a checkpoint."""
         if runner.iter > 0:
             runner.logger.info(f'LoadSphinxVisionHook: resumed at iteration {runner.iter}, so nothing is loaded')
             return
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        kept = load_sphinx_vision(model, self.pretrained)
+        kept = load_sphinx_vision(unwrapped(runner.model), self.pretrained)
         runner.logger.info(
-            f'LoadSphinxVisionHook: loaded the vision half of {self.pretrained}; encoders that it does not have, and '
-            f'that keep their weights: {kept or "none"}'
+            f'LoadSphinxVisionHook: loaded the vision half of {self.pretrained}; encoders that it does not '
+            f'have, which keep their weights: {kept or "none"}'
         )
 
 
 def load_sphinx_vision(model: nn.Module, folder: str) -> list[int]:
-    """Load the weights of neck and encoders, all or none.
+    """Load the weights of neck and encoders: all of them, or none if one does not fit.
 
     Args:
-        model (nn.Module): With one ``MultiBackbone`` and one ``EmbeddingMixNeck`` somewhere in it.
-        folder (str): That of the SPHINX.
+        model (nn.Module): Has one ``MultiBackbone`` and one ``EmbeddingMixNeck`` among its modules.
+        folder (str): The folder of the SPHINX.
 
     Returns:
-        list[int]: The encoders, by their number, that the folder does not have.
+        list[int]: The numbers of the encoders that the folder does not have.
 
     Raises:
         OSError: If the folder has no ``vision.safetensors``.
-        ValueError: If the model has not one of each, or weights do not fit.
+        ValueError: If the model does not have exactly one of each, or weights do not fit.
     """
     from safetensors.torch import load_file
 
@@ -101,5 +101,13 @@ def _differences(stored: dict[str, Tensor], wanted: dict[str, Tensor]) -> list[s
         for name, value in wanted.items()
         if name in stored and stored[name].shape != value.shape
     ]
-    lost = [f'{name}: in the model alone' for name in wanted if name not in stored]
-    return shapes + lost + [f'{name}: in the file alone' for name in stored if name not in wanted]
+    lost = [f'{name}: only in the model' for name in wanted if name not in stored]
+    return shapes + lost + [f'{name}: only in the file' for name in stored if name not in wanted]
+
+
+@MODELS.register_module()
+class TokenMean(BaseModule):
+    """Turns the tokens [B, N, C] of SPHINX into their mean over an image, a tuple of one [B, C], as heads read it."""
+
+    def forward(self, tokens: Tensor) -> tuple[Tensor]:
+        return (tokens.mean(dim=1),)

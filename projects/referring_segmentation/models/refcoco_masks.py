@@ -1,4 +1,4 @@
-"""Records with the mask of what an expression refers to, from RefCOCO and drawn, and the task that asks for it."""
+"""RefCOCO, RefCOCO+ and RefCOCOg with the masks of their objects, and the task that asks for a box."""
 
 from typing import Any
 
@@ -6,23 +6,19 @@ import numpy as np
 from mmengine.registry import DATASETS, TRANSFORMS
 
 from mergemix_mm.datasets import GroundingTask, RefCOCODataset
-from mergemix_mm.toy.drawn_dataset import DrawnDataset
-from mergemix_mm.toy.shapes_scene import GRID, draw_scene
-from mergemix_mm.toy.shapes_task_fields import grounding
-from mergemix_mm.toy.shapes_tasks import draw_things
 
 
 @TRANSFORMS.register_module()
 class ReferringSegmentationTask(GroundingTask):
-    """``expression`` -> ``box``, as ``GroundingTask``; samples keep image and ``mask`` for ``SegmentationIoU``.
+    """Asks for the ``box`` of an ``expression`` as ``GroundingTask`` does, and keeps what ``SegmentationIoU`` reads.
 
-    ``mask`` of a record is [H, W] bool. Samples get ``image`` (PIL) and ``gt_mask``.
+    Records have ``mask``, [H, W] bool. Samples get ``image`` (PIL) and ``gt_mask``.
 
     Args:
         **kwargs: Those of ``GroundingTask``.
 
     Raises:
-        RecordError: As there, or if the mask has another size than the image.
+        RecordError: As in ``GroundingTask``, or if the sizes of mask and image differ.
     """
 
     TASK = 'referring_segmentation'
@@ -37,13 +33,14 @@ class ReferringSegmentationTask(GroundingTask):
 
 @DATASETS.register_module()
 class RefCOCOMaskDataset(RefCOCODataset):
-    """``RefCOCODataset`` whose records have ``mask``, [H, W] bool, for ``ReferringSegmentationTask``.
+    """RefCOCO, RefCOCO+ and RefCOCOg, whose records have ``mask``, [H, W] bool, for ``ReferringSegmentationTask``.
 
     Args:
         **kwargs: Those of ``RefCOCODataset``.
 
     Raises:
-        RecordError: As there, or if an annotation has no segmentation or its image no size; names file and ids.
+        RecordError: As in ``RefCOCODataset``, or if an annotation has no segmentation or its image no size. The error
+            names file and ids.
         ImportError: If pycocotools is missing.
     """
 
@@ -59,11 +56,11 @@ class RefCOCOMaskDataset(RefCOCODataset):
 
 
 def decode_segmentation(segmentation: list | dict, size: tuple[int, int]) -> np.ndarray:
-    """Draw a segmentation of COCO.
+    """Draw a segmentation in COCO's format.
 
     Args:
-        segmentation (list | dict): Polygons, ``[[x1, y1, x2, y2, ...], ...]`` in pixels, or a run-length encoding with
-            ``counts``, compressed (text) or not (list).
+        segmentation (list | dict): Polygons, ``[[x1, y1, x2, y2, ...], ...]`` in pixels, or a run-length encoding whose
+            ``counts`` are a text (compressed) or a list.
         size (tuple[int, int]): Height and width of the image.
 
     Returns:
@@ -83,21 +80,3 @@ def decode_segmentation(segmentation: list | dict, size: tuple[int, int]) -> np.
     elif isinstance(segmentation['counts'], list):
         segmentation = coco_mask.frPyObjects(segmentation, *size)
     return coco_mask.decode(segmentation).astype(bool)
-
-
-@DATASETS.register_module()
-class ReferringShapesDataset(DrawnDataset):
-    """The records of ``ShapesTaskDataset('grounding')``, image by image, and the mask of the thing in question.
-
-    A record holds ``images``, ``size``, ``expression``, ``box`` (xyxy in pixels, tight around the mask), ``mask``
-    ([H, W] bool, the pixels that the thing covers at least by half) and ``source``.
-
-    Args:
-        **kwargs: Those of ``ShapesTaskDataset``, but ``task`` and ``grid``.
-    """
-
-    def draw(self, index: int, rng: np.random.Generator) -> dict:
-        scene = draw_scene('position', None, self.pairs, rng)
-        image, things, masks = draw_things(scene.things, self.image_size, GRID, rng)
-        (mask,) = (mask for mask, thing in zip(masks, things, strict=True) if thing['asked'])
-        return dict(images=[image], size=(self.image_size, self.image_size), mask=mask, **grounding(things, rng))
