@@ -28,7 +28,7 @@ NAME = re.compile(
     r'(?P<model>[a-z0-9.-]+)_(?P<gpus>\d+)xb(?P<batch>\d+)-(?P<losses>ntp|aia)(?:-(?P<variant>[a-z0-9-]+?))?'
     r'-coslr-(?:1e|(?P<steps>\d+)i)(?:-(?P<strategy>fsdp|zero3))?_(?P<dataset>[a-z0-9-]+)'
 )
-# Start of a config's name -> family of tests/tiny_vlms.py, model, number of layers, name of the targets.
+# Start of a config's name -> family of tests/tiny_vlms, model, number of layers, name of the targets.
 MODEL_OF_NAME = {
     'janus-pro-1b': ('janus', 'JanusModel', 24, 'janus_pro'),
     'janus-pro-7b': ('janus', 'JanusModel', 30, 'janus_pro'),
@@ -177,7 +177,7 @@ def test_sharded_configs_hand_over_keys_that_exist(path):
 
 
 def tiny_config(family):
-    """As tests/tiny_vlms.py has it, with what the classes of the processors know of the released models alone."""
+    """As tests/tiny_vlms has it, with what the classes of the processors only know of the released models."""
     config = tiny_vlms.tiny_config(family)
     if family == 'janus':
         # 576 tokens to read an image, and as many codes to write one.

@@ -197,10 +197,7 @@ def test_the_model_takes_a_batch_of_its_image_tokens(start):
 
 
 def image_tokens(processor, family, image):
-    token = tiny_vlms.image_token(family)
-    if family == 'qwen2_5_vl':
-        token = tiny_vlms.IMAGE_TEXTS[family]
-    ids = processor(images=[image], text=[token], return_tensors='pt')['input_ids']
+    ids = processor(images=[image], text=[tiny_vlms.image_text(family)], return_tensors='pt')['input_ids']
     return int((ids == tiny_vlms.token_id(family, tiny_vlms.image_token(family))).sum())
 
 

@@ -30,7 +30,7 @@ NAME = re.compile(
     r'-coslr-(?:1e|(?P<steps>\d+)i)(?:-(?P<strategy>fsdp|zero2))?)?'
     r'_(?P<dataset>[a-z0-9-]+)'
 )
-# Start of a config's name -> family of tests/tiny_vlms.py.
+# Start of a config's name -> family of tests/tiny_vlms.
 FAMILIES = {'llava-v1.5': 'llava', 'qwen2.5-vl': 'qwen2_5_vl', 'tiny-llava': 'llava'}
 RECORDS = {'llava-mix665k': 665_298, 'llava-pretrain558k': 558_128}
 TEST_DATASETS = {'pope': 'POPEDataset', 'scienceqa': 'ScienceQADataset', 'vqav2': 'VQAv2Dataset'}

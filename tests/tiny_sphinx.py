@@ -66,7 +66,9 @@ def encoders(frozen=True):
 
 def language_config(**kwargs):
     """A Llama of two layers that knows bytes alone."""
-    return tiny_vlms._text('llava', model_type='llama', vocab_size=VOCAB_SIZE, hidden_size=WIDTH, **kwargs)
+    return tiny_vlms.text_config(
+        tiny_vlms.LLAMA_TOKENS, model_type='llama', vocab_size=VOCAB_SIZE, hidden_size=WIDTH, **kwargs
+    )
 
 
 def sphinx_config(mixed=False, **kwargs):

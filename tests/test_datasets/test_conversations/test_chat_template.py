@@ -18,22 +18,6 @@ def turn(role, *parts):
 
 SYSTEM, QUESTION, ANSWER = turn('system', 'S.'), turn('user', IMAGE, 'Q'), turn('assistant', 'A')
 TALK = [QUESTION, ANSWER, turn('user', 'R'), turn('assistant', 'B')]
-# The documented formats of the released models; answers and what ends them between brackets.
-QWEN = '<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n'
-WRITTEN = dict(
-    llava='USER: <image>\nQ ASSISTANT:[ A</s>]USER: R ASSISTANT:[ B</s>]',
-    llava_next='[INST] <image>\nQ [/INST][ A</s>][INST] R [/INST][ B</s>]',
-    paligemma='<image><bos>Q\n[A<eos>]R\n[B<eos>]',
-    internvl='<|im_start|>user\n<IMG_CONTEXT>\nQ<|im_end|>\n<|im_start|>assistant\n[A<|im_end|>]\n'
-    '<|im_start|>user\nR<|im_end|>\n<|im_start|>assistant\n[B<|im_end|>]\n',
-    smolvlm='<|im_start|>User:<image>Q<end_of_utterance>\nAssistant:[ A<end_of_utterance>]\n'
-    'User: R<end_of_utterance>\nAssistant:[ B<end_of_utterance>]\n',
-    qwen2_5_vl=QWEN + '<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>Q<|im_end|>\n'
-    '<|im_start|>assistant\n[A<|im_end|>]\n<|im_start|>user\nR<|im_end|>\n<|im_start|>assistant\n[B<|im_end|>]\n',
-    janus='<|User|>: <image_placeholder>\nQ\n\n<|Assistant|>:[ A<｜end▁of▁sentence｜>]'
-    '<|User|>: R\n\n<|Assistant|>:[ B<｜end▁of▁sentence｜>]',
-    emu3='<|extra_203|>USER: <image>Q ASSISTANT:[ A<|extra_204|>]USER: R ASSISTANT:[ B<|extra_204|>]',
-)
 
 
 def bracketed(text, spans):
@@ -43,15 +27,15 @@ def bracketed(text, spans):
 
 
 def test_every_family_has_its_template():
-    assert set(WRITTEN) == set(tiny_vlms.ALL_FAMILIES) == set(repository_templates()) - {'plain', 'question_first'}
-    assert {family.chat_template for family in FAMILIES.values()} == set(WRITTEN)
+    names = set(repository_templates()) - {'plain', 'question_first'}
+    assert names == {family.chat_template for family in FAMILIES.values()} == set(tiny_vlms.ALL_FAMILIES)
 
 
 @pytest.mark.parametrize('family', tiny_vlms.ALL_FAMILIES)
 def test_template_writes_the_documented_format_and_marks_answers(family):
     template = find_chat_template(tiny_vlms.tiny_processor(family))
     assert template.name == family
-    assert bracketed(*template.render(TALK)) == WRITTEN[family]
+    assert bracketed(*template.render(TALK)) == tiny_vlms.WRITTEN[family]
 
 
 @pytest.mark.parametrize('family', tiny_vlms.ALL_FAMILIES)
@@ -74,7 +58,8 @@ IN_PLACE = dict(
     internvl='<|im_start|>user\nImage 1: <IMG_CONTEXT>\n Image 2: <IMG_CONTEXT>\nWhich?<|im_end|>\n'
     '<|im_start|>assistant\n',
     smolvlm='<|im_start|>User: Image 1: <image> Image 2: <image>Which?<end_of_utterance>\nAssistant:',
-    qwen2_5_vl=QWEN + '<|im_start|>user\nImage 1: <|vision_start|><|image_pad|><|vision_end|> Image 2: '
+    qwen2_5_vl='<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n'
+    '<|im_start|>user\nImage 1: <|vision_start|><|image_pad|><|vision_end|> Image 2: '
     '<|vision_start|><|image_pad|><|vision_end|>Which?<|im_end|>\n<|im_start|>assistant\n',
     janus='<|User|>: Image 1: \n<image_placeholder>\n Image 2: \n<image_placeholder>\nWhich?\n\n<|Assistant|>:',
     emu3='<|extra_203|>USER: Image 1: <image> Image 2: <image>Which? ASSISTANT:',
@@ -132,7 +117,7 @@ def test_answers_keep_their_white_space(family):
     template = find_chat_template(tiny_vlms.tiny_processor(family))
     code = '    if x:\n\treturn 1\n'
     text, spans = template.render([QUESTION, turn('assistant', code)])
-    before, closing = re.search(r'\[( ?)A(.*?)\]', WRITTEN[family]).groups()
+    before, closing = re.search(r'\[( ?)A(.*?)\]', tiny_vlms.WRITTEN[family]).groups()
     assert text[slice(*spans[0])] == before + code + closing
 
 

@@ -225,19 +225,12 @@ def test_head_of_hidden_is_what_the_library_computes(name):
     assert_close(family.head(hidden(family, batch)), output.logits)
 
 
-FRAMES = dict(
-    internvl=('<img>', '</img>'),
-    qwen2_5_vl=('<|vision_start|>', '<|vision_end|>'),
-    janus=('<begin_of_image>', '<end_of_image>'),
-)
-
-
-@pytest.mark.parametrize('name', FRAMES)
+@pytest.mark.parametrize('name', tiny_vlms.FRAMES)
 @pytest.mark.parametrize('side', ['left', 'right'])
 def test_modality_of_families_with_framed_images(name, side):
     family, batch = build(name), mixed_batch(name, side)
     ids, expected = batch['input_ids'], torch.full_like(batch['input_ids'], TEXT)
-    for token in FRAMES[name]:
+    for token in tiny_vlms.FRAMES[name]:
         expected[ids == token_id(name, token)] = MARKER
     expected[ids == token_id(name, tiny_vlms.image_token(name))] = IMAGE
     expected[batch['attention_mask'] == 0] = PAD

@@ -1,0 +1,136 @@
+"""Tiny vision-language models for tests: per family a config for random weights and the real processor, without a hub.
+
+One file of this folder describes one family. The tests of datasets, models and tuners then run for it:
+
+- ``SPECIAL_TOKENS``: those of the released checkpoints; first padding, begin, end and unknown token (None if missing);
+- ``config()`` and ``processor(tokenizer)``;
+- ``WRITTEN``: two questions and answers in the documented format, answers and what ends them between brackets;
+- optionally ``IMAGE_TOKEN`` (the placeholder), ``IMAGE_TEXT`` (with what the family's template writes around it),
+  ``FRAME`` (the tokens around an image), ``NAMED_TOKENS`` (attributes of released tokenizers), ``TOKENIZER`` (its class
+  under transformers 4), ``WRITES_BOS`` (the tokenizer begins a text with the begin token), ``NESTS_IMAGES`` (the
+  processor takes a list of images per text) and ``HAS_TOWER`` (False if the library's forward reads no images).
+
+The tokenizer has one token per byte after the special tokens, so that every text is encoded, located and decoded
+exactly. A processor has no chat template of its own.
+"""
+
+from importlib import import_module
+from pkgutil import iter_modules
+
+import numpy as np
+from PIL import Image
+
+from ._parts import LLAMA_TOKENS, MAX_LENGTH, VOCAB_SIZE, text_config, token_ids  # noqa: F401
+
+_MODULES = {
+    found.name: import_module(f'{__name__}.{found.name}')
+    for found in iter_modules(__path__)
+    if not found.name.startswith('_')
+}
+ALL_FAMILIES = tuple(_MODULES)
+# Those with a vision tower, which the library's own forward reads images with.
+FAMILIES = tuple(name for name, module in _MODULES.items() if getattr(module, 'HAS_TOWER', True))
+UNIFIED = ('janus', 'emu3')
+SPECIAL_TOKENS = {name: module.SPECIAL_TOKENS for name, module in _MODULES.items()}
+WRITTEN = {name: module.WRITTEN for name, module in _MODULES.items()}
+FRAMES = {name: module.FRAME for name, module in _MODULES.items() if hasattr(module, 'FRAME')}
+
+
+def image_token(family):
+    """The placeholder of an image in a family's text, e.g. '<image>'."""
+    return getattr(_MODULES[family], 'IMAGE_TOKEN', '<image>')
+
+
+def image_text(family):
+    """A placeholder with what the family's template writes around it."""
+    return getattr(_MODULES[family], 'IMAGE_TEXT', image_token(family))
+
+
+def random_image(height, width, seed):
+    """A smooth random PIL image: a 5 x 5 field of colours, enlarged."""
+    colours = np.random.default_rng(seed).integers(0, 256, (5, 5, 3), dtype=np.uint8)
+    return Image.fromarray(colours).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def tiny_config(family):
+    """A fresh dict of the family's config, for `HFVisionLanguageModel(config=...)`: two layers, 16 channels."""
+    return dict(model_type=family, **_MODULES[family].config())
+
+
+def tiny_processor(family):
+    """The family's processor class over a byte tokenizer and images of 28 pixels (Qwen2.5-VL: up to 112)."""
+    return _MODULES[family].processor(tiny_tokenizer(family))
+
+
+def tiny_batch(family, samples, padding_side='right'):
+    """What the family's processor makes of conversations, with labels at the answers and the sizes of the images.
+
+    Args:
+        family (str): One of `ALL_FAMILIES`.
+        samples (list[tuple]): Images (a list), prompt and answer (ASCII) of each sample; the images come first.
+        padding_side (str): 'left' or 'right'.
+    """
+    import torch
+
+    if family == 'paligemma' and not any(images for images, _, _ in samples):  # Its call asks for an image.
+        batch = tiny_batch(family, [*samples, ([random_image(28, 28, 0)], '', '')], padding_side)
+        used = batch['attention_mask'][:-1].any(dim=0)
+        return {key: batch[key][:-1, used] for key in ('input_ids', 'attention_mask', 'token_type_ids', 'labels')}
+    processor, images = tiny_processor(family), [images for images, _, _ in samples]
+    prompts = [image_text(family) * len(group) + text for group, text, _ in samples]
+    answers = [answer for _, _, answer in samples]
+    if not getattr(_MODULES[family], 'NESTS_IMAGES', False):
+        images = [image for group in images for image in group]
+    options = dict(images=images if any(images) else None, padding=True, return_tensors='pt')
+    if family == 'paligemma':
+        processor.tokenizer.padding_side = padding_side  # Its call has no such option.
+        batch = dict(processor(text=prompts, suffix=answers, **options))
+    else:
+        texts = [prompt + answer for prompt, answer in zip(prompts, answers)]
+        batch = dict(processor(text=texts, padding_side=padding_side, **options))
+        ends = batch['attention_mask'].flip(1).argmax(1)  # Tokens after the answer.
+        places = torch.arange(batch['input_ids'].size(1)).flip(0) - ends[:, None]
+        lengths = torch.tensor([len(answer) for answer in answers])
+        answered = (places >= 0) & (places < lengths[:, None])
+        batch['labels'] = batch['input_ids'].masked_fill(~answered, -100)
+    if any(images):
+        batch['original_sizes'] = torch.tensor([image.size[::-1] for group, _, _ in samples for image in group])
+    return batch
+
+
+def tiny_tokenizer(family):
+    """A fast tokenizer of bytes whose ids agree with :func:`tiny_config`."""
+    import transformers
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+    pad, bos, eos, unk = SPECIAL_TOKENS[family][:4]
+    special = [token for token in SPECIAL_TOKENS[family] if token is not None]
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({token: i for i, token in enumerate(special + alphabet)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
+    module = _MODULES[family]
+    name, options = getattr(module, 'TOKENIZER', 'LlamaTokenizerFast'), dict(legacy=False)
+    if transformers.__version__.startswith('5'):  # Classes of a model rebuild themselves as that model has them.
+        # What version 4 writes in front of a text; saying no, as to saying nothing, would take away what is there.
+        name, options = 'PreTrainedTokenizerFast', {}
+        if getattr(module, 'WRITES_BOS', False):
+            options = dict(add_bos_token=True)
+    return getattr(transformers, name)(
+        tokenizer_object=tokenizer,
+        pad_token=pad,
+        bos_token=bos,
+        eos_token=eos,
+        unk_token=unk,
+        clean_up_tokenization_spaces=False,
+        extra_special_tokens=getattr(module, 'NAMED_TOKENS', {}),
+        model_max_length=MAX_LENGTH,
+        model_input_names=['input_ids', 'attention_mask'],
+        **options,
+    )
+
+
+def token_id(family, token):
+    """The id of one of the family's special tokens."""
+    return token_ids(SPECIAL_TOKENS[family])[token]
