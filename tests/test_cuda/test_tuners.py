@@ -50,8 +50,7 @@ def test_supervised_losses_and_gradients_are_those_of_the_cpu(family, device):
 
 @pytest.mark.parametrize('family', tiny_vlms.FAMILIES)
 def test_a_model_trains_on_mixed_images_in_every_precision(family, device, monkeypatch):
-    scores = family in ('llava', 'llava_next', 'paligemma', 'internvl', 'smolvlm', 'janus')
-    model = build_tuner(family, SIMPO, MIXERS['MergeMix' if scores else 'SwapImages']).to(device)
+    model = build_tuner(family, SIMPO, MIXERS['MergeMix' if family in tiny_vlms.SCORED else 'SwapImages']).to(device)
     batch = tiny_vlms.tiny_batch(family, samples())
     for precision in PRECISIONS:
         losses = train_step(model, dict(inputs=batch), optim_wrapper(model, precision, device, monkeypatch))

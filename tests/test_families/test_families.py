@@ -14,7 +14,7 @@ pytest.importorskip('transformers')
 from mergemix_mm.families import find_family
 from mergemix_mm.families.internvl import tile_grid
 
-FAMILIES = ('internvl', 'smolvlm', 'qwen2_5_vl', 'janus')
+FAMILIES = tiny_vlms.FAMILIES
 TILED = ('internvl', 'smolvlm')
 SIZES = [(40, 60), (100, 30), (28, 28), (31, 200), (90, 91), (60, 40), (200, 45), (7, 30)]
 

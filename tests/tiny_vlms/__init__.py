@@ -8,7 +8,8 @@ One file of this folder describes one family. The tests of datasets, models and 
 - optionally ``IMAGE_TOKEN`` (the placeholder), ``IMAGE_TEXT`` (with what the family's template writes around it),
   ``FRAME`` (the tokens around an image), ``NAMED_TOKENS`` (attributes of released tokenizers), ``TOKENIZER`` (its class
   under transformers 4), ``WRITES_BOS`` (the tokenizer begins a text with the begin token), ``NESTS_IMAGES`` (the
-  processor takes a list of images per text) and ``HAS_TOWER`` (False if the library's forward reads no images).
+  processor takes a list of images per text), ``HAS_TOWER`` (False if the library's forward reads no images) and
+  ``SCORED`` (False if MergeMix cannot score the tower).
 
 The tokenizer has one token per byte after the special tokens, so that every text is encoded, located and decoded
 exactly. A processor has no chat template of its own.
@@ -30,9 +31,13 @@ _MODULES = {
 ALL_FAMILIES = tuple(_MODULES)
 # Those with a vision tower, which the library's own forward reads images with.
 FAMILIES = tuple(name for name, module in _MODULES.items() if getattr(module, 'HAS_TOWER', True))
+# Those whose tower MergeMix scores; the others need its `encoder`.
+SCORED = tuple(name for name in FAMILIES if getattr(_MODULES[name], 'SCORED', True))
 UNIFIED = ('janus', 'emu3')
 SPECIAL_TOKENS = {name: module.SPECIAL_TOKENS for name, module in _MODULES.items()}
 WRITTEN = {name: module.WRITTEN for name, module in _MODULES.items()}
+# What ends an answer.
+CLOSING = {name: tokens[2] for name, tokens in SPECIAL_TOKENS.items()}
 FRAMES = {name: module.FRAME for name, module in _MODULES.items() if hasattr(module, 'FRAME')}
 
 

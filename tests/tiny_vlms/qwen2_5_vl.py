@@ -17,6 +17,7 @@ SPECIAL_TOKENS = (
     VIDEO_TOKEN,
 )
 TOKENIZER = 'Qwen2TokenizerFast'
+SCORED = False
 WRITTEN = (
     '<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n'
     f'<|im_start|>user\n{IMAGE_TEXT}Q<|im_end|>\n<|im_start|>assistant\n[A<|im_end|>]\n'

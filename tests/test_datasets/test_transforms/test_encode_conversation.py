@@ -12,16 +12,7 @@ from mergemix_mm.datasets.conversations.formats import parse_conversation
 
 FAMILIES = tiny_vlms.ALL_FAMILIES
 IMAGE = dict(type='image')
-CLOSING = dict(
-    llava='</s>',
-    llava_next='</s>',
-    paligemma='<eos>',
-    internvl='<|im_end|>',
-    smolvlm='<end_of_utterance>',
-    qwen2_5_vl='<|im_end|>',
-    janus='<｜end▁of▁sentence｜>',
-    emu3='<|extra_204|>',
-)
+CLOSING = tiny_vlms.CLOSING
 
 
 @cache
@@ -89,7 +80,7 @@ def test_exactly_the_answers_and_their_end_tokens_are_labelled(family, kind):
     given = RECORDS[kind]()
     inputs = encode(family, given)
     # The space behind a role is generated too, where the template has one.
-    space = ' ' if family in ('llava', 'llava_next', 'smolvlm', 'janus', 'emu3') else ''
+    space = ' ' if '[ A' in tiny_vlms.WRITTEN[family] else ''
     assert labelled_runs(family, inputs) == [space + answer for answer in answers_of(family, given)]
     at = inputs['labels'] != -100
     assert torch.equal(inputs['labels'][at], inputs['input_ids'][at])
@@ -166,7 +157,7 @@ def test_truncation_at_every_length_never_cuts_an_image(family):
         sizes=[(28, 28), (40, 60), (28, 30)],
     )
     whole = encode(family, given)
-    start, end = ('<|vision_start|>', '<|vision_end|>') if family == 'qwen2_5_vl' else (None, None)
+    start, end = (mark or None for mark in tiny_vlms.image_text(family).split(tiny_vlms.image_token(family)))
     spans = image_spans(family, given, start, end)
     assert len(spans) == 3
     kept_counts = set()
@@ -319,7 +310,7 @@ def test_leading_white_space_of_answers_is_learnt(family):
     answer = '    if x:\n\t\treturn 1'
     inputs = encode(family, record(turn('user', IMAGE, 'Code?'), turn('assistant', answer)))
     (run,) = labelled_runs(family, inputs)
-    space = ' ' if family in ('llava', 'llava_next', 'smolvlm', 'janus', 'emu3') else ''
+    space = ' ' if '[ A' in tiny_vlms.WRITTEN[family] else ''
     assert run == space + answer + CLOSING[family]
     generated = EncodeConversation(processor(family), generate=True)(
         record(turn('user', IMAGE, 'Code?'), turn('assistant', answer))
@@ -438,7 +429,7 @@ def test_system_weights_and_indentation_of_files_reach_the_tokens(family):
     text = processor(family).tokenizer.decode(inputs['input_ids'])
     assert text.index('Write <s>Python</s>.') < text.index('One?') < text.index('Two?')
     (run,) = labelled_runs(family, inputs)
-    space = ' ' if family in ('llava', 'llava_next', 'smolvlm', 'janus', 'emu3') else ''
+    space = ' ' if '[ A' in tiny_vlms.WRITTEN[family] else ''
     assert run == f'{space}    return 2\n        # two{CLOSING[family]}'
 
 

@@ -3,6 +3,8 @@ import tiny_vlms
 import torch
 from mmengine.runner.checkpoint import load_state_dict
 
+from mergemix_mm.models.vlms.lora import part_modules
+
 
 def gradients(vlm):
     return {name: p.grad.clone() for name, p in vlm.named_parameters() if p.grad is not None}
@@ -38,15 +40,15 @@ def test_lora_saves_adapters_only_and_peft_reloads_them(make, batch_of, tmp_path
     from safetensors.torch import load_file
 
     vlm = make(family, lora=dict(r=2, init_lora_weights=False)).eval()
-    projector = vlm.family.model.get_submodule(vlm.family.parts['projector'][0])
+    projector = part_modules(vlm.family, 'projector')
     with torch.no_grad():  # As if trained.
-        [p.add_(0.1) for p in projector.modules_to_save.parameters()]
+        [p.add_(0.1) for path in projector for p in vlm.family.model.get_submodule(path).modules_to_save.parameters()]
     batch = batch_of(family, labels=False)
     expected = vlm.family.model(**batch).logits
     vlm.save_pretrained(tmp_path / 'adapters')
     names = set(load_file(tmp_path / 'adapters' / 'adapter_model.safetensors'))
-    inside = vlm.family.parts['projector'][0]
-    assert {name for name in names if 'lora_' not in name} == {name for name in names if inside in name} != set()
+    saved = {path: {name for name in names if path in name} for path in projector}
+    assert all(saved.values()) and {name for name in names if 'lora_' not in name} == set().union(*saved.values())
 
     base = make(family).eval()
     plain = PeftModel.from_pretrained(base.model, tmp_path / 'adapters').eval()

@@ -12,7 +12,7 @@ from mergemix_mm.models.vlms import wrap_decoder_layers
 def test_units_are_the_layers_of_the_language_model(family, make):
     vlm = make(family)
     units = [module for module in vlm.modules() if wrap_decoder_layers(module, recurse=False, nonwrapped_numel=0)]
-    assert len(units) == 2
+    assert len(units) >= 2
     assert units == list(vlm.family.language_model.layers)
 
 
