@@ -1,8 +1,8 @@
-"""Importing this lets MMDetection import where onedl-mmcv was installed without its compiled ops.
+"""Importing this module makes MMDetection importable if onedl-mmcv was installed without its compiled ops.
 
 MMDetection's models import all of `mmcv.ops`, also for detectors that use none, such as DETR and MaskFormer, and that
-import fails without the compiled module. Here every op becomes an error when it is called. Where the ops are there,
-nothing changes. In a config:
+import fails without the compiled module. With this module, only calling an op fails. If the ops are installed, it does
+nothing. In a config:
 
     custom_imports = dict(imports=['mergemix_mm', 'mergemix_mm.missing_ops'], allow_failed_imports=False)
 """
@@ -22,13 +22,14 @@ _NAME = 'mmcv._ext'
 
 
 class _MissingOps(ModuleType):
-    """Stands for the compiled module; without a loader in its spec, since there is none."""
+    """Stands for the compiled module. Its spec has no loader, by which :func:`has_ops` knows it."""
 
     def __init__(self) -> None:
         super().__init__(_NAME)
         self.__spec__ = ModuleSpec(_NAME, loader=None)
 
     def __getattr__(self, op: str) -> Callable[..., NoReturn]:
+        # The import system asks for optional dunder names, and must not find them.
         if op.startswith('__'):
             raise AttributeError(op)
 
@@ -42,7 +43,7 @@ class _MissingOps(ModuleType):
 
 
 def has_ops() -> bool:
-    """Whether onedl-mmcv has its compiled ops."""
+    """Whether onedl-mmcv was installed with its compiled ops."""
     spec = find_spec(_NAME)
     return spec is not None and spec.loader is not None
 

@@ -1,11 +1,11 @@
-"""Puts back the names of transformers that MMPretrain imports and transformers 5 no longer has.
+"""Restores names of transformers that MMPretrain imports and transformers 5 no longer has.
 
 Needed by onedl-mmpretrain 1.3.6, its newest release, with transformers 5: BLIP, RAM and OFA import names that are gone,
-and with them all of `mmpretrain.models` fails to import. docs/upstream/mmpretrain-transformers5.patch is the change for
-MMPretrain, with which this module does nothing. A name that exists is left alone, so with transformers 4 all are.
+so all of `mmpretrain.models` fails to import. docs/upstream/mmpretrain-transformers5.patch fixes MMPretrain; with it,
+this module does nothing. Names that exist are never replaced, so with transformers 4 it does nothing either.
 
-The package imports this before the first module of `mmpretrain.models`. A program that imports these itself imports
-`mergemix_mm` before.
+The package imports this before the first module of `mmpretrain.models`. A program that imports these itself has
+to import `mergemix_mm` first.
 """
 
 from collections.abc import Iterable
@@ -19,16 +19,16 @@ from torch import Tensor
 def find_pruneable_heads_and_indices(
     heads: Iterable[int], n_heads: int, head_size: int, already_pruned_heads: set[int]
 ) -> tuple[set[int], Tensor]:
-    """Which attention heads remain to be pruned, and the rows of a projection that stay.
+    """Find the attention heads that are still to be pruned, and the rows of a projection that stay.
 
     Args:
-        heads (Iterable[int]): To be pruned, numbered as in the model before any pruning.
-        n_heads (int): Heads that the layer has now.
-        head_size (int): Rows of a head.
-        already_pruned_heads (set[int]): Those that were pruned before.
+        heads (Iterable[int]): Heads to prune, numbered as before any pruning.
+        n_heads (int): Number of heads that the layer has now.
+        head_size (int): Rows per head.
+        already_pruned_heads (set[int]): Heads that were pruned before.
 
     Returns:
-        tuple[set[int], Tensor]: the heads that were not pruned before, and int64 indices of the rows that stay.
+        tuple[set[int], Tensor]: The heads that were not pruned before, and int64 indices of the rows that stay.
     """
     new = set(heads) - already_pruned_heads
     gone = {head - sum(old < head for old in already_pruned_heads) for head in new}
@@ -41,7 +41,7 @@ def restore_names() -> list[str]:
     """Add the missing names to the modules of transformers that MMPretrain imports them from.
 
     Returns:
-        list[str]: what was added, as dotted names; empty where transformers has them all, or is not installed.
+        list[str]: The added names with their modules; empty if transformers has them all, or is not installed.
     """
     if find_spec('transformers') is None:
         return []

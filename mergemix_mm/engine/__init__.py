@@ -1,4 +1,4 @@
-"""What plugs into MMEngine's Runner: hooks, a loop, what builds and wraps optimizers, and the tools' launch code."""
+"""What plugs into MMEngine's Runner: hooks, a loop, optimizer wrappers, schedules, and the launch code of the tools."""
 
 from .benchmark_loop import BenchmarkLoop
 from .hooks import MixVisualizationHook, SavePretrainedHook, StepSeedHook

@@ -1,4 +1,4 @@
-"""A test loop over several benchmarks: one model, and a data loader and an evaluator of each."""
+"""A test loop of one model over several benchmarks, each with its own data loader and evaluator."""
 
 from mmengine.registry import LOOPS
 from mmengine.runner import BaseLoop, TestLoop
@@ -8,7 +8,7 @@ from mmengine.runner import BaseLoop, TestLoop
 class BenchmarkLoop(BaseLoop):
     """Tests a model on several benchmarks, one after the other.
 
-    All loaders and evaluators are built first, so that what one of them lacks is known before the first runs. Hooks
+    All loaders and evaluators are built first, so that a mistake in the last one shows before the first one runs. Hooks
     see the loader and the evaluator of the benchmark that runs.
 
     Args:
@@ -27,10 +27,10 @@ class BenchmarkLoop(BaseLoop):
         self, runner, dataloader: dict[str, dict], evaluator: dict[str, dict | list], fp16: bool = False
     ) -> None:
         self.loops = {name: TestLoop(runner, loader, evaluator[name], fp16) for name, loader in dataloader.items()}
-        super().__init__(runner, None)
+        super().__init__(runner, None)  # A loop has one loader; `run` sets that of each benchmark.
 
     def run(self) -> dict[str, dict]:
-        """Test.
+        """Test on all benchmarks.
 
         Returns:
             dict[str, dict]: ``samples`` (int) and ``metrics`` (dict) of every benchmark.

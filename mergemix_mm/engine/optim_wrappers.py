@@ -17,11 +17,11 @@ _NO_DECAY = dict(norm_decay_mult=0.0, flat_decay_mult=0.0, custom_keys={name: di
 class FSDPOptimWrapper(OptimWrapper):
     """An ``OptimWrapper`` for a model in ``MMFullyShardedDataParallel``.
 
-    MMEngine's own takes the norm of the gradients that a process has. Of a sharded model this is a part of them, and
-    each process would scale its part by a factor of its own.
+    MMEngine's own wrapper clips by the norm of the gradients that a process holds. Of a sharded model this is only a
+    part of all gradients, and each process would scale its part by another factor.
 
     Args:
-        **kwargs: Those of ``OptimWrapper``; ``clip_grad=dict(max_norm=...)`` clips by norm.
+        **kwargs: Arguments of ``OptimWrapper``; ``clip_grad=dict(max_norm=...)`` clips by the norm of all gradients.
 
     Raises:
         TypeError: When clipping, if the model is not sharded by FSDP.
@@ -29,6 +29,7 @@ class FSDPOptimWrapper(OptimWrapper):
 
     @contextmanager
     def optim_context(self, model: nn.Module) -> Iterator[None]:
+        # Clipping needs the wrapped model, and `_clip_grad` gets no arguments.
         self._model = model
         with super().optim_context(model):
             yield
@@ -49,16 +50,16 @@ class FSDPOptimWrapper(OptimWrapper):
 class BackboneLayerDecayConstructor(LearningRateDecayOptimWrapperConstructor):
     """MMPretrain's constructor for models that do not know the depth of their parameters: detectors, segmentors.
 
-    A parameter of ``model.backbone`` learns with ``layer_decay_rate ** n`` times the learning rate, where n is how many
-    layers lie between it and what follows the layers, as the backbone's own ``get_layer_depth`` counts; every other
-    parameter of the model learns at the full rate.
+    Source: BEiT (https://arxiv.org/abs/2106.08254). A parameter of ``model.backbone`` learns with ``layer_decay_rate **
+    n`` times the learning rate. Here n is the number of layers between the parameter and the end of the backbone, as
+    the backbone's own ``get_layer_depth`` counts. All other parameters learn at the full rate.
 
     Args:
         optim_wrapper_cfg (dict): Config of the optimizer wrapper.
-        paramwise_cfg (dict, optional): ``layer_decay_rate`` (defaults to 1.0) and what else MMPretrain's
-            ``LearningRateDecayOptimWrapperConstructor`` takes. Different from there, ``norm_decay_mult`` and
-            ``flat_decay_mult`` default to 0.0, and ``custom_keys`` to no weight decay of the class and distillation
-            token and the position embedding. Defaults to None.
+        paramwise_cfg (dict, optional): ``layer_decay_rate`` (defaults to 1.0) and the other keys of MMPretrain's
+            ``LearningRateDecayOptimWrapperConstructor``. Unlike there, ``norm_decay_mult`` and ``flat_decay_mult``
+            default to 0.0, and ``custom_keys`` to no weight decay of the class token, the distillation token and the
+            position embedding. Defaults to None.
 
     Raises:
         ValueError: If the optimizer has no ``weight_decay``, if ``custom_keys`` has an ``lr_mult``, which would have no
@@ -96,7 +97,7 @@ class BackboneLayerDecayConstructor(LearningRateDecayOptimWrapperConstructor):
 
 
 def _depth_in_backbone(model: nn.Module) -> Callable[[str], tuple[int, int]]:
-    """The function that gives the depth of a parameter by its name, and the number of depths."""
+    """A function from the name of a parameter to its depth and the number of depths."""
     backbone = getattr(model, 'backbone', None)
     if not hasattr(backbone, 'get_layer_depth'):
         found = 'no backbone' if backbone is None else f'a {type(backbone).__name__}, which has no get_layer_depth'
@@ -108,7 +109,7 @@ def _depth_in_backbone(model: nn.Module) -> Callable[[str], tuple[int, int]]:
     num_depths = backbone.get_layer_depth('', prefix=_PREFIX)[1]
 
     def depth(name: str) -> tuple[int, int]:
-        # What comes after the backbone has the last depth, and so the full rate.
+        # Parameters outside of the backbone have the last depth, and so the full rate.
         return (
             backbone.get_layer_depth(name, prefix=_PREFIX) if name.startswith(_PREFIX) else (num_depths - 1, num_depths)
         )

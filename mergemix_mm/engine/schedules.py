@@ -1,4 +1,4 @@
-"""Schedules of learning rates that scale with the length of a run."""
+"""Learning rate schedules that scale with the length of a run."""
 
 import os
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from mmengine.optim.scheduler import LinearLR
 from mmengine.registry import PARAM_SCHEDULERS
 
 _LENGTHS = ('max_epochs', 'max_iters')
-# The arguments of MMEngine's schedulers that are positions or durations, one by one and in lists.
+# The arguments of MMEngine's schedulers that are positions or durations: single numbers, and lists.
 _STEPS = ('begin', 'end', 'T_max', 'total_steps', 'step_size')
 _LISTS = ('milestones', 'periods')
 _WARM_UPS = ('LinearLR', 'ConstantLR', 'ShortLinearLR')
@@ -20,14 +20,16 @@ _WARM_UPS = ('LinearLR', 'ConstantLR', 'ShortLinearLR')
 
 @PARAM_SCHEDULERS.register_module()
 class ShortLinearLR(LinearLR):
-    """:class:`mmengine.optim.LinearLR` of part of an epoch, which may come to no iteration or to one.
+    """:class:`mmengine.optim.LinearLR` for a warm-up of less than an epoch, which may last no iteration or only one.
 
-    A warm-up needs two iterations: with one, the rate would stay at ``start_factor``. With fewer, this does nothing.
+    A warm-up needs two iterations: with one, the rate would stay at ``start_factor``. A shorter one is left out.
     Arguments are those of ``LinearLR``, with ``convert_to_iter_based=True``.
     """
 
     @classmethod
     def build_iter_from_epoch(cls, *args, begin: float = 0, end: float, epoch_length: int, **kwargs) -> 'ShortLinearLR':
+        # The parent multiplies by epoch_length again and rounds down: half an iteration more is safe from rounding
+        # errors.
         first, last = int(begin * epoch_length), int(end * epoch_length)
         if last - first < 2:
             last, kwargs['start_factor'] = first + 1, 1.0
@@ -41,12 +43,12 @@ class ShortLinearLR(LinearLR):
 
 
 def fit_schedule(cfg: Config) -> None:
-    """Scale ``param_scheduler`` where the run is shorter than the one that the schedule was written for, and say so.
+    """Scale ``param_scheduler`` if the run is shorter than the one that the schedule was written for, and log it.
 
-    That length is ``train_cfg.max_epochs`` (or ``max_iters``) of the config's file, or of the nearest of its bases that
-    has the same schedule and another length: ``--cfg-options train_cfg.max_epochs=2`` and a config that inherits a
-    schedule are one case. Without a file it is the largest ``end`` of the schedule. In a longer run, what ended with
-    the run still does; the rest stays where it is, as warm-ups do in longer runs.
+    The length that a schedule was written for is ``train_cfg.max_epochs`` (or ``max_iters``) of the config's file, or
+    of the nearest of its bases with the same schedule and another length. This covers both ``--cfg-options
+    train_cfg.max_epochs=2`` and a config that inherits a schedule. Without a file it is the largest ``end`` of the
+    schedule. In a longer run, parts that ended with the run still do; other parts, such as warm-ups, stay as they are.
 
     Args:
         cfg (Config): The config, changed in place.
@@ -94,7 +96,7 @@ def fit_schedule(cfg: Config) -> None:
 
 
 def _length(train_cfg: Any) -> tuple[str, int] | None:
-    """What a training is measured in, and its length."""
+    """The unit in which a training is measured, and its length in it."""
     for key in _LENGTHS:
         if isinstance(train_cfg, dict) and isinstance(train_cfg.get(key), int):
             return key, train_cfg[key]
@@ -106,10 +108,10 @@ def _in_unit(part: dict, key: str) -> bool:
 
 
 def _largest_end(parts: Sequence[dict], key: str, length: int) -> int | None:
-    """The end of the schedule, if the run stops before it."""
+    """The end of the schedule if the run stops before it; None otherwise."""
     ends = [part['end'] for part in parts if _in_unit(part, key) and isinstance(part.get('end'), int)]
     begins = [part.get('begin', 0) for part in parts if _in_unit(part, key)]
-    # An end where another part begins is that of a warm-up.
+    # If another part begins at the largest end, it is the end of a warm-up, and says nothing about the run.
     return max(ends) if ends and max(ends) > max(begins) and max(ends) > length else None
 
 
@@ -124,15 +126,15 @@ def _check_begins(parts: Sequence[dict], key: str, length: int) -> None:
 
 
 def _written_length(cfg: Config, key: str, length: int) -> int | None:
-    """The length that the nearest file gives to the same schedule, if it is another than this; else this one's."""
+    """The length in the nearest file that has the same schedule and another length than this run; else this run's."""
     files = [cfg.filename] if getattr(cfg, 'filename', None) else []
     schedule = _plain(cfg.param_scheduler)
     found = None
-    for path in files:  # Grows while it is gone through.
+    for path in files:  # The list grows in the loop: bases of bases follow.
         try:
             theirs, said, bases = _read(os.fspath(path))
         except (OSError, ConfigParsingError, SyntaxError, AttributeError, KeyError, TypeError, ImportError):
-            continue  # A base that cannot be read on its own says nothing.
+            continue  # Some bases can only be read together with the file that inherits them.
         if theirs != schedule:
             continue
         if said is not None and said[0] == key:
@@ -158,10 +160,10 @@ def _plain(value: Any) -> Any:
 
 
 def _scale(part: dict, ratio: float) -> bool:
-    """Scale a part of the schedule; whether there is anything left of it."""
+    """Scale a part of the schedule in place; False if nothing is left of it."""
     kind = str(part.get('type', '')).rsplit('.', 1)[-1]
     if part.get('convert_to_iter_based'):
-        # Parts of epochs, which become whole iterations. Rounded, as 0.1 * 30 / 3 is not quite 1.
+        # Fractions of epochs, which become whole iterations. Rounded, since 0.1 * 30 / 3 is not exactly 1.
         for name in _STEPS:
             if isinstance(part.get(name), int | float):
                 part[name] = _rounded(part[name] * ratio)

@@ -1,1 +1,1 @@
-"""What every part of the package may use, and what imports none of them."""
+"""Helpers that every part of the package may import, and that import no other part."""

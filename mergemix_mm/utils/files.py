@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all, whatever stops the program that writes them."""
+"""Atomic writes: files and folders appear whole or not at all, whatever stops the program that writes them."""
 
 import errno
 import json
@@ -12,27 +12,28 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-# What a place that cannot be written to answers.
+# Error numbers of a full disk, and of a place that this user may not write to.
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT}
 _NOT_ALLOWED = {errno.EROFS, errno.EACCES, errno.EPERM}
 NEW, OLD = 'new', 'old'
-# What is being written: `.<name>.<process>.tmp<suffix>`, or a folder `.<name>.<process>.<random>.tmp`.
+# Names of unfinished writes: `.<name>.<process>.tmp<suffix>`, or a folder `.<name>.<process>.<random>.tmp`.
 _TEMPORARY = re.compile(r'\.(?P<name>.+)\.(?P<process>\d+)(?:\.\w{8})?\.tmp(?:\.\w+)?')
-# What this process is writing now.
+# The unfinished writes of this process.
 _active: set[Path] = set()
-# Held while a folder is made and noted above, so that no other thread takes it for a leftover in between.
+# Held while a folder is made and added to `_active`, so that no other thread takes it for a leftover in between.
 _noting = threading.Lock()
-# Errors of libraries that write by themselves: torch says only that it could not, Rust's libraries give a number.
+# Errors of libraries that write files themselves: torch gives no reason, libraries in Rust give the error number.
 _WRITER_FAILED = re.compile(r'PytorchStreamWriter|inline_container|unexpected pos|file write failed')
 _OS_ERROR = re.compile(r'\(os error (\d+)\)')
 
 
 @contextmanager
 def replaced_file(path: str | os.PathLike) -> Iterator[Path]:
-    """A temporary path beside ``path``, whose file takes its place when the block ends without an error.
+    """A temporary path beside ``path``, whose file replaces ``path`` when the block ends without an error.
 
-    The file is on the disk before it takes the place (``fsync``), so that a power failure leaves the old file or the
-    new one. Missing folders are made. The temporary path has the suffix of ``path``, which some writers look at.
+    The file is on the disk before it replaces the old one (``fsync``), so that a power failure leaves either the old
+    file or the new one. Missing folders are made. The temporary path has the suffix of ``path``, since some writers
+    choose the format by it.
 
     Args:
         path (str | os.PathLike): The file to write.
@@ -59,18 +60,18 @@ def replaced_file(path: str | os.PathLike) -> Iterator[Path]:
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
-    """Write a text file in UTF-8, whole or not at all; see :func:`replaced_file`."""
+    """Write a text file in UTF-8, whole or not at all; errors as in :func:`replaced_file`."""
     with replaced_file(path) as temporary:
         temporary.write_text(text, encoding='utf-8')
 
 
 def write_json(path: str | os.PathLike, content: Any, default: Callable[[Any], Any] | None = None) -> None:
-    """Write a JSON file, whole or not at all; see :func:`replaced_file`.
+    """Write a JSON file, whole or not at all.
 
     Args:
         path (str | os.PathLike): The file to write.
-        content (Any): What JSON can hold; NaN and infinity are refused.
-        default (Callable, optional): Makes something that JSON can hold of what it cannot. Defaults to None.
+        content (Any): A JSON value; NaN and infinity are refused.
+        default (Callable, optional): Converts other values to JSON values. Defaults to None.
 
     Raises:
         ValueError: If a number is not finite.
@@ -81,14 +82,14 @@ def write_json(path: str | os.PathLike, content: Any, default: Callable[[Any], A
 
 @contextmanager
 def replaced_folder(folder: str | os.PathLike, keep: bool = False) -> Iterator[Path]:
-    """A temporary folder beside ``folder``, which takes its place when the block ends without an error.
+    """A temporary folder beside ``folder``, which replaces it when the block ends without an error.
 
     A folder cannot be replaced in one step: the old one is moved out of the way first. A program that is killed
     between the two steps leaves both of them in a hidden folder, from which :func:`recover_folder` finishes the job.
 
     Args:
-        folder (str | os.PathLike): The folder to write. What stands there is replaced.
-        keep (bool): Keep a folder that another process has put there in the meantime. Defaults to False.
+        folder (str | os.PathLike): The folder to write. An old one is replaced.
+        keep (bool): Keep a folder that another process put there in the meantime. Defaults to False.
 
     Raises:
         OSError: If the place cannot be written to; of a full disk or a read-only folder, one line names the path and
@@ -106,10 +107,10 @@ def replaced_folder(folder: str | os.PathLike, keep: bool = False) -> Iterator[P
 
 
 def begin_replacement(path: str | os.PathLike) -> Path:
-    """Make a hidden folder beside a path, in which what is to take its place is written under the name ``new``.
+    """Make a hidden folder beside a path, in which its replacement is written under the name ``new``.
 
-    For writers that a ``with`` block does not fit, such as several processes that write one folder together. Whoever
-    begins calls :func:`end_replacement` when done, also after an error.
+    For writers that cannot use a ``with`` block, such as several processes that write one folder together. The caller
+    also calls :func:`end_replacement`, even after an error.
 
     Args:
         path (str | os.PathLike): The file or folder to write.
@@ -127,23 +128,25 @@ def begin_replacement(path: str | os.PathLike) -> Path:
         return work
 
 
-def finish_replacement(work: Path, path: str | os.PathLike, keep: bool = False) -> None:
-    """Put what was written after :func:`begin_replacement` in its place, once it is on the disk.
+def finish_replacement(work: Path, path: str | os.PathLike, keep: bool = False, name: str = NEW) -> None:
+    """Put what was written after :func:`begin_replacement` in its place, after it is on the disk.
 
     Args:
         work (Path): The hidden folder.
         path (str | os.PathLike): The file or folder to write.
-        keep (bool): Keep what another process has put there in the meantime. Defaults to False.
+        keep (bool): Keep what another process put there in the meantime. Defaults to False.
+        name (str): What was written, in the hidden folder. Defaults to ``'new'``.
 
     Raises:
         OSError: If the place cannot be written to.
     """
-    path, new, old = Path(path).absolute(), work / NEW, work / OLD
+    path, new, old = Path(path).absolute(), work / name, work / OLD
     with explained(path):
         if new.is_dir():
             sync_tree(new)
         else:
             sync(new)
+        # Only a file can replace a file in one step.
         if new.is_dir() or path.is_dir():
             if path.exists() and not keep:
                 path.rename(old)
@@ -169,15 +172,15 @@ def end_replacement(work: Path) -> None:
 def recover_folder(folder: str | os.PathLike) -> Path | None:
     """Finish the replacement of a folder by a program that was killed in :func:`replaced_folder`.
 
-    Between its two steps the folder is missing, and the old and the new one stand in a hidden folder beside it: the new
-    one, which was complete before the old one was moved, takes the place. Otherwise nothing is changed, nor is it
-    while the program still runs.
+    Between the two steps the folder is missing, and both the old and the new one are in a hidden folder beside it. The
+    new one was complete before the old one was moved, so it is put in place. In any other state, and while the program
+    still runs, nothing is changed.
 
     Args:
-        folder (str | os.PathLike): The folder that was to be replaced.
+        folder (str | os.PathLike): The folder that the program was replacing.
 
     Returns:
-        Path | None: The folder if it was brought back, else None.
+        Path | None: The folder if it was restored, else None.
     """
     folder = Path(folder).absolute()
     if folder.exists() or not folder.parent.is_dir():
@@ -186,7 +189,7 @@ def recover_folder(folder: str | os.PathLike) -> Path | None:
     for work in sorted(works):
         try:
             (work / NEW if (work / NEW).exists() else work / OLD).rename(folder)
-        except FileNotFoundError:  # Another process that starts has done it.
+        except FileNotFoundError:  # Another process was faster.
             continue
         shutil.rmtree(work, ignore_errors=True)
         return folder
@@ -194,11 +197,11 @@ def recover_folder(folder: str | os.PathLike) -> Path | None:
 
 
 def clear_leftovers(folder: str | os.PathLike, name: str | None = None) -> list[Path]:
-    """Finish, or remove, what killed programs have left in a folder; what others are writing now is left alone.
+    """Finish, or remove, what killed programs left in a folder; writes of running programs stay.
 
     Args:
-        folder (str | os.PathLike): The folder; only its own entries are looked at.
-        name (str, optional): Only what is left of this name. Defaults to None: of all.
+        folder (str | os.PathLike): The folder; folders inside of it are not searched.
+        name (str, optional): Only leftovers of this name. Defaults to None: of all names.
 
     Returns:
         list[Path]: What was removed.
@@ -219,14 +222,17 @@ def clear_leftovers(folder: str | os.PathLike, name: str | None = None) -> list[
 
 
 def _temporaries(folder: Path, name: str | None) -> list[Path]:
-    """What no living process writes, of those that this module names."""
+    """Unfinished writes, by their names, of processes that no longer run."""
     found = ((path.absolute(), _TEMPORARY.fullmatch(path.name)) for path in folder.iterdir() if path.name[0] == '.')
     matching = ((path, match['process']) for path, match in found if match and name in (None, match['name']))
     return [path for path, process in matching if not _writes(process, path)]
 
 
 def _writes(process: str, path: Path) -> bool:
-    """Whether a process may still be writing. In a container, the one that was killed often had this one's number."""
+    """Whether a process may still be writing.
+
+    In a container, a killed process often had the number of this one, so this process looks at its own list.
+    """
     if int(process) == os.getpid():
         return path in _active
     try:
@@ -239,7 +245,7 @@ def _writes(process: str, path: Path) -> bool:
 
 
 def check_writable(folder: str | os.PathLike) -> None:
-    """Refuse a folder that cannot be written to, before hours of work end there; a missing one is made.
+    """Refuse a folder that is not writable, before hours of work end there; a missing one is made.
 
     Raises:
         OSError: If it cannot be written to; one line names it and the free space.
@@ -261,15 +267,15 @@ def check_writable(folder: str | os.PathLike) -> None:
 
 @contextmanager
 def explained(path: str | os.PathLike) -> Iterator[None]:
-    """Make one line of what the operating system says of a place that cannot be written to.
+    """Turn the error of a place that cannot be written to into one line.
 
-    Also where a library says it: torch raises a RuntimeError that names neither the file nor the reason.
+    Errors of libraries too: torch raises a RuntimeError that names neither the file nor the reason.
 
     Args:
         path (str | os.PathLike): What is written, for errors that do not name it.
 
     Raises:
-        OSError: Of the same kind and number, naming the path, the reason, and the free space of its disk.
+        OSError: Of the same number, naming the path, the reason, and the free space of its disk.
     """
     try:
         yield
@@ -280,7 +286,7 @@ def explained(path: str | os.PathLike) -> Iterator[None]:
 
 
 def cannot_write(error: Exception, path: str | os.PathLike) -> OSError | None:
-    """The error of one line for a place that cannot be written to; None for any other error.
+    """The one-line error for a place that cannot be written to; None for any other error.
 
     Args:
         error (Exception): What was raised.
@@ -305,11 +311,11 @@ def cannot_write(error: Exception, path: str | os.PathLike) -> OSError | None:
 
 
 class WriteError(OSError):
-    """A place cannot be written to; one line says which, why, and how much is free."""
+    """A place cannot be written to; one line names it, the reason, and the free space."""
 
 
 def _why(path: str | os.PathLike) -> int | None:
-    """The number of the error that a few more bytes beside a path meet, None if they can be written."""
+    """The error number of writing a megabyte beside a path; None if that works."""
     probe = Path(path).absolute().with_name(f'.why.{os.getpid()}.tmp')
     try:
         probe.write_bytes(bytes(1 << 20))
@@ -322,7 +328,7 @@ def _why(path: str | os.PathLike) -> int | None:
 
 
 def free_space(path: str | os.PathLike) -> str:
-    """The free space of the disk that a path lies on, or would lie on, such as ``'12.3 GB'``."""
+    """The free space of the disk of a path, which need not exist, such as ``'12.3 GB'``."""
     place = Path(path).absolute()
     while not place.exists():
         place = place.parent
@@ -333,7 +339,7 @@ def sync(path: str | os.PathLike) -> None:
     """Wait until a file, or the entries of a folder, are on the disk."""
     try:
         handle = os.open(path, os.O_RDONLY)
-    except OSError:  # Some systems do not open folders.
+    except OSError:  # Some systems cannot open folders.
         if os.path.isdir(path):
             return
         raise

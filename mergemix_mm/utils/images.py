@@ -1,4 +1,4 @@
-"""The one reader of images of our own datasets, tools and projects: what a viewer shows, in RGB, or an error."""
+"""The image reader of all datasets, tools and projects: what a viewer shows, in RGB, or an error."""
 
 import base64
 import binascii
@@ -17,15 +17,15 @@ from PIL import ExifTags, Image, ImageColor
 
 from .text import one_line, quoted, shown
 
-# What Pillow may open; MPO, several JPEGs in one file, is JPEG to it. Its other plugins start programs (EPS:
-# Ghostscript), need Windows (WMF), or are stubs.
+# The formats that Pillow may open. (MPO, several JPEGs in one file, counts as JPEG.) Its other plugins start programs
+# (EPS: Ghostscript), need Windows (WMF), or are stubs.
 FORMATS = ('JPEG', 'PNG', 'WEBP', 'GIF', 'BMP', 'TIFF', 'PPM', 'JPEG2000')
 if importlib.util.find_spec('PIL.AvifImagePlugin') is not None:  # Since Pillow 11.3.
     FORMATS += ('AVIF',)
-# 300 MB in RGB. Photographs of phones and cameras have 12 to 60 million.
+# 300 MB in RGB. Photographs have 12 to 60 million pixels.
 MAX_PIXELS = 100_000_000
 SHOWN_LENGTH = 200
-# Floating point numbers overshoot their range by so much of it when they are resampled; they are clipped.
+# Resampling makes floating point numbers overshoot their range; this fraction of it is clipped.
 SLACK = 0.05
 
 _TURNS = {
@@ -37,7 +37,7 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-# What a file that is not an image holds instead, by its first bytes.
+# What a file is that Pillow cannot open, by its first bytes.
 _OTHERS = {
     rb'%!PS|\xc5\xd0\xd3\xc6': 'PostScript',
     rb'%PDF': 'a PDF',
@@ -57,11 +57,11 @@ _OTHERS = {
 
 
 class _ImageError(ValueError):
-    """The message names the image already."""
+    """An error whose message already names the image."""
 
 
 class MissingImageError(_ImageError):
-    """There is no file of this name."""
+    """The file does not exist."""
 
 
 def read_image(
@@ -73,30 +73,31 @@ def read_image(
 ) -> Image.Image:
     """Read an image as a viewer shows it.
 
-    Its EXIF orientation is applied. Numbers of more than 8 bits are scaled by their depth, so that 65535 of a 16-bit
-    PNG is white. Floating point numbers, and integers of a TIFF with sign or 32 bits, are in [0, 1] (not for
-    integers), [0, 255], [0, 65535] or all that the integers can hold: the smallest of these ranges that holds them all.
-    If that would leave only the darkest eighth of it, or there is none, the image is refused. What is transparent shows
-    the background. Of an animation or a file of several pages, the first one is read. Colour profiles are not applied.
+    The EXIF orientation is applied. Values of more than 8 bits are scaled by their depth, so that 65535 in a 16-bit PNG
+    is white. The range of floating point values, and of signed or 32-bit integers in a TIFF, is the smallest one that
+    holds them all, out of [0, 1] (not for integers), [0, 255], [0, 65535] and the range of the integer type. If no
+    range holds them, or they fill only the darkest eighth of it, the image is refused. Transparent pixels show the
+    background. Of an animation or a file of several pages, the first one is read. Colour profiles are not applied.
 
-    Only :data:`FORMATS` are opened, whatever the name of the file is, and the number of pixels is looked at before any
-    of them is decoded.
+    Only :data:`FORMATS` are opened, whatever the name of the file is. The number of pixels is checked before any pixel
+    is decoded.
 
     Args:
         source (str | os.PathLike | bytes | Mapping | PIL.Image.Image): The path of a file or a ``file://`` URL, a
             ``data:`` URL, the content of a file, a mapping with ``bytes`` or else ``path`` as Hugging Face's datasets
             write it, or an image that Pillow has opened already.
-        root (str | os.PathLike): Where relative paths begin. Defaults to ''.
-        background (str | Sequence[int]): What transparent pixels show: a colour that Pillow knows ('white', '#ff8000')
+        root (str | os.PathLike): The folder of relative paths. Defaults to ''.
+        background (str | Sequence[int]): The colour behind transparent pixels: a name that Pillow knows ('white',
+        '#ff8000')
             or red, green and blue in [0, 255]. Defaults to ``'white'``.
-        max_pixels (float, optional): Larger images are refused. Defaults to 100 million; None means no limit but
-            Pillow's own, ``PIL.Image.MAX_IMAGE_PIXELS``, which always holds.
+        max_pixels (float, optional): Larger images are refused. Defaults to 100 million; with None only the limit of
+            Pillow holds, ``PIL.Image.MAX_IMAGE_PIXELS``, which always does.
 
     Returns:
         PIL.Image.Image: In mode RGB.
 
     Raises:
-        MissingImageError: If there is no such file; it is a ValueError too.
+        MissingImageError: If the file does not exist; it is a ValueError too.
         ValueError: If the image cannot be decoded or is too large, or an option is out of its range. The message has
             one line, names the file, and never holds its content.
     """
@@ -120,10 +121,10 @@ def read_image(
 def check_image_options(
     background: str | Sequence[int] = 'white', max_pixels: float | None = MAX_PIXELS
 ) -> tuple[tuple[int, int, int], float]:
-    """The background as red, green and blue, and the limit as a number.
+    """Check the options of :func:`read_image`: the background as red, green and blue, and the limit as a number.
 
     Raises:
-        ValueError: If one is out of its range; names it.
+        ValueError: If one is out of its range; the message names it.
     """
     try:
         colour = ImageColor.getrgb(background) if isinstance(background, str) else tuple(background)
@@ -142,7 +143,7 @@ def check_image_options(
 
 
 def image_name(source) -> str:
-    """What a record's metadata call an image: its path, and of its content only the length and a checksum."""
+    """The name of an image in the metadata of a record: its path, or the length and a checksum of its content."""
     if isinstance(source, Mapping):
         path, content = source.get('path'), source.get('bytes')
         return image_name(path) if isinstance(path, (str, os.PathLike)) and path else image_name(content)
@@ -165,7 +166,7 @@ def _checksum(content: bytes | bytearray | memoryview) -> str:
 
 
 def _named(source) -> str:
-    """The name of an image for a message: printable, not too long, and never its content."""
+    """The name of an image in a message: printable, not too long, and never its content."""
     name = image_name(source)
     if _is_base64(name) or (';base64,' in name and not _is_data_url(name)):
         return f'<{len(name)} characters>'
@@ -173,7 +174,7 @@ def _named(source) -> str:
 
 
 def _find(source, root: str | os.PathLike) -> str | bytes:
-    """The path of an image's file, or the content of it."""
+    """The path of the file of an image, or the content of the file."""
     if isinstance(source, Mapping):
         content, path = source.get('bytes'), source.get('path')
         if content is not None and not isinstance(content, (bytes, bytearray, memoryview)):
@@ -187,7 +188,7 @@ def _find(source, root: str | os.PathLike) -> str | bytes:
         # Only its beginning is quoted: a list may hold the content of a file.
         raise _ImageError(
             f'an image must be given by the path of its file, found {quoted(source, 20)}; a data: URL or '
-            '{"bytes": ..., "path": ...} will do as well'
+            '{"bytes": ..., "path": ...} is allowed as well'
         )
     text = os.fsdecode(source)
     return _read_data_url(text) if _is_data_url(text) else _find_file(text, os.fspath(root))
@@ -204,7 +205,7 @@ def _find_file(text: str, root: str) -> str:
     if scheme is not None:
         text = re.sub('^localhost/', '/', text[scheme.end() :])
         names = [text, unquote(text)]
-    # Files that were written on Windows.
+    # Paths in data that were written on Windows.
     names += [name.replace('\\', '/') for name in names if '\\' in name]
     paths = [os.path.join(root, name) for name in names]
     found = next((path for path in paths if os.path.isfile(path)), None)
@@ -218,7 +219,7 @@ def _find_file(text: str, root: str) -> str:
 
 
 def _is_base64(text: str) -> bool:
-    """Whether a text is the content of a file rather than its name; only the latter has a dot."""
+    """Whether a text is the base64 content of a file rather than its name, which would have a dot."""
     known = text.startswith(('/9j/', 'iVBORw0KGgo', 'R0lGOD', 'UklGR', 'Qk'))
     return len(text) >= (32 if known else 100) and re.fullmatch(r'[\w+/\s-]+=*\s*', text, re.ASCII) is not None
 
@@ -235,7 +236,7 @@ def _read_data_url(text: str) -> bytes:
     content = unquote_to_bytes(payload)
     if not head.lower().replace(' ', '').endswith(';base64'):
         return content
-    # RFC 4648 has a second alphabet, for URLs and the names of files.
+    # RFC 4648 has a second alphabet, for URLs and file names.
     content = b''.join(content.split()).translate(bytes.maketrans(b'-_', b'+/'))
     content += b'=' * (-len(content) % 4)
     try:
@@ -249,7 +250,7 @@ def _decode(file: io.BufferedIOBase, background: tuple[int, int, int], max_pixel
     if not start:
         raise ValueError('it is empty (0 bytes)')
     file.seek(0)
-    # Pillow warns of large images, which are measured here, and of metadata, which is not used.
+    # Pillow warns about large images, which are checked here, and about metadata, which is not used.
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
         try:
@@ -268,31 +269,31 @@ def _decode(file: io.BufferedIOBase, background: tuple[int, int, int], max_pixel
 
 
 def _refuse_misread(image: Image.Image, file: io.BufferedIOBase) -> None:
-    """Refuse what Pillow decodes to something that is not in the file."""
+    """Refuse files that Pillow decodes to something else than they hold."""
     if image.format in ('JPEG', 'MPO') and _ends_in_zeros(file):
         raise ValueError('its end is missing, there are zeros instead, as a download that broke off leaves them')
-    # Channels one after another in a TIFF (284: PlanarConfiguration) are taken for bytes.
+    # Pillow takes 16-bit channels of a TIFF that are stored one after another (284: PlanarConfiguration) for bytes.
     planar = image.format == 'TIFF' and image.tag_v2.get(284) == 2 and len(image.tile) > 1
     if planar and image.tile[0][0] == 'raw' and max(image.tag_v2.get(258, (1,))) > 8:
         raise ValueError('its channels of 16 bits are stored one after another, which Pillow reads wrongly')
 
 
 def _ends_in_zeros(file: io.BufferedIOBase) -> bool:
-    """Whether a JPEG has zeros where its data and their end mark should be: decoders would show grey there."""
+    """Whether a JPEG has zeros in place of its end: decoders would show grey there."""
     place = file.tell()
     file.seek(-min(64, file.seek(0, io.SEEK_END)), io.SEEK_END)
     found = not file.read().strip(b'\0')
     if found:
         file.seek(0)
         content = file.read().rstrip(b'\0')
-        # An end mark may belong to the preview in the metadata, which the main image's data come after.
+        # An end mark before the last start of data is that of the preview in the metadata.
         found = content.rfind(b'\xff\xd9') < content.rfind(b'\xff\xda')
     file.seek(place)
     return found
 
 
 def _kind(start: bytes) -> str:
-    """What a file holds that is not an image, by its first bytes."""
+    """What a file is that Pillow cannot open, by its first bytes."""
     for pattern, kind in _OTHERS.items():
         if re.match(pattern, start, re.DOTALL):
             return kind
@@ -306,10 +307,10 @@ def _kind(start: bytes) -> str:
 
 
 def _to_rgb(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
-    """RGB, turned upright."""
+    """The image in RGB, turned upright."""
     rawmode = _rawmode(image)
     image.load()
-    # Pillow turns a TIFF itself, and then takes the tag away.
+    # After `load`: Pillow turns a TIFF itself while it decodes, and then removes the tag.
     turn = _TURNS.get(_orientation(image))
     opaque = _opaque(image, rawmode, background)
     if turn is not None:
@@ -324,12 +325,12 @@ def _orientation(image: Image.Image) -> int | None:
     try:
         found = image.getexif().get(ExifTags.Base.Orientation)
         return found if isinstance(found, int) else None
-    except Exception:  # Damaged metadata says nothing; the pixels are there.
+    except Exception:  # Damaged metadata; the pixels may be fine.
         return None
 
 
 def _rawmode(image: Image.Image) -> str:
-    """How the pixels are stored, which Pillow knows before it decodes them only; '' where it does not tell."""
+    """How the pixels are stored, which Pillow knows only before it decodes them; '' if it does not tell."""
     for tile in getattr(image, 'tile', None) or ():
         arguments = tile[3]
         arguments = arguments[0] if isinstance(arguments, tuple) and arguments else arguments
@@ -350,7 +351,7 @@ def _opaque(image: Image.Image, rawmode: str, background: tuple[int, int, int]) 
     if image.mode in ('1', 'L', 'RGB') and isinstance(key, (int, tuple)):
         return _without_key(image, key, rawmode, background)
     if image.has_transparency_data:
-        # Pillow converts La, grey that is multiplied with its alpha already, to LA only.
+        # Pillow converts La, grey that is premultiplied with alpha, only to LA.
         image = (image.convert('LA') if image.mode == 'La' else image).convert('RGBA')
         under = Image.new('RGBA', image.size, (*background, 255))
         return Image.alpha_composite(under, image).convert('RGB')
@@ -366,7 +367,7 @@ def _opaque(image: Image.Image, rawmode: str, background: tuple[int, int, int]) 
 def _without_key(
     image: Image.Image, key: int | tuple[int, ...], rawmode: str, background: tuple[int, int, int]
 ) -> Image.Image:
-    """Put the background in the place of one colour. A PNG names it at its own depth, where Pillow has 8 bits."""
+    """Replace one colour by the background. A PNG gives the colour at its own depth, where Pillow has 8 bits."""
     keys = np.atleast_1d(key).astype(np.int64)
     if rawmode == '1':
         keys = 255 * (keys > 0)
@@ -408,10 +409,10 @@ def _to_8_bits(image: Image.Image, values: np.ndarray) -> np.ndarray:
         limits = (255, *([65535] if bits > 16 else []), 2 ** (bits - signed) - 1)
     low, high = values.min().item(), values.max().item()
     for limit in limits:
-        # An image that a larger range would turn all but black is more likely to be of a range that nobody told.
+        # In a larger range the image would be almost black: it is more likely that its range is another one.
         if -slack * limit <= low and high <= (1 + slack) * limit and (limit == limits[0] or high >= limit / 8):
             pixels = np.rint(values.astype(np.float32) * (255 / limit)).clip(0, 255).astype(np.uint8)
             return 255 - pixels if inverted else pixels
     raise ValueError(
-        f'its numbers go from {low:g} to {high:g}, in which nothing says what is white; save it with 8 or 16 bits'
+        f'its numbers go from {low:g} to {high:g}, and nothing says which one is white; save it with 8 or 16 bits'
     )

@@ -1,4 +1,4 @@
-"""One check for the numbers that users set: neither NaN nor infinity, no truth value and no text passes for one."""
+"""Checks of numbers that users set: NaN, infinity, bool and texts are not numbers."""
 
 import math
 from numbers import Integral, Real
@@ -16,15 +16,15 @@ def is_number(
     below: float = math.inf,
     integer: bool = False,
 ) -> bool:
-    """Whether a value is a finite number, no truth value, with ``least <= value <= most``, ``above < value < below``.
+    """Whether a value is a finite number, not a bool, with ``least <= value <= most`` and ``above < value < below``.
 
     Args:
-        value (Any): What a user gave.
-        least (float): The smallest value that is allowed. Defaults to none.
-        most (float): The largest value that is allowed. Defaults to none.
-        above (float): What the value has to exceed. Defaults to nothing.
-        below (float): What the value has to stay below. Defaults to nothing.
-        integer (bool): Whether it has to be a whole number, of an integer type. Defaults to False.
+        value (Any): The value.
+        least (float): The smallest allowed value. Defaults to no limit.
+        most (float): The largest allowed value. Defaults to no limit.
+        above (float): The value must be larger. Defaults to no limit.
+        below (float): The value must be smaller. Defaults to no limit.
+        integer (bool): Whether it must be of an integer type. Defaults to False.
     """
     kind = Integral if integer else Real
     if isinstance(value, bool) or not isinstance(value, kind) or not math.isfinite(value):
@@ -33,16 +33,16 @@ def is_number(
 
 
 def check_number(where: str, value: Any, allowed: str, **limits) -> None:
-    """Refuse what is no number in a range.
+    """Refuse a value that is not a number in a range.
 
     Args:
-        where (str): Who has which option, such as ``'SimPOHead: beta'``.
-        value (Any): What a user gave.
+        where (str): The class and its option, such as ``'SimPOHead: beta'``.
+        value (Any): The value.
         allowed (str): The range in words, after "must be".
-        **limits: Those of :func:`is_number`.
+        **limits: The limits of :func:`is_number`.
 
     Raises:
-        ValueError: If :func:`is_number` says no; one line with the option, the value and the range.
+        ValueError: If :func:`is_number` is False; one line with the option, the value and the range.
     """
     if not is_number(value, **limits):
         raise ValueError(f'{where}={quoted(value)} must be {allowed}')

@@ -7,18 +7,18 @@ import sys
 import threading
 
 _PR_SET_PDEATHSIG = 1
-# The process that forks, as long as it forks from its main thread: the signal comes with the end of the *thread*.
+# The process that forks, if it forks from its main thread: the kernel sends the signal when the *thread* ends.
 _parent: int | None = None
 _installed = False
 
 
 def end_with_parent(parent: int | None = None) -> None:
-    """Have the kernel kill this process when the one that started it ends, however that happens.
+    """Make the kernel kill this process when its parent ends, for whatever reason.
 
-    Only Linux can do this; elsewhere the call does nothing. It also serves as the ``initializer`` of a pool.
+    Only Linux supports this; elsewhere the call does nothing. It can be the ``initializer`` of a pool.
 
     Args:
-        parent (int, optional): The number of the parent, for the case that it has ended already. Defaults to None.
+        parent (int, optional): The process id of the parent, to end at once if it no longer runs. Defaults to None.
     """
     if not sys.platform.startswith('linux'):
         return
@@ -28,10 +28,10 @@ def end_with_parent(parent: int | None = None) -> None:
 
 
 def end_children_with_parent() -> None:
-    """Have all processes that this one forks from its main thread end with it: workers of data loaders and pools.
+    """Make all processes that this one forks from its main thread end with it: workers of data loaders and pools.
 
-    Torch's workers look every five seconds whether their parent lives, but not while they read a sample or hand one
-    over: a worker that waits for a disk or a lock outlives a killed training, and keeps its memory.
+    Workers of torch check every five seconds whether their parent lives, but not while they read or send a sample: a
+    worker that waits for a disk or a lock outlives a killed training, and keeps its memory.
     """
     global _installed
     if _installed or not hasattr(os, 'register_at_fork'):

@@ -1,4 +1,8 @@
-"""Reads what torch.save wrote without running code of theirs: tensors, plain values, and MMEngine's logs."""
+"""Reads files of torch.save without running code in them: tensors, plain values, and MMEngine's logs.
+
+A pickle names functions, and reading it calls them. Here only a fixed list of names is known, and each stands for a
+harmless stand-in. :func:`plain` is the other direction: it writes logs in a form that any restricted reader knows.
+"""
 
 import io
 import os
@@ -25,7 +29,7 @@ from .text import printable, shown
 
 # The methods that a pickled HistoryBuffer refers to; a new buffer has them anyway.
 LOG_METHODS = ('min', 'max', 'current', 'mean')
-NUMERIC = 'biufcSU'  # The kinds of dtypes whose elements are plain: numbers, truth values and texts.
+NUMERIC = 'biufcSU'  # Kinds of dtypes with plain elements: bool, numbers and texts.
 BUILTINS = ('builtins', '__builtin__')
 HISTORY, ARRAY = '__history__', '__ndarray__'
 FLAG = '--trust-checkpoint'
@@ -38,18 +42,18 @@ class CheckpointError(ValueError):
 
 
 class UntrustedCheckpointError(CheckpointError):
-    """A file holds more than weights, plain values and logs; nothing in it was executed."""
+    """A file holds more than weights, plain values and logs. Nothing in it was executed."""
 
 
 class RefusedObjectError(UnpicklingError):
-    """What a stand-in says of the object that it was to make; torch hands on the text only."""
+    """A stand-in refuses to make an object. Torch keeps only the text of the error, so that carries the reason."""
 
     def __init__(self, what: str) -> None:
         super().__init__(REFERS + what)
 
 
 class _Dtype:
-    """Stands for ``numpy.dtype``: its own unpickling can change the type that all arrays share."""
+    """Stands for ``numpy.dtype``, whose own unpickling can change a type that all arrays share."""
 
     def __init__(self, name: str, *_: Any) -> None:
         self.found = np.dtype(name if type(name) is str else '')
@@ -62,7 +66,7 @@ class _Dtype:
 
 
 class _Array(np.ndarray):
-    """Stands for ``numpy.ndarray``: it is made empty, and takes its elements from bytes of the right number."""
+    """Stands for ``numpy.ndarray``: it is made empty, and its elements come from as many bytes as its shape needs."""
 
     def __new__(cls, *_: Any) -> '_Array':
         return super().__new__(cls, 0, 'b')
@@ -82,7 +86,7 @@ class _Logs:
 
 
 def _attribute(owner: type, name: str) -> str:
-    """Stands for ``getattr``, which old checkpoints need for the four methods of HistoryBuffer only."""
+    """Stands for ``getattr``, which old checkpoints need only for the four methods of HistoryBuffer."""
     if owner is not _Logs or name not in LOG_METHODS:
         raise RefusedObjectError(f'the attribute {name!r} of something')
     return name
@@ -99,7 +103,7 @@ def _scalar(dtype: _Dtype, data: bytes) -> np.generic:
 
 
 def _encode(text: str, encoding: str) -> bytes:
-    """How old protocols write bytes."""
+    """Stands for ``_codecs.encode``, with which old protocols write bytes."""
     if encoding not in ('latin1', 'latin-1'):
         raise RefusedObjectError(f'_codecs.encode, with {encoding!r}')
     return text.encode('latin-1')
@@ -119,7 +123,7 @@ STAND_INS = [
     *((_scalar, f'numpy.{core}.multiarray.scalar') for core in ('core', '_core')),
 ]
 
-# What other pickles may name besides.
+# The names that pickles of annotations may hold.
 PICKLED = {
     **{name: found for found, name in STAND_INS if name != 'builtins.getattr'},
     **{f'{module}.{kind.__name__}': kind for module in BUILTINS for kind in (set, frozenset, complex)},
@@ -131,7 +135,7 @@ PICKLED = {
 
 @contextmanager
 def _stand_ins() -> Iterator[None]:
-    """Let torch's restricted unpickler know the stand-ins, whatever another part of the program allows it."""
+    """Make torch's restricted unpickler use the stand-ins, also where other code allowed it the real objects."""
     before = serialization.get_safe_globals()
     names = {name for _, name in STAND_INS}
     kept = [one for one in before if _global_name(one) not in names]
@@ -155,20 +159,20 @@ def safe_load(
     flag: str = FLAG,
     mmap: bool = False,
 ) -> Any:
-    """Read what torch.save wrote: tensors, plain values, numbers and arrays of numpy, and MMEngine's logs.
+    """Read a file of torch.save: tensors, plain values, numbers and arrays of numpy, and MMEngine's logs.
 
     Args:
-        file (str | PathLike | IOBase): Path, or what torch.load reads otherwise.
-        map_location (Any): As torch.load has it. Defaults to None.
-        trust (bool): Whether a file with other objects is read too, which can run any code. Defaults to False.
-        flag (str): How a user says so, for the error. Defaults to ``'--trust-checkpoint'``.
-        mmap (bool): Whether tensors stay in the file, as torch.load has it. Defaults to False.
+        file (str | PathLike | IOBase): The path, or a file object.
+        map_location (Any): As in torch.load. Defaults to None.
+        trust (bool): Whether to read files with other objects too, which can run any code. Defaults to False.
+        flag (str): The flag by which a user sets `trust`, for the error. Defaults to ``'--trust-checkpoint'``.
+        mmap (bool): Whether tensors stay in the file, as in torch.load. Defaults to False.
 
     Returns:
-        Any: What was saved, with a `HistoryBuffer` for every log.
+        Any: The content, with a `HistoryBuffer` for every log.
 
     Raises:
-        UntrustedCheckpointError: If the file refers to anything else.
+        UntrustedCheckpointError: If the file refers to any other object.
         CheckpointError: If the file is damaged.
     """
     name = os.fspath(file) if isinstance(file, str | os.PathLike) else getattr(file, 'name', 'the checkpoint')
@@ -192,15 +196,15 @@ def safe_load(
 
 @contextmanager
 def guarded_mmengine(trust: bool = False, flag: str = FLAG) -> Iterator[None]:
-    """Let MMEngine, and whatever else calls torch.load in this process and its workers, read with :func:`safe_load`.
+    """Make MMEngine, and all other callers of torch.load in this process and its workers, read with :func:`safe_load`.
 
-    MMEngine on its own allows the raw ``getattr``, and reads what it cannot read safely with ``weights_only=False``.
-    Annotation files in pickle and YAML, which can name any function as well, are read as plain data.
-    For programs, not for libraries: the functions of MMEngine are replaced for the whole process until the block ends.
+    MMEngine itself allows the real ``getattr``, and falls back to ``weights_only=False`` for files that it cannot read
+    safely. Annotation files in pickle and YAML, which can name any function as well, are read as plain data.
+    For programs, not for libraries: functions of MMEngine are replaced for the whole process until the block ends.
 
     Args:
-        trust (bool): Whether checkpoints with other objects are read too, which can run any code. Defaults to False.
-        flag (str): How a user says so, for the error. Defaults to ``'--trust-checkpoint'``.
+        trust (bool): Whether to read checkpoints with other objects too, which can run any code. Defaults to False.
+        flag (str): The flag by which a user sets `trust`, for the error. Defaults to ``'--trust-checkpoint'``.
     """
     from mmengine.fileio.handlers import file_handlers
     from mmengine.runner import checkpoint
@@ -212,7 +216,7 @@ def guarded_mmengine(trust: bool = False, flag: str = FLAG) -> Iterator[None]:
             raise CheckpointError(f'{name} holds no weights by name, but: {type(content).__name__}')
         return content
 
-    def load_url(*args, **kwargs):  # It calls torch.load itself.
+    def load_url(*args, **kwargs):  # It calls torch.load, not `_safe_torch_load`.
         try:
             with _stand_ins():
                 return restored(download(*args, **kwargs))
@@ -234,7 +238,7 @@ def guarded_mmengine(trust: bool = False, flag: str = FLAG) -> Iterator[None]:
 
 
 class _PlainUnpickler(pickle.Unpickler):
-    """Makes plain data and arrays; a stand-in for a function is an object that cannot be changed."""
+    """Makes plain data and arrays. Stand-ins that are functions are wrapped: a pickle could set their attributes."""
 
     def find_class(self, module: str, name: str) -> Any:
         found = PICKLED.get(f'{module}.{name}')
@@ -257,7 +261,7 @@ class _Function:
 
 
 class _PlainPickleHandler(PickleHandler):
-    """Reads the pickles that MMEngine's ``load`` is given, without running code of theirs."""
+    """Reads the pickles that MMEngine's ``load`` is given, without running code in them."""
 
     def __init__(self, flag: str) -> None:
         self.flag = flag
@@ -272,7 +276,7 @@ class _PlainPickleHandler(PickleHandler):
 class _PlainYamlHandler(YamlHandler):
     """Reads YAML without the tags that name objects of Python."""
 
-    str_like = False  # MMEngine hands on bytes, so that what is not UTF-8 is an error here.
+    str_like = False  # MMEngine then passes bytes, so that files that are not UTF-8 raise their error here.
 
     def __init__(self, flag: str) -> None:
         self.flag = flag
@@ -288,7 +292,7 @@ class _PlainYamlHandler(YamlHandler):
 
 
 def _file_in_loading() -> str:
-    """What MMEngine's ``load`` was asked for, which hands only the content on."""
+    """The file that MMEngine's ``load`` was given. It passes only the content to handlers, so its frame is searched."""
     frame = sys._getframe(1)
     while frame is not None:
         if frame.f_code is mmengine_load.__code__:
@@ -316,7 +320,7 @@ def _environment(values: dict[str, str | None]) -> Iterator[None]:
 
 
 def _refusal(name: str, error: Exception, flag: str, kind: str = 'a checkpoint of torch.save') -> CheckpointError:
-    """The error of one line for what torch's unpickler, or a stand-in, raised."""
+    """The one-line error for what torch's unpickler, or a stand-in, raised."""
     text = str(error).split('WeightsUnpickler error:')[-1].split('Please file an issue')[0].strip()
     line = ' '.join(text.splitlines()[:1])
     found = re.search(r'GLOBAL (\S+)', text)
@@ -339,15 +343,15 @@ def load_checkpoint(path: Path, trust: bool = False, flag: str = FLAG) -> Any:
 
 
 def plain(value: Any, unknown: list[str], key: str = '') -> Any:
-    """Make tensors and plain values of what MMEngine puts into a checkpoint; :func:`restored` is the way back.
+    """Turn the content of a checkpoint of MMEngine into tensors and plain values; :func:`restored` is the inverse.
 
-    Logs (`HistoryBuffer`) and arrays become tensors in a dict; numbers of numpy, numbers; mappings, dicts; and paths,
-    texts. What needs no change is returned as it is.
+    Logs (`HistoryBuffer`) and arrays become tensors in a dict, numbers of numpy become numbers, mappings become dicts,
+    and paths become texts. Values that need no change are returned as they are.
 
     Args:
         value (Any): A checkpoint, or a part of it.
-        unknown (list[str]): Gets the key and the type of whatever can't be made plain, which stays as it is.
-        key (str): Where the value stands. Defaults to ``''``: the whole.
+        unknown (list[str]): Key and type of each value that has no plain form are appended; the value stays as it is.
+        key (str): The key of the value. Defaults to ``''``: the whole checkpoint.
     """
     if isinstance(value, np.generic):
         return plain_scalar(value, unknown, key)
@@ -374,7 +378,7 @@ def plain(value: Any, unknown: list[str], key: str = '') -> Any:
 
 
 def plain_scalar(value: np.generic, unknown: list[str], key: str) -> Any:
-    """A number of Python for one of numpy."""
+    """The Python number of a number of numpy."""
     if value.dtype.kind in NUMERIC:
         found = value.item()
         return float(found) if isinstance(found, np.floating) else found
@@ -391,7 +395,7 @@ def _base(value: Any) -> Any:
 
 
 def _plain_dict(value: dict, unknown: list[str], key: str) -> dict:
-    # A ConfigDict hands out what it holds by `items`; keys of numpy are as plain as their numbers.
+    # Items, since indexing a ConfigDict converts values. Keys can be numbers of numpy as well.
     items = {
         _base(plain_scalar(name, unknown, key) if isinstance(name, np.generic) else name): plain(
             item, unknown, f'{key}.{name}' if key else str(name)
@@ -419,7 +423,7 @@ def _tensor(array: np.ndarray, unknown: list[str], key: str) -> Tensor | np.ndar
 
 
 def restored(value: Any) -> Any:
-    """Logs and arrays, also those of old checkpoints, of what :func:`plain` or the restricted unpickler made.
+    """Rebuild logs and arrays, also of old checkpoints, from what :func:`plain` or the restricted unpickler made.
 
     Containers are changed in place.
 
@@ -438,7 +442,7 @@ def _restored(value: Any, seen: dict[int, Any]) -> Any:
         return value
     if id(value) in seen:
         return seen[id(value)][1]
-    seen[id(value)] = value, value  # A reference, as ids of what is gone are given again.
+    seen[id(value)] = value, value  # Also keeps the value alive: the id of a freed object is used again.
     if isinstance(value, dict):
         for name, item in list(value.items()):
             new = _restored(item, seen)
@@ -478,7 +482,7 @@ def _from_marker(value: dict) -> Any:
 
 
 def _buffer(logs: Any, counts: Any, max_length: Any) -> HistoryBuffer:
-    # Weights may have been moved to an accelerator together with all other tensors.
+    # With `map_location`, the rows were moved to an accelerator together with the weights.
     rows = [row.cpu().numpy() if isinstance(row, Tensor) else row for row in (logs, counts)]
     numbers = all(isinstance(row, np.ndarray) and row.ndim == 1 and row.dtype.kind in 'biuf' for row in rows)
     if not numbers or len(rows[0]) != len(rows[1]) or type(max_length) is not int or max_length < 1:

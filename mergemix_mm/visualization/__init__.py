@@ -1,4 +1,4 @@
-"""Figures, one function each, usable from hooks, tools and notebooks alike."""
+"""Figures, one function each, for hooks, tools and notebooks."""
 
 from .canvas import figure_to_image, save_image
 from .curves import draw_beta_sweep, draw_interaction_curves, draw_reward_curves

@@ -1,4 +1,4 @@
-"""From a matplotlib figure to an image array, and from there to a file, without any global state of pyplot."""
+"""From a matplotlib figure to an image array, and to a file, without the global state of pyplot."""
 
 import os
 from pathlib import Path
@@ -10,15 +10,16 @@ from ..utils.files import replaced_file
 from ..utils.text import printable, shown
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-LONGEST_LINE = 120  # Characters: matplotlib draws no text of 65,536 pixels.
+LONGEST_LINE = 120  # Characters. Matplotlib fails on a text of 65,536 pixels.
 
 
 def figure_to_image(figure: 'Figure') -> np.ndarray:
     """Render a figure off screen.
 
-    Texts are drawn as they are: dollar signs start no formula, and what steers a terminal is written out.
+    Texts are drawn as they are: a dollar sign starts no formula, and control characters are written out.
 
     Args:
         figure (matplotlib.figure.Figure): The figure, made without pyplot.
@@ -35,16 +36,24 @@ def figure_to_image(figure: 'Figure') -> np.ndarray:
 
 
 def legend_label(name: object) -> str:
-    """A name from data as the label of a line: matplotlib leaves those out that are empty or begin with ``_``."""
+    """A name from data as the label of a line: matplotlib omits labels that are empty or begin with ``_``."""
     text = str(name)
     return f' {text}' if not text or text.startswith('_') else text
+
+
+def style_axes(axes: 'Axes') -> None:
+    """Give axes the look of all figures here: no box, small numbers, light horizontal lines behind the data."""
+    axes.spines[['top', 'right']].set_visible(False)
+    axes.tick_params(labelsize=8)
+    axes.set_axisbelow(True)
+    axes.grid(axis='y', linewidth=0.4, color='#d1d5db')
 
 
 def _make_texts_plain(figure: 'Figure') -> None:
     from matplotlib.text import Text
     from matplotlib.ticker import LogFormatter, ScalarFormatter
 
-    # Numbers along an axis are matplotlib's own, and a power of ten is a formula.
+    # Numbers along an axis come from matplotlib, not from data, and a power of ten is a formula.
     axes = [axis for one in figure.axes for axis in (one.xaxis, one.yaxis)]
     numeric = [axis for axis in axes if isinstance(axis.get_major_formatter(), LogFormatter | ScalarFormatter)]
     ticks = [tick for axis in numeric for tick in (*axis.get_major_ticks(), *axis.get_minor_ticks())]
@@ -60,7 +69,7 @@ def _make_texts_plain(figure: 'Figure') -> None:
 
 
 def save_image(image: np.ndarray, path: str | os.PathLike) -> Path:
-    """Write an image as PNG, whole or not at all: a reader never meets half a file.
+    """Write an image as PNG, whole or not at all: a reader never finds half a file.
 
     Args:
         image (np.ndarray): [H, W, 3] uint8, RGB.

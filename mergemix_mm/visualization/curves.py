@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from .canvas import figure_to_image, legend_label
+from .canvas import figure_to_image, legend_label, style_axes
 
 COLOURS = ('#c2571a', '#3b6fb6', '#2a8f6a', '#8a4fa3', '#6b7280', '#b8860b')
 CHOSEN_COLOUR = '#2563a8'
@@ -19,13 +19,15 @@ def draw_interaction_curves(
     title: str | None = None,
     dpi: int = 110,
 ) -> np.ndarray:
-    """Draw curves over the layers of one or several models, with bands of their deviation, and targets beside them.
+    """Draw interaction intensity over the layers of one or several models, with deviations and targets.
+
+    Source: https://arxiv.org/abs/2511.22663.
 
     Args:
-        curves (Mapping[str, Mapping]): For each name (of a task, of a model) ``mean``, [layers] in [0, 1]; ``std``,
-            [layers], if there is a band to draw; ``layers``, which layers they are, if not all from 0.
+        curves (Mapping[str, Mapping]): For each name (of a task, of a model) ``mean``, [layers] in [0, 1]; optional
+            ``std``, [layers], drawn as a band; optional ``layers``, the layer numbers, which default to all from 0.
         targets (Mapping[str, tuple], optional): For a name of `curves`, the target and the threshold of every layer
-            of the model: a dashed line, with a band of the threshold around it. Defaults to None.
+            of the model: drawn as a dashed line with a band. Defaults to None.
         title (str, optional): A headline. Defaults to None.
         dpi (int): Pixels per inch; the figure is 6.4 x 3.8 inches. Defaults to 110.
 
@@ -33,7 +35,7 @@ def draw_interaction_curves(
         np.ndarray: [H, W, 3] uint8, RGB.
 
     Raises:
-        ValueError: if there is no curve, or a target without one.
+        ValueError: If there is no curve, or a target without one.
     """
     targets = {} if targets is None else targets
     if not curves or not set(targets) <= set(curves):
@@ -58,10 +60,7 @@ def draw_interaction_curves(
     axes.set(ylim=(0, 1), xlabel='layer', ylabel='interaction intensity')
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.legend(frameon=False, fontsize=8)
-    axes.spines[['top', 'right']].set_visible(False)
-    axes.tick_params(labelsize=8)
-    axes.set_axisbelow(True)
-    axes.grid(axis='y', linewidth=0.4, color='#d1d5db')
+    style_axes(axes)
     if title:
         figure.suptitle(title, fontsize=11)
     return figure_to_image(figure)
@@ -72,12 +71,14 @@ def _band(axes, layers: np.ndarray, middle: np.ndarray, width: np.ndarray, colou
 
 
 def draw_reward_curves(scalars: Mapping[str, Sequence[float]], title: str | None = None, dpi: int = 110) -> np.ndarray:
-    """Draw the rewards of chosen and rejected answers, and the margin between them beside the one that is asked for.
+    """Draw the rewards of chosen and rejected answers, and the margin between them beside the target margin.
+
+    Source: SimPO, https://arxiv.org/abs/2405.14734.
 
     Args:
-        scalars (Mapping[str, Sequence[float]]): What `SimPOHead` logs, one value per logged step each: ``step``,
-            ``reward_chosen``, ``reward_rejected``, ``reward_margin``, and with a mixer ``ratio_mean``, from which the
-            margin asked for follows: 1 - ratio.
+        scalars (Mapping[str, Sequence[float]]): The log of `SimPOHead`, one value per logged step for each of ``step``,
+            ``reward_chosen``, ``reward_rejected`` and ``reward_margin``. With a mixer also ``ratio_mean``: the target
+            margin is 1 - ratio.
         title (str, optional): A headline. Defaults to None.
         dpi (int): Pixels per inch; the figure is 7.6 x 3.4 inches. Defaults to 110.
 
@@ -115,10 +116,7 @@ def draw_reward_curves(scalars: Mapping[str, Sequence[float]], title: str | None
     right.set(xlabel='step', ylabel='chosen - rejected')
     for axes in (left, right):
         axes.legend(frameon=False, fontsize=8)
-        axes.spines[['top', 'right']].set_visible(False)
-        axes.tick_params(labelsize=8)
-        axes.set_axisbelow(True)
-        axes.grid(axis='y', linewidth=0.4, color='#d1d5db')
+        style_axes(axes)
     if title:
         figure.suptitle(title, fontsize=11)
     return figure_to_image(figure)
@@ -132,14 +130,16 @@ def draw_beta_sweep(
     title: str | None = None,
     dpi: int = 110,
 ) -> np.ndarray:
-    """Draw a curve over beta for each thing that was scored, and their mean where there are several.
+    """Draw scores of mixed weights over beta, a curve for each benchmark, and their mean if there are several.
+
+    Source: SPHINX, https://arxiv.org/abs/2311.07575.
 
     Args:
         betas (Sequence[float]): Weights of the real model in [0, 1], N of them.
         scores (Mapping[str, Sequence[float]]): By name, N scores each.
-        references (Mapping[str, float], optional): By name, a score to compare the mean with, such as that of a model
-            trained on everything: a dashed line. Defaults to None.
-        ylabel (str): What the scores are. Defaults to ``'accuracy [%]'``.
+        references (Mapping[str, float], optional): By name, scores to compare with, such as that of a model trained on
+            all data, drawn as dashed lines. Defaults to None.
+        ylabel (str): Name and unit of the scores. Defaults to ``'accuracy [%]'``.
         title (str, optional): A headline. Defaults to None.
         dpi (int): Pixels per inch; the figure is 6.4 x 3.8 inches. Defaults to 110.
 
@@ -176,10 +176,7 @@ def draw_beta_sweep(
         axes.axhline(score, color='#6b7280', linewidth=1.1, linestyle=(0, (4, 3)), label=legend_label(name))
     axes.set(xlabel='beta', ylabel=ylabel, xlim=(-0.03, 1.03))
     axes.legend(frameon=False, fontsize=8)
-    axes.spines[['top', 'right']].set_visible(False)
-    axes.tick_params(labelsize=8)
-    axes.set_axisbelow(True)
-    axes.grid(axis='y', linewidth=0.4, color='#d1d5db')
+    style_axes(axes)
     if title:
         figure.suptitle(title, fontsize=11)
     return figure_to_image(figure)

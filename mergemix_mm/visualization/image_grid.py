@@ -1,4 +1,4 @@
-"""Images in a grid, with captions, and with boxes that were predicted and boxes that are true."""
+"""Images in a grid, with captions, predicted boxes and true boxes."""
 
 import textwrap
 from collections.abc import Sequence
@@ -22,14 +22,14 @@ def draw_image_grid(
     columns: int = 4,
     dpi: int = 110,
 ) -> np.ndarray:
-    """Draw images row by row, a caption below each, predicted boxes as lines and true ones dashed.
+    """Draw images row by row, each with a caption below, predicted boxes as solid and true ones as dashed lines.
 
     Args:
         images (Sequence[np.ndarray]): N images [H, W, 3] uint8, RGB; sizes may differ.
-        captions (Sequence[str], optional): N texts, wrapped at 26 characters, of at most 400. Defaults to None.
-        predicted (Sequence, optional): For each image its boxes [n, 4], xyxy in pixels; none for an answer that names
-            no box. Defaults to None.
-        true (Sequence, optional): The same of the annotation. Defaults to None.
+        captions (Sequence[str], optional): N texts, wrapped at 26 characters and cut at 400. Defaults to None.
+        predicted (Sequence, optional): For each image its predicted boxes [n, 4], xyxy in pixels; n can be 0.
+            Defaults to None.
+        true (Sequence, optional): For each image its true boxes, in the same form. Defaults to None.
         columns (int): Images in a row. Defaults to 4.
         dpi (int): Pixels per inch; an image is 1.5 inches wide and high at most. Defaults to 110.
 
@@ -70,7 +70,7 @@ def draw_image_grid(
 
 
 def _cut(text: str) -> str:
-    """A caption of at most so many characters: the figure grows with its longest one."""
+    """Cut a long caption: the height of all rows follows the longest one."""
     return text if len(text) <= LONGEST_CAPTION else text[: LONGEST_CAPTION - 1] + '…'
 
 

@@ -1,4 +1,4 @@
-"""A conversation as text for the terminal, with the tokens that are trained on standing out."""
+"""A conversation as text for the terminal, with the tokens that have labels highlighted."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -23,20 +23,20 @@ def format_labels(
 ) -> str:
     r"""Write the tokens of one sample, of L tokens, as text.
 
-    Tokens with a label are green. Runs of image tokens and of padding are dim and only counted: ``[image x 576]``,
-    with their markers (start, end, row) ``[image x 576, marker x 2]``. A run ends where labels begin, so that a label
-    on an image or on padding, which is a mistake, shows as a green count.
+    Tokens with a label are green. Runs of image tokens and of padding are dim and shown as counts: ``[image x 576]``,
+    or with their markers (start, end, row) ``[image x 576, marker x 2]``. A run ends where labels begin, so that labels
+    on images or padding, which are a mistake, show as a green count.
 
     Args:
-        tokens (Sequence[str]): What each token stands for, spaces included, L strings.
-        labels (Sequence[int]): The labels, [L]; a tensor will do.
-        modality (Sequence[int]): What each token is, [L], of ``VisionLanguageModel.modality``; a tensor will do.
+        tokens (Sequence[str]): The text of each token, including spaces, L strings.
+        labels (Sequence[int] | Tensor): The labels, [L].
+        modality (Sequence[int] | Tensor): The modality of each token, [L], see ``VisionLanguageModel.modality``.
         ignore_index (int): The label of tokens that are not trained on. Defaults to -100.
-        colour (bool): Colour by ANSI escape sequences. Without them, what is trained on stands between ``«`` and
+        colour (bool): Whether to colour with ANSI escape sequences. If not, tokens with labels are between ``«`` and
             ``»``. Defaults to True.
 
     Returns:
-        str: The text. Control characters of the tokens but newlines and tabs are escaped, as ``\x1b``.
+        str: The text. Control characters in tokens are written out, as ``\x1b``, except newlines and tabs.
 
     Raises:
         ValueError: If the three lengths differ.

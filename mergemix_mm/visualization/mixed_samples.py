@@ -26,7 +26,7 @@ COLUMNS = {
 }
 MAX_NAME_LENGTH = 18
 CELL_HEIGHT = 1.45
-TOLERANCE = 25  # Resizing overshoots at edges.
+TOLERANCE = 25  # In pixel values: resizing overshoots at edges.
 
 
 def draw_mixed_samples(
@@ -41,21 +41,21 @@ def draw_mixed_samples(
 ) -> np.ndarray:
     """Draw a row per image: clean, partner, saliency, mask and mixed, with the labels and their shares.
 
-    Columns that no row can fill (saliency and mask of Mixup, clean images that were not kept) are left out. Of a
-    CanvasMix, whose images may differ in size, an image that was not mixed is shown by itself, and a partner in the
-    shape of the image that it is mixed into.
+    Columns that are empty in all rows (saliency and mask of Mixup, clean images that were not kept) are left out. A
+    CanvasMix may hold images of different sizes, and images that were not mixed. These fill only the first column. A
+    partner is drawn in the shape of the image that it is mixed into.
 
     Args:
         result (MixResult | CanvasMix | Sequence): One mixed batch, or several that share the page.
-        mean (Tensor | Sequence[float], optional): What was subtracted from the images, 1 or 3 numbers on the scale
-            0..255. Defaults to None: nothing.
-        std (Tensor | Sequence[float], optional): What they were divided by then, 1 or 3 numbers on that scale.
-            Defaults to None: nothing. With neither, the images are on the scale 0..255 themselves.
+        mean (Tensor | Sequence[float], optional): The mean of the normalisation of the images, 1 or 3 numbers on the
+            scale 0..255. Defaults to None: 0.
+        std (Tensor | Sequence[float], optional): The standard deviation, 1 or 3 numbers on that scale. Defaults to
+            None: 1.
         labels (Sequence | Tensor, optional): One entry per image: a name, a class index, or several of a multi-label
             image; with several batches, one such sequence (or None) for each. Defaults to None: the page then says
             'own' and 'partner'.
         classes (Sequence[str], optional): Class names. Defaults to None, which shows the indices.
-        max_rows (int): Rows at most, counted over all batches. Defaults to 8.
+        max_rows (int): The most rows, counted over all batches. Defaults to 8.
         channel_order (str): ``'rgb'`` or ``'bgr'``, the order of the normalised images. Defaults to ``'rgb'``.
         dpi (int): Pixels per inch; an image is about 1.45 inches high. Defaults to 110.
 
@@ -83,7 +83,7 @@ def draw_mixed_samples(
 
 
 def _make_rows(batch, mean, std, labels, classes, max_rows, channel_order) -> list[dict]:
-    """What each row shows: 'own', 'other' (names), 'ratio', and one array for each column that can be filled."""
+    """The content of each row: 'own', 'other' (names), 'ratio', and an array for each column that is not empty."""
     size = len(batch.images)
     if labels is not None and len(labels) != size:
         raise ValueError(f'draw_mixed_samples: {len(labels)} labels for {size} images; pass one entry per image.')
@@ -132,7 +132,7 @@ def _name(label, classes: Sequence[str] | None) -> str:
     name = ', '.join(names[:2]) + (', …' if len(names) > 2 else '') or 'none'
     if len(name) > MAX_NAME_LENGTH:
         name = name[: MAX_NAME_LENGTH - 1].rstrip(' ,') + '…'
-    # Quoted, so that the class '7' cannot be taken for a part of the ratio before it.
+    # Quoted, so that the class '7' is not read as a part of the ratio before it.
     return f'“{name}”' if name[0].isdigit() else name
 
 
@@ -142,7 +142,7 @@ def _make_figure(rows: list[dict], dpi: int):
 
     columns = [column for column in COLUMNS if any(column in row for row in rows)]
     shapes = [row.get('mixed', row.get('clean')).shape[:2] for row in rows]
-    # All sizes in inches: the cells keep the shape of the images, and captions the height of their text.
+    # All sizes are in inches: cells keep the shape of the images, and captions the height of their text.
     steepness = np.array([height / width for height, width in shapes])
     cell_w = min(max(CELL_HEIGHT / steepness[0], 1.0), 3.0)
     cell_hs = np.clip(CELL_HEIGHT * steepness / steepness[0], 0.6, 3.0)
@@ -193,7 +193,7 @@ def _show(axes, column: str, row: dict) -> None:
             axes.vlines(np.arange(1, cols) - 0.5, -0.5, rows - 0.5, color='white', linewidth=0.4, alpha=0.5)
             axes.hlines(np.arange(1, rows) - 0.5, -0.5, cols - 0.5, color='white', linewidth=0.4, alpha=0.5)
     elif column == 'saliency':
-        # The heat map lies over the image in grey, so that its colours keep their meaning.
+        # The heat map lies over a grey image, so that only it has colours.
         if 'clean' in row:
             axes.imshow(row['clean'].mean(axis=2), cmap='gray', vmin=0, vmax=255, aspect='auto')
         axes.imshow(row['saliency'], cmap='inferno', alpha=0.65 if 'clean' in row else 1.0, aspect='auto')
@@ -202,7 +202,7 @@ def _show(axes, column: str, row: dict) -> None:
 
 
 def _caption_parts(column: str, row: dict) -> list[tuple[str, str]]:
-    """Text and colour of the parts of a caption."""
+    """The parts of a caption, each a text and its colour."""
     ratio = row['ratio']
     if column == 'clean':
         return [(row['own'], OWN_COLOUR)]
@@ -220,7 +220,7 @@ def _caption_parts(column: str, row: dict) -> list[tuple[str, str]]:
 
 
 def _caption(axes, parts: list[tuple[str, str]]) -> None:
-    """Write the parts centred below the axes: side by side, or in two lines where they would become too small."""
+    """Write the parts centred below the axes: side by side, or in two lines if they would become too small."""
     from matplotlib.offsetbox import AnnotationBbox, HPacker, TextArea, VPacker
 
     if not parts:
@@ -262,15 +262,15 @@ def _fitting_size(lines: list[list[tuple[str, str]]], inches: float) -> float:
 
 
 def labels_of(data_batch, batch_size: int) -> list | None:
-    """The labels of a batch as the figures take them.
+    """The labels of a batch in the form that :func:`draw_mixed_samples` takes.
 
     Args:
-        data_batch: What the data loader gave; labels are read from its ``data_samples``, if it has any.
-        batch_size (int): Number of images B that were mixed.
+        data_batch (Any): A batch of the data loader; labels are read from its ``data_samples``, if it has them.
+        batch_size (int): Number of mixed images B.
 
     Returns:
-        list | None: B tensors of class indices (the positive classes of a multi-label sample), or None where the
-        batch holds no labels or not as many as images.
+        list | None: B tensors of class indices (the positive classes of a multi-label sample), or None if the batch
+        does not hold one label per image.
     """
     samples = data_batch.get('data_samples') if isinstance(data_batch, dict) else None
     if samples is None or len(samples) != batch_size:
@@ -287,11 +287,11 @@ def labels_of(data_batch, batch_size: int) -> list | None:
 
 
 def pixel_scale(processor, images: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation as `draw_mixed_samples` takes them: pixels in 0..255 are ``image * std + mean``.
+    """Mean and standard deviation for `draw_mixed_samples`: pixels in 0..255 are ``image * std + mean``.
 
     Args:
-        processor: A processor of transformers, whose image processor says how it rescales and normalises. With None,
-            or where its numbers would lead out of 0..255, the values of the images are stretched to this scale.
+        processor (ProcessorMixin | None): A processor of transformers, whose image processor says how it rescales and
+            normalises. With None, or if its numbers lead out of 0..255, the values of the images are stretched to it.
         images (Sequence[Tensor]): Normalised images [3, H, W], at least one.
 
     Returns:

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from .canvas import figure_to_image
+from .canvas import figure_to_image, style_axes
 
 ACCURACY_COLOUR = '#3b6fb6'
 OVER_COLOUR = '#f0b592'
@@ -13,12 +13,12 @@ MUTED = '#6b7280'
 def draw_reliability_diagram(
     count: np.ndarray, confidence: np.ndarray, accuracy: np.ndarray, title: str | None = None, dpi: int = 110
 ) -> np.ndarray:
-    """Draw accuracy against confidence bin by bin, with the gap between them and the number of predictions below.
+    """Draw accuracy over confidence bin by bin with the gap between them, and below it the share of predictions.
 
     Args:
-        count (np.ndarray): Predictions per bin, [M] integers with a sum above 0; bins of equal width over [0, 1].
+        count (np.ndarray): Predictions per bin, [M] integers with a sum above 0; bins have equal width over [0, 1].
         confidence (np.ndarray): Mean confidence per bin, [M] in [0, 1].
-        accuracy (np.ndarray): Share of right predictions per bin, [M] in [0, 1].
+        accuracy (np.ndarray): Share of correct predictions per bin, [M] in [0, 1].
         title (str, optional): A headline. Defaults to None.
         dpi (int): Pixels per inch; the figure is 4.4 x 5.2 inches. Defaults to 110.
 
@@ -70,10 +70,7 @@ def draw_reliability_diagram(
     lower.set(xlabel='confidence', ylabel='predictions [%]')
     lower.legend(loc='upper left', frameon=False, fontsize=8)
     for axes in (upper, lower):
-        axes.spines[['top', 'right']].set_visible(False)
-        axes.tick_params(labelsize=8)
-        axes.set_axisbelow(True)
-        axes.grid(axis='y', linewidth=0.4, color='#d1d5db')
+        style_axes(axes)
     if title:
         figure.suptitle(title, fontsize=11)
     return figure_to_image(figure)

@@ -76,7 +76,7 @@ def test_mismatches_are_listed_with_the_way_out_and_nothing_is_written(mix, tmp_
         (('real', 'syn', 'out', '--beta', 0.5, '--exclude', '('), r'--exclude: exclude=.\(. is not a regular'),
         (('real', 'syn', 'out', '--beta', 0.5, '--include', 'tail'), 'REAL, SYN: .*none of the 2 names'),
         (('none', 'syn', 'out', '--beta', 0.5), 'REAL: there is no file or folder none'),
-        (('real', 'syn/config.json', 'out', '--beta', 0.5), 'SYN: .*config.json is of no known kind'),
+        (('real', 'syn/config.json', 'out', '--beta', 0.5), 'SYN: .*config.json is of an unknown kind'),
         (('real', 'syn', 'real', '--beta', 0.5), 'OUT: .* lie in one another'),
         (('real.safetensors', 'syn', 'out.pth', '--beta', 0.5), 'OUT: .* has to end in .safetensors'),
     ],

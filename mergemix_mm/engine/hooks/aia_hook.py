@@ -20,22 +20,22 @@ from ...visualization import draw_interaction_curves
 class AIAHook(Hook):
     """Attention interaction alignment (AIA, https://arxiv.org/abs/2511.22663) for `UnifiedTuner` and `VLMTuner`.
 
-    Before training it switches the recording of the language model's attention on and hands the targets to the tuner,
-    which from then on adds ``loss_aia_gen`` or ``loss_aia_und`` (of a VLMTuner: understanding, of the clean pass) and
-    logs the means ``interaction_gen`` and ``interaction_und``. After training all is as before: the same outputs, bit
-    by bit. With ``weight=0`` it only watches.
+    Before training the hook switches on the recording of the language model's attention and gives the targets to the
+    tuner. The tuner then adds ``loss_aia_gen`` or ``loss_aia_und`` (a VLMTuner: only understanding, of the clean pass)
+    and logs the means ``interaction_gen`` and ``interaction_und``. After training the recording is off again, and
+    outputs are the same as before, bit by bit. With ``weight=0`` the hook only records.
 
-    Every so many iterations, the intensity of each layer, a mean over all samples of all ranks since the last time,
-    goes to the Runner's visualizer as ``interaction_gen/layer_00`` and so on, and the curves with their targets as the
-    image ``interaction_curves``. Log lines stay short.
+    Every `interval` iterations, the intensity of each layer goes to the Runner's visualizer as
+    ``interaction_gen/layer_00`` and so on: the mean over all samples of all ranks since the last time. The curves with
+    their targets go there as the image ``interaction_curves``. Neither is in the log lines.
 
     Args:
         preset (str | dict): Targets: ``'janus_pro'``, ``'emu3'``, the path of a measured curve (``.json``), or a dict
             of stages; see :class:`AIALoss`. Defaults to ``'janus_pro'``.
-        layers (Iterable[int], optional): Layers to align, from 0, e.g. ``range(10, 20)``; only they pay. Defaults to
-            None: all.
+        layers (Iterable[int], optional): Layers to align, from 0, e.g. ``range(10, 20)``; only these layers add cost.
+            Defaults to None: all.
         weight (float | dict, optional): A number, ``dict(type='ratio', ntp_over_aia=50)``, or one of them per task,
-            ``dict(gen=5.0, und=10.0)``. Defaults to None: those of the released code, 5 and 10.
+            ``dict(gen=5.0, und=10.0)``. Defaults to None: the weights of the released code, 5 and 10.
         schedule (Sequence[tuple[float, float]], optional): Points (progress of the training in [0, 1], factor of the
             weight), linear between them, e.g. ``[(0, 0), (0.1, 1)]``. Defaults to None: constant.
         interval (int): Iterations between two curves. Defaults to 100.
@@ -44,9 +44,9 @@ class AIAHook(Hook):
             :func:`mergemix_mm.functional.attention_with_intensity`. Defaults to ``'fused'``.
 
     Raises:
-        ValueError: If an argument cannot be used; when training starts, if the targets leave a layer or a task out, or
-            the model cannot be recorded.
-        TypeError: When training starts, if the model is no tuner of this package.
+        ValueError: If an argument is out of range; when training starts, if a layer or a task has no target, or the
+            model cannot be recorded.
+        TypeError: When training starts, if the model is not a tuner of this package.
 
     Examples:
         >>> custom_hooks = [dict(type='AIAHook', preset='janus_pro', weight=dict(gen=5.0, und=10.0))]
@@ -81,7 +81,7 @@ class AIAHook(Hook):
         self.criterion.set_progress(runner.iter / runner.max_iters)
 
     def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
-        """Add the intensities up, and show them when it is time."""
+        """Add up the intensities, and show them every `interval` iterations."""
         alignment = _find_tuner(runner.model).alignment
         last = alignment.last
         found = torch.cat([last.sums, last.count[None].to(last.sums)])
@@ -97,8 +97,9 @@ class AIAHook(Hook):
 
     def _show(self, runner, alignment: InteractionAlignment) -> None:
         layers, curves = alignment.recorder.layers, {}
+        # All ranks come here, also those without a visualizer: the sums are collective.
         for task, sums in self._sums.items():
-            sums = sums.to(alignment.last.sums.device)  # That of a task that has not come yet is on the CPU.
+            sums = sums.to(alignment.last.sums.device)  # The sum of a task without a batch so far is on the CPU.
             all_reduce(sums)
             *found, count = sums.tolist()
             if count:

@@ -1,4 +1,4 @@
-"""A checkpoint hook whose files are whole or not there, whatever stops the run."""
+"""A checkpoint hook that never leaves half a file, whatever stops the run."""
 
 import hashlib
 import os
@@ -31,9 +31,10 @@ from .non_finite_loss_hook import is_finite
 from .step_seed_hook import StepSeedHook
 
 _GRADIENTS = 'accumulated_gradients'
-# Files that a newer one has replaced, and that are deleted once a checkpoint that says so is on the disk.
+# Best checkpoints that a better one has replaced. They are deleted when a checkpoint that no longer names them is on
+# the disk: a run that resumes from an older one still finds what it names.
 _SUPERSEDED = 'superseded_ckpts'
-# The epoch (of an epoch loop) or the iteration of the last validation.
+# The epoch (of an epoch loop) or the iteration of the last validation; a resumed run compares it with its own.
 _VALIDATED = 'last_validation'
 
 
@@ -41,40 +42,40 @@ _VALIDATED = 'last_validation'
 class AtomicCheckpointHook(CheckpointHook):
     """MMEngine's ``CheckpointHook``, with the same arguments and file names, for runs that may be killed.
 
-    - A checkpoint, and ``last_checkpoint``, take their place when they are on the disk, and not before. Older ones are
-      deleted after that. So there is a checkpoint to resume from at every moment after the first one. This is so for
-      files and for folders (one file per process), in local folders; remote ones (``backend_args``) are written as
+    - A checkpoint, and ``last_checkpoint``, replace the older ones only when they are on the disk, and older ones are
+      deleted only after that. So there is a checkpoint to resume from at every moment after the first one. This holds
+      for files and for folders (one file per process) on local disks. Remote ones (``backend_args``) are written as
       MMEngine writes them.
-    - Only checkpoints of its own folder are deleted. Where a checkpoint names others as its best or its oldest ones
-      (it came from elsewhere, or its folder was moved), those of the same name in the own folder are meant.
+    - Only checkpoints in the hook's own folder are deleted. A checkpoint that came from elsewhere, or whose folder was
+      moved, names its best and oldest checkpoints by old paths; these stand for the files of the same name in the own
+      folder.
     - With ``accumulative_counts``, a checkpoint between two updates of the weights would lose gradients. Iteration
-      loops save at the next update, and say so; epoch loops, which can be resumed from the end of an epoch only, keep
-      the gradients in the checkpoint.
+      loops save at the next update instead, and log it. Epoch loops can only be resumed from the end of an epoch, so
+      they keep the gradients in the checkpoint.
     - Weights that became NaN or infinite are not saved: the run stops.
-    - A run that was killed between a checkpoint and the validation that was due then validates first when it resumes.
+    - A run that was killed between a checkpoint and the validation that was due validates first when it resumes.
 
-    ``tools/train.py`` puts it in the place of every plain ``CheckpointHook`` of a config.
+    ``tools/train.py`` replaces every plain ``CheckpointHook`` of a config by this hook.
 
     Raises:
-        ValueError: If ``interval``, ``max_keep_ckpts`` or ``save_begin`` is no integer.
+        ValueError: If ``interval``, ``max_keep_ckpts`` or ``save_begin`` is not an integer.
         FloatingPointError: When saving, if weights became NaN or infinite.
-        OSError: When saving, if the disk is full or the folder cannot be written to; one line names it and the free
-            space.
+        OSError: When saving, if the disk is full or the folder is not writable; one line names it and the free space.
     """
 
     _training = False
 
     def __init__(self, *args, **kwargs) -> None:
         super().__init__(*args, **kwargs)
-        # MMEngine would save nothing, or delete nothing, with NaN, and say nothing.
+        # With NaN, MMEngine would silently save nothing, or delete nothing.
         for name in ('interval', 'max_keep_ckpts', 'save_begin'):
             check_number(f'AtomicCheckpointHook: {name}', getattr(self, name), 'an integer', integer=True)
 
     def before_train(self, runner) -> None:
-        """Find the folder, take over what an interrupted run has left there, and do what it could not do any more."""
+        """Find the folder, take over what an interrupted run left there, and do what that run had no time to do."""
         hub = runner.message_hub
         resumed = dict(hub.runtime_info) if runner.iter > 0 else {}
-        # MMEngine's deletes what these name, wherever it lies.
+        # MMEngine's hook reads these, and would delete the files that they name, in whatever folder.
         for key in [key for key in hub.runtime_info if key == 'keep_ckpt_ids' or key.startswith('best_ckpt')]:
             hub.pop_info(key)
         super().before_train(runner)
@@ -85,6 +86,7 @@ class AtomicCheckpointHook(CheckpointHook):
         self._owed = False
         self._keep: list[int] = []
         self._superseded: list[str] = []
+        # Some models hold infinite buffers on purpose, such as masks; only new NaN and infinities stop the run.
         self._unusual = {name for name, tensor in _state(runner) if not is_finite(tensor)}
         if self._local and is_main_process():
             for folder in {self.out_dir, runner.work_dir}:
@@ -99,10 +101,11 @@ class AtomicCheckpointHook(CheckpointHook):
             hub.update_info(_VALIDATED, 0)
 
     def _take_over(self, runner, resumed: dict) -> None:
-        """Go on with the checkpoints of the own folder that the resumed one names; leave all others alone."""
+        """Continue with the checkpoints of the own folder that the resumed one names; ignore all others."""
         if not self._is_own(runner):
             runner.logger.info(
-                f'Resumed from the checkpoint of another folder; what lies there stays, new ones go to {self.out_dir}.'
+                f'Resumed from the checkpoint of another folder; nothing is deleted there, new ones go to '
+                f'{self.out_dir}.'
             )
             return
         if isinstance(ids := resumed.get('keep_ckpt_ids'), list | tuple):
@@ -125,7 +128,10 @@ class AtomicCheckpointHook(CheckpointHook):
         return Path(source).absolute().parent.resolve() == Path(self.out_dir).resolve()
 
     def _own_path(self, named, prefix: str) -> str | None:
-        """The checkpoint of the own folder that has the name of this path, None if there is none."""
+        """The checkpoint of the own folder with the name of this path; None if it does not exist.
+
+        The path comes from a file, so it is not followed: only its last part counts.
+        """
         if not isinstance(named, str | os.PathLike):
             return None
         name = str(named).replace('\\', '/').rsplit('/', 1)[-1]
@@ -137,11 +143,14 @@ class AtomicCheckpointHook(CheckpointHook):
         return path
 
     def _is_checkpoint(self, name: str) -> bool:
-        """Whether a name can be one of this hook's checkpoints."""
+        """Whether a name is one that this hook gives to checkpoints."""
         return re.fullmatch(f'(best_.+_)?{name_pattern(self.filename_tmpl)}', name) is not None
 
     def _validate_if_due(self, runner, resumed: dict) -> None:
-        """MMEngine would go on with the next epoch, and the best checkpoint might be another one in the end."""
+        """Validate now if the killed run had no time for it.
+
+        MMEngine would continue with the next epoch, and the best checkpoint could be another one in the end.
+        """
         loop = runner.train_loop
         place, end = _place(loop), loop.max_epochs if hasattr(loop, 'run_epoch') else loop.max_iters
         if runner.val_loop is None or resumed.get(_VALIDATED) in (None, place) or place < loop.val_begin:
@@ -155,7 +164,7 @@ class AtomicCheckpointHook(CheckpointHook):
             runner.val_loop.run()
 
     def after_val_epoch(self, runner, metrics: dict | None = None) -> None:
-        """Remember that it was done, and save the best checkpoint."""
+        """Remember that the validation was done, and save the best checkpoint."""
         if self._training:
             runner.message_hub.update_info(_VALIDATED, _place(runner.train_loop))
         super().after_val_epoch(runner, metrics)
@@ -169,13 +178,14 @@ class AtomicCheckpointHook(CheckpointHook):
         self._loaded_gradients = checkpoint.get(_GRADIENTS)
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
-        # FlexibleRunner counts from where it is, also after a validation, when the epoch is over already.
+        # FlexibleRunner writes the counters of this moment, which after a validation are already those of the next
+        # epoch.
         checkpoint['meta'].update(self._meta)
         if self._gradients is not None:
             checkpoint[_GRADIENTS] = self._gradients
 
     def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
-        """Save when it is due, or was due and the weights are up to date now."""
+        """Save when a checkpoint is due, or was due earlier and the weights are up to date now."""
         if self.by_epoch:
             return
         due = self.every_n_train_iters(runner, self.interval, self.save_begin) or (
@@ -197,7 +207,8 @@ class AtomicCheckpointHook(CheckpointHook):
         hub = runner.message_hub
         if self.max_keep_ckpts > 0:
             self._keep = [other for other in self._keep if other != step] + [step]
-            # Those that are deleted after this are in the list, so that a run that is killed before deletes them then.
+            # Also those that are deleted only after this one is written: if the run is killed before that, the resumed
+            # run deletes them.
             hub.update_info('keep_ckpt_ids', list(self._keep))
         hub.update_info(_SUPERSEDED, list(self._superseded))
         name = self.filename_tmpl.format(step)
@@ -249,7 +260,7 @@ class AtomicCheckpointHook(CheckpointHook):
                 self._superseded.append(previous)
         if not improved:
             return
-        # The checkpoint of this step does not know yet which one is the best.
+        # The regular checkpoint of this step was written before the validation, so it names the previous best.
         if self.last_ckpt is None:
             self._remove_outdated(runner)
         elif self.by_epoch or _is_updated(runner):
@@ -271,7 +282,7 @@ class AtomicCheckpointHook(CheckpointHook):
         runner.message_hub.update_info(self._best_key('best_ckpt', key), path)
 
     def _write(self, runner, name: str, meta: dict, **options) -> None:
-        """Save what the Runner (or its strategy) saves under this name, which is a file or a folder."""
+        """Save what the Runner (or its strategy) saves under this name: a file, or a folder with a file per process."""
         self._meta = {key: meta[key] for key in ('epoch', 'iter')}
         options.update(meta=meta, file_client_args=self.file_client_args, backend_args=self.backend_args)
         path, work = Path(self.out_dir, name), None
@@ -293,7 +304,7 @@ class AtomicCheckpointHook(CheckpointHook):
                 files.end_replacement(work)
 
     def _remove_outdated(self, runner) -> None:
-        """Delete what newer checkpoints have replaced, and never the last one."""
+        """Delete the checkpoints that newer ones have replaced, but never the last one."""
         names = []
         if self.max_keep_ckpts > 0:
             names = [self.filename_tmpl.format(step) for step in self._keep[: -self.max_keep_ckpts]]
@@ -311,10 +322,11 @@ class AtomicCheckpointHook(CheckpointHook):
             else:
                 continue
             runner.logger.info(f'Removed the outdated checkpoint {path}.')
-        # What MMEngine's hook calls its own, for those who look at it.
+        # The attribute of MMEngine's hook, for code that reads it.
         self.keep_ckpt_ids = deque(self._keep)
 
     def _refuse_bad_weights(self, runner) -> None:
+        # Every process looks at its part, and all of them stop together: one that went on would wait for the others.
         bad = [name for name, tensor in _state(runner) if name not in self._unusual and not is_finite(tensor)]
         count = torch.tensor(len(bad))
         all_reduce(count)
@@ -380,19 +392,19 @@ def _place(loop) -> int:
 
 
 def name_pattern(template: str) -> str:
-    """A regular expression of the names that a ``filename_tmpl`` makes; its group is the epoch or iteration."""
+    """A regular expression for the names of a ``filename_tmpl``; its group is the epoch or iteration."""
     return r'0*(\d+)'.join(re.escape(part) for part in re.split(r'\{.*?\}', template))
 
 
 def _is_updated(runner) -> bool:
-    """Whether the last iteration has updated the weights, so that no gradient waits for the next one."""
+    """Whether the last iteration updated the weights, so that no gradients wait for the next update."""
     wrapper = runner.optim_wrapper
     wrappers = wrapper.values() if isinstance(wrapper, OptimWrapperDict) else [wrapper]
     return all(one.should_update() for one in wrappers if hasattr(one, 'should_update'))
 
 
 def _gather_gradients(runner) -> list[dict] | None:
-    """The gradients of each process, or None where none waits for an update."""
+    """The gradients of each process; None if none wait for an update."""
     if _is_updated(runner):
         return None
     parameters = unwrapped(runner.model).named_parameters()
@@ -401,7 +413,10 @@ def _gather_gradients(runner) -> list[dict] | None:
 
 
 def _together(step) -> list:
-    """Run a step on all processes, and fail on all where it failed on one. Hands out the main process's result."""
+    """Run a step on all processes, fail on all if it failed on one, and return the result of the main process.
+
+    A process that failed alone would leave the others waiting in the next collective.
+    """
     result = error = None
     try:
         result = step()

@@ -1,4 +1,4 @@
-"""A hook that shows during training what the mixing augmentation does to the images."""
+"""A hook that draws during training what the mixing augmentation does to the images."""
 
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
@@ -11,20 +11,21 @@ from ...visualization import draw_mixed_samples, labels_of, pixel_scale
 
 @HOOKS.register_module()
 class MixVisualizationHook(Hook):
-    """Draw the mixed samples of a training step every so many iterations.
+    """Draw the mixed samples of a training step every `interval` iterations.
 
-    Each row of the page is one image: clean, partner, saliency, mask and mixed, with labels and ratio. The page comes
-    from the ``mix_result`` that the model kept, never from another pass of the encoder, and goes to the Runner's
+    Each row of the page is one image: clean, partner, saliency, mask and mixed, with labels and ratio. The page is
+    drawn from the ``mix_result`` that the model kept, without another pass of the encoder. It goes to the Runner's
     visualizer under the name ``mixed_samples``: a file with ``LocalVisBackend``, the images tab with
-    ``TensorboardVisBackend``. When the batch of that iteration stayed unmixed, the next mixed one is drawn. Only the
-    main process draws.
+    ``TensorboardVisBackend``. If the batch of that iteration was not mixed, the next mixed one is drawn. Only the main
+    process draws.
 
-    It serves classification (``MixupClassifier``) and preference tuning (``VLMTuner`` with a mixer); the images of a
-    VLMTuner are brought back to colours by its ``processor``, or stretched to all of the scale where it has none.
+    The hook works with a ``MixupClassifier`` and with a ``VLMTuner`` that has a mixer. The normalisation of a
+    VLMTuner's images is undone with the numbers of its ``processor``; without a processor their values are stretched to
+    0..255.
 
     Args:
-        interval (int): Iterations between two pages. Defaults to 200.
-        num_images (int): Rows of a page at most. Defaults to 8.
+        interval (int): Iterations between two pages, >= 1. Defaults to 200.
+        num_images (int): The most rows of a page, >= 1. Defaults to 8.
         channel_order (str): ``'rgb'`` or ``'bgr'``, the order of the channels that enter the model; ``'bgr'`` where
             the data preprocessor has ``to_rgb=False`` and images are read from files. Defaults to ``'rgb'``.
 
@@ -47,7 +48,7 @@ class MixVisualizationHook(Hook):
         self._due = False
 
     def before_train(self, runner) -> None:
-        """Refuse a model that has nothing to show."""
+        """Refuse a model that mixes nothing."""
         model = unwrapped(runner.model)
         if not hasattr(model, 'mix_result'):
             raise TypeError(

@@ -14,9 +14,9 @@ from ...utils.wrappers import unwrapped
 class NonFiniteLossHook(Hook):
     """Stop when the loss was NaN or infinite in several steps in a row, on any process.
 
-    One such step can happen: mixed precision skips it, and lowers its scale. From several the weights do not come back,
-    and each further checkpoint would take the place of a good one. The count stays on the device and is read every
-    ``patience`` iterations, so that no step waits for it; all processes stop together.
+    One such step is normal: mixed precision skips it, and lowers its scale. After several, the weights do not recover,
+    and each further checkpoint would replace a good one. The count stays on the device and is read only every
+    ``patience`` iterations, so that steps do not wait for it. All processes stop together.
 
     ``tools/train.py`` adds this hook to every training, as ``default_hooks.finite_loss``.
 
@@ -41,9 +41,9 @@ class NonFiniteLossHook(Hook):
         self._count = None
 
     def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
-        """Count the steps, and stop when there are too many."""
+        """Count the steps in a row, and stop when there are too many."""
         losses = _losses(outputs)
-        # Plain numbers, and the losses of a model on several devices, meet on one.
+        # Losses can be plain numbers, or lie on several devices: all are counted on one.
         device = next((value.device for value in losses.values() if value.device.type != 'cpu'), torch.device('cpu'))
         bad = torch.zeros((), dtype=torch.bool, device=device)
         for value in losses.values():
@@ -72,10 +72,10 @@ class NonFiniteLossHook(Hook):
 
 
 def _losses(outputs) -> dict[str, Tensor]:
-    """The total loss and its parts, of what a training step hands out."""
+    """The total loss and its parts, in what a training step returns."""
     found = outputs if isinstance(outputs, dict) else {}
     losses = {name: torch.as_tensor(value) for name, value in found.items() if 'loss' in name and _is_number(value)}
-    # Parts come after the total: it is what the weights follow.
+    # The total comes last, so that an error names the part that is to blame first.
     return dict(sorted(losses.items(), key=lambda item: item[0] == 'loss'))
 
 
@@ -84,7 +84,7 @@ def _is_number(value) -> bool:
 
 
 def is_finite(tensor: Tensor) -> bool:
-    """Whether all elements of a tensor, or of this process's part of it, are finite; True for what has no NaN."""
+    """Whether all elements of a tensor, or of this process's shard of it, are finite; True for dtypes without NaN."""
     local = getattr(tensor, '_local_tensor', tensor)
     if not local.is_floating_point() or local.itemsize < 2 or local.is_meta:
         return True

@@ -1,4 +1,4 @@
-"""Keeps checkpoints to tensors and plain values, so that reading one never needs to run code."""
+"""A hook that writes checkpoints of tensors and plain values only, so that reading one never runs code."""
 
 from logging import WARNING
 from typing import Any
@@ -14,13 +14,13 @@ from ...utils.safe_load import CheckpointError, plain, restored
 class PlainCheckpointHook(Hook):
     """Writes the logs of the message hub as plain numbers, and reads them back when a run resumes.
 
-    MMEngine pickles its log buffers, with functions in them: such a file can be read only by an unpickler that may look
-    up functions. With this hook, ``torch.load(path, weights_only=True)`` reads a checkpoint anywhere. Tools of this
-    package register it by themselves. Resuming with MMEngine without this hook leaves the history of the logs out, and
-    MMEngine warns about each.
+    MMEngine pickles its log buffers, which refer to functions: only an unpickler that may look up functions reads such
+    a file. With this hook, ``torch.load(path, weights_only=True)`` reads a checkpoint anywhere. The tools of this
+    package register it themselves. A run that resumes without this hook loses the history of the logs, and MMEngine
+    warns about each log.
     """
 
-    # After all hooks that put something into the checkpoint.
+    # After all hooks that add something to the checkpoint.
     priority = 'LOWEST'
 
     def __init__(self) -> None:
@@ -30,7 +30,7 @@ class PlainCheckpointHook(Hook):
         unknown: list[str] = []
         try:
             checkpoint.update(plain(dict(checkpoint), unknown))
-        except RecursionError:  # What holds itself can be saved, but not written out.
+        except RecursionError:  # A container that holds itself can be pickled, but has no plain form.
             unknown.append('something that holds itself')
         new = sorted(set(unknown) - self._reported)
         self._reported.update(new)
@@ -53,7 +53,7 @@ class PlainCheckpointHook(Hook):
 
 
 def find_unresumable(content: Any) -> str | None:
-    """Why no run can go on from what a file holds, None if one can."""
+    """Why a run cannot resume from what a file holds; None if it can."""
     meta = content.get('meta') if isinstance(content, dict) else None
     is_whole = (
         isinstance(meta, dict) and {'epoch', 'iter'} <= set(meta) and {'state_dict', 'message_hub'} <= set(content)

@@ -1,4 +1,4 @@
-"""A hook that saves a tuned vision-language model in its library's own format."""
+"""A hook that saves a tuned vision-language model in the format of its library."""
 
 from pathlib import Path
 
@@ -17,19 +17,21 @@ from ...utils.wrappers import unwrapped
 class SavePretrainedHook(Hook):
     """Save ``model.vlm`` so that ``from_pretrained`` of transformers (of peft, after LoRA) reads it anywhere.
 
-    The folder appears whole or not at all, and replaces the one saved before. MMEngine's checkpoints, which training
-    resumes from, are the CheckpointHook's; ``tools/model_converters/save_pretrained.py`` makes the same folder of one.
+    The folder appears whole or not at all, and replaces the one saved before. Training cannot resume from it: that
+    takes a checkpoint of the CheckpointHook, from which ``tools/model_converters/save_pretrained.py`` makes the same
+    folder.
 
     Args:
         out_dir (str, optional): The folder. Defaults to None: ``pretrained`` in the Runner's work directory.
         processor (dict | ProcessorMixin, optional): Saved along: a processor of transformers, or the dict of
             ``EncodeConversation`` that makes one. Defaults to None: the tuner's own, if it has one.
-        interval (int, optional): Save every so many iterations as well. Defaults to None: after training only.
-        dtype (str, optional): Of the saved weights. Defaults to None: the ``dtype`` of ``model.vlm``, to which weights
-            that trained in float32 are rounded; ``'float32'`` keeps them.
+        interval (int, optional): Also save every so many iterations, >= 1. Defaults to None: only after training.
+        dtype (str, optional): Of the saved weights. Defaults to None: the ``dtype`` of ``model.vlm``. Weights that
+        trained
+            in float32 are rounded to it; ``'float32'`` keeps them.
 
     Raises:
-        ValueError: If `interval` is not positive, or `dtype` is no floating dtype.
+        ValueError: If `interval` is not positive, or `dtype` is not a floating dtype.
         TypeError: When training starts, if the processor cannot be saved or the model has no ``vlm``.
         RuntimeError: When training starts, if the weights are sharded over processes (FSDP, ZeRO-3).
         FileExistsError: When training starts, if the folder holds other files than a model.
@@ -52,7 +54,7 @@ class SavePretrainedHook(Hook):
         self.processor = TRANSFORMS.build(processor) if isinstance(processor, dict) else processor
 
     def before_train(self, runner) -> None:
-        """Find out now, not after days of training, whether model and processor can be saved."""
+        """Check now, not after days of training, whether model and processor can be saved."""
         tuner = _find_tuner(runner)
         check_whole(tuner.vlm)
         if self.processor is None:
@@ -67,12 +69,12 @@ class SavePretrainedHook(Hook):
         check_replaceable(self._folder(runner))
 
     def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
-        """Save when it is due."""
+        """Save every `interval` iterations."""
         if self.interval is not None and self.every_n_train_iters(runner, self.interval):
             self._save(runner)
 
     def after_train(self, runner) -> None:
-        """Save the result."""
+        """Save the trained model."""
         self._save(runner)
 
     @master_only

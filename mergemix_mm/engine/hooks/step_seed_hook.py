@@ -1,4 +1,4 @@
-"""Seeds every training step by its number, so that a resumed run equals an uninterrupted one."""
+"""A hook that seeds every training step by its number, so that a resumed run equals an uninterrupted one."""
 
 import random
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from torch.utils.data import DataLoader, Sampler
 
-# What a seed is for. Workers add their number to theirs.
+# What a seed is for, so that no two of them draw the same numbers. Workers add their number to theirs.
 STEP, DATA, WORKER, VALIDATION = 0, 1, 2, 1 << 32
 
 _CHECKPOINT_KEY = 'step_seed'
@@ -40,7 +40,7 @@ def _init_worker(worker_id: int, inner: Callable | None, seed: int, rank: int, i
 
 
 def _sampler(loader: DataLoader) -> Sampler:
-    """The sampler of the indices, which a config may put into the batch sampler alone."""
+    """The sampler of the indices; some configs give it only to the batch sampler."""
     return getattr(loader.batch_sampler, 'sampler', loader.sampler)
 
 
@@ -60,9 +60,9 @@ class StepSeedHook(Hook):
       any checkpoint.
     - The same with ``accumulative_counts``, where the :class:`AtomicCheckpointHook` saves: MMEngine's own loses the
       gradients that wait for the next update.
-    - Validation, other hooks and logging may draw what they like without changing the training. A validation during
-      training starts from a seed of its own, so that one that comes again after a kill gives the same numbers.
-    - The seed and the sampler's seed travel in the checkpoint, so a run without ``randomness=dict(seed=...)`` can be
+    - Validation, other hooks and logging may draw random numbers without changing the training. A validation during
+      training has its own seed, so that it gives the same numbers when it is repeated after a kill.
+    - The seed and the sampler's seed are saved in the checkpoint, so a run without ``randomness=dict(seed=...)`` can be
       resumed too.
 
     Not guaranteed:
@@ -70,19 +70,19 @@ class StepSeedHook(Hook):
     - Random transforms in the workers of an *iteration loop*: workers restart from a fresh seed when the run resumes.
     - Checkpoints within an epoch of an epoch loop: MMEngine starts that epoch again from its first batch.
     - Operations that are themselves nondeterministic; ``randomness=dict(deterministic=True)`` asks torch to avoid them.
-    - Generators that a component keeps to itself.
+    - Components with a generator of their own.
 
-    Workers are started anew at each epoch, also with ``persistent_workers=True``: a surviving worker would go on from
-    a random state that no resumed run can have.
+    Workers are started anew at each epoch, also with ``persistent_workers=True``: a surviving worker would have a
+    random state that no resumed run can have.
 
     Args:
-        seed (int, optional): The seed, >= 0. Defaults to None, which means the Runner's.
+        seed (int, optional): The seed, >= 0. Defaults to None: that of the Runner.
 
     Raises:
-        ValueError: If ``seed`` is negative or no integer.
+        ValueError: If ``seed`` is negative or not an integer.
     """
 
-    # Last in every stage: nothing is drawn between the seeding and what it is for.
+    # Last in every stage: no other hook draws between the seeding and the step that it is for.
     priority = 'LOWEST'
 
     def __init__(self, seed: int | None = None) -> None:
@@ -110,25 +110,32 @@ class StepSeedHook(Hook):
         self._is_started = False
 
     def start(self, runner) -> None:
-        """Find the seed of this training; for what validates before this hook's turn in ``before_train`` comes."""
+        """Find the seed of this training.
+
+        Public, since a hook that validates in ``before_train`` comes before this one, and needs the seed earlier.
+        """
         self._is_started = True
-        # A checkpoint that is only loaded (a pre-trained model) starts a new run with its own seed.
+        # A checkpoint that is only loaded (a pre-trained model) begins a new run, whose seed is not that of the old
+        # one.
         resumed = (self._loaded or {}) if runner.iter > 0 else {}
-        # With `diff_rank_seed` the Runner's seed differs between ranks; the rank is added here anyway.
+        # With `diff_rank_seed` the Runner's seed differs between ranks. Here all take that of the main process, since
+        # the rank is part of each seed anyway.
         seeds = [self.seed if self.seed is not None else resumed.get('seed', runner.seed)]
         broadcast_object_list(seeds)
         self._run_seed = seeds[0]
         loader = runner.train_dataloader
-        # MMEngine builds the sampler before it reads the checkpoint: a seed that the config left open is another one.
+        # MMEngine builds the sampler before it reads the checkpoint, so a seed that the config leaves open is a new
+        # one.
         if resumed.get('sampler_seed') is not None:
             _sampler(loader).seed = resumed['sampler_seed']
-        # A new iterator draws one number; from the global generator, a resumed iteration loop would be one draw ahead.
+        # A new iterator draws one number. Drawn from the global generator, it would put a resumed iteration loop one
+        # draw ahead.
         if loader.generator is None:
             loader.generator = torch.Generator()
         self._worker_init_fn = loader.worker_init_fn
 
     def before_train_epoch(self, runner) -> None:
-        # `_iterator` holds the persistent workers; there is no public way to have them started again.
+        # `_iterator` holds the persistent workers; torch has no public way to restart them.
         runner.train_dataloader._iterator = None
         self._seed_data(runner, runner.iter)
 
@@ -143,7 +150,7 @@ class StepSeedHook(Hook):
             seed_generators(self._run_seed, get_rank(), runner.iter, VALIDATION)
 
     def after_val(self, runner) -> None:
-        # An iteration loop fetches its next batch right after the validation. `runner.val()` alone has no training.
+        # An iteration loop fetches its next batch directly after the validation. Outside of training nothing follows.
         if self._run_seed is not None:
             self._seed_data(runner, runner.iter)
 
@@ -151,7 +158,7 @@ class StepSeedHook(Hook):
         self._run_seed = None
 
     def _seed_data(self, runner, iteration: int) -> None:
-        """Seed what the main process loads next, and the workers that may be started for it."""
+        """Seed the loading of the next batch in the main process, and workers that may be started for it."""
         rank = get_rank()
         runner.train_dataloader.worker_init_fn = partial(
             _init_worker, inner=self._worker_init_fn, seed=self._run_seed, rank=rank, iteration=iteration

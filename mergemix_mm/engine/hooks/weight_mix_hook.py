@@ -17,24 +17,26 @@ from ..weights.files import StoredTensor
 class WeightMixHook(Hook):
     """Load beta * real + (1 - beta) * synthetic before the first step, as SPHINX does between its two stages.
 
-    A run that is resumed keeps its own weights. The files are those that ``tools/mix_weights.py`` takes, which writes
-    the mix to disk instead.
+    A resumed run keeps its own weights. ``tools/mix_weights.py`` takes the same files, and writes the mix to disk
+    instead.
 
     Args:
         real (str): The model of real data: a checkpoint of the same config, a safetensors file, or a folder of
             transformers.
         synthetic (str): The model of synthetic data, with the same names, shapes and dtypes.
         beta (float): The weight of `real`, in [0, 1]. Defaults to 0.5.
-        include (str, optional): Regular expression that is searched in the names of the files; the other weights are
-            those of `real`. Defaults to None: all are mixed.
-        exclude (str, optional): Regular expression of names that are not mixed. Defaults to None: none.
-        module (str): The module of the model that the files are of, e.g. ``'vlm.model.language_model'`` for folders of
-            a language model. Defaults to '': the whole model.
+        include (str, optional): Regular expression that is searched in the names of the weights in the files. Only
+        names
+            in which it is found are mixed; the other weights are those of `real`. Defaults to None: all are mixed.
+        exclude (str, optional): Regular expression of names that are not mixed. Defaults to None: mixes all included.
+        module (str): The module of the model whose weights the files hold, e.g. ``'vlm.model.language_model'`` for
+            folders of a language model. Defaults to '': the whole model.
 
     Raises:
-        ValueError: If `beta` is outside [0, 1] or a regular expression is none. When training starts, if a file cannot
-            be used, or its weights are not those of the module; all names that do not fit are listed.
-        OSError: When training starts, if there is no such file or folder.
+        ValueError: If `beta` is outside [0, 1] or a regular expression is invalid. When training starts, if a file
+        cannot
+            be read, or its weights are not those of the module; the error lists all names that do not fit.
+        OSError: When training starts, if a file or folder does not exist.
         AttributeError: When training starts, if the model has no such module.
         RuntimeError: When training starts, if the weights are sharded over processes (FSDP, ZeRO-3).
 
@@ -59,7 +61,7 @@ class WeightMixHook(Hook):
         self.real, self.synthetic, self.beta, self.module = real, synthetic, beta, module
 
     def before_train(self, runner) -> None:
-        """Mix, unless the run goes on from a checkpoint of its own."""
+        """Mix the weights, unless the run resumes from its own checkpoint."""
         if runner.iter > 0:
             runner.logger.info(f'WeightMixHook: resumed at iteration {runner.iter}, so no weights are mixed')
             return
@@ -83,7 +85,7 @@ class WeightMixHook(Hook):
         mixed = OrderedDict((name, self._mix(name, real, synthetic)) for name in real.tensors)
         if real.versions is not None:
             mixed._metadata = real.versions
-        module.load_state_dict(mixed, strict=False)  # Tied weights may be there once.
+        module.load_state_dict(mixed, strict=False)  # A file may hold tied weights once.
         number = sum(is_mixed(name, tensor, self.included) for name, tensor in real.tensors.items())
         runner.logger.info(
             f'WeightMixHook: mixed {number} tensors of {self.real} (weight {self.beta}) and {self.synthetic} into '
@@ -105,7 +107,10 @@ class WeightMixHook(Hook):
 
 
 def _unfit(tensors: dict[str, StoredTensor], module: nn.Module) -> list[str]:
-    """What the module has no place for or would miss, one line each; a tied weight is there under either name."""
+    """Names that only one of file and module has, or of other shapes, one line each.
+
+    A tied weight needs to be there under only one of its names.
+    """
     wanted = module.state_dict()
     loaded = {wanted[name].data_ptr() for name in tensors if name in wanted}
     lines = [f'{name}: not in the model' for name in tensors if name not in wanted]

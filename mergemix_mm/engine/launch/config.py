@@ -1,4 +1,4 @@
-"""The config that a tool runs: from its flags and its file, checked, and with the defaults that it leaves open."""
+"""The config that a tool runs: from its file and the flags, checked, and with defaults filled in."""
 
 import argparse
 import difflib
@@ -34,7 +34,7 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_trust_argument(parser: argparse.ArgumentParser) -> None:
-    """Add ``--trust-checkpoint``, the way to files that hold more than weights."""
+    """Add ``--trust-checkpoint``, which allows files that hold more than weights."""
     parser.add_argument(
         '--trust-checkpoint',
         action='store_true',
@@ -47,10 +47,10 @@ def load_config(path: str | os.PathLike, argument: str = 'CONFIG') -> Config:
 
     Args:
         path (str | os.PathLike): The file.
-        argument (str): What the command line calls it, for the error. Defaults to ``'CONFIG'``.
+        argument (str): Its name on the command line, for the error. Defaults to ``'CONFIG'``.
 
     Raises:
-        LaunchError: If the config does not exist; the message lists similar files of its folder.
+        LaunchError: If the file does not exist; the message lists similar names in its folder.
     """
     path = Path(path)
     if not path.is_file():
@@ -64,7 +64,7 @@ def load_config(path: str | os.PathLike, argument: str = 'CONFIG') -> Config:
 
 
 def merge_common_args(cfg: Config, args: argparse.Namespace) -> None:
-    """Set launcher and work directory: the flag's, the config's, or ``./work_dirs/<config>``, in this order."""
+    """Set launcher and work directory: of the flag, else of the config, else ``./work_dirs/<config>``."""
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     cfg.launcher = args.launcher
     if args.work_dir is not None:
@@ -74,25 +74,24 @@ def merge_common_args(cfg: Config, args: argparse.Namespace) -> None:
 
 
 def merge_options(cfg: Config, options: dict | None) -> None:
-    """Override config entries with ``--cfg-options``. Comes after the flags, so that it wins, as in MMPretrain."""
+    """Override config entries with ``--cfg-options``. Called after the flags are merged, so that it wins over them."""
     if options is not None:
         cfg.merge_from_dict(options)
 
 
 def use_own_weights(cfg: Config) -> None:
-    """Test the weights that the model is built with; other models would be tested with random ones.
+    """Test a model with the weights that it is built with, instead of a checkpoint.
 
-    A language model with weights is enough, for the loss on text before any training; then there is a warning.
+    Models that are built without weights are refused: the test would be one of random weights. A language model with
+    weights is enough to look at the loss on text before training; this logs a warning.
 
     Raises:
-        LaunchError: If the config names no such weights.
+        LaunchError: If the config names no weights.
     """
     vlm = cfg.model.get('vlm') or {}
     language_model = vlm.get('language_model')
     if not vlm.get('pretrained') and isinstance(language_model, dict) and language_model.get('pretrained'):
-        print_log(
-            "'none': model.vlm.language_model has weights, the rest is random: look at text alone.", level=WARNING
-        )
+        print_log("'none': model.vlm.language_model has weights, the rest is random: look only at text.", level=WARNING)
     elif not vlm.get('pretrained'):
         raise LaunchError(
             "CHECKPOINT: 'none' is for models that come with weights, but the config has no model.vlm.pretrained (nor "
@@ -102,10 +101,10 @@ def use_own_weights(cfg: Config) -> None:
 
 
 def use_amp(cfg: Config) -> None:
-    """Train with automatic mixed precision.
+    """Make a config train with automatic mixed precision.
 
     Raises:
-        LaunchError: If the config's optimizer wrapper does more than the plain one, which would be lost.
+        LaunchError: If the optimizer wrapper of the config is not the plain one: replacing it would lose what it does.
     """
     found = cfg.optim_wrapper.get('type', 'OptimWrapper')
     with OPTIM_WRAPPERS.switch_scope_and_registry(cfg.default_scope) as registry:
@@ -123,14 +122,14 @@ def use_amp(cfg: Config) -> None:
 def set_loader_defaults(cfg: Config, *splits: str, pin_memory: bool = True, persistent_workers: bool = True) -> None:
     """Fill in the defaults of ``cfg.<split>_dataloader`` for the splits that the config has.
 
-    Batches are stacked by MMPretrain's ``default_collate`` where its models or datasets are at work. Whatever belongs
-    to another library keeps MMEngine's ``pseudo_collate``, a list of images: those of detectors differ in size.
+    If models or datasets of MMPretrain are used, its ``default_collate`` stacks batches. Those of other libraries keep
+    MMEngine's ``pseudo_collate``, which gives lists of images: the images of detectors differ in size.
 
     Args:
         cfg (Config): The config, changed in place.
         *splits (str): ``'train'``, ``'val'`` or ``'test'``.
         pin_memory (bool): False switches it off whatever the config says. Defaults to True.
-        persistent_workers (bool): The same. Defaults to True.
+        persistent_workers (bool): False switches them off whatever the config says. Defaults to True.
     """
     for loader in data_loaders(cfg, *splits).values():
         defaults = dict(pin_memory=True, persistent_workers=True)
@@ -143,7 +142,7 @@ def set_loader_defaults(cfg: Config, *splits: str, pin_memory: bool = True, pers
 
 
 def _is_of_mmpretrain(cfg: Config, loader: dict) -> bool:
-    """Whether a loader's batches are for MMPretrain: what they go into, else what they hold, else the scope says so."""
+    """Whether a loader's batches are for MMPretrain: the model decides, else the datasets, else the scope."""
     scope = cfg.get('default_scope') or 'mmpretrain'
     model = cfg.get('model') or {}
     model = _library(model.get('type'), MODELS, model.get('_scope_') or scope)
@@ -152,9 +151,9 @@ def _is_of_mmpretrain(cfg: Config, loader: dict) -> bool:
 
 
 def _types(dataset: Any, scope: str | None = None) -> list[tuple[str | type, str | None]]:
-    """The types of the datasets that hold samples, at the bottom of ``dataset``, ``datasets``, ``tasks`` and so on.
+    """The types of the datasets that hold samples, inside of ``dataset``, ``datasets``, ``tasks`` and so on.
 
-    Each with the scope that it, or a dataset around it, says with ``_scope_``.
+    Each comes with the ``_scope_`` of itself or of a dataset around it.
     """
     if isinstance(dataset, (list, tuple)):
         return [kind for part in dataset for kind in _types(part, scope)]
@@ -166,19 +165,19 @@ def _types(dataset: Any, scope: str | None = None) -> list[tuple[str | type, str
 
 
 def _library(kind: str | type | None, registry: Registry, scope: str) -> str | None:
-    """The library of OpenMMLab that a type is of or inherits from, by its scope; None if it is of none of them."""
+    """The scope of the OpenMMLab library that a type comes or inherits from; None if it comes from none of them."""
     found = kind
     if isinstance(kind, str):
         with registry.switch_scope_and_registry(scope) as scoped:
             found = scoped.get(kind)
-        if found is None:  # Not installed, or unknown: its prefix is all there is.
+        if found is None:  # Not installed, or unknown: only its prefix tells.
             return kind.split('.')[0] if '.' in kind else None
     roots = (base.__module__.split('.')[0] for base in getattr(found, '__mro__', ()))
     return next((root for root in roots if root in registry.children), None)
 
 
 def data_loaders(cfg: Config, *splits: str) -> dict[str, dict]:
-    """The data loaders that the config has for these splits, by their keys; those of a `BenchmarkLoop` one by one."""
+    """The data loaders of these splits by their keys in the config; those of a `BenchmarkLoop` one by one."""
     loaders = {}
     for key in (f'{split}_dataloader' for split in splits):
         found = cfg.get(key)
@@ -191,14 +190,14 @@ def data_loaders(cfg: Config, *splits: str) -> dict[str, dict]:
 
 
 def dataset_configs(cfg: Config, *splits: str) -> dict[str, dict]:
-    """The datasets of the data loaders that the config has for these splits, by their keys in the config."""
+    """The datasets of the data loaders of these splits, by their keys in the config."""
     return {f'{key}.dataset': loader['dataset'] for key, loader in data_loaders(cfg, *splits).items()}
 
 
 def check_data_roots(cfg: Config, *splits: str) -> None:
-    """Stop early, naming the config key, where the data of a split are not there.
+    """Stop early, naming the config key, if the data of a split do not exist.
 
-    Remote roots, datasets without ``data_root`` and datasets that download themselves are left to the dataset.
+    Remote roots, datasets without ``data_root`` and datasets that download their data are not checked.
 
     Raises:
         LaunchError: If a ``data_root`` does not exist.
@@ -208,7 +207,7 @@ def check_data_roots(cfg: Config, *splits: str) -> None:
 
 
 def _check_data_root(dataset: dict, key: str, scope: str) -> None:
-    # Whatever holds datasets: `dataset`, `datasets.0`, the `gen` and `und` of UnifiedDataset, `tasks.vqa.dataset`.
+    # Datasets inside of others: `dataset`, `datasets.0`, the `gen` and `und` of UnifiedDataset, `tasks.vqa.dataset`.
     for name, part in dataset.items():
         members = enumerate(part) if isinstance(part, (list, tuple)) else [(None, part)]
         for index, member in members:
@@ -219,7 +218,7 @@ def _check_data_root(dataset: dict, key: str, scope: str) -> None:
         return
     with DATASETS.switch_scope_and_registry(scope) as registry:
         dataset_class = registry.get(dataset['type']) if isinstance(dataset['type'], str) else dataset['type']
-    # An unknown type is reported by the registry, which knows the alternatives.
+    # The registry reports an unknown type later, with alternatives.
     if dataset_class is None:
         return
     download = inspect.signature(dataset_class).parameters.get('download')
@@ -232,7 +231,7 @@ def _check_data_root(dataset: dict, key: str, scope: str) -> None:
 
 
 def check_resume(cfg: Config) -> None:
-    """Stop early where the checkpoint that ``--resume`` names is not there; nothing else is taken in its place.
+    """Stop early if the checkpoint that ``--resume`` names does not exist; no other one is taken instead.
 
     Raises:
         LaunchError: If it does not exist.
@@ -246,10 +245,10 @@ def check_resume(cfg: Config) -> None:
 
 
 def use_own_hooks(cfg: Config) -> None:
-    """Have a config, also one of another library, save its checkpoints whole, and stop when the loss is NaN.
+    """Give a config, also one of another library, this project's hooks for checkpoints and for losses that become NaN.
 
-    MMEngine's plain ``CheckpointHook`` becomes an ``AtomicCheckpointHook`` wherever it is named, and where a Runner
-    would add it by itself; subclasses stay. ``default_hooks.finite_loss=None`` leaves the other hook out.
+    MMEngine's plain ``CheckpointHook`` becomes an ``AtomicCheckpointHook``, also where the config does not name it and
+    the Runner would add it. Subclasses stay. ``default_hooks.finite_loss=None`` leaves out the ``NonFiniteLossHook``.
 
     Args:
         cfg (Config): The config, changed in place.

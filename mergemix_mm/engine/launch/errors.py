@@ -1,4 +1,4 @@
-"""Errors that end a program with one message: of the command, the config, checkpoints, images, and full disks."""
+"""Errors that end a program with one message: in the command, the config, checkpoints, images, and full disks."""
 
 import functools
 import os
@@ -21,7 +21,7 @@ _NOT_FOUND = ' can not be found.'
 class LaunchError(SystemExit):
     """A mistake in the command or the config: ends the program with a message instead of a traceback.
 
-    Control characters of what it quotes (file names, texts of files) are shown, not sent to the terminal.
+    Control characters in quoted texts (file names, contents of files) are written out, not sent to the terminal.
     """
 
     def __init__(self, message: str = '') -> None:
@@ -30,13 +30,13 @@ class LaunchError(SystemExit):
 
 @contextmanager
 def safe_checkpoints(trust: bool = False) -> Iterator[None]:
-    """Read all checkpoints (``load_from``, ``--resume``, ``init_cfg``) without running code of theirs.
+    """Read all checkpoints (``load_from``, ``--resume``, ``init_cfg``) without running code in them.
 
     Args:
         trust (bool): Whether ``--trust-checkpoint`` was given. Defaults to False.
 
     Raises:
-        LaunchError: If a file holds more than weights and logs, is damaged, or is not there.
+        LaunchError: If a file holds more than weights and logs, is damaged, or does not exist.
     """
     with guarded_mmengine(trust):
         try:
@@ -56,14 +56,14 @@ class UnreadableImageError(ValueError):
 
 @contextmanager
 def explain_corrupt_images(*splits: str) -> Iterator[None]:
-    """Turn what is raised for a record, or a file that is not an image, into a message that says what to do.
+    """Turn the errors of unreadable images and records into a message that says what to do.
 
-    Covered are files that are empty, cut off, of another content, folders, missing or not permitted, read by
-    ``LoadImageFromFile`` in this process or in workers of a data loader that it forks (MMEngine's default); and the
-    records that a dataset of this package refuses.
+    This covers all that ``LoadImageFromFile`` cannot read (empty, damaged, missing or forbidden files, other content),
+    in this process or in workers of a data loader that it forks (MMEngine's default), and the records that a dataset of
+    this package refuses.
 
     Args:
-        *splits (str): The splits that are read, to name their keys.
+        *splits (str): The splits that are read, for the advice.
 
     Raises:
         LaunchError: Instead of the error of ``LoadImageFromFile``, and of a ``DataError``.
@@ -92,7 +92,7 @@ def explain_corrupt_images(*splits: str) -> Iterator[None]:
 
 @contextmanager
 def _named_images() -> Iterator[None]:
-    """Let ``LoadImageFromFile`` name the file that it cannot read, since OpenCV and Pillow get its content only."""
+    """Make ``LoadImageFromFile`` name the file that it cannot read; OpenCV and Pillow see only its content."""
     transform = LoadImageFromFile.transform
 
     @functools.wraps(transform)
@@ -126,10 +126,10 @@ def _why(path: str | os.PathLike, error: Exception) -> str:
 
 @contextmanager
 def explain_stops(cfg: Config) -> Iterator[None]:
-    """One line for a run that cannot go on: a full disk, a folder that cannot be written to, a loss that became NaN.
+    """Turn errors that no code can repair into one line: a full disk, a folder without permission, a loss that is NaN.
 
     Args:
-        cfg (Config): Names the work directory.
+        cfg (Config): The config, for its work directory.
 
     Raises:
         LaunchError: Instead of those errors.
@@ -139,7 +139,7 @@ def explain_stops(cfg: Config) -> Iterator[None]:
     except FloatingPointError as error:
         raise LaunchError(str(error)) from error
     except Exception as error:
-        # "Permission denied" may be of a file that is read.
+        # It may be a file that is read; only errors of writing are explained here.
         denied = isinstance(error, PermissionError)
         line = None if denied else files.cannot_write(error, cfg.get('work_dir') or '.')
         if line is None:

@@ -1,4 +1,4 @@
-"""Finds the checkpoint that an interrupted run goes on from."""
+"""Finds the checkpoint from which an interrupted run resumes."""
 
 import re
 import zipfile
@@ -18,13 +18,13 @@ LAST = 'last_checkpoint'
 
 
 def choose_checkpoint(runner) -> None:
-    """Have a Runner that is to resume by itself resume from the newest checkpoint that loads; all processes the same.
+    """Choose the newest checkpoint that can be loaded, the same on all processes, for a Runner that resumes by itself.
 
-    MMEngine takes what the file ``last_checkpoint`` names, and stops where that is damaged or was moved. A checkpoint
-    that the user has named is left alone: it is resumed from, or the run stops.
+    MMEngine takes the checkpoint that the file ``last_checkpoint`` names, and stops if that is damaged or was moved. A
+    checkpoint that the user named is never replaced: the run resumes from it, or stops.
 
     Args:
-        runner (Runner | FlexibleRunner): Built, and not yet training; changed in place.
+        runner (Runner | FlexibleRunner): Built, but not training yet; changed in place.
     """
     if getattr(runner, '_resume', None) is not True or runner._load_from is not None:
         return
@@ -43,7 +43,7 @@ def choose_checkpoint(runner) -> None:
 def _newest_checkpoint(runner) -> str | None:
     work_dir = Path(runner.work_dir)
     hooks = [hook for hook in runner.hooks if isinstance(hook, CheckpointHook)]
-    # The hook adds the name of the work directory to an `out_dir` of its own.
+    # The hook adds the name of the work directory to its `out_dir`.
     own = [Path(hook.out_dir, work_dir.name) for hook in hooks if hook.out_dir and '://' not in str(hook.out_dir)]
     folders = list(dict.fromkeys([*own, work_dir]))
     for folder in folders:
@@ -61,7 +61,7 @@ def _newest_checkpoint(runner) -> str | None:
 
 
 def _last_named(work_dir: Path) -> str | None:
-    """What the file ``last_checkpoint`` names, None if it names nothing."""
+    """The path in the file ``last_checkpoint``; None if there is none."""
     try:
         named = Path(work_dir, LAST).read_text(encoding='utf-8', errors='replace').strip()
     except OSError:
@@ -70,9 +70,9 @@ def _last_named(work_dir: Path) -> str | None:
 
 
 def _candidates(folders: list[Path], patterns: list[str], last: str | None) -> list[Path]:
-    """All checkpoints, the one to try first at the front: the last one, older ones, and then those of a higher number.
+    """All checkpoints in the order in which to try them: the last one, older ones, then those of a higher number.
 
-    A higher number than the last one's is mostly of another run, before this one in the same folder.
+    A number above that of the last one mostly comes from an earlier run in the same folder.
     """
     numbered = []
     for folder in folders:
@@ -86,7 +86,7 @@ def _candidates(folders: list[Path], patterns: list[str], last: str | None) -> l
     name = last.replace('\\', '/').rsplit('/', 1)[-1]
     first = [path for _, path in numbered if path.name == name]
     numbers = [int(match[1]) for match in (re.fullmatch(pattern, name) for pattern in patterns) if match]
-    # A folder of another name ('/', '.') is none that a run has written, and may be a whole disk.
+    # A folder of another name ('/', '.') is not a checkpoint, and could be a whole disk to look through.
     if not first and (Path(last).is_file() or (numbers and Path(last).exists())):
         first = [Path(last)]
     elif not first:
@@ -98,7 +98,7 @@ def _candidates(folders: list[Path], patterns: list[str], last: str | None) -> l
 
 
 def _find_problem(path: Path) -> str | None:
-    """Why a run cannot be resumed from a checkpoint, None if it can."""
+    """Why a run cannot be resumed from a checkpoint; None if it can."""
     if not path.is_dir():
         return _find_problem_of_file(path)
     parts = sorted(
@@ -107,7 +107,7 @@ def _find_problem(path: Path) -> str | None:
     if not parts:
         return 'the folder is empty'
     for part in parts:
-        # What other strategies (ZeRO) write into theirs is known to them only.
+        # Only other strategies (ZeRO) know what is in their files, so these are only checked for damage.
         find = _find_problem_of_file if re.fullmatch(r'rank\d+\.pth', part.name) else _find_damage
         if (problem := find(part)) is not None:
             return f'{part.name}: {problem}'
@@ -115,12 +115,12 @@ def _find_problem(path: Path) -> str | None:
 
 
 def _find_damage(path: Path) -> str | None:
-    """What is wrong with a file of torch.save, as far as its length and its checksums say."""
+    """What is wrong with a file of torch.save, as far as its length and its checksums tell; None if nothing."""
     if not path.stat().st_size:
         return 'the file is empty'
     if path.suffix in ('.pth', '.pt') and not zipfile.is_zipfile(path):
         return 'the file is damaged, or its end is missing'
-    if zipfile.is_zipfile(path):  # Torch does not look at the checksums.
+    if zipfile.is_zipfile(path):  # torch.load does not check the checksums.
         with zipfile.ZipFile(path) as archive:
             if (damaged := archive.testzip()) is not None:
                 return f'{damaged} in it is damaged'

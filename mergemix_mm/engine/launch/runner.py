@@ -22,25 +22,25 @@ from .config import data_loaders, use_own_hooks
 from .errors import LaunchError, explain_stops
 from .resuming import choose_checkpoint
 
-# DDP on a CPU takes no device; a wrapper config of one's own replaces MMEngine's other defaults, hence all of them.
+# DDP on a CPU takes no device. A wrapper config replaces all of MMEngine's defaults, so they are repeated here.
 _CPU_WRAPPER = dict(type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False)
 
 
 def build_runner(cfg: Config) -> Runner | FlexibleRunner:
     """Build the Runner, or the FlexibleRunner if the config has a ``strategy``, or what ``runner_type`` names.
 
-    Without an accelerator, ``launcher='pytorch'`` trains over gloo. What torch would refuse or warn about in a data
-    loader is switched off: persistent workers where there are no workers, pinned memory where there is no accelerator.
-    The Runner saves checkpoints whole and resumes from the newest one that loads; its workers end with it. A schedule
-    that was written for a longer run is scaled (:func:`~mergemix_mm.engine.fit_schedule`).
+    Without an accelerator, ``launcher='pytorch'`` trains over gloo. Options of data loaders that torch would refuse or
+    warn about are switched off: persistent workers without workers, pinned memory without an accelerator. The Runner
+    saves checkpoints whole and resumes from the newest one that can be loaded; its workers end with it. A schedule that
+    was written for a longer run is scaled (:func:`~mergemix_mm.engine.fit_schedule`).
 
     Raises:
-        LaunchError: If the launcher cannot be used, a part of the schedule begins after the run, or the work
-            directory cannot be written to.
+        LaunchError: If the launcher cannot be used, a part of the schedule begins after the end of the run, or the work
+            directory is not writable.
     """
     use_own_hooks(cfg)
     if (cfg.get('randomness') or {}).get('deterministic'):
-        # Some releases of torch refuse products of matrices on CUDA without; it is read once, at the first of them.
+        # Without it, some releases of torch refuse matrix products on CUDA. It is read only once, at the first product.
         os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')
     try:
         fit_schedule(cfg)
@@ -56,7 +56,7 @@ def build_runner(cfg: Config) -> Runner | FlexibleRunner:
             loader.pop('pin_memory', None)
     if cfg.launcher != 'none' and get_device() == 'cpu':
         _start_cpu_process_group(cfg)
-    # FlexibleRunner.from_cfg hands a missing entry on as None, where its constructor would have a default.
+    # FlexibleRunner.from_cfg passes None for a missing entry, and so loses the default of its constructor.
     cfg.setdefault('env_cfg', dict(dist_cfg=dict(backend='nccl')))
     with explain_stops(cfg):
         if cfg.get('work_dir') and '://' not in cfg.work_dir:
@@ -65,7 +65,7 @@ def build_runner(cfg: Config) -> Runner | FlexibleRunner:
             runner = RUNNERS.build(cfg)
         else:
             runner = (Runner if cfg.get('strategy') is None else FlexibleRunner).from_cfg(cfg)
-    # Names of classes are texts, also where MMEngine's visualizers draw them: a dollar sign starts no formula.
+    # Names of classes are plain texts: a dollar sign in one starts no formula where MMEngine's visualizers draw it.
     matplotlib.rcParams['text.parse_math'] = False
     runner.register_hook(PlainCheckpointHook())
     runner.logger.addFilter(_show_control_characters)
@@ -74,13 +74,13 @@ def build_runner(cfg: Config) -> Runner | FlexibleRunner:
 
 
 def _show_control_characters(record: LogRecord) -> bool:
-    """Log file names and texts of others without steering the terminal; MMEngine adds its own colours later."""
+    """Write out control characters in file names and foreign texts that are logged; MMEngine adds its colours later."""
     record.msg, record.args = printable(record.getMessage()), ()
     return True
 
 
 def _start_cpu_process_group(cfg: Config) -> None:
-    """Start gloo, as MMEngine would ask for a CUDA device first, and let DDP wrap a model without one."""
+    """Start gloo before MMEngine does, which would ask for a CUDA device, and let DDP wrap a model on the CPU."""
     if cfg.launcher != 'pytorch':
         raise LaunchError(
             f'--launcher {cfg.launcher}: needs GPUs, and this machine shows none. On CPUs use --launcher pytorch with '
@@ -109,11 +109,11 @@ def _start_cpu_process_group(cfg: Config) -> None:
 def _stop_process_group() -> None:
     """End gloo's threads while Python still runs.
 
-    After a collective, a thread of gloo's drops its tensors, for which it waits for the interpreter. One that still
-    waits when the interpreter ends aborts the process ("terminate called without an active exception"). Only the
-    destructor of the process group joins these threads, and the wrapped model refers to the group: the Runner, which
-    lives in reference cycles, has to go first. The reference held here is the last one, as Python's destructor lets
-    the threads have the interpreter while it joins them, and that of the wrapped model does not.
+    After a collective, a thread of gloo drops its tensors, for which it needs the interpreter. A thread that still
+    waits for it when the interpreter ends aborts the process ("terminate called without an active exception"). Only the
+    destructor of the process group joins these threads. The wrapped model refers to the group, so the Runner, which is
+    part of reference cycles, must be collected first. The reference here must be the last one: Python's destructor
+    gives up the interpreter while it joins the threads, and the destructor in the wrapped model does not.
     """
     group = torch.distributed.group.WORLD
     if group is not None:

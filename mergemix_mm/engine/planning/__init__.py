@@ -1,4 +1,4 @@
-"""What a training takes, before anything is downloaded: full-size models without weights, and memory on each GPU."""
+"""Plans a training before anything is downloaded: full-size models without weights, and memory on each GPU."""
 
 from .batches import UnknownBatchError, image_input, training_batches
 from .plan import GIB, RESERVED, MemoryPlan, PlanError, StepPeaks, TrainingPlan, plan_memory, step_peaks

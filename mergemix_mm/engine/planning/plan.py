@@ -1,4 +1,4 @@
-"""What a training of a config holds on each GPU: weights, gradients, optimizer states, and what a step needs beside."""
+"""Memory of a training on each GPU: weights, gradients, optimizer states, and what a step adds to them."""
 
 import inspect
 from collections.abc import Iterable
@@ -9,34 +9,36 @@ from types import SimpleNamespace
 
 import torch
 from mmengine.config import Config
+from mmengine.hooks import EMAHook, Hook
 from mmengine.optim import OptimWrapper, build_optim_wrapper
 from mmengine.registry import HOOKS, OPTIMIZERS
 from torch import Tensor, nn
 
 from ...models.vlms.hf.loading import parse_dtype
 from ...models.vlms.wrap_policy import wrap_decoder_layers
+from ..hooks.aia_hook import AIAHook
 from .batches import training_batches
 from .step_memory import StepMemory
 from .weightless import HubConfigs, build_weightless
 
 GIB = 2**30
-# CUDA's context, NCCL's buffers, workspaces of the BLAS library, and what the allocator keeps in pieces.
+# CUDA's context, NCCL's buffers, workspaces of the BLAS library, and fragments in the allocator.
 RESERVED = 2 * GIB
-# Layers that are gathered at a time: the one that computes, and the next.
+# Layers that FSDP2 gathers at a time: the one that computes, and the next one.
 GATHERED = 2
 
 
 @dataclass
 class MemoryPlan:
-    """Bytes on each GPU, by one way to train.
+    """Bytes on each GPU for one way to train.
 
     Args:
-        name (str): ``'DDP'``, ``'FSDP2'`` or ``'FSDP2, CPU offload'``; ``'one GPU'`` in the place of the first.
+        name (str): ``'DDP'``, ``'FSDP2'`` or ``'FSDP2, CPU offload'``; ``'one GPU'`` instead of the first.
         weights (int): Parameters and buffers.
-        gradients (int): With those in the buckets of DDP.
+        gradients (int): Gradients, including the buckets of DDP.
         optimizer (int): States of the optimizer.
-        step (int): What a step holds beside them at its peak: activations, copies in low precision, gathered layers.
-        host (int): In the memory of the machine, per process.
+        step (int): What a step adds at its peak: activations, copies in low precision, gathered layers.
+        host (int): In the memory of the machine, per process. Defaults to 0.
     """
 
     name: str
@@ -48,11 +50,11 @@ class MemoryPlan:
 
     @property
     def total(self) -> int:
-        """On each GPU, with what is reserved."""
+        """All bytes on each GPU, including the reserve."""
         return self.weights + self.gradients + self.optimizer + self.step + RESERVED
 
     def fits(self, gpu_memory: int) -> bool:
-        """Whether a GPU of so many bytes can hold it."""
+        """Whether a GPU with `gpu_memory` bytes can hold it."""
         return self.total <= gpu_memory
 
 
@@ -62,8 +64,8 @@ class TrainingPlan:
 
     Args:
         ways (list[MemoryPlan]): DDP (or one GPU), FSDP2, and FSDP2 with CPU offload.
-        batches (dict[str, list[int]]): Task -> shape of its input: images, or token ids, per GPU.
-        precision (torch.dtype, optional): In which it computes; None is that of the weights.
+        batches (dict[str, list[int]]): Task -> shape of its input per GPU: images, or token ids.
+        precision (torch.dtype, optional): The precision of computation; None is that of the weights.
     """
 
     ways: list[MemoryPlan]
@@ -73,11 +75,11 @@ class TrainingPlan:
 
 @dataclass
 class StepPeaks:
-    """What a simulated training holds.
+    """Bytes that a simulated training holds.
 
     Args:
         weights (int): Bytes of parameters and buffers.
-        scorers (int): Of encoders that score for a mixer and are no part of the model.
+        scorers (int): Bytes of encoders that score for a mixer and are not part of the model.
         gradients (int): Bytes of all gradients.
         optimizer (int): Bytes of the optimizer's states.
         loss (int): Peak of forward and backward, gradients included, above weights and states.
@@ -95,7 +97,7 @@ class StepPeaks:
 
 
 class PlanError(ValueError):
-    """A config whose training cannot be planned."""
+    """The config does not train, so its training cannot be planned."""
 
 
 def plan_memory(
@@ -103,13 +105,13 @@ def plan_memory(
 ) -> TrainingPlan:
     """Plan the training of a config.
 
-    A step is simulated as `step_peaks` does it, once as one GPU runs it, and once in low precision with gradients that
-    go at once, as sharded layers do.
+    A step is simulated by `step_peaks`: once as one GPU runs it, and once as sharded layers run it, in low precision
+    and with gradients that are released as soon as they are complete.
 
     Rules of FSDP2: parameters, gradients and states are divided by the number of GPUs. Each decoder layer of the
-    language model, and each encoder of a `MultiBackbone`, is a unit; two units are gathered at a time, in the low
-    precision, and the gradients of two are summed over the GPUs in float32. All else is the root, which stays gathered
-    in a step, and whose gradients are summed at its end.
+    language model, and each encoder of a `MultiBackbone`, is a unit. Two units are gathered at a time, in the low
+    precision, and the gradients of two are summed over the GPUs in float32. All other parameters form the root, which
+    stays gathered during a step, and whose gradients are summed at its end.
 
     Args:
         cfg (Config): A config that trains.
@@ -118,9 +120,9 @@ def plan_memory(
         text_tokens (int, optional): As `training_batches` takes it.
 
     Raises:
-        PlanError: if the config does not train.
-        UnknownBatchError: if no batch can be made up.
-        HubConfigError: if the config of a hub model is missing.
+        PlanError: If the config does not train.
+        UnknownBatchError: If no batch can be made up.
+        HubConfigError: If the config of a hub model is missing.
     """
     for key in ('model', 'train_dataloader', 'optim_wrapper'):
         if not cfg.get(key):
@@ -128,7 +130,7 @@ def plan_memory(
     low = low_precision(cfg)
     whole = step_peaks(cfg, hub_configs, text_tokens, autocast=low)
     fixed = whole.scorers
-    copies = whole.weights if any('EMAHook' in str(hook.get('type')) for hook in cfg.get('custom_hooks') or ()) else 0
+    copies = whole.weights if _hooks_of(cfg, EMAHook) else 0
     buckets = whole.gradients if gpus > 1 else 0
     plans = [
         MemoryPlan(
@@ -173,11 +175,11 @@ def step_peaks(
         text_tokens (int, optional): As `training_batches` takes it.
         autocast (torch.dtype, optional): The step runs under autocast to it. Defaults to None: it does not.
         compute (torch.dtype, optional): The parameters are cast to it. Defaults to None: they are not.
-        release (bool): Whether gradients go as soon as they are complete. Defaults to False.
+        release (bool): Whether gradients are released as soon as they are complete. Defaults to False.
         foreach (bool): Whether the optimizer takes all parameters at once, as it does on a GPU. Defaults to True.
 
     Returns:
-        StepPeaks: of the task that needs most.
+        StepPeaks: The largest values over all tasks.
     """
     model = build_weightless(cfg.model, hub_configs)
     memory = StepMemory()
@@ -185,19 +187,18 @@ def step_peaks(
     scorers = nn.ModuleList(_scorers(model))
     memory.adopt_module(scorers, compute)
     for scorer in scorers:
-        scorer.to = lambda *_, scorer=scorer: scorer  # A mixer moves it to where the images are.
+        scorer.to = lambda *_, scorer=scorer: scorer  # A mixer moves it to the device of the images.
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     model.train()
-    for hook in cfg.get('custom_hooks') or ():
-        if str(hook.get('type')).endswith('AIAHook'):
-            HOOKS.build(deepcopy(hook)).before_train(SimpleNamespace(model=model))
+    for hook in _hooks_of(cfg, AIAHook):  # It makes the tuner record attention, which takes memory.
+        HOOKS.build(deepcopy(hook)).before_train(SimpleNamespace(model=model))
     batches = training_batches(cfg, model, memory, text_tokens)
     tensors = [*model.parameters(), *model.buffers()]
     peaks = StepPeaks(_bytes(tensors), _bytes(scorers.parameters()), _bytes(trained))
     with memory:
         wrapper = None if release else _optim_wrapper(cfg, model, foreach)
         if wrapper is not None:
-            # A first update makes the states, which are there from then on.
+            # The first update creates the states, which stay from then on.
             for parameter in trained:
                 parameter.grad = torch.empty_like(parameter)
             wrapper.step()
@@ -208,6 +209,7 @@ def step_peaks(
                 parameter.register_post_accumulate_grad_hook(_let_go)
     for name, make in batches.items():
         with memory:
+            # With accumulation, the second step begins with the gradients of the first.
             for _ in range(2 if cfg.optim_wrapper.get('accumulative_counts', 1) > 1 else 1):
                 peaks.batches[name] = _shape(model, make()['inputs'])
                 memory.peak = memory.held
@@ -229,8 +231,15 @@ def step_peaks(
     return peaks
 
 
+def _hooks_of(cfg: Config, kind: type[Hook]) -> list[dict]:
+    """The custom hooks of a class, or of a subclass of it."""
+    hooks = cfg.get('custom_hooks') or ()
+    classes = [HOOKS.get(hook['type']) if isinstance(hook['type'], str) else hook['type'] for hook in hooks]
+    return [hook for hook, found in zip(hooks, classes) if found is not None and issubclass(found, kind)]
+
+
 def _scorers(model: nn.Module) -> list[nn.Module]:
-    """The encoders that mixers have of their own, which are no modules of the model."""
+    """The encoders of mixers that are not modules of the model."""
     mixers = [getattr(model, 'mixer', None)]
     for name in ('augments', 'base_augment'):
         mixers += getattr(getattr(model, name, None), 'augments', [])
@@ -239,7 +248,7 @@ def _scorers(model: nn.Module) -> list[nn.Module]:
 
 
 def _shape(model: nn.Module, inputs: dict | Tensor) -> list[int]:
-    """Of images, or of the tokens that the language model reads: with those of an image to be generated."""
+    """The shape of images, or of the tokens of the language model, including those of an image to be generated."""
     return list(model.vlm.prepare(inputs)['input_ids'].shape if isinstance(inputs, dict) else inputs.shape)
 
 
@@ -252,7 +261,7 @@ def _let_go(parameter: nn.Parameter) -> None:
 
 
 def _optim_wrapper(cfg: Config, model: nn.Module, foreach: bool) -> OptimWrapper:
-    """The config's optimizer in a plain wrapper: others ask for GPUs, or for a sharded model."""
+    """The optimizer of the config in a plain wrapper: other wrappers need GPUs, or a sharded model."""
     wrapper = deepcopy(cfg.optim_wrapper)
     kept = ('optimizer', 'paramwise_cfg', 'constructor', 'clip_grad')
     wrapper = {key: wrapper[key] for key in kept if wrapper.get(key) is not None}
@@ -264,10 +273,10 @@ def _optim_wrapper(cfg: Config, model: nn.Module, foreach: bool) -> OptimWrapper
 
 
 def low_precision(cfg: Config) -> torch.dtype | None:
-    """The precision that a config computes in, by its wrapper or its strategy; None is that of the weights."""
+    """The precision of computation, from the wrapper or the strategy of a config; None is that of the weights."""
     wrapper, strategy = cfg.optim_wrapper, cfg.get('strategy') or {}
     if str(wrapper.get('type')).endswith('AmpOptimWrapper'):
-        # Torch's own choice on a GPU.
+        # Torch's default on a GPU is float16.
         return parse_dtype(wrapper.get('dtype') or 'float16')
     mixed = (strategy.get('model_wrapper') or {}).get('mixed_precision') or strategy.get('mixed_precision') or {}
     if mixed.get('param_dtype'):
@@ -280,7 +289,7 @@ def low_precision(cfg: Config) -> torch.dtype | None:
 
 @dataclass
 class UnitSizes:
-    """Parameters of what FSDP2 gathers at a time: the root, and the largest of the units."""
+    """Numbers of parameters that FSDP2 gathers together: the root, and the largest of the units."""
 
     number: int = 0
     root: int = 0

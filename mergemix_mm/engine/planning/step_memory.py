@@ -1,7 +1,7 @@
-"""Runs a training step on tensors without content and adds up what it would hold at its peak.
+"""Runs a training step on tensors without content, and adds up the memory that it would hold at its peak.
 
-torch's fake tensors have shapes, dtypes and storages, and no memory. So a step of any size runs in seconds, through the
-same code as in training, and every allocation and release of it is seen.
+Fake tensors of torch have shapes, dtypes and storages, but no memory. So a step of any size runs in seconds, through
+the same code as in training, and every allocation and release of it is counted.
 """
 
 import weakref
@@ -21,15 +21,15 @@ _INDEXED = (torch.ops.aten.index.Tensor, torch.ops.aten.index_put.default, torch
 
 
 class StepMemory(TorchDispatchMode):
-    """Counts the bytes of all storages that are made while it is entered, and releases them when they go.
+    """Counts the bytes of all storages that are made while the mode is entered, until they are released.
 
-    Tensors with content (token ids, masks, positions) stay what they are, so that code may look at them. Where code
-    looks at the value of a tensor without content, it finds True, or 1; two of them are never equal; and none of their
-    elements is zero or False. So nothing is left out of the step that a value decides upon.
+    Tensors with content (token ids, masks, positions) keep it, so that code may look at them. If code looks at the
+    value of a tensor without content, it gets True, or 1; two such tensors are never equal; and none of their elements
+    is zero or False. So no branch of the step that depends on a value is left out.
 
     Attributes:
         held (int): Bytes now.
-        peak (int): Most bytes at a time so far.
+        peak (int): Largest number of bytes so far.
     """
 
     def __init__(self) -> None:
@@ -39,11 +39,11 @@ class StepMemory(TorchDispatchMode):
         self._known: set[int] = set()
 
     def empty(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        """A tensor without content; counted if it is made while the mode is entered, as part of the step."""
+        """A tensor without content. It counts if it is made while the mode is entered."""
         return self.adopt(torch.empty(*shape, dtype=dtype, device='meta'))
 
     def adopt(self, tensor: Tensor) -> Tensor:
-        """A tensor of the meta device as one of the CPU without content; not counted, but as :meth:`empty`."""
+        """A tensor on the meta device becomes one on the CPU without content; it does not count."""
         tensor = FakeTensor(self.fake, tensor.detach(), torch.device('cpu'))
         self._register(tensor, 0)
         return tensor
@@ -86,7 +86,7 @@ class StepMemory(TorchDispatchMode):
             if isinstance(tensor, Tensor):
                 self._register(tensor)
         if empty and function is _CONVOLUTION and result.ndim == 4:
-            # Kernels of images hold the larger of input and output in a layout of their own as well.
+            # Convolutions of images hold a copy of the larger of input and output in another memory layout.
             sizes = (one.numel() * one.element_size() for one in (args[0], result))
             self.peak = max(self.peak, self.held + max(sizes))
         return result
@@ -108,7 +108,7 @@ class StepMemory(TorchDispatchMode):
 
 
 def _as_positions(indices: Iterable[Tensor | None]) -> list[Tensor | None]:
-    """Flags become positions: how many there are is not known of tensors without content. There, all are set."""
+    """Bool indices become positions, since their number must be known. Those without content count as all True."""
     result = []
     for index in indices:
         if index is not None and index.dtype is torch.bool:

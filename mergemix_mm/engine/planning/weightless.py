@@ -1,4 +1,4 @@
-"""Builds the model of a config at its full size without weights: its parameters lie on the meta device."""
+"""Builds the model of a config at its full size without weights, on the meta device, and counts its parameters."""
 
 import json
 from collections.abc import Callable, Iterable, Mapping
@@ -21,37 +21,37 @@ from ...models.vlms.sphinx.files import CONFIG_FILE, LANGUAGE_MODEL, is_sphinx, 
 from ...utils.text import quoted, shown
 
 FROM_PRETRAINED = '.from_pretrained'
-# Names of hub models and folders -> the content of their config.json. The empty name is that of any model that a
-# `pretrained` names: of the vision-language model, or of its language model.
+# Names of hub models and folders -> the content of their config.json. The empty name stands for whatever model
+# `pretrained` names, be it the vision-language model or its language model.
 HubConfigs = Mapping[str, dict]
 ANY = ''
-# What no part of a vision-language model names: it never trains.
+# Parameters that belong to no part that ``trainable`` knows: they never train.
 REST = 'frozen'
 
 
 class HubConfigError(ValueError):
-    """The config of a model that a config names is not there, or cannot be read."""
+    """The config.json of a model that a config names does not exist, or cannot be read."""
 
 
 def build_weightless(model: dict, hub_configs: HubConfigs | None = None) -> nn.Module:
     """Build a model without reading or drawing weights, in seconds and without memory for them.
 
-    Everything is as `MODELS.build` makes it (freezing, LoRA, dtypes, weights that a tuner widens), but for the values
-    of the parameters, which lie on the meta device, and the processor, which is left out. Of models on the hub and in
-    folders only the config is read.
+    The model is as `MODELS.build` makes it (freezing, LoRA, dtypes, weights that a tuner keeps in float32), except that
+    parameters have no values, and that the processor is left out. Of models on the hub and in folders only the config
+    is read.
 
     Args:
-        model (dict): ``cfg.model``. Stays as it is.
+        model (dict): ``cfg.model``; not changed.
         hub_configs (Mapping, optional): Name of a model in the config -> the content of its config.json, as
-            `read_hub_configs` gives it. Defaults to None: every config comes from where its name says.
+            `read_hub_configs` returns it. Defaults to None: each config is read from the hub or folder of that name.
 
     Raises:
-        HubConfigError: if the config of a model cannot be found.
-        ValueError: if the model cannot be built.
+        HubConfigError: If the config of a model cannot be found.
+        ValueError: If the model cannot be built.
     """
     model = {key: value for key, value in _plain(model).items() if key != 'processor'}
     model = _Stripper(dict(hub_configs or {})).strip(model)
-    # Encoders that score draw their first weights as soon as they are built.
+    # Encoders of mixers initialise their weights when they are built, which the meta device does not support.
     drawing = mock.patch.object(BaseModule, 'init_weights', lambda _: None)
     with torch.device('meta'), _GivenValues(), drawing:
         return MODELS.build(ConfigDict(model))
@@ -61,12 +61,12 @@ def read_hub_configs(arguments: Iterable[str]) -> dict[str, dict]:
     """Read configs of models that cannot be downloaded.
 
     Args:
-        arguments (Iterable[str]): ``NAME=SOURCE`` for the model that a config names so, or ``SOURCE`` for that of its
-            ``pretrained``. A source is a config.json, a folder that has one, a name on the hub, or a JSON file that
-            maps names to configs.
+        arguments (Iterable[str]): ``NAME=SOURCE`` for the model of that name in a config, or ``SOURCE`` for the model
+            of its ``pretrained``. A source is a config.json, a folder that has one, a name on the hub, or a JSON file
+            that maps names to configs.
 
     Raises:
-        HubConfigError: if a source cannot be read.
+        HubConfigError: If a source cannot be read.
     """
     found = {}
     for argument in arguments:
@@ -80,7 +80,7 @@ def read_hub_configs(arguments: Iterable[str]) -> dict[str, dict]:
 
 
 class _GivenValues(TorchFunctionMode):
-    """Has tensors made on the CPU that are no weights: constructors look at their values."""
+    """Makes tensors that are not weights on the CPU even so: constructors look at their values."""
 
     _VALUES = (torch.tensor, torch.as_tensor, torch.arange, torch.linspace)
     _FILLED = (torch.zeros, torch.ones, torch.full, torch.empty)
@@ -88,7 +88,7 @@ class _GivenValues(TorchFunctionMode):
     def __torch_function__(self, function: Callable, types: tuple, args: tuple = (), kwargs: dict | None = None):
         kwargs = dict(kwargs or {})
         dtype = kwargs.get('dtype')
-        # Vocabulary mappings and positions are integers, or flags.
+        # Vocabulary mappings and positions are integers, masks are bool; weights are floating.
         exact = dtype in (int, bool) or (isinstance(dtype, torch.dtype) and not dtype.is_floating_point)
         if kwargs.get('device') is None and (function in self._VALUES or (function in self._FILLED and exact)):
             kwargs['device'] = 'cpu'
@@ -96,13 +96,13 @@ class _GivenValues(TorchFunctionMode):
 
 
 class _Stripper:
-    """Puts the config of a model into the place of its weights, wherever a config names them."""
+    """Replaces weights by the config of their model, wherever a config names them."""
 
     def __init__(self, hub_configs: dict) -> None:
         self.hub_configs = hub_configs
 
     def strip(self, part):
-        """A part of a config without weights; lists and dicts are new."""
+        """A copy of a part of a config, without weights."""
         if isinstance(part, list | tuple):
             return type(part)(self.strip(entry) for entry in part)
         if not isinstance(part, dict):
@@ -124,10 +124,10 @@ class _Stripper:
         return {key: value if key == 'config' else self.strip(value) for key, value in part.items()}
 
     def _bare(self, part: dict) -> dict:
-        """A model of transformers that would be read: its class and config."""
+        """Instead of a ``from_pretrained`` of transformers: the class with its config."""
         config = self.find(part['pretrained_model_name_or_path'])
         dtype = part.get('dtype', part.get('torch_dtype'))
-        # `config` is the name by which builders make configs of transformers.
+        # Not under the name `config`: builders make configs of transformers from that.
         return dict(type=_make_bare, class_name=part['type'].removesuffix(FROM_PRETRAINED), sizes=config, dtype=dtype)
 
     def _strip_sphinx(self, part: dict) -> None:
@@ -142,7 +142,7 @@ class _Stripper:
             part['language_model'] = dict(config=self.find(inner, main=True))
 
     def find(self, name: str, main: bool = False) -> dict:
-        """The content of a model's config.json; `main` is the one that an unnamed config is for."""
+        """The content of a model's config.json; an unnamed config of the user is for the `main` one."""
         if name in self.hub_configs:
             return self.hub_configs[name]
         if main and ANY in self.hub_configs:
@@ -156,9 +156,9 @@ def _read_source(source: str) -> dict:
         try:
             content = json.loads(file.read_text(encoding='utf-8'))
         except (OSError, ValueError, RecursionError) as error:
-            raise HubConfigError(f'{shown(str(file))} is no JSON file: {shown(str(error), 200)}') from None
+            raise HubConfigError(f'{shown(str(file))} is not a JSON file: {shown(str(error), 200)}') from None
         if not isinstance(content, dict):
-            raise HubConfigError(f'{shown(str(file))} is no config of a model: {quoted(content, 100)}')
+            raise HubConfigError(f'{shown(str(file))} is not the config of a model: {quoted(content, 100)}')
         return content
     from transformers import PretrainedConfig
 
@@ -166,13 +166,13 @@ def _read_source(source: str) -> dict:
         return PretrainedConfig.get_config_dict(source)[0]
     except Exception as error:
         raise HubConfigError(
-            f'{shown(source)} is neither a folder with a {CONFIG_FILE} nor a model whose {CONFIG_FILE} the hub hands '
-            f'out here: give that file with --hub-config {shown(source)}=FILE.json ({type(error).__name__})'
+            f'{shown(source)} is neither a folder with a {CONFIG_FILE} nor a model whose {CONFIG_FILE} the hub '
+            f'gives: pass that file with --hub-config {shown(source)}=FILE.json ({type(error).__name__})'
         ) from None
 
 
 def _make_bare(class_name: str, sizes: dict, dtype: str | torch.dtype | None = None) -> nn.Module:
-    """A model of transformers with the sizes of its config.json, which may be that of a model around it."""
+    """A model of transformers with the sizes in a config.json, which may be that of a model that contains it."""
     model_class = get_object_from_string(class_name)
     config_class = model_class.config_class
     key = getattr(config_class, 'base_config_key', '')
@@ -187,12 +187,12 @@ def _is_pretrained(init_cfg) -> bool:
 
 def _checked(content, source: str) -> dict:
     if not isinstance(content, dict) or not isinstance(content.get('model_type'), str):
-        raise HubConfigError(f"{shown(source)} is no config of a model of transformers: it has no 'model_type'")
+        raise HubConfigError(f"{shown(source)} is not the config of a model of transformers: it has no 'model_type'")
     return content
 
 
 def _plain(part):
-    """Configs of MMEngine as dicts, lists and tuples of Python."""
+    """Configs of MMEngine as plain dicts, lists and tuples."""
     if isinstance(part, dict):
         return {key: _plain(value) for key, value in part.items()}
     if isinstance(part, list | tuple):
@@ -206,10 +206,10 @@ class PartSize:
 
     Args:
         name (str): ``'language_model'``, ``'backbone'``, ...
-        parameters (int): How many it has.
-        trained (int): How many of them train.
-        bytes (int): What they take.
-        dtypes (set[str]): ``{'float32'}``, ...
+        parameters (int): Number of parameters.
+        trained (int): Number of those that train.
+        bytes (int): Size of all of them.
+        dtypes (set[str]): Their dtypes, such as ``{'float32'}``.
     """
 
     name: str
@@ -222,7 +222,8 @@ class PartSize:
 def part_sizes(model: nn.Module) -> list[PartSize]:
     """The parts of a model in the order of its parameters; shared parameters count once.
 
-    The parts of a tuner are those that ``trainable`` knows, and ``frozen``; those of other models are their children.
+    The parts of a tuner are those that ``trainable`` knows, and ``frozen``; the parts of other models are their
+    children.
     """
     is_tuner = isinstance(model, BaseTuner)
     network = model.vlm.family.model if is_tuner else model

@@ -1,4 +1,4 @@
-"""Weights on disk: read without running code of theirs and without loading them whole, and mixed."""
+"""Weights on disk: read without running code in the files and without loading them whole, and mixed."""
 
 from ...utils.safe_load import (
     CheckpointError,

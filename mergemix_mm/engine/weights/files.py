@@ -1,4 +1,4 @@
-"""Weights in files: what stands where in one, without reading it, and its elements in pieces.
+"""Files of weights: the names and places of the tensors in them, and their elements in pieces.
 
 A :class:`SafetensorsFile` or a :class:`TorchFile` gives a :class:`StoredTensor` for each name. Both also write the
 layout of a file like it, into which elements are put later.
@@ -20,7 +20,7 @@ from torch.serialization import skip_data
 from ...utils.safe_load import load_checkpoint
 from ...utils.text import printable, shown
 
-# Elements at once: few megabytes, whatever the tensor's size.
+# Elements at a time: a few megabytes, whatever the size of the tensor.
 PIECE = 1 << 20
 DTYPES = dict(
     F64=torch.float64,
@@ -40,20 +40,20 @@ DTYPES = dict(
     BOOL=torch.bool,
 )
 
-LONGEST_HEADER = 100_000_000  # The library's own limit, in bytes.
+LONGEST_HEADER = 100_000_000  # In bytes; the limit of the safetensors library.
 WAY_OUT = 'torch.load(weights_only=False)'
-# Elements of a tensor for each that is stored: an expanded one repeats them.
+# An expanded tensor repeats stored elements. A file that claims more repetitions than this is hostile.
 LARGEST_EXPANSION = 1 << 16
 
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """Where a tensor stands in a file.
+    """The place of a tensor in a file.
 
     Args:
         path (Path): The file.
         start (int): The byte in the file where its first element begins.
-        like (Tensor): On the meta device: shape, dtype and strides of the elements behind `start`.
+        like (Tensor): On the meta device, with the shape, dtype and strides of the elements after `start`.
     """
 
     path: Path
@@ -75,8 +75,8 @@ class StoredTensor:
     def pieces(self) -> Iterator[Tensor]:
         """The elements in the order of the tensor, flat, a few megabytes at a time.
 
-        Nothing is mapped: pages of a mapped file would count as memory of the process. A tensor that does not lie in
-        its own order (``channels_last``) is read whole.
+        The file is not mapped: pages of a mapped file would count as memory of the process. A tensor whose elements are
+        stored in another order (``channels_last``) is read whole.
 
         Raises:
             ValueError: If the file ends too early.
@@ -102,10 +102,10 @@ class StoredTensor:
         return elements.as_strided(self.shape, self.like.stride())
 
     def write(self, pieces: Iterable[Tensor], progress: Callable[[int], object]) -> None:
-        """Put the elements of a contiguous tensor into the file, which is there already.
+        """Put the elements of a contiguous tensor into the file, which must exist.
 
         Args:
-            pieces (Iterable[Tensor]): As :meth:`pieces` gives them.
+            pieces (Iterable[Tensor]): As :meth:`pieces` yields them.
             progress (Callable): Called with the number of bytes of each piece.
         """
         with self.path.open('r+b') as file:
@@ -122,10 +122,10 @@ class StoredTensor:
 
 
 def once(pairs: list[tuple[str, Any]]) -> dict:
-    """For `json.loads`: a key that is there twice is an error, as one of the two would be lost.
+    """An ``object_pairs_hook`` of `json.loads` that refuses repeated keys, of which all but one would be lost.
 
     Raises:
-        ValueError: If one is.
+        ValueError: If a key is repeated.
     """
     found = dict(pairs)
     if len(found) != len(pairs):
@@ -135,16 +135,19 @@ def once(pairs: list[tuple[str, Any]]) -> dict:
 
 
 class SafetensorsFile:
-    """The tensors of a file by name, none of them read.
+    """The tensors of a safetensors file by name, without reading them.
+
+    Source: https://github.com/huggingface/safetensors#format. The library's own writer takes all tensors of a file at
+    once, so the format is read and written here.
 
     Args:
         path (Path): The file.
 
     Raises:
-        ValueError: If it is damaged or none of this kind.
+        ValueError: If it is damaged or of another kind.
     """
 
-    versions = None
+    versions = None  # Of modules; this format has no place for them.
 
     def __init__(self, path: Path) -> None:
         self.path, size = path, path.stat().st_size
@@ -161,11 +164,12 @@ class SafetensorsFile:
             self.tensors = {name: self._tensor(name, entry, 8 + length) for name, entry in self._entries.items()}
         except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, RecursionError) as error:
             raise ValueError(
-                f'{printable(path)} is no safetensors file, or of a dtype that is not known here: '
+                f'{printable(path)} is not a safetensors file, or has a dtype that is not known here: '
                 f'{shown(repr(error), 200)}'
             ) from None
         self._data = end = 8 + length
-        # In the order of their bytes, each begins where the last one ended: none overlaps, and nothing is hidden.
+        # Sorted by their bytes, each tensor begins where the last one ended: none overlap, and no bytes are hidden
+        # between.
         for name, tensor in sorted(self.tensors.items(), key=lambda one: (one[1].start, one[1].nbytes)):
             if tensor.start != end:
                 raise ValueError(
@@ -193,14 +197,14 @@ class SafetensorsFile:
 
         Args:
             path (Path): The file.
-            record (dict): What JSON can hold; it is added to the metadata under ``mix_weights``.
+            record (dict): A JSON object; it is added to the metadata under ``mix_weights``.
 
         Returns:
-            dict[str, StoredTensor]: Where the elements belong.
+            dict[str, StoredTensor]: The places of the elements.
         """
         metadata = {**self._header.get('__metadata__', {}), 'mix_weights': json.dumps(record)}
         header = json.dumps(dict(__metadata__=metadata, **self._entries)).encode()
-        header += b' ' * (-len(header) % 8)  # Tensors begin at multiples of 8, as the library has it.
+        header += b' ' * (-len(header) % 8)  # As the library writes it: tensors begin at multiples of 8.
         moved = 8 + len(header) - self._data
         with path.open('wb') as file:
             file.write(len(header).to_bytes(8, 'little') + header)
@@ -209,13 +213,13 @@ class SafetensorsFile:
 
 
 class TorchFile:
-    """The weights of a checkpoint by name, none of them read.
+    """The weights in a file of torch.save by name, without reading them.
 
     Args:
-        path (Path): A state dict, or a dict with one under ``state_dict``, as MMEngine writes it.
+        path (Path): The file, with a state dict, or a dict that has one under ``state_dict``, as MMEngine writes it.
 
     Raises:
-        ValueError: If it is none, holds more than weights and plain values, or was written before torch 1.6.
+        ValueError: If it is another file, holds more than weights and plain values, or was written before torch 1.6.
     """
 
     def __init__(self, path: Path) -> None:
@@ -223,7 +227,7 @@ class TorchFile:
             raise ValueError(
                 f'{path} is damaged, or was written before torch 1.6; if torch.load reads it, torch.save it again'
             )
-        with FakeTensorMode():  # Tensors without memory, which know their place in the file.
+        with FakeTensorMode():  # Makes tensors without memory, which know their place in the file.
             self._content = load_checkpoint(path, flag=WAY_OUT)
         nested = isinstance(self._content, dict) and 'state_dict' in self._content
         self._weights = self._content['state_dict'] if nested else self._content
@@ -235,26 +239,30 @@ class TorchFile:
             str(name) for name, value in self._weights.items() if not (isinstance(name, str) and _is_plain(value))
         ]
         if others:
-            raise ValueError(f'{path} holds entries that are no plain tensors: {", ".join(others[:5])}')
+            raise ValueError(f'{path} holds entries that are not plain tensors: {", ".join(others[:5])}')
         self.path, self.versions = path, getattr(self._weights, '_metadata', None)
         records = _records(path)
         self.tensors = {name: _stored(path, name, value, records) for name, value in self._weights.items()}
 
     def reserve(self, path: Path, record: dict) -> dict[str, StoredTensor]:
-        """Write a checkpoint of the same weights without their elements; only ``meta`` is kept of what else there was.
+        """Write a checkpoint of the same weights without their elements; of other entries only ``meta`` is kept.
 
-        The checksums in the zip archive, which torch does not read, are not those of the elements.
+        The checksums in the zip archive, which torch does not read, do not match the elements that are written later.
 
         Args:
             path (Path): The file.
-            record (dict): Added to ``meta`` under ``mix_weights``, where there is a ``state_dict`` beside it.
+            record (dict): Added to ``meta`` under ``mix_weights``, if the checkpoint has a ``state_dict`` beside
+            ``meta``.
 
         Returns:
-            dict[str, StoredTensor]: Where the elements belong.
+            dict[str, StoredTensor]: The places of the elements.
         """
         weights = copy.copy(self._weights)  # With its `_metadata`.
         with FakeTensorMode():
-            for name, tensor in self.tensors.items():  # Memory of its own for each, in its own order.
+            for (
+                name,
+                tensor,
+            ) in self.tensors.items():  # Each gets its own memory, also tied and expanded ones, and is contiguous.
                 weights[name] = torch.empty(tensor.shape, dtype=tensor.dtype)
         content = weights
         if self._weights is not self._content:
@@ -269,10 +277,10 @@ def _is_plain(value: object) -> bool:
 
 
 def _records(path: Path) -> dict[int, int]:
-    """Of all records in the archive, the byte where they begin and their size.
+    """The size of each record with elements in the archive, by the byte where it begins.
 
     Raises:
-        ValueError: If one is compressed: torch writes them as they are, and their elements are read so.
+        ValueError: If one is compressed: elements are read from the file as they are, and torch never compresses them.
     """
     reader = torch._C.PyTorchFileReader(str(path))
     with zipfile.ZipFile(path) as archive:

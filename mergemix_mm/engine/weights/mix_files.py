@@ -1,4 +1,4 @@
-"""Mixes the weights of two models from disk to disk, a piece of a tensor at a time."""
+"""Mixes the weights of two models from disk to disk, one piece of a tensor at a time."""
 
 import hashlib
 import os
@@ -12,16 +12,16 @@ from torch import Tensor
 
 from ...functional.weight_mix import check_beta, describe, is_mixed, mix_problems, mix_tensors, name_filter
 from ...models.vlms.hf.saving import check_replaceable, replaced_folder
-from ...utils.files import begin_replacement, end_replacement, explained, sync, write_json
+from ...utils.files import begin_replacement, end_replacement, explained, finish_replacement, write_json
 from ...utils.text import printable, shown
 from ...version import __version__
 from .files import StoredTensor
 from .stored_weights import FILE_KINDS, StoredWeights
 
 RECORD = 'mix_weights.json'
-# Weights of the real model in this and in other formats have no place beside mixed ones.
+# Weights of the real model, in this or another format, are not copied: beside the mixed ones they could be loaded.
 NOT_COPIED = ('.*', *(f'*{end}' for end in FILE_KINDS), '*.ckpt', '*.gguf', '*.h5', '*.msgpack', '*.index.json')
-# Few large blocks: behind each, the thread has to wait for the interpreter.
+# Few large blocks: after each, the thread has to wait for the interpreter.
 HASHED_AT_ONCE = 1 << 24
 
 
@@ -34,29 +34,30 @@ def mix_files(
     exclude: str | None = None,
     progress: Callable[[int], object] = lambda _: None,
 ) -> dict:
-    """Write beta * real + (1 - beta) * synthetic to disk; see `mix_weights` for what that is.
+    """Write beta * real + (1 - beta) * synthetic to disk; see :func:`mergemix_mm.functional.mix_weights`.
 
-    Everything is checked before anything is written, and `out` appears whole or not at all: a run that is killed leaves
-    what stood there, and a hidden folder beside it.
+    Everything is checked before anything is written, and `out` appears whole or not at all. A run that is killed leaves
+    the old `out`, and a hidden folder beside it.
 
     Args:
-        real (StoredWeights): The model of real data. The result is of its kind: the same files with the same tensors
-            in each, and beside them the other files of its folder (config, tokenizer ...), without hidden ones.
-        synthetic (StoredWeights): The model of synthetic data, in one file or more of either kind.
+        real (StoredWeights): The model of real data. The result has the same files with the same tensors in each, and
+            copies of the other files of its folder (config, tokenizer, ...) except hidden ones.
+        synthetic (StoredWeights): The model of synthetic data, in one or several files of either kind.
         out (str | Path): Folder or file to write; a model there is replaced.
         beta (float): The weight of `real`, in [0, 1].
-        include (str, optional): Regular expression that is searched in the names; the others are those of `real`.
-            Defaults to None: all are mixed.
-        exclude (str, optional): Regular expression of names that are not mixed. Defaults to None: none.
-        progress (Callable): Called with every number of bytes that is written; they sum up to ``real.nbytes``.
+        include (str, optional): Regular expression that is searched in the names; weights of other names are those of
+            `real`. Defaults to None: all are mixed.
+        exclude (str, optional): Regular expression of names that are not mixed. Defaults to None: mixes all included.
+        progress (Callable): Called with each number of bytes that was written; they sum up to ``real.nbytes``.
+            Defaults to a function that does nothing.
 
     Returns:
-        dict: The record of where the weights come from, with the SHA-256 of all files. It is written as well: into the
-        folder as ``mix_weights.json``, or beside a file, under its name with ``.json`` behind.
+        dict: The record of the origin of the weights, with the SHA-256 of all files. It is also written to disk: as
+        ``mix_weights.json`` in the folder, or beside a file, under its name with ``.json`` appended.
 
     Raises:
-        ValueError: If an argument cannot be used, or the two cannot be mixed; all that differs is named.
-        OSError: If `out` cannot be written, or would replace other files than a model.
+        ValueError: If an argument is out of range, or the two cannot be mixed; the error lists all differences.
+        OSError: If `out` cannot be written, or holds other files than a model.
     """
     check_beta(beta)
     included = name_filter(include, exclude)
@@ -94,11 +95,11 @@ def mix_files(
 
 
 def check_out(out: str | Path, *inputs: StoredWeights) -> None:
-    """Refuse to write the mix of the first of `inputs`, and others, to where it does not belong.
+    """Refuse a place for the mix of the first of `inputs` with the others.
 
     Raises:
-        ValueError: If `out` and an input lie in one another, or `out` is of another kind than the first input.
-        OSError: If a folder is in the place of a file or the other way round, or holds other files than a model.
+        ValueError: If `out` lies in an input or an input in `out`, or `out` is of another kind than the first input.
+        OSError: If a folder is in the place of a file or a file in that of a folder, or the folder is not a model.
     """
     out, first = Path(out).absolute(), inputs[0].path
     for path in (weights.path.absolute() for weights in inputs):
@@ -116,7 +117,7 @@ def check_out(out: str | Path, *inputs: StoredWeights) -> None:
 
 @contextmanager
 def _replaced(out: Path, real: StoredWeights) -> Iterator[Path]:
-    """A temporary folder for the files of `real` and the record, which take their places when the block ends."""
+    """A temporary folder for the mixed files and the record, which take their places when the block ends."""
     if not real.path.is_dir():
         with _replaced_file(out.absolute(), real.path.name) as folder:
             yield folder
@@ -130,7 +131,7 @@ def _replaced(out: Path, real: StoredWeights) -> Iterator[Path]:
 
 
 def _check_links(folder: Path) -> None:
-    """Refuse links to folders, which may lead anywhere, and in circles."""
+    """Refuse links to folders: they may lead anywhere, also in circles."""
     for place, names, _ in os.walk(folder):
         links = [name for name in names if os.path.islink(os.path.join(place, name))]
         if links:
@@ -144,18 +145,17 @@ def _replaced_file(out: Path, name: str) -> Iterator[Path]:
     try:
         with explained(out):
             yield folder
-            sync(folder / name)
-            record.unlink(missing_ok=True)  # At no time a record stands beside weights that it is not of.
-            os.replace(folder / name, out)
-            os.replace(folder / RECORD, record)
-            sync(out.parent)
+        # The old record goes first, so that there is never a record beside weights that it does not describe.
+        record.unlink(missing_ok=True)
+        finish_replacement(folder, out, name=name)
+        finish_replacement(folder, record, name=RECORD)
     finally:
         end_replacement(folder)
 
 
 @contextmanager
 def _hashed(**weights: StoredWeights) -> Iterator[Callable[[], dict[str, dict[str, str]]]]:
-    """Hash all files in another thread, which hashlib lets run beside this one; a function waits for the sums."""
+    """Hash all files in another thread, since hashlib releases the interpreter; yields a function that waits for it."""
     pool = ThreadPoolExecutor(1)
     try:
         sums = {

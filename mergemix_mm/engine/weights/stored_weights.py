@@ -1,4 +1,4 @@
-"""The weights of a model on disk: by name in one file or in the shards of a folder, or all of a checkpoint at once."""
+"""The weights of a model on disk: by name in a file or in the shards of a folder, or a whole checkpoint."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from ...utils.text import printable, shown
 from .files import SafetensorsFile, StoredTensor, TorchFile, once
 
 FILE_KINDS = {'.safetensors': SafetensorsFile, '.pth': TorchFile, '.pt': TorchFile, '.bin': TorchFile}
-# Where transformers looks for weights, in its order.
+# Where transformers looks for weights, in the order in which it does.
 NAMES = (
     'model.safetensors',
     'model.safetensors.index.json',
@@ -26,7 +26,7 @@ LONGEST_NAME = 255
 
 
 class StoredWeights:
-    """All tensors of a model by name, none of them read.
+    """All tensors of a model by name, without reading them.
 
     Args:
         path (str | Path): A folder of transformers with safetensors or ``pytorch_model.bin``, sharded or not; or one
@@ -39,8 +39,8 @@ class StoredWeights:
         tensors (dict[str, StoredTensor]): All their tensors.
 
     Raises:
-        FileNotFoundError: If there is no such file or folder, or a shard is missing.
-        ValueError: If it is of another kind, damaged, or a checkpoint that holds more than weights and plain values.
+        FileNotFoundError: If the file or folder does not exist, or a shard is missing.
+        ValueError: If it is of another kind, is damaged, or holds more than weights and plain values.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -68,17 +68,17 @@ class StoredWeights:
             _check_index(self.index, shards, self.files)
 
     def place(self, file: SafetensorsFile | TorchFile) -> Path:
-        """Where one of `files` stands in the folder; its name, if the model is one file."""
+        """The path of one of `files` relative to the folder; its name, if the model is one file."""
         return file.path.relative_to(self.path) if self.path.is_dir() else Path(file.path.name)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all tensors."""
+        """Size of all tensors in bytes."""
         return sum(tensor.nbytes for tensor in self.tensors.values())
 
     @property
     def versions(self) -> dict | None:
-        """Versions of the modules, which ``load_state_dict`` looks at; safetensors have none."""
+        """Versions of the modules, which ``load_state_dict`` reads; None for safetensors."""
         return self.files[0].versions
 
     def _find_weights(self) -> Path:
@@ -88,7 +88,7 @@ class StoredWeights:
         found = sorted(path.name for path in self.path.iterdir())
         raise ValueError(
             f'{printable(self.path)} holds none of {", ".join(NAMES)} (but: {_listed(found)}). Name the folder of a '
-            'whole model, or one file; adapters of LoRA have to be merged into their model first'
+            'whole model, or one file; merge adapters of LoRA into their model first'
         )
 
 
@@ -96,15 +96,15 @@ def _read_index(index: Path) -> dict[str, Path]:
     """The shard of every tensor.
 
     Raises:
-        FileNotFoundError: If a shard is not there.
-        ValueError: If this is no index, or a shard lies outside of its folder.
+        FileNotFoundError: If a shard does not exist.
+        ValueError: If this is not an index, or a shard lies outside of its folder.
     """
     try:
         shards = json.loads(index.read_text(encoding='utf-8'), object_pairs_hook=once)['weight_map']
         if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()) or not shards:
             raise TypeError('its weight_map does not name a file for each tensor')
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(f'{printable(index)} is no index of shards: {shown(repr(error), 200)}') from None
+        raise ValueError(f'{printable(index)} is not an index of shards: {shown(repr(error), 200)}') from None
     paths = {name: _shard(index, name) for name in sorted(set(shards.values()))}
     missing = [name for name, path in paths.items() if not path.is_file()]
     if missing:
@@ -113,13 +113,13 @@ def _read_index(index: Path) -> dict[str, Path]:
 
 
 def _shard(index: Path, name: str) -> Path:
-    """The path of a shard, which has to lie in the folder of the index."""
+    """The path of a shard. It must lie in the folder of the index: a hostile index could name any file."""
     folder, parts = index.parent, PurePosixPath(name).parts
     outside = PurePosixPath(name).is_absolute() or PureWindowsPath(name).drive or '..' in parts or '\\' in name
     if outside or not parts or '\0' in name or len(name) > LONGEST_NAME or _is_broken(name):
-        raise ValueError(f'{printable(index)} names the shard {shown(name)}, which is no place in its folder')
+        raise ValueError(f'{printable(index)} names the shard {shown(name)}, which is not a place in its folder')
     path = folder.joinpath(*parts)
-    # The cache of the hub has its files in `blobs`, and links to them in `snapshots/<revision>`.
+    # The cache of the hub keeps files in `blobs`, and links to them in `snapshots/<revision>`.
     roots = [folder.resolve(), *([folder.resolve().parents[1] / 'blobs'] if folder.parent.name == 'snapshots' else [])]
     try:
         resolved = path.resolve()
@@ -131,12 +131,12 @@ def _shard(index: Path, name: str) -> Path:
 
 
 def _is_broken(name: str) -> bool:
-    """Whether a name holds half of a pair of surrogates, which no file has."""
+    """Whether a name holds half of a surrogate pair, which no file name can hold."""
     return any('\ud800' <= character <= '\udfff' for character in name)
 
 
 def _check_index(index: Path, shards: dict[str, Path], files: list[SafetensorsFile | TorchFile]) -> None:
-    """Refuse an index that says other tensors than its shards hold, or holds in other shards."""
+    """Refuse an index whose tensors are not those of its shards, or are in other shards."""
     found = {name: file.path for file in files for name in file.tensors}
     missing = [name for name, path in shards.items() if found.get(name) != path]
     unlisted = sorted(found.keys() - shards.keys())
@@ -154,7 +154,7 @@ def _listed(names: Sequence[str]) -> str:
 
 def _open(path: Path) -> SafetensorsFile | TorchFile:
     if path.suffix not in FILE_KINDS:
-        raise ValueError(f'{path} is of no known kind; name a folder, or a file in {", ".join(FILE_KINDS)}')
+        raise ValueError(f'{path} is of an unknown kind; name a folder, or a file in {", ".join(FILE_KINDS)}')
     return FILE_KINDS[path.suffix](path)
 
 
@@ -164,14 +164,14 @@ def read_state_dict(path: str | os.PathLike, trust: bool = False) -> dict[str, T
 
 
 def read_checkpoint(path: str | os.PathLike, trust: bool = False) -> Any:
-    """Read all that a checkpoint holds, to the CPU; :func:`state_dict_of` finds the weights in it.
+    """Read everything in a checkpoint, to the CPU; :func:`state_dict_of` finds the weights in it.
 
     Args:
-        path (str | os.PathLike): What torch.save wrote.
-        trust (bool): Whether objects in it may be built that can run code. Defaults to False.
+        path (str | os.PathLike): A file of torch.save.
+        trust (bool): Whether to build objects that can run code. Defaults to False.
 
     Raises:
-        ValueError: If this is no file, cannot be read, or (weights) holds none by name; one line that names the file.
+        ValueError: If this is not a file, or cannot be read; one line that names the file.
     """
     if not Path(path).is_file():
         kind = 'a folder, not a file' if Path(path).is_dir() else 'not a file'
@@ -180,27 +180,27 @@ def read_checkpoint(path: str | os.PathLike, trust: bool = False) -> Any:
 
 
 def state_dict_of(content: Any, path: str | os.PathLike, nests: tuple[str, ...] = ('state_dict',)) -> dict[str, Tensor]:
-    """The weights by name in what was read from a file.
+    """Find the weights by name in the content of a file.
 
     Args:
         content (Any): What was read.
-        path (str | os.PathLike): From where, for the error.
-        nests (tuple[str, ...]): Keys under which the weights may stand, one in the other. Defaults to
+        path (str | os.PathLike): The file, for the error.
+        nests (tuple[str, ...]): Keys under which the weights may be, also one inside of the other. Defaults to
             ``('state_dict',)``.
 
     Raises:
-        ValueError: If there are none: it is no dict, or holds anything but tensors.
+        ValueError: If there are none: it is not a dict, or holds anything but tensors.
     """
     where = ''
     while isinstance(content, dict) and len(found := [key for key in nests if key in content]) == 1:
         where, content = f' under {found[0]!r}', content[found[0]]
     if not isinstance(content, dict):
         raise ValueError(f'{shown(path, None)} holds no weights by name{where}, but a {type(content).__name__}')
-    # What else MMEngine and others write stands beside the weights, not among them.
+    # MMEngine and others write their other entries beside the weights, not among them.
     others = [name for name, value in content.items() if not (isinstance(name, str) and isinstance(value, Tensor))]
     if others:
         names = ', '.join(shown(repr(name)) for name in others[:5])
-        raise ValueError(f'{shown(path, None)} holds entries{where} that are no tensors: {names}')
+        raise ValueError(f'{shown(path, None)} holds entries{where} that are not tensors: {names}')
     if not content:
         raise ValueError(f'{shown(path, None)} holds no weights{where}')
     return content

@@ -50,7 +50,7 @@ def test_shards_of_one_name_in_two_folders_are_both_mixed(tmp_path):
 def test_shards_that_leave_the_folder_are_refused(tmp_path, shard):
     folder = write_shards(tmp_path / 'model', {'a/m.safetensors': {'x': one(1)}}, {'x': shard})
     save_file({'x': one(1)}, tmp_path / 'out.safetensors')
-    with pytest.raises(ValueError, match='names the shard .* no place in its folder|is no index') as caught:
+    with pytest.raises(ValueError, match='names the shard .* not a place in its folder|is not an index') as caught:
         StoredWeights(folder)
     assert '\n' not in str(caught.value) and len(str(caught.value)) < 400
 
@@ -88,11 +88,11 @@ SHARDS = {'a.safetensors': {'x': one(1)}, 'b.safetensors': {'y': one(2), 'z': on
         (dict(x='a.safetensors', y='a.safetensors', z='b.safetensors'), 'it names are y'),
         (dict(x='a.safetensors', y='b.safetensors', z='b.safetensors', w='b.safetensors'), 'it names are w'),
         (dict(x='a.safetensors', y='c.safetensors', z='b.safetensors'), r'not there: c\.safetensors'),
-        (dict(x='a.safetensors', y=['b.safetensors']), 'no index'),
+        (dict(x='a.safetensors', y=['b.safetensors']), 'not an index'),
         ('{"weight_map": {"x": "a.safetensors", "x": "b.safetensors"}}', 'x is there twice'),
-        ('{"weight_map": {}}', 'no index'),
-        ('{"weight_map": ["a.safetensors"]}', 'no index'),
-        ('[' * 100000, 'no index'),
+        ('{"weight_map": {}}', 'not an index'),
+        ('{"weight_map": ["a.safetensors"]}', 'not an index'),
+        ('[' * 100000, 'not an index'),
     ],
 )
 def test_indices_that_do_not_fit_their_shards_are_refused(tmp_path, weight_map, message):
@@ -114,8 +114,8 @@ def f32(begin, end, shape=(1,), dtype='F32'):
     [
         (header({}, length=2**63), 'header of 9223372036854775808 bytes'),
         (header({}, length=5000), 'header of 5000 bytes'),
-        (header(b'[1]'), 'no safetensors'),
-        (header(b'[' * 100000), 'no safetensors'),
+        (header(b'[1]'), 'not a safetensors'),
+        (header(b'[' * 100000), 'not a safetensors'),
         (header({'a': f32(0, 4), 'b': f32(0, 4)}, b'\0' * 4), 'overlap'),
         (header({'a': f32(0, 8, (2,)), 'b': f32(4, 12, (2,))}, b'\0' * 12), 'overlap'),
         (header({'a': f32(4, 8)}, b'\0' * 8), 'something between'),
@@ -127,10 +127,10 @@ def f32(begin, end, shape=(1,), dtype='F32'):
         (header({'a': f32(0, 4, (-1, -1))}, b'\0' * 4), 'at least 0'),
         (header({'a': f32(0, 4, (True,))}, b'\0' * 4), 'at least 0'),
         (header({'a': f32(0, 4, (2,))}, b'\0' * 4), 'contradicts itself'),
-        (header({'a': f32(0, 4, (2**40, 2**40))}, b'\0' * 4), 'no safetensors|contradicts'),
+        (header({'a': f32(0, 4, (2**40, 2**40))}, b'\0' * 4), 'not a safetensors|contradicts'),
         (header({'a': f32(0, 4, dtype='F4')}, b'\0' * 4), 'F4'),
-        (header({'a': f32(0, 4, dtype=['F32'])}, b'\0' * 4), 'no safetensors'),
-        (header({'a': [1]}), 'no safetensors'),
+        (header({'a': f32(0, 4, dtype=['F32'])}, b'\0' * 4), 'not a safetensors'),
+        (header({'a': [1]}), 'not a safetensors'),
         (header({'a': f32(0, 4), '__metadata__': {'x': 1}}, b'\0' * 4), 'not texts'),
         (header(b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}, "a": {"dtype": "F32", "shape": [0], '
                 b'"data_offsets": [4, 4]}}', b'\0' * 4), 'a is there twice'),

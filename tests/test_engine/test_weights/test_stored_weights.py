@@ -113,7 +113,7 @@ def test_a_missing_shard_is_named(tmp_path):
     with pytest.raises(ValueError, match='3.safetensors holds tensors that another shard holds as well: b'):
         StoredWeights(tmp_path)
     (tmp_path / 'model.safetensors.index.json').write_text('[]')
-    with pytest.raises(ValueError, match='is no index of shards'):
+    with pytest.raises(ValueError, match='is not an index of shards'):
         StoredWeights(tmp_path)
 
 
@@ -127,7 +127,7 @@ def test_unknown_and_missing_files_are_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match='no file or folder'):
         StoredWeights(tmp_path / 'nothing')
     (tmp_path / 'a.onnx').touch()
-    with pytest.raises(ValueError, match=r'a.onnx is of no known kind.*\.safetensors, \.pth'):
+    with pytest.raises(ValueError, match=r'a.onnx is of an unknown kind.*\.safetensors, \.pth'):
         StoredWeights(tmp_path / 'a.onnx')
 
 
@@ -137,7 +137,7 @@ def test_damaged_safetensors_are_refused(tmp_path, cut):
     save_file(some_tensors(), path)
     path.write_bytes(path.read_bytes()[:cut])
     with pytest.raises(
-        ValueError, match=r'a.safetensors (is no safetensors file|has \d+ bytes, and \d+ by its header)'
+        ValueError, match=r'a.safetensors (is not a safetensors file|has \d+ bytes, and \d+ by its header)'
     ):
         StoredWeights(path)
 
@@ -168,9 +168,9 @@ def test_checkpoints_of_no_weights_are_refused(tmp_path):
     path = tmp_path / 'a.pth'
     for content, message in (
         (torch.ones(1), 'holds no state dict, but: FakeTensor'),
-        (dict(epoch=3, weight=torch.ones(1)), 'entries that are no plain tensors: epoch'),
+        (dict(epoch=3, weight=torch.ones(1)), 'entries that are not plain tensors: epoch'),
         # Torch 2.15 refuses to read one without memory.
-        (dict(a=torch.eye(2).to_sparse()), 'entries that are no plain tensors: a|is not loaded|cannot be loaded'),
+        (dict(a=torch.eye(2).to_sparse()), 'entries that are not plain tensors: a|is not loaded|cannot be loaded'),
     ):
         torch.save(content, path)
         with pytest.raises(ValueError, match=message):

@@ -99,8 +99,8 @@ def test_options_of_the_command_line_change_the_config(paths, tool, capsys):
     [
         ([], None, 'nobody/llava.*--hub-config nobody/llava=FILE.json'),
         (['--hub-config', 'missing.json'], None, 'missing.json is neither a folder'),
-        (['--hub-config', '{file}'], '[1]', 'file.json is no config of a model: .1'),
-        (['--hub-config', '{file}'], '{', 'file.json is no JSON file'),
+        (['--hub-config', '{file}'], '[1]', 'file.json is not the config of a model: .1'),
+        (['--hub-config', '{file}'], '{', 'file.json is not a JSON file'),
         (['--hub-config', '{file}'], '{"a": {"hidden_size": 1}}', "file.json: a .* no 'model_type'"),
         (['--hub-config', '{file}'], '{"model_type": "nonsense"}', 'nonsense'),
         (['--hub-config', '{file}'], '{"model_type": "llama"}', "model_type='llama'"),
