@@ -180,7 +180,7 @@ def test_all_mismatches_are_named_before_anything_is_written(tmp_path):
     save_file(dict(a=torch.ones(2), b=torch.ones(2), n=torch.tensor(1)), tmp_path / 'real.safetensors')
     save_file(dict(a=torch.ones(3), c=torch.ones(2), n=torch.tensor(2)), tmp_path / 'syn.safetensors')
     with pytest.raises(
-        ValueError, match=r'(?s)4 problems.*c: in syn.*n: int64.*a: float32 \[2\].*b: in real'
+        ValueError, match=r'(?s)4 problems.*c: only in syn.*n: int64.*a: float32 \[2\].*b: only in real'
     ) as caught:
         mix(tmp_path, 0.5, real='real.safetensors', synthetic='syn.safetensors', out='out.safetensors')
     assert str(caught.value).count('\n') == 4
