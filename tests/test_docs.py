@@ -20,7 +20,7 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, TRANSFORMS, Registry, init_default_scope
 from mmengine.runner import Runner
-from repository_configs import quick_mmengine, runner_of_two_steps  # noqa: F401
+from repository_configs import quick_mmengine, runner_of_two_steps, without_strategy  # noqa: F401
 from torch import nn
 
 import mergemix_mm
@@ -203,7 +203,7 @@ def test_a_config_pasted_into_a_file_trains(block, home, stand_in, tmp_path, mon
     if cfg.train_dataloader.dataset.type in ('CIFAR100', 'CocoDataset'):  # The real ones would have to be there.
         assert isinstance(build_model(cfg), nn.Module)
         return
-    runner = runner_of_two_steps(two_samples(cfg), tmp_path, monkeypatch)
+    runner = runner_of_two_steps(without_strategy(two_samples(cfg)), tmp_path, monkeypatch)
     runner.train()
     losses = runner.message_hub.log_scalars['train/loss'].data[0]
     assert runner.iter == 2 and all(map(torch.isfinite, map(torch.tensor, losses)))
@@ -297,9 +297,6 @@ def test_the_family_that_is_shown_trains_with_mixed_simpo(tmp_path, leave_no_tra
 
 # Words.
 
-OWN_PAGES = [
-    page for page in PAGES if name_of(page).startswith(('README', 'docs/usage', 'docs/methods', 'docs/benchmarks'))
-]
 # Idioms that the house rules replace: after, not a, only, should.
 HOUSE_RULES = re.compile(r'\b(shall|behind|is no|are no|as there|without a word|whoever)\b', re.IGNORECASE)
 
@@ -313,7 +310,7 @@ def test_the_readme_is_short():
     assert len((ROOT / 'README.md').read_text().split()) <= 900
 
 
-@on(OWN_PAGES)
+@on([ROOT / 'README.md', *DOCS])
 def test_cells_of_tables_are_short_and_words_are_plain(page):
     rows = [line for line in page.read_text().split('\n') if line.startswith('|')]
     cells = [re.sub(r'\]\([^)]*\)', ']', cell) for row in rows for cell in re.split(r'(?<!\\)\|', row)]
