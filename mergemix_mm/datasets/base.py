@@ -1,4 +1,4 @@
-"""What all record datasets share: loading images, the pipeline, and what happens to unusable records."""
+"""Base of all record datasets: it loads images, runs the pipeline, and decides what happens to unusable records."""
 
 import os
 from abc import ABC, abstractmethod
@@ -15,8 +15,9 @@ from torch.utils.data import Dataset
 from ..utils.images import MAX_PIXELS, MissingImageError, check_image_options, image_name, read_image
 from ..utils.text import RecordError, quoted
 
+# Warnings about skipped records that are written in full; a log of a thousand of them would hide all else.
 NUM_SHOWN = 5
-# What a record holds images in: of its conversation, and of the rejected one of a preference pair.
+# The keys of a record that hold images: those of its conversation, and those of the rejected one of a preference pair.
 IMAGE_LISTS = ('images', 'rejected_images')
 
 
@@ -24,10 +25,10 @@ class RecordDataset(Dataset, ABC):
     """Base of the datasets that yield records of a conversation.
 
     A record is a dict of ``messages`` (transformers' format), ``images`` (PIL images in RGB, in the order of the image
-    parts), ``img_path`` (their names, without data), ``source`` (``'file.json:12'``), for preference pairs ``rejected``
-    (messages) and, where the rejected answer has images of its own, ``rejected_images``, and whatever else a pipeline
-    should keep, such as ``gt_answer``. A subclass implements :meth:`open_records`, :meth:`load_record` and
-    :meth:`source`, and :attr:`modalities` if some records have no image.
+    parts), ``img_path`` (their names, without data) and ``source`` (``'file.json:12'``). Preference pairs also have
+    ``rejected`` (messages) and, where the rejected answer has images of its own, ``rejected_images``. All other keys,
+    such as ``gt_answer``, are kept for the pipeline. A subclass implements :meth:`open_records`, :meth:`load_record`
+    and :meth:`source`, and :attr:`modalities` if some records have no image.
 
     Args:
         data_root (str): Where relative paths of files and prefixes begin. Defaults to ''.
@@ -35,17 +36,18 @@ class RecordDataset(Dataset, ABC):
             ``data_root`` itself.
         pipeline (Sequence): Transforms of a record. Defaults to an empty tuple.
         on_error (str): ``'raise'`` stops at the first unusable record with its file and line. ``'skip'`` warns, counts
-            it in :attr:`num_skipped` and takes in its place the next usable record of the same modality, in the order
-            of the file, beginning again at its end: always the same one. Defaults to ``'raise'``.
-        test_mode (bool): Whether the data is for evaluation: then nothing is replaced. Defaults to False.
-        metainfo (dict, optional): Handed to evaluators. Defaults to None.
+            the record in :attr:`num_skipped`, and returns the next usable record of the same modality in its place. The
+            order is that of the file, which starts over at its end, so the replacement is always the same. Defaults to
+            ``'raise'``.
+        test_mode (bool): Whether the data is for evaluation; then no record is replaced. Defaults to False.
+        metainfo (dict, optional): What evaluators get to know of the dataset. Defaults to None.
         background (str | Sequence[int]): The colour that transparent pixels of an image show. Defaults to ``'white'``.
         max_pixels (float, optional): Larger images are unusable; see :func:`read_image`. Defaults to 100 million.
 
     Raises:
         ValueError: If ``on_error`` or ``data_prefix`` is unknown, ``background`` or ``max_pixels`` is out of its range,
-            skipping is asked for in evaluation, or there is no record.
-        RecordError: If a record is unusable and ``on_error='raise'``, or if none of its modality is usable.
+            ``on_error='skip'`` is set together with ``test_mode=True``, or there is no record.
+        RecordError: If a record is unusable and ``on_error='raise'``, or if no record of its modality is usable.
     """
 
     def __init__(
@@ -87,17 +89,22 @@ class RecordDataset(Dataset, ABC):
             file = getattr(self, 'ann_file', None)
             of = f' in {os.path.join(data_root, file)}' if isinstance(file, str) else ''
             raise ValueError(f'{name}: there is no record to read{of}.')
-        # One mark per record, in memory that the worker processes of a data loader share.
+        # One mark per record, in memory that the worker processes of a data loader share: what one of them found
+        # unusable, no other reads again, and the count is that of all.
         self._skipped = torch.zeros(len(self.records) if on_error == 'skip' else 0, dtype=torch.uint8).share_memory_()
         self._num_shown = 0
 
     @abstractmethod
     def open_records(self) -> Sized:
-        """What ``self.records`` becomes: something as long as the dataset, read at construction."""
+        """The value of ``self.records``, read at construction; its length is that of the dataset."""
 
     @abstractmethod
     def load_record(self, index: int) -> dict[str, Any]:
-        """A record whose images are not read yet; raises ValueError (without the source) if it is unusable."""
+        """A record whose images are still paths, URLs or bytes.
+
+        Raises:
+            ValueError: If the record is unusable; the message does not name the source.
+        """
 
     @abstractmethod
     def source(self, index: int) -> str:
@@ -105,12 +112,12 @@ class RecordDataset(Dataset, ABC):
 
     @property
     def modalities(self) -> np.ndarray:
-        """Whether each record has images, [N] bool, for :class:`ModalitySampler`; all do, unless a subclass knows."""
+        """Whether each record has images, [N] bool, for :class:`ModalitySampler`; all True by default."""
         return np.ones(len(self), dtype=bool)
 
     @property
     def num_skipped(self) -> int:
-        """How many different records were found unusable so far, by all worker processes of a data loader."""
+        """How many different records all worker processes of a data loader have found unusable so far."""
         return int(self._skipped.sum())
 
     def get_data_info(self, index: int) -> dict[str, Any]:
@@ -121,12 +128,12 @@ class RecordDataset(Dataset, ABC):
             keys = [key for key in IMAGE_LISTS if key in record]
             loaded = {key: [self._load_image(source) for source in record[key]] for key in keys}
             names = [image_name(source) for source in record['images']]
-        except RecordError:  # which names the file already
+        except RecordError:  # It names the file already.
             raise
         except ValueError as error:
             raise RecordError(f'{self.source(index)}: {error}') from error
         except (AttributeError, IndexError, KeyError, RecursionError, TypeError) as error:
-            # JSON of another shape: a list, a number, null.
+            # JSON of another shape (a list, a number, null) fails in as many ways as there are ways to use it.
             raise RecordError(
                 f'{self.source(index)}: not in the layout of {type(self).__name__}: {quoted(error, 200)}'
             ) from error
@@ -156,7 +163,10 @@ class RecordDataset(Dataset, ABC):
         return sample
 
     def _candidates(self, index: int) -> Iterator[int]:
-        """The record itself, then all of its modality, those after it first."""
+        """The record itself, then the others of its modality, beginning with those after it.
+
+        Another modality would break the batches of :class:`ModalitySampler`.
+        """
         yield index
         same = np.flatnonzero(self.modalities == self.modalities[index])
         yield from np.roll(same, -int(np.searchsorted(same, index, side='right'))).tolist()
@@ -167,14 +177,14 @@ class RecordDataset(Dataset, ABC):
             self._num_shown += 1
             more = ' Further ones are only counted.' if self._num_shown == NUM_SHOWN else ''
             text = f'skipped a record ({count} so far): {error}{more}'
-        elif str(count).strip('0') == '1':
+        elif str(count).strip('0') == '1':  # 10, 100, 1000, ...
             text = f'{count} of {len(self)} records were skipped so far.'
         else:
             return
         print_log(f'{type(self).__name__}: {text}', logger='current', level=30)
 
     def _load_image(self, source) -> Image.Image:
-        """Read an image, relative to ``image_prefix``; see :func:`read_image` for what may be given."""
+        """Read an image; its path is relative to ``image_prefix``. See :func:`read_image` for what is read."""
         options = dict(background=self.background, max_pixels=self.max_pixels)
         try:
             return read_image(source, root=self.image_prefix, **options)

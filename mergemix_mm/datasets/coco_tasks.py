@@ -28,8 +28,8 @@ class COCOTaskDataset(RecordDataset):
     ``captions``  one caption: ``caption``, for ``CaptionTask``
     ============= =================================================================================================
 
-    Coordinates are xyxy and xy in pixels. Crowds are left out, as are persons without key points. The file is read
-    lazily: it may be larger than the memory.
+    Coordinates are xyxy and xy in pixels. Crowds and persons without key points are left out. The file is read
+    lazily and may be larger than the memory.
 
     Args:
         ann_file (str): Such as ``'annotations/instances_train2017.json'``, relative to ``data_root``.
@@ -63,11 +63,11 @@ class COCOTaskDataset(RecordDataset):
         self.coco = CocoFile(path, keep=_has_keypoints if self.kind == 'keypoints' else _is_no_crowd)
         kept = self.coco.kept
         keys = np.stack([self.coco.image_places[kept], self.coco.category_ids[kept], kept])
-        # As many of these as tell one record from another.
+        # The rows of `keys` that tell one record from another: image and category, the image, or the annotation.
         keys = dict(detection=keys[:2], layout=keys[:1]).get(self.kind, keys[2:])
         order = np.lexsort(keys[::-1])
         changes = (np.diff(keys[:, order]) != 0).any(0)
-        # Record i is of the annotations members[starts[i]:starts[i + 1]].
+        # Record i holds the annotations members[starts[i]:starts[i + 1]]: two arrays need less memory than N lists.
         self.members = kept[order]
         self.starts = np.flatnonzero(np.r_[True, changes, True]) if len(kept) else np.zeros(1, np.int64)
         return range(len(self.starts) - 1)

@@ -17,11 +17,11 @@ from .io.records import open_records
 class ConversationDataset(RecordDataset):
     """Conversations to train on (and to be tested on), read lazily.
 
-    The file is a JSON array, JSON lines, Parquet, or a folder of Parquet files or of ``Dataset.save_to_disk``, of any
-    size: only where its records are is held in memory. They may be LLaVA's (``conversations``;
-    https://github.com/haotian-liu/LLaVA), ``messages`` as transformers and trl write them, text only, or preference
-    pairs (``chosen`` and ``rejected``); see :func:`parse_conversation`. Images are paths of files, ``data:`` URLs, or
-    bytes. Keys that mean nothing here stay in the record; they are counted and logged once.
+    The file is a JSON array, JSON lines, Parquet, or a folder of Parquet files or of ``Dataset.save_to_disk``. It may
+    have any size: memory holds only the positions of its records. A record may be LLaVA's (``conversations``;
+    https://github.com/haotian-liu/LLaVA), ``messages`` as transformers and trl write them, text only, or a preference
+    pair (``chosen`` and ``rejected``); see :func:`parse_conversation`. Images are paths of files, ``data:`` URLs, or
+    bytes. Keys without a meaning here stay in the record; they are counted and logged once.
 
     Args:
         ann_file (str): The file, the folder, or a pattern such as ``'train-*.parquet'``, relative to ``data_root``; see
@@ -32,10 +32,10 @@ class ConversationDataset(RecordDataset):
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If the file is not valid or empty; names file, and of JSON line and column.
-        RecordError: If a record is unusable (unknown role, no or an empty answer, turns that do not alternate, not
-            as many placeholders as images, video, sound or tools, an image that is missing or corrupt), with file and
-            line or row.
+        ValueError: If the file is invalid or empty; the message names the file and, for JSON, line and column.
+        RecordError: If a record is unusable: an unknown role, a missing or empty answer, turns that do not alternate,
+            different numbers of placeholders and images, video, sound or tools, an image that is missing or corrupt.
+            The message names the file and the line or row.
 
     Examples:
         >>> dataset = ConversationDataset('llava_v1_5_mix665k.json', data_root='data/llava',

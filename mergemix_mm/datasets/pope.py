@@ -20,13 +20,13 @@ class POPEDataset(RecordDataset):
     """Yes/no questions about objects, from POPE's own files.
 
     A file such as ``coco_pope_random.json`` has one JSON object per line: ``question_id``, ``image`` (file name),
-    ``text`` (question) and ``label`` (yes or no). ``gt_answer`` of a record is the label in lower case, which is its
-    assistant turn as well.
+    ``text`` (question) and ``label`` (yes or no). ``gt_answer`` of a record is the label in lower case; so is its
+    assistant turn.
 
     Args:
         ann_file (str | dict[str, str]): The file, relative to ``data_root``, or several by their category (``random``,
             ``popular``, ``adversarial``), which their records keep as ``category``.
-        suffix (str): Put behind every question. Defaults to LLaVA-1.5's short-answer prompt.
+        suffix (str): Text after every question. Defaults to LLaVA-1.5's short-answer prompt.
         test_mode (bool): As for :class:`RecordDataset`. Defaults to True.
         **kwargs: Further arguments of :class:`RecordDataset`; ``data_prefix=dict(img_path='val2014')`` for COCO.
 
@@ -61,7 +61,7 @@ class POPEDataset(RecordDataset):
         return self.records.datasets[file].source(place)
 
     def _place(self, index: int) -> tuple[int, int]:
-        """File of a record, and its place there."""
+        """The number of the file that holds a record, and its index in that file."""
         ends = [0, *self.records.cumulative_sizes]
         file = bisect_right(ends, index) - 1
         return file, index - ends[file]

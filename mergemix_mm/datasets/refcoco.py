@@ -24,17 +24,17 @@ class RefCOCODataset(RecordDataset):
 
     Args:
         ref_file (str): The pickle ``'refs(unc).p'``, ``'refs(umd).p'`` or ``'refs(google).p'``, or the same list of
-            references as JSON, relative to ``data_root``. A pickle may hold plain data only: nothing in it is run.
+            references as JSON, relative to ``data_root``. A pickle may hold only plain data: nothing in it is executed.
         ann_file (str): The annotations in COCO's layout. Defaults to ``'instances.json'``.
         split (str): A split of the file: ``'train'``, ``'val'``, ``'testA'``, ``'testB'``, ``'test'``. Defaults to
             ``'val'``.
-        test_mode (bool, optional): As for :class:`RecordDataset`. Defaults to None: False for ``'train'`` alone.
+        test_mode (bool, optional): As for :class:`RecordDataset`. Defaults to None: False only for ``'train'``.
         **kwargs: Further arguments of :class:`RecordDataset`; ``data_prefix=dict(img_path='train2014')``.
 
     Raises:
         FileNotFoundError: If a file is missing.
-        ValueError: If the pickle holds anything but plain data, a file has another layout, there is no such split, or
-            a reference is to an annotation that is not there.
+        ValueError: If the pickle holds anything but plain data, a file has another layout, the split is unknown, or a
+            reference names an annotation that does not exist.
         RecordError: If a box is outside its image by a pixel or more or has no width or height, or the image cannot be
             read; names file and ids.
 

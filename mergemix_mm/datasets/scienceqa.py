@@ -18,9 +18,9 @@ from .io.records import check_keys, check_texts
 class ScienceQADataset(RecordDataset):
     """Multiple-choice questions from ScienceQA's own files, as conversations.
 
-    Read are ``problems.json``, ``pid_splits.json`` and the images at ``<img_path>/<split>/<problem>/image.png``, as the
-    authors publish them. The prompt is the hint (``Context: ...``), the question, the choices ``A. ...`` and the
-    suffix. ``gt_answer`` is the letter, which is the assistant turn as well; ``choices``, ``hint``, ``subject``,
+    The files are those that the authors publish: ``problems.json``, ``pid_splits.json``, and images at
+    ``<img_path>/<split>/<problem>/image.png``. The prompt is the hint (``Context: ...``), the question, the choices
+    ``A. ...`` and the suffix. ``gt_answer`` and the assistant turn are the letter; ``choices``, ``hint``, ``subject``,
     ``grade`` and ``has_image`` are kept for the metrics. (MMPretrain's ``ScienceQA`` is another dataset: without
     conversations, and with the index of the choice as answer.)
 
@@ -30,7 +30,7 @@ class ScienceQADataset(RecordDataset):
         split (str): A key of the split file: ``'train'``, ``'val'``, ``'test'``, ``'minitest'``... Defaults to
             ``'test'``.
         image_only (bool): Whether to leave out problems without image. Defaults to False.
-        suffix (str): Put behind the choices. Defaults to LLaVA-1.5's prompt for multiple choice.
+        suffix (str): Text after the choices. Defaults to LLaVA-1.5's prompt for multiple choice.
         test_mode (bool, optional): As for :class:`RecordDataset`. Defaults to None: False for the train splits.
         **kwargs: Further arguments of :class:`RecordDataset`.
 
@@ -62,7 +62,7 @@ class ScienceQADataset(RecordDataset):
         super().__init__(test_mode='train' not in split if test_mode is None else test_mode, **kwargs)
 
     def open_records(self) -> list[tuple[str, dict]]:
-        problems, splits = self._read(self.ann_file), self._read(self.split_file)
+        problems, splits = self._read_object(self.ann_file), self._read_object(self.split_file)
         if self.split not in splits:
             found, path = quoted(sorted(splits), 200), self._path(self.split_file)
             raise ValueError(
@@ -117,7 +117,7 @@ class ScienceQADataset(RecordDataset):
     def _path(self, name: str) -> str:
         return os.path.join(self.data_root, name)
 
-    def _read(self, name: str) -> dict:
+    def _read_object(self, name: str) -> dict:
         path = self._path(name)
         found = read_json(path)
         if not isinstance(found, dict):

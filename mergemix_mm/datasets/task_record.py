@@ -1,4 +1,4 @@
-"""Structured records for the task transforms from one's own JSON, Parquet or Arrow files."""
+"""Structured records for the task transforms, from JSON, Parquet or Arrow files of your own."""
 
 import os
 from typing import Any
@@ -17,7 +17,7 @@ from .io.records import REFUSED_MEDIA, open_records, refuse_keys
 class TaskRecordDataset(RecordDataset):
     """One object per record, with the fields that a task asks for, read lazily from JSON, Parquet or Arrow files.
 
-    ``image`` is its image, ``images`` are several (paths, ``data:`` URLs or bytes); without either it is text only.
+    ``image`` is its image, ``images`` are several (paths, ``data:`` URLs or bytes). A record with neither is text only.
     Video and sound are refused. All other keys are fields:
     ``{"image": "1.png", "expression": "the red ring", "box": [4, 8, 15, 16]}`` for ``GroundingTask``.
 
@@ -27,8 +27,8 @@ class TaskRecordDataset(RecordDataset):
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If the file is not valid or empty; names file, and of JSON line and column.
-        RecordError: If an image is missing or corrupt, or there is video or sound, with file and line or row.
+        ValueError: If the file is invalid or empty; the message names the file and, for JSON, line and column.
+        RecordError: If an image is missing or corrupt, or there is video or sound; names file and line or row.
 
     Examples:
         >>> dataset = TaskRecordDataset('charts.jsonl', data_root='data/charts',

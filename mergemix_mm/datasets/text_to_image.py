@@ -31,9 +31,9 @@ class TextToImageDataset(RecordDataset):
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If the file is not valid or empty; names file, and of JSON line and column.
-        RecordError: If a record is unusable (no or an empty prompt, several of the keys, an image that is missing or
-            corrupt, video or sound), with file and line or row.
+        ValueError: If the file is invalid or empty; the message names the file and, for JSON, line and column.
+        RecordError: If a record is unusable: no prompt or an empty one, several of the prompt's keys, an image that is
+            missing or corrupt, video or sound. The message names the file and the line or row.
     """
 
     def __init__(self, ann_file: str, **kwargs) -> None:

@@ -23,14 +23,14 @@ class VQAv2Dataset(RecordDataset):
     Args:
         question_file (str): Such as ``'v2_OpenEnded_mscoco_val2014_questions.json'``, relative to ``data_root``.
         ann_file (str): Such as ``'v2_mscoco_val2014_annotations.json'``, in the order of the questions. Defaults to
-            '', which means that there are no answers (the test sets; needs ``test_mode=True``).
+            '': there are no answers, as in the test sets (needs ``test_mode=True``).
         image_name (str): File name of an image. Defaults to ``'COCO_val2014_{image_id:012d}.jpg'``.
-        suffix (str): Put behind every question. Defaults to LLaVA-1.5's short-answer prompt.
+        suffix (str): Text after every question. Defaults to LLaVA-1.5's short-answer prompt.
         **kwargs: Further arguments of :class:`RecordDataset`; ``data_prefix=dict(img_path='val2014')``.
 
     Raises:
         ValueError: If a file is not valid JSON, the files differ in length, or answers are missing in training.
-        RecordError: If a record lacks a key, its annotation is another question's, or its image cannot be read.
+        RecordError: If a record lacks a key, its annotation belongs to another question, or its image cannot be read.
 
     Examples:
         >>> dataset = VQAv2Dataset('v2_OpenEnded_mscoco_val2014_questions.json', 'v2_mscoco_val2014_annotations.json',

@@ -1,4 +1,4 @@
-"""Small data and models that are drawn or come with a package: demo, tests and studies run on them on a CPU."""
+"""Small data and models that are drawn or bundled, on which demo, tests and studies run on a CPU."""
 
 from .coco import shapes_coco_dataset, write_shapes_coco
 from .conversations import ShapesConversationDataset

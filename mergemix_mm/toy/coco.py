@@ -14,12 +14,13 @@ from .conversations import MIN_IMAGE_SIZE, SPLITS
 from .drawing import PALETTE, box_around, draw_clutter, draw_thing, to_uint8
 from .scenes import SHAPES
 
-GRIDS = (2, 3, 4)  # Cells per side, one of them per image: the things of an image are large, medium or small.
+# Cells per side; an image has one of these grids, so its things are large, medium or small.
+GRIDS = (2, 3, 4)
 MAX_THINGS = 6
-# What every eighth image of a varied set is, from these numbers on; COCO has all of them.
+# In a varied set, images with these numbers modulo 8 are special in the way that some images of COCO are.
 CROWD, GRAY, EMPTY, CUT = 1, 2, 3, 4
 CROWD_GRID = 3  # Things per side of a crowd.
-OVERHANG = 0.4  # Pixels; COCO's boxes overhang by the rounding of their polygons.
+OVERHANG = 0.4  # In pixels. COCO's boxes overhang their images a little, as their polygons are rounded.
 _DESCRIPTION = 'mergemix_mm: drawn shapes'
 
 
@@ -31,12 +32,12 @@ def write_shapes_coco(
     seed: int = 0,
     varied: bool = True,
 ) -> None:
-    """Draw the set into a folder that does not exist yet; one that holds this very set is left as it is.
+    """Draw the set into a new folder; a folder that already holds this set is left unchanged.
 
     An image shows one to six things in the cells of a grid with 2, 3 or 4 cells along its shorter side, of six shapes
     (the categories) and six colours, on clutter in the same colours; they do not overlap. An image depends on seed,
     split and its number only. The layout is ``train/000000.png``, ``val/...``, ``annotations/train.json``,
-    ``annotations/val.json``; masks are run-length encoded. The folder appears when everything is drawn, also where
+    ``annotations/val.json``; masks are run-length encoded. The folder appears only when everything is drawn, even if
     several processes draw at once.
 
     A varied set has what real COCO has. Heights and widths differ. Of eight images, the second shows a crowd (one
@@ -49,7 +50,7 @@ def write_shapes_coco(
         num_train (int): Training images, >= 1. Defaults to 1000.
         num_val (int): Validation images, >= 1. Defaults to 200.
         image_size (int): The longest side in pixels, >= 24; the shortest is half of it, or 24. Defaults to 96.
-        seed (int): Of all draws, >= 0; numpy's global state plays no part. Defaults to 0.
+        seed (int): Seed of all draws, >= 0; NumPy's global state is not used. Defaults to 0.
         varied (bool): False draws squares of ``image_size``, with one to six whole things each. Defaults to True.
 
     Raises:
@@ -74,13 +75,13 @@ def write_shapes_coco(
 
 
 def _is_drawn(folder: Path, settings: dict) -> bool:
-    """Whether the folder holds the set with these settings; an error if it holds another one or something else."""
+    """Whether the folder holds the set with these settings; another set or other files are an error."""
     if not folder.exists():
         return False
     annotations = folder / 'annotations' / f'{SPLITS[-1]}.json'
     info = json.loads(annotations.read_text()).get('info', {}) if annotations.is_file() else {}
     if info.get('description') != _DESCRIPTION:
-        raise FileExistsError(f'{folder} exists and is no set of drawn shapes: name another folder')
+        raise FileExistsError(f'{folder} exists and is not a set of drawn shapes: name another folder')
     if info['settings'] != settings:
         raise FileExistsError(
             f'{folder} holds shapes drawn with {info["settings"]}, not with {settings}: name another folder, or remove '
@@ -142,8 +143,8 @@ def draw_shapes(
 
     Args:
         size (int | tuple[int, int]): Height and width in pixels; a number stands for both.
-        rng (np.random.Generator): Draws everything.
-        crowd (bool): Whether nine small things stand for the first one, on one mask. Defaults to False.
+        rng (np.random.Generator): Source of all random numbers.
+        crowd (bool): Whether the first thing is a crowd of nine small ones with one mask. Defaults to False.
 
     Returns:
         tuple: image [H, W, 3] uint8 in RGB, and per thing the index of its shape in `SHAPES` and its mask [H, W] bool.
@@ -193,7 +194,7 @@ def _annotation(label: int, mask: np.ndarray, crowd: bool, overhang: bool) -> di
 
 
 def _run_lengths(mask: np.ndarray) -> list[int]:
-    """Lengths of runs of False and True in turn, column by column, False first: COCO's uncompressed form."""
+    """Alternating lengths of runs of False and True, column by column, False first: COCO's uncompressed form."""
     flat = np.concatenate([[False], mask.flatten(order='F')])
     ends = np.flatnonzero(flat[1:] != flat[:-1])
     return np.diff(np.concatenate([[0], ends, [mask.size]])).tolist()
@@ -210,17 +211,17 @@ def shapes_coco_dataset(
     varied: bool = True,
     **kwargs,
 ) -> Any:
-    """Draw the set if it is not there, see :func:`write_shapes_coco`, and open one split of it.
+    """Draw the set unless it exists, see :func:`write_shapes_coco`, and open one split of it.
 
     Metrics read the same files: ``val_evaluator = dict(type='CocoMetric', ann_file=f'{folder}/annotations/val.json')``.
 
     Args:
-        folder (str | os.PathLike): Where the set is or comes to be; the same for both splits, as are the numbers.
+        folder (str | os.PathLike): Where the set is or will be; use the same folder and numbers for both splits.
         split (str): ``'train'`` or ``'val'``. Defaults to ``'train'``.
         num_train (int): Training images. Defaults to 1000.
         num_val (int): Validation images. Defaults to 200.
         image_size (int): The longest side in pixels, >= 24. Defaults to 96.
-        seed (int): Of all draws. Defaults to 0.
+        seed (int): Seed of all draws. Defaults to 0.
         varied (bool): Whether images differ in size, and crowds, grayscale files and images that show nothing are among
             them, as in COCO; False makes them squares with one to six things each. Defaults to True.
         **kwargs: Further arguments of MMDetection's ``CocoDataset``, such as ``pipeline``, ``indices`` or

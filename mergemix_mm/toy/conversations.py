@@ -27,7 +27,7 @@ class DrawnDataset(Dataset, ABC):
         split (str): ``'train'`` or ``'val'``. Defaults to ``'train'``.
         length (int): Number of records, >= 1. Defaults to 10000.
         image_size (int): Height and width in pixels, >= 24. Defaults to 48.
-        seed (int): Of all draws, >= 0; numpy's global state plays no part. Defaults to 0.
+        seed (int): Seed of all draws, >= 0; NumPy's global state is not used. Defaults to 0.
         pipeline (Sequence): Transforms that turn a record into a sample. Defaults to an empty tuple.
 
     Raises:
@@ -56,16 +56,16 @@ class DrawnDataset(Dataset, ABC):
 
     @abstractmethod
     def draw(self, index: int, rng: np.random.Generator) -> dict:
-        """Draw a record, without its ``source``, from this generator alone."""
+        """Draw a record without its ``source``; ``rng`` must be the only source of random numbers."""
 
     @property
     def metainfo(self) -> dict:
-        """What metrics need to know of the dataset."""
+        """What metrics get to know of the dataset."""
         return dict(self.METAINFO)
 
     @property
     def modalities(self) -> np.ndarray:
-        """[N] bool: whether a record has an image; all do."""
+        """Whether each record has an image, [N] bool: all True."""
         return np.ones(self.length, dtype=bool)
 
     def __len__(self) -> int:
@@ -99,14 +99,19 @@ class ShapesConversationDataset(DrawnDataset):
     """One image of coloured shapes on clutter, one question on it and a short answer per index.
 
     Two to six things (six colours, six shapes) stand on a 3 x 3 grid over soft tones, noise, bars and specks in the
-    same colours. The question asks for a ``color`` ('What color is the ring?'), a ``shape``, a ``count`` ('one' to
-    'three', of a colour, a shape or a pair of both), a ``position`` ('left', 'center', 'right': the column of the
-    thing) or ``yesno``: half of these ask for a place ('Is the red ring on the left?'), half for presence ('Is there a
-    red ring?'; beside or instead of it there is a thing that shares its colour or its shape), which is by far the
-    hardest to learn: a tiny model says what the prior says for long. The answer is drawn first and the scene
-    around it, so that ``answer_prior`` holds whatever the scenes are: with 0.8 the first answer of each kind ('red',
-    'circle', 'one', 'left', 'yes') is right in 80 % of the samples of its kind and the others share the rest; 0.2 is
-    the same prior flipped. A model that only knows the training prior then falls from 80 % to 20 %.
+    same colours. The kinds of question are:
+
+    - ``color``: 'What color is the ring?';
+    - ``shape``: 'What shape is the red thing?';
+    - ``count``: 'one' to 'three' things of a colour, of a shape, or of a pair of both;
+    - ``position``: 'left', 'center' or 'right', the column of the thing;
+    - ``yesno``: half of these ask for a place ('Is the red ring on the left?') and half for presence ('Is there a red
+      ring?'; another thing always shares its colour or its shape). Presence is by far the hardest to learn: for a long
+      time, a tiny model only repeats the prior.
+
+    The answer is drawn before the scene, so ``answer_prior`` holds for any scenes. With 0.8, the first answer of each
+    kind ('red', 'circle', 'one', 'left', 'yes') is right in 80 % of the samples of its kind, and the others share the
+    rest; 0.2 is the same prior flipped. A model that only knows the training prior then falls from 80 % to 20 %.
 
     A colour-shape pair belongs to one split: of each colour, and of each shape, four pairs appear in train images
     only and two in val images only. Index i is always the same record for one split, seed and set of arguments.
@@ -122,7 +127,7 @@ class ShapesConversationDataset(DrawnDataset):
         image_size (int): Height and width in pixels, >= 24. Defaults to 48.
         answer_prior (float, optional): Share of the first answer of each kind, in [0, 1]. Defaults to None: all
             answers of a kind are equally frequent.
-        seed (int): Of all draws, >= 0; numpy's global state plays no part. Defaults to 0.
+        seed (int): Seed of all draws, >= 0; NumPy's global state is not used. Defaults to 0.
         pipeline (Sequence): Transforms that turn a record into a sample. Defaults to an empty tuple.
 
     Raises:

@@ -24,8 +24,8 @@ class DigitsDataset(BaseDataset):
 
     The digits are the test set of the UCI ML hand-written digits (https://doi.org/10.24432/C50P49), which scikit-learn
     ships. A sample holds ``img`` (uint8, 32x32x3, white ink on black), ``gt_label`` (int), ``img_shape``, ``ori_shape``
-    and ``source_index`` (0..1796, the digit's place in scikit-learn's order), so that a pipeline starts right at the
-    augmentations and ends in ``PackInputs``; nothing is read from a file.
+    and ``source_index`` (0..1796, the digit's place in scikit-learn's order), so a pipeline starts with the
+    augmentations and ends with ``PackInputs``; nothing is read from a file.
 
     With ``clutter=True`` each digit covers a quarter of the image, in a random place on a background of soft colours
     and fragments of other digits (after the "cluttered translated MNIST" of https://arxiv.org/abs/1406.6247), and
@@ -37,11 +37,11 @@ class DigitsDataset(BaseDataset):
         split (str): ``'train'`` or ``'test'``. Defaults to ``'train'``.
         test_ratio (float): Share of each class that is held out for the test split, in (0, 1). Ignored with
             ``train_per_class``. Defaults to 0.2.
-        train_per_class (int, optional): The train split holds exactly so many digits per class and the test split
-            all the rest. From 1 to 173, as the smallest class has 174 digits. Defaults to None, which means that
+        train_per_class (int, optional): The number of digits per class in the train split; the test split holds
+            all others. From 1 to 173, as the smallest class has 174 digits. Defaults to None, which means that
             ``test_ratio`` decides.
         clutter (bool): Whether to paste the digits on a cluttered background. Defaults to False.
-        seed (int): Chooses which digits belong to the train split; numpy's global state plays no part.
+        seed (int): Chooses which digits belong to the train split; NumPy's global state is not used.
             Defaults to 0.
         pipeline (Sequence): Transforms, as everywhere in MMPretrain. Defaults to an empty tuple.
         **kwargs: Further arguments of MMPretrain's ``BaseDataset``, such as ``indices``, ``metainfo`` or
@@ -100,7 +100,7 @@ class DigitsDataset(BaseDataset):
         in_train = _choose_train(labels, self.test_ratio, self.train_per_class, self.seed)
         chosen = np.flatnonzero(in_train if self.split == 'train' else ~in_train)
         if self.clutter:
-            # Drawn for all digits before the split is taken, so that an image never depends on the split.
+            # All digits are drawn before the split is taken, so an image does not depend on the split.
             images, masks = _draw_cluttered(ink)
         else:
             images, masks = _draw_plain(ink), None

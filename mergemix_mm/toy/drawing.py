@@ -1,4 +1,4 @@
-"""Draws coloured shapes on clutter with NumPy: soft tones, noise, bars and specks first, things on top."""
+"""Draws coloured shapes on clutter with NumPy: soft tones, noise, bars and specks first, then the things."""
 
 from functools import lru_cache
 
@@ -16,15 +16,19 @@ NUM_BARS = 6
 NUM_SPECKS = 4
 NUM_TONES = 4
 RADIUS = (0.32, 0.44)  # Of a thing, as a share of its cell's side.
-VISIBLE = 0.5
+VISIBLE = 0.5  # Share of a pixel that a thing covers from which on the pixel belongs to its mask.
+BRIGHTNESS = (0.8, 1.05)  # A thing has a colour of the palette times a factor in this range.
 
 
 def draw_clutter(size: int | tuple[int, int], rng: np.random.Generator) -> np.ndarray:
-    """A background that holds every colour of the palette by chance: [H, W, 3] float32 in about [0, 0.6].
+    """A background with specks in the colours of the palette: a colour does not tell where the things are.
 
     Args:
         size (int | tuple[int, int]): Height and width in pixels; a number stands for both.
-        rng (np.random.Generator): Draws everything.
+        rng (np.random.Generator): Source of all random numbers.
+
+    Returns:
+        np.ndarray: [H, W, 3] float, most values in [0, 0.6].
     """
     shape = (size, size) if isinstance(size, int) else size
     size = min(shape)
@@ -55,8 +59,8 @@ def draw_thing(
         color (str): A key of `PALETTE`.
         shape (str): A key of `OUTLINES`.
         cell (tuple[int, int]): Row and column of the cell.
-        grid (int): Cells along the shorter side; they are square.
-        rng (np.random.Generator): Draws size, place and brightness.
+        grid (int): Number of cells along the shorter side; cells are square.
+        rng (np.random.Generator): Source of size, place and brightness.
 
     Returns:
         np.ndarray: [H, W] bool, True where the thing covers at least half of a pixel.
@@ -70,7 +74,7 @@ def draw_thing(
     y, x = (np.arange(a, b) + 0.5 - m for a, b, m in zip(first, last, middle, strict=True))
     cover = np.clip(0.5 - OUTLINES[shape](x[None, :], y[:, None], radius), 0, 1)
     window = slice(first[0], last[0]), slice(first[1], last[1])
-    tint = np.array(PALETTE[color]) * rng.uniform(0.8, 1.05)
+    tint = np.array(PALETTE[color]) * rng.uniform(*BRIGHTNESS)
     canvas[window] += cover[..., None] * (tint - canvas[window])
     mask = np.zeros(canvas.shape[:2], dtype=bool)
     mask[window] = cover >= VISIBLE
@@ -78,17 +82,18 @@ def draw_thing(
 
 
 def box_around(mask: np.ndarray) -> list[int]:
-    """First and last (exclusive) column and row of a mask, as x1, y1, x2, y2."""
+    """The box around a mask as x1, y1, x2, y2 in pixels; x2 and y2 are exclusive."""
     rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
     return [int(value) for value in (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1)]
 
 
 def to_uint8(canvas: np.ndarray) -> np.ndarray:
-    """Canvas in [0, 1] -> uint8; what lies outside is clipped."""
+    """Convert a canvas in [0, 1] to uint8; values outside are clipped."""
     return (canvas.clip(0, 1) * 255 + 0.5).astype(np.uint8)
 
 
-# Signed distance in pixels to the outline of each shape, negative inside: x [1, W], y [H, 1] from the middle, radius r.
+# Signed distance in pixels to the outline of each shape, negative inside. x [1, W] and y [H, 1] are relative to the
+# middle, r is the radius. With distances, the cover of a border pixel is a clipped difference: edges are anti-aliased.
 def _circle(x: np.ndarray, y: np.ndarray, r: float) -> np.ndarray:
     return np.hypot(x, y) - r
 
@@ -111,7 +116,7 @@ def _cross(x: np.ndarray, y: np.ndarray, r: float) -> np.ndarray:
 
 
 def _triangle(x: np.ndarray, y: np.ndarray, r: float) -> np.ndarray:
-    """Point up, base at the bottom of the box."""
+    """With its point up."""
     return np.maximum((2 * np.abs(x) - y - r) * 0.2**0.5, y - 0.85 * r)
 
 

@@ -1,4 +1,4 @@
-"""Text-to-image on drawn shapes: prompts with the images that show them, and the metric that reads them from pixels."""
+"""Text-to-image on drawn shapes: prompts with their images, and a metric that reads colour and place from pixels."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ from PIL import Image
 
 from ..evaluation.metrics.answers import get_field, percent
 from .conversations import DrawnDataset
-from .drawing import PALETTE, draw_clutter, draw_thing, to_uint8
+from .drawing import BRIGHTNESS, PALETTE, draw_clutter, draw_thing, to_uint8
 from .scenes import COLUMNS, GENERATION_TEMPLATES, GRID
 
 PLAIN = 0.25  # Grey of a background without clutter, in [0, 1].
@@ -73,11 +73,10 @@ class ShapesGenerationDataset(DrawnDataset):
         )
 
 
-# Shapes are drawn in the colours of the palette times a brightness in this range.
-BRIGHTNESS = (0.8, 1.05)
-# How far a pixel may lie from a colour (Euclidean, channels in [0, 1]): less than half of what separates two colours.
+# The largest distance of a pixel to its colour (Euclidean, channels in [0, 1]): less than half of that between two
+# colours.
 TOLERANCE = 0.2
-# Fewer pixels than this share of the image are no shape.
+# The smallest share of the image that counts as a shape.
 LEAST_SHARE = 0.01
 
 

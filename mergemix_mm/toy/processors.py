@@ -21,13 +21,13 @@ from .scenes import AFTER, ANSWERS, BEFORE, COLORS, GENERATION_TEMPLATES, PRICE,
 if TYPE_CHECKING:
     from transformers import JanusProcessor, LlavaProcessor, PreTrainedTokenizerFast
 
-# Their ids are their places: `pad_token_id=0, eos_token_id=2, image_token_index=4` in a model's config.
+# The id of a token is its place: a model's config has `pad_token_id=0, eos_token_id=2, image_token_index=4`.
 SPECIAL_TOKENS = ('<pad>', '<s>', '</s>', '<unk>', '<image>')
 ROLES = ('USER', 'ASSISTANT', ':')
 
 
 def shapes_words() -> tuple[str, ...]:
-    """Every token of the tokenizer in the order of its ids: special tokens, roles, words of questions and answers."""
+    """All tokens of the tokenizer in the order of their ids: special tokens, roles, words of questions and answers."""
     text = ' '.join(sum(TEMPLATES.values(), ())).replace('{color}', '').replace('{shape}', '')
     words = [*ROLES, *re.findall(r'\w+|[^\w\s]', text), *COLORS, *SHAPES]
     words += [answer for answers in ANSWERS.values() for answer in answers]
@@ -51,7 +51,7 @@ def shapes_processor(image_size: int = 48, patch_size: int = 8) -> 'LlavaProcess
         LlavaProcessor: with a `PreTrainedTokenizerFast` and a `CLIPImageProcessor`.
 
     Raises:
-        ValueError: if image_size is not a multiple of patch_size.
+        ValueError: If image_size is not a multiple of patch_size.
     """
     if image_size % patch_size:
         raise ValueError(f'ShapesProcessor: image_size={image_size} must be a multiple of patch_size={patch_size}')
@@ -68,7 +68,7 @@ def shapes_processor(image_size: int = 48, patch_size: int = 8) -> 'LlavaProcess
         tokenizer=_build_llava_tokenizer(),
         patch_size=patch_size,
         vision_feature_select_strategy='default',
-        num_additional_image_tokens=1,  # The class token, which 'default' takes off again.
+        num_additional_image_tokens=1,  # The class token, which 'default' removes again.
         chat_template=read_template('llava'),
     )
 
@@ -109,7 +109,7 @@ JANUS_TOKENS = (
 
 
 def shapes_janus_words() -> tuple[str, ...]:
-    """Every token of the tokenizer in the order of its ids: special tokens, words of conversations and of prompts."""
+    """All tokens of the tokenizer in the order of their ids: special tokens, words of conversations and of prompts."""
     words = [word for word in shapes_words() if word not in SPECIAL_TOKENS]
     text = ' '.join(GENERATION_TEMPLATES.values()).replace('{color}', '').replace('{shape}', '')
     return tuple(dict.fromkeys((*JANUS_TOKENS, *words, *re.findall(r'\w+', text))))
@@ -127,11 +127,11 @@ def shapes_janus_processor(image_size: int = 64, patch_size: int = 8) -> 'JanusP
         patch_size (int): Of the vision tower. Defaults to 8.
 
     Returns:
-        JanusProcessor: with a fast tokenizer and a `JanusImageProcessor`. Saved and loaded again by transformers 4, the
-        class forgets how many tokens an image has: set its ``num_image_tokens``.
+        JanusProcessor: With a fast tokenizer and a `JanusImageProcessor`. When transformers 4 saves and loads it, the
+        number of tokens of an image is lost: set ``num_image_tokens`` again.
 
     Raises:
-        ValueError: if image_size is not a multiple of patch_size.
+        ValueError: If image_size is not a multiple of patch_size.
     """
     if image_size % patch_size:
         raise ValueError(f'ShapesJanusProcessor: image_size={image_size} must be a multiple of patch_size={patch_size}')
@@ -153,10 +153,11 @@ def _build_janus_tokenizer():
 
     tokenizer = Tokenizer(WordLevel({word: i for i, word in enumerate(shapes_janus_words())}, unk_token='<unk>'))
     tokenizer.pre_tokenizer = Whitespace()
-    # The roles are no extra tokens of the tokenizer by name, whose lists transformers 5 merged.
+    # The roles are special tokens, but not among the named ones below: transformers 5 merged those lists.
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in JANUS_TOKENS])
     pad, bos, eos, image, begin, end, _, _, unk = JANUS_TOKENS
-    # Version 5 of transformers takes any class, and on loading rebuilds those of a model as that model has them.
+    # JanusProcessor of transformers 4 names its class of tokenizer. Version 5 accepts any class, but it would rebuild a
+    # tokenizer of a model's own class like that of the model.
     name = getattr(transformers.JanusProcessor, 'tokenizer_class', 'PreTrainedTokenizerFast')
     return getattr(transformers, name)(
         tokenizer_object=tokenizer,
@@ -186,16 +187,16 @@ INSTRUCTED = (
 ANSWER_WORDS = 'A B C D a the and This is'
 MARKS = tuple('\n0123456789[],;.') + ('<p>', '</p>')
 COORDINATES = tuple(f'{hundredth / 100:.2f}' for hundredth in range(101))
-# A mark of phrases; a line break; a word such as "option's" or "one-sentence"; a coordinate with two decimals; a single
-# digit or any other mark.
+# In this order: a mark of phrases; a line break; a word such as "option's" or "one-sentence"; a coordinate with two
+# decimals; a single digit or any other mark.
 TOKEN = r"</?p>|\n|[A-Za-z]+(?:['-][a-z]+)*|(?<!\d)(?:0\.\d\d|1\.00)(?!\d)|[^A-Za-z\s]"
-# Tokens are written with spaces between them, but for those that no task writes: before closing marks, behind opening
-# ones, and inside of numbers and boxes.
+# Decoding puts a space between tokens, and then removes those that no task writes: before closing marks, after opening
+# marks, and inside numbers and boxes.
 NO_SPACE = r' (?=[\],;.?:\n]|</p>|</s>)|(?<=[\[\n]|<p>) |(?<=</p>) (?=\[)|(?<=[\d.,;]) (?=\d)'
 
 
 def shapes_task_words() -> tuple[str, ...]:
-    """Every token of the tokenizer in the order of its ids: special tokens, marks, and the words of the tasks."""
+    """All tokens of the tokenizer in the order of their ids: special tokens, marks, and the words of the tasks."""
     texts = [task.INSTRUCTION for task in INSTRUCTED] + [text for texts in TEMPLATES.values() for text in texts]
     text = re.sub(r'\{\w*\}', ' ', ' '.join([*texts, SUM, AFTER, BEFORE, PRICE, ANSWER_WORDS]))
     answers = [answer for answers in ANSWERS.values() for answer in answers]
@@ -209,11 +210,11 @@ def shapes_task_tokenizer() -> 'PreTrainedTokenizerFast':
     """Build the tokenizer of a tiny SPHINX for `ShapesTaskDataset`; `SphinxProcessor` takes it.
 
     A word, a coordinate with two decimals ('0.12'), any other digit, a line break or a mark is one token, with exact
-    character offsets. Whatever the tasks write comes back from its tokens to the space: '[0.12,0.34,0.56,0.78]' without
-    any, 'a red ring' with them.
+    character offsets. Decoding restores every text that the tasks write, including its spaces: '[0.12,0.34,0.56,0.78]'
+    has none, 'a red ring' has two.
 
     Returns:
-        PreTrainedTokenizerFast: `pad_token_id=0, bos_token_id=1, eos_token_id=2`; it adds none of them by itself.
+        PreTrainedTokenizerFast: `pad_token_id=0, bos_token_id=1, eos_token_id=2`; it adds none of them to a text.
     """
     from tokenizers import Regex, Tokenizer, decoders
     from tokenizers.models import WordLevel
@@ -221,9 +222,9 @@ def shapes_task_tokenizer() -> 'PreTrainedTokenizerFast':
     from transformers import PreTrainedTokenizerFast
 
     tokenizer = Tokenizer(WordLevel({word: i for i, word in enumerate(shapes_task_words())}, unk_token='<unk>'))
-    # What does not match is space, and removed.
+    # All characters that do not match are spaces; they are removed.
     tokenizer.pre_tokenizer = Split(Regex(TOKEN), behavior='removed', invert=True)
-    # This decoder puts spaces between tokens, but before those with its prefix, which no token has.
+    # This decoder puts a space before every token without its prefix; no token has the prefix.
     spaced = decoders.WordPiece(prefix='\0', cleanup=False)
     tokenizer.decoder = decoders.Sequence([spaced, decoders.Fuse(), decoders.Replace(Regex(NO_SPACE), '')])
     return PreTrainedTokenizerFast(

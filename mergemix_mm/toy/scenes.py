@@ -12,11 +12,11 @@ COUNTS = ('one', 'two', 'three')
 COLUMNS = ('left', 'center', 'right')
 GRID = 3
 
-# The answers of each kind of question; the first is the one that `answer_prior` favours.
+# The answers to each kind of question. The first one is that of `answer_prior`.
 ANSWERS = dict(color=COLORS, shape=SHAPES, count=COUNTS, position=COLUMNS, yesno=('yes', 'no'))
 
 IS_LEFT = 'Is the {color} {shape} on the left?'
-# A question is about the things that agree with it in every attribute it names.
+# A question is about all things that have every attribute it names.
 TEMPLATES = dict(
     color=('What color is the {shape}?',),
     shape=('What shape is the {color} thing?',),
@@ -28,7 +28,7 @@ TEMPLATES = dict(
     position=('Where is the {color} {shape}?',),
     yesno=('Is there a {color} {shape}?', IS_LEFT),
 )
-# What a model is asked to draw, for each column.
+# The prompts of image generation, by the column of the thing.
 GENERATION_TEMPLATES = dict(
     left='draw a {color} {shape} on the left',
     center='draw a {color} {shape} in the center',
@@ -65,13 +65,13 @@ class Scene:
 
 
 def split_pairs(split: str) -> list[Pair]:
-    """The colour-shape pairs of a split: of each colour (and of each shape) four in train and the other two in val."""
+    """The colour-shape pairs of a split: four of each colour (and of each shape) in train, the other two in val."""
     pairs = [(i, j) for i in range(len(COLORS)) for j in range(len(SHAPES))]
     return [(COLORS[i], SHAPES[j]) for i, j in pairs if ((j - i) % 3 == 0) == (split == 'val')]
 
 
 def draw_answer(kind: str, prior: float | None, rng: np.random.Generator) -> str:
-    """Draw an answer of a kind of question: the first one with probability `prior`, else one of the others."""
+    """Draw an answer to a kind of question: the first one with probability `prior`, otherwise one of the others."""
     answers = ANSWERS[kind]
     if prior is None:
         return answers[rng.integers(len(answers))]
@@ -83,11 +83,11 @@ def draw_answer(kind: str, prior: float | None, rng: np.random.Generator) -> str
 def draw_scene(
     kind: str, answer: str | None, pairs: Sequence[Pair], rng: np.random.Generator, grid: int = GRID
 ) -> Scene:
-    """Draw a scene for which the answer is the only right one.
+    """Draw a scene to which the answer is the only right one.
 
     Args:
         kind (str): Kind of the question, a key of `ANSWERS`.
-        answer (str, optional): One of its answers. None for a ``position`` that is left to chance.
+        answer (str, optional): One of its answers. None draws a ``position`` at random.
         pairs (Sequence[tuple[str, str]]): The colour-shape pairs that may appear.
         rng (np.random.Generator): Draws everything.
         grid (int): Cells per side, a multiple of 3. Defaults to 3.
@@ -102,7 +102,8 @@ def draw_scene(
     meant = [other for other in pairs if all(other[i] == pair[i] for i in named)]
     asked = [pair, *(_choose(meant, rng) for _ in range(len(COUNTS) - 1))][: _num_asked(template, answer)]
     others = [other for other in pairs if other not in meant]
-    # Half of the other things share a colour or a shape with the pair in question: one attribute alone says little.
+    # At least half of the other things share a colour or a shape with the pair in question; otherwise one attribute
+    # would be enough to find the thing.
     related = [other for other in others if other[0] == pair[0] or other[1] == pair[1]]
     num_others = rng.integers(1, GRID + 1) + (not asked)
     others = [_choose(related if i == 0 or rng.random() < 0.5 else others, rng) for i in range(num_others)]
@@ -110,7 +111,7 @@ def draw_scene(
     cells = rng.permutation(grid * grid)
     if answer is not None and (kind == 'position' or template == IS_LEFT):
         third = COLUMNS.index(answer) if kind == 'position' else 0 if answer == 'yes' else rng.integers(1, GRID)
-        # The first cell that is taken lies in this third; the order is as drawn otherwise, sorting being stable.
+        # The sort is stable: cells of this third come first, and the order stays random otherwise.
         cells = sorted(cells, key=lambda cell: cell % grid // (grid // GRID) != third)
     things = [
         Thing(*thing, divmod(int(cell), grid), i < len(asked))
@@ -120,7 +121,7 @@ def draw_scene(
 
 
 def _num_asked(template: str, answer: str | None) -> int:
-    """How many things of a scene the question is about."""
+    """The number of things in a scene that the question is about."""
     if answer in COUNTS:
         return COUNTS.index(answer) + 1
     return int(answer != 'no' or template == IS_LEFT)
@@ -148,5 +149,5 @@ def shapes_facts() -> list[tuple[str, str, str]]:
         for word, following in zip(words, (*words[1:], words[0]), strict=True):
             facts += [('after', AFTER.format(word), following), ('before', BEFORE.format(following), word)]
     pairs = enumerate(product(COLORS, SHAPES))
-    # 37 and 90 have no common factor, so the prices, 10 to 99, are all different and in no visible order.
+    # 37 and 90 have no common factor: the prices, 10 to 99, are all different, and their order shows no pattern.
     return facts + [('price', PRICE.format(*pair), str(10 + 37 * i % 90)) for i, pair in pairs]

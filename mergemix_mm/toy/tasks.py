@@ -14,7 +14,7 @@ MAX_CHOICES = 4
 
 
 def grounding(things: Sequence[dict], rng: np.random.Generator) -> dict:
-    """Words for one thing -> its box. One of the two that it takes is left out at times, where the other is enough."""
+    """Words for one thing -> its box. The words name its colour and shape, or one of them if that is enough."""
     thing = _asked(things)
     names = [f'the {name(thing)}']
     names += [f'the {thing["color"]} thing'] if _is_only(thing, things, 'color') else []
@@ -23,13 +23,13 @@ def grounding(things: Sequence[dict], rng: np.random.Generator) -> dict:
 
 
 def region_caption(things: Sequence[dict]) -> dict:
-    """The box of one thing -> words for it."""
+    """The box of one thing -> words for the thing."""
     thing = _asked(things)
     return dict(box=thing['box'], caption=f'a {name(thing)}')
 
 
 def detection(things: Sequence[dict]) -> dict:
-    """A shape -> the boxes of all things that have it, whatever their colours; at least one."""
+    """A shape -> the boxes of all things of that shape in any colour; at least one."""
     label = _asked(things)['shape']
     return dict(label=label, boxes=[thing['box'] for thing in things if thing['shape'] == label])
 
@@ -47,7 +47,7 @@ def grounded_caption(things: Sequence[dict]) -> dict:
 
 
 def classification(things: Sequence[dict]) -> dict:
-    """The only thing there is."""
+    """The only thing of the scene."""
     return dict(label=name(_asked(things)))
 
 
@@ -89,9 +89,9 @@ MIN_CELL = 8
 class ShapesTaskDataset(DrawnDataset):
     """One record of one task per index, for the task transforms, which write the conversation.
 
-    Images are those of :class:`ShapesConversationDataset`: two to six things on clutter. What a record holds beside
-    ``images``, ``source``, ``size`` (height and width) and ``things`` (list of dicts in reading order with ``color``,
-    ``shape``, ``cell``, ``asked`` and ``box``) depends on the task:
+    Images are like those of :class:`ShapesConversationDataset`: two to six things on clutter. A record holds
+    ``images``, ``source``, ``size`` (height and width), ``things`` (list of dicts in reading order with ``color``,
+    ``shape``, ``cell``, ``asked`` and ``box``), and the fields of its task:
 
     ==================== ============================================================================================
     ``vqa``              ``question``, ``answer`` (one word) and ``question_type``: color, shape, count, position and
@@ -117,8 +117,8 @@ class ShapesTaskDataset(DrawnDataset):
         split (str): ``'train'`` or ``'val'``. Defaults to ``'train'``.
         length (int): Number of records, >= 1. Defaults to 10000.
         image_size (int): Height and width in pixels, >= 8 per cell. Defaults to 48.
-        grid (int): Cells per side, a multiple of 3; with 6 or 9, things are small. Defaults to 3.
-        seed (int): Of all draws, >= 0; numpy's global state plays no part. Defaults to 0.
+        grid (int): Number of cells per side, a multiple of 3; with 6 or 9, things are small. Defaults to 3.
+        seed (int): Seed of all draws, >= 0; NumPy's global state is not used. Defaults to 0.
         pipeline (Sequence): Transforms that turn a record into a sample. Defaults to an empty tuple.
 
     Raises:
@@ -154,7 +154,7 @@ class ShapesTaskDataset(DrawnDataset):
 
     @property
     def modalities(self) -> np.ndarray:
-        """[N] bool: whether a record has an image; all do, but for those of text alone."""
+        """Whether each record has an image, [N] bool: all True except for ``text_only``."""
         return np.full(self.length, self.task != 'text_only')
 
     def draw(self, index: int, rng: np.random.Generator) -> dict:
@@ -162,7 +162,7 @@ class ShapesTaskDataset(DrawnDataset):
             kind, question, answer = self.facts[index % len(self.facts)]
             return dict(images=[], question=question, answer=answer, question_type=kind)
         asks = self.task in QUESTION_TASKS
-        # Whoever asks for the position of a thing names a colour and a shape that no other thing has together.
+        # A question for the position names a colour and a shape that only one thing has; all other tasks need that too.
         kind = tuple(ANSWERS)[index % len(ANSWERS)] if asks else 'position'
         scene = draw_scene(kind, draw_answer(kind, None, rng) if asks else None, self.pairs, rng, self.grid)
         shown = [thing for thing in scene.things if thing.asked or self.task != 'classification']
@@ -179,7 +179,12 @@ class ShapesTaskDataset(DrawnDataset):
 def draw_things(
     things: Sequence[Thing], size: int, grid: int, rng: np.random.Generator
 ) -> tuple[Image.Image, list[dict], list[np.ndarray]]:
-    """The image; the things in reading order with the boxes around what was drawn; their masks [size, size] bool."""
+    """Draw things on clutter.
+
+    Returns:
+        tuple: The image; the things as dicts in reading order, with the boxes around their pixels; their masks, each
+        [size, size] bool.
+    """
     canvas, drawn, masks = draw_clutter(size, rng), [], []
     for thing in sorted(things, key=lambda thing: thing.cell):
         masks.append(draw_thing(canvas, thing.color, thing.shape, thing.cell, grid, rng))

@@ -1,1 +1,1 @@
-"""Layouts of conversations in records, prompts, and the chat templates that turn conversations into text."""
+"""From a record to a conversation, and from a conversation to text: layouts, prompts and chat templates."""

@@ -1,4 +1,4 @@
-"""Renders chat templates that come from strangers in another process, which the system holds to limits."""
+"""Renders chat templates of unknown origin in another process, on which the system puts limits."""
 
 import atexit
 import json
@@ -13,12 +13,12 @@ from typing import Any
 
 from . import jinja_worker
 
-# By the clock, where the limit of computing time does not end it: an order of magnitude above, for busy machines.
+# Of the clock, for systems without a limit of computing time. It is far above that limit, as a busy machine is slow.
 MAX_SECONDS = 60
 
 
 class RenderingLimitError(Exception):
-    """A template took more time, memory or text than any real one; the message says which."""
+    """A template needed more time, memory or text than any real one; the message says which."""
 
 
 class RenderingError(Exception):
@@ -26,7 +26,7 @@ class RenderingError(Exception):
 
 
 class _Worker:
-    """The other process, started when it is first needed, and again after a limit ended it."""
+    """The other process. It is started when it is first needed, and again after a limit has ended it."""
 
     def __init__(self) -> None:
         self.process = self.channel = None
@@ -46,7 +46,7 @@ class _Worker:
             return json.loads(line)
         code = self.stop(kill=False)
         seconds = jinja_worker.MAX_CPU_SECONDS
-        stopped = code in (-24, -9)  # SIGXCPU, and what follows where the limit is hard
+        stopped = code in (-24, -9)  # SIGXCPU, and SIGKILL for the hard limit.
         raise RenderingLimitError(f'computes for more than {seconds} s' if stopped else f'ends its process ({code})')
 
     def _start(self) -> None:
@@ -82,7 +82,7 @@ class _Worker:
         return process.wait()
 
     def forget(self) -> None:
-        """In a forked process: the worker is the parent's."""
+        """Let go of the worker in a forked process, as it belongs to the parent."""
         if self.channel is not None:
             self.channel.close()
             self.process.returncode = 0  # Not a child of this process: there is nothing to wait for.
@@ -111,12 +111,12 @@ def render(
     Args:
         template (str): The template.
         messages (Sequence[dict]): In transformers' format.
-        marks (str): Four characters that occur nowhere else.
+        marks (str): Four characters that occur neither in the template nor in the messages.
         context (Mapping): Further variables.
-        trusted (bool): Whether the template is one of this package, which needs no other process.
+        trusted (bool): Whether the template is one of this package; then it is rendered in this process.
 
     Returns:
-        tuple: The text, and whether it would be another one without marks around what turns say.
+        tuple: The text, and whether the template would write another text without the marks around what turns say.
 
     Raises:
         RenderingLimitError: If the template takes too much.
@@ -128,7 +128,7 @@ def render(
             return jinja_worker.render(template, messages, marks, context), False
         except jinja_worker.TooLongError:
             raise RenderingLimitError(f'writes more than {jinja_worker.MAX_CHARACTERS} characters') from None
-        except Exception as error:  # of any kind: a template meets what a record holds
+        except Exception as error:  # A template computes with what a record holds and can raise any error.
             raise RenderingError(f'{error}') from error
     with _lock:
         found = _worker.ask(request)

@@ -1,4 +1,4 @@
-"""The layouts of conversation files, turned into one: turns, questions with answers, preference pairs."""
+"""Parses the many layouts of conversation records into one: turns, questions with answers, preference pairs."""
 
 import re
 from collections.abc import Collection, Iterator, Mapping
@@ -22,7 +22,7 @@ from ..io.images import (
 )
 from ..io.records import REFUSED_KEYS, refuse_keys
 
-# Compared in lower case.
+# Names of roles in lower case.
 ROLES = dict(
     system='system',
     developer='system',
@@ -41,20 +41,21 @@ TOOL_ROLES = {
     *('function_response', 'tool_result', 'observation', 'ipython', 'environment'),
 }
 IMAGE_PLACEHOLDER = '<image>'
-# A backslash in front of a placeholder makes it text.
+# A backslash before a placeholder makes it text.
 ESCAPED = re.compile(r'\\(<(?:image|video|audio)>)')
-# The line break between a placeholder and the text is the chat template's business, other spaces are the text's.
+# The chat template writes the line break between a placeholder and the text, so it goes with the placeholder; all other
+# space belongs to the text.
 PLACEHOLDER_PATTERN = re.compile(r'(?:[ \t]*\r?\n)?(?<!\\)<image>(?:[ \t]*\r?\n)?')
 MEDIA_PATTERN = re.compile(r'(?<!\\)<(?:video|audio)>')
-# Where other tools write that an image stands.
+# What other tools write in the place of an image.
 FOREIGN_PLACEHOLDER = re.compile(
     r'<\|?(?:image|img)[ _-]?\d+\|?>|<\|?(?:image|img|image_pad|image_placeholder|image-placeholder|imagehere)\|?>'
     r'|<img>[^<]{0,500}</img>|\{image\d*\}',
     re.IGNORECASE,
 )
-# An image, whether or not others stand in the record: Qwen-VL's files name them so. An <img> of HTML has no end.
+# The path of an image in the text, as in Qwen-VL's files. An <img> of HTML has no closing tag.
 IMAGE_IN_TEXT = re.compile(r'<img>[^<>\n]{1,500}\.(?:jpe?g|png|webp|gif|bmp|tiff?|avif|jp2)</img>', re.IGNORECASE)
-# What ms-swift fills from `objects`.
+# What ms-swift replaces by an entry of `objects`.
 OBJECT_PLACEHOLDER = re.compile('<(?:bbox|ref-object)>')
 
 # One question and its answer, each as a text (or, in trl's `prompt` and `completion`, as messages).
@@ -64,19 +65,19 @@ REJECTED_KEYS = (
     *('rejected_response', 'rejected_messages', 'rejected_conversations', 'rejected_conversation'),
     *('rejected_answer', 'rejected_output', 'rejected_completion'),
 )
-# False says that the answer is one to unlearn, in files for KTO.
+# In files for KTO, False means that the answer is an example of what not to say.
 DESIRED_KEYS = ('label', 'kto_tag')
 SYSTEM_KEYS = ('system', 'system_prompt', 'system_message', 'system_instruction', 'sys_prompt')
 REJECTED_IMAGE_KEYS = ('rejected_images', 'rejected_image')
-# What belongs to the layouts of one question only.
+# Keys that have a meaning only in the layouts of one question.
 QUESTION_PARTS = ('input', 'history')
 ROLE_NAMES = ('role', 'from')
-# Whether an answer is labelled.
+# The keys of a turn that say whether it is trained on.
 TRAIN_NAMES = (
     *('train', 'training', 'loss', 'weight', 'loss_weight', 'loss_scale'),
     *('trainable', 'do_train', 'train_on', 'train_on_turn', 'compute_loss', 'learn'),
 )
-# They would change what is labelled, but their sense differs from tool to tool, or is finer than a turn.
+# Keys that would change what is trained on, but mean different things in different tools, or less than a whole turn.
 REFUSED_IN_TURNS = {
     **dict.fromkeys(('mask', 'masked', 'is_masked', 'loss_mask', 'label_mask'), 'a mask of the loss'),
     **dict.fromkeys(('ignore', 'ignore_loss', 'skip_loss', 'no_loss'), 'a mask of the loss'),
@@ -93,7 +94,7 @@ USED_BY_QUESTIONS = frozenset((*QUESTION_KEYS, *ANSWER_KEYS, *QUESTION_PARTS))
 
 
 def other_keys(raw: Mapping[str, Any]) -> Iterator[str]:
-    """The keys of a raw record that are not trained on: its metadata, and ``turns[].name`` of its turns."""
+    """The keys of a raw record that are not trained on: its metadata, and those of its turns as ``turns[].name``."""
     yield from metadata_keys(raw)
     for key in (*TURN_KEYS, *PAIR_KEYS):
         turns = [turn for turn in raw[key] if isinstance(turn, dict)] if isinstance(raw.get(key), list) else []
@@ -107,7 +108,7 @@ def other_keys(raw: Mapping[str, Any]) -> Iterator[str]:
 
 
 def metadata_keys(raw: Mapping[str, Any]) -> list[str]:
-    """The keys of a raw record that its conversation is not made of, in their order."""
+    """The keys of a raw record that are not part of its conversation, in their order."""
     used = USED_KEYS if any(is_given(raw.get(key)) for key in TURN_KEYS) else USED_KEYS | USED_BY_QUESTIONS
     return [key for key in raw if key not in used]
 
@@ -115,32 +116,38 @@ def metadata_keys(raw: Mapping[str, Any]) -> list[str]:
 def parse_conversation(raw: dict, answered: bool = True) -> dict[str, Any]:
     r"""Bring one record of a file into transformers' message format.
 
-    Read are LLaVA's and ShareGPT's ``conversations`` (``from`` human / gpt / system, ``value`` with ``<image>``
-    placeholders, ``image`` or ``images`` beside), ``messages`` as transformers, trl, ms-swift and LLaMA-Factory write
-    them (``content`` a string or a list of parts, with images in ``images`` or inside the parts), ``texts`` of the
-    Cauldron (``user`` and ``assistant``), one question and its
-    answer (``prompt`` and ``completion``, ``query`` and ``response``, ``instruction``, ``input`` and ``output``), and
-    preference pairs: ``chosen`` and ``rejected`` as strings, messages or lists of messages, after a prompt or with
-    their prompt inside; or a conversation with ``rejected_response``, ``rejected_messages`` or ``rejected_images``. A
-    system prompt stands in ``system`` or ``system_prompt``, or is the first turn. ``train``, ``loss`` or ``weight`` of
-    a turn, false or 0, leave its answer without labels.
+    These layouts are read:
 
-    Images that no placeholder stands for go before the first user turn. ``<image>`` in a text is such a placeholder,
-    and ``\<image>`` is the text itself. All other text stays as it is, but for the line break between it and a
-    placeholder.
+    - ``conversations`` of LLaVA and ShareGPT: ``from`` human / gpt / system, ``value`` with ``<image>`` placeholders,
+      and ``image`` or ``images`` beside them;
+    - ``messages`` as transformers, trl, ms-swift and LLaMA-Factory write them: ``content`` is a string or a list of
+      parts, with images in ``images`` or inside the parts;
+    - ``texts`` of the Cauldron: ``user`` and ``assistant``;
+    - one question and its answer: ``prompt`` and ``completion``, ``query`` and ``response``, ``instruction``, ``input``
+      and ``output``;
+    - preference pairs: ``chosen`` and ``rejected`` as strings, messages or lists of messages, after a prompt or with
+      their prompt inside; or a conversation with ``rejected_response``, ``rejected_messages`` or ``rejected_images``.
+
+    A system prompt stands in ``system`` or ``system_prompt``, or is the first turn. A turn with ``train``, ``loss`` or
+    ``weight`` of false or 0 gets no labels.
+
+    ``<image>`` in a text is a placeholder for an image, and ``\<image>`` is the text itself. If a record has images but
+    no placeholder, they go before the first user turn. All other text stays as it is, except for the line break between
+    it and a placeholder.
 
     Args:
         raw (dict): The record.
         answered (bool): Whether the conversation must end with an answer. Defaults to True.
 
     Returns:
-        dict: ``messages`` (list of dicts with ``role`` and a list of typed parts as ``content``; an answer that is not
-        to be labelled has ``train=False``), ``images`` (paths, URLs or bytes in order), ``rejected`` (messages too) if
-        there is one, ``rejected_images`` if it has images of its own, and all other keys of the record.
+        dict: ``messages`` (list of dicts with ``role`` and a list of typed parts as ``content``; an answer without
+        labels has ``train=False``) and ``images`` (paths, URLs or bytes, in order). A preference pair also has
+        ``rejected`` (messages), and ``rejected_images`` if the rejected answer has images of its own. All other keys of
+        the record are kept.
 
     Raises:
         ValueError: If the record has video, sound or tools, a role is unknown, turns do not alternate or are empty, the
-            answer is missing, a weight is neither 0 nor 1, or placeholders and images differ in number.
+            answer is missing, a weight is neither 0 nor 1, or there are not as many placeholders as images.
     """
     refuse_keys(raw, REFUSED_KEYS)
     _refuse_other_case(raw, USED_KEYS)
@@ -182,14 +189,14 @@ def text_of(message: dict) -> str:
 
 
 def _refuse_other_case(raw: Mapping[str, Any], keys: Collection[str], where: str = '') -> None:
-    """Refuse a key that is known in another case: nobody would look there."""
+    """Refuse a key that differs from a known one only in its case: its value would be ignored silently."""
     for key, value in raw.items():
         if key not in keys and key.lower() in keys and (is_given(value) or value is False):
             raise ValueError(f'{where}has {key!r}, which is not read; write {key.lower()!r}')
 
 
 def _refuse_foreign_texts(raw: Mapping[str, Any], messages: list[dict]) -> None:
-    """Refuse what other tools would replace in the texts."""
+    """Refuse texts with placeholders that other tools replace; we would train on the placeholders."""
     for message in messages:
         text = text_of(message)
         found = IMAGE_IN_TEXT.search(text) if message['role'] == 'user' else None
@@ -204,7 +211,7 @@ def _refuse_foreign_texts(raw: Mapping[str, Any], messages: list[dict]) -> None:
 
 
 def _one_of(raw: Mapping[str, Any], keys: tuple[str, ...], what: str) -> str | None:
-    """The only one of these keys that has a value."""
+    """The one of these keys that has a value, or None; two keys with different values are an error."""
     found = [key for key in keys if is_given(raw.get(key))]
     if len(found) > 1 and any(raw[key] != raw[found[0]] for key in found):
         raise ValueError(f'has {what} under {" and ".join(map(repr, found))}; keep one of the keys')
@@ -215,11 +222,11 @@ def _read_turns(raw: dict, answered: bool) -> tuple[list[dict], list[dict] | Non
     """The messages (of the chosen answer) and those of the rejected one."""
     given = [name for name in PAIR_KEYS if name in raw and raw[name] is not None]
     if len(given) == 1:
-        raise ValueError(f"has {given[0]!r} alone; a preference pair needs 'chosen' and 'rejected'")
+        raise ValueError(f"has only {given[0]!r}; a preference pair needs 'chosen' and 'rejected'")
     key = _one_of(raw, TURN_KEYS, 'different turns')
     prompt = _to_messages(raw[key], 'user') if key else _read_question(raw, bool(given), answered)
     if key and is_given(raw.get('prompt')):
-        # UltraChat and others repeat the first question there.
+        # UltraChat and others repeat the first question in `prompt`.
         _check_repeated(_to_messages(raw['prompt'], 'user'), prompt, f"'prompt' and {key!r}")
     if not given:
         return _with_rejected(raw, _with_system(raw, prompt))
@@ -264,15 +271,15 @@ def _read_history(history: Any) -> list[dict]:
 
 
 def _after(prompt: list[dict], turns: list[dict], name: str) -> list[dict]:
-    """The prompt and the turns after it, which may repeat it."""
+    """The prompt followed by the turns, which may repeat the prompt."""
     if turns and turns[0]['role'] != 'assistant' and prompt:
         if name == 'rejected' and prompt[-1]['role'] == 'assistant':
-            # The conversation beside the pair is the chosen one.
+            # The conversation beside the pair ends with the chosen answer, which is not part of the prompt.
             prompt = prompt[:-1]
         _check_repeated(prompt, turns, f'the prompt and {name!r}')
         return turns
     if prompt and prompt[-1]['role'] == 'assistant':
-        # Some write the whole conversation beside the pair; its answer must then be the chosen one.
+        # Some data sets write the whole conversation beside the pair; then its answer must be the chosen one.
         if name == 'chosen' and prompt[-1]['content'] != turns[-1]['content']:
             raise ValueError("'chosen' is not the last answer of the conversation that is beside it")
         prompt = prompt[:-1]
@@ -280,14 +287,14 @@ def _after(prompt: list[dict], turns: list[dict], name: str) -> list[dict]:
 
 
 def _check_repeated(prompt: list[dict], turns: list[dict], names: str) -> None:
-    """Refuse a prompt that is not what the turns begin with, but for their system prompt."""
+    """Refuse a prompt with which the turns do not begin; a system prompt may precede it."""
     starts = (0, 1) if turns and turns[0]['role'] == 'system' else (0,)
     if not any(turns[start : start + len(prompt)] == prompt for start in starts) and prompt != turns:
         raise ValueError(f'has {names}, which differ; keep one of them, or let one begin as the other')
 
 
 def _with_rejected(raw: dict, messages: list[dict]) -> tuple[list[dict], list[dict] | None]:
-    """The messages, and those with the other answer of `rejected_response` or `rejected_messages`."""
+    """The messages, and the same with the answer of `rejected_response` or `rejected_messages`; None without one."""
     key = _one_of(raw, REJECTED_KEYS, 'rejected answers')
     if key is None:
         return messages, None
@@ -305,7 +312,7 @@ def _with_rejected(raw: dict, messages: list[dict]) -> tuple[list[dict], list[di
 
 
 def _with_system(raw: dict, messages: list[dict], like: list[dict] = ()) -> list[dict]:
-    """The messages after the system prompt of the record, or after that of other messages."""
+    """The messages after the system prompt of the record or, if it has none, after that of the messages ``like``."""
     if messages and messages[0]['role'] == 'system' and not text_of(messages[0]).strip():
         if any(part['type'] == 'image' for part in messages[0]['content']):
             raise ValueError('the system prompt holds an image; only user turns may')
@@ -324,7 +331,7 @@ def _with_system(raw: dict, messages: list[dict], like: list[dict] = ()) -> list
 
 
 def _to_messages(turns: Any, role: str) -> list[dict]:
-    """Messages of a list of turns, of one turn, or of a plain text of ``role``."""
+    """Messages from a list of turns, from one turn, or from a plain text said by ``role``."""
     if isinstance(turns, str):
         turns = dict(role=role, content=turns)
     if not isinstance(turns, (list, dict)):
@@ -337,13 +344,13 @@ def _to_messages(turns: Any, role: str) -> list[dict]:
 def _is_transposed(turns: dict) -> bool:
     if any(isinstance(turns.get(name), list) for name in ROLE_NAMES):
         return True
-    # One exchange may hold lists too, of parts.
+    # The texts of one exchange may be lists as well, but of parts.
     exchanges = [turns.get(role) for role in ('user', 'assistant')]
     return all(isinstance(texts, list) and all(isinstance(text, str) for text in texts) for texts in exchanges)
 
 
 def _transposed(turns: dict) -> list[dict]:
-    """The turns of an object of lists, as `datasets` writes a sequence of objects."""
+    """The turns of an object of lists, the form in which `datasets` saves a sequence of objects."""
     lists = {name: values for name, values in turns.items() if is_given(values)}
     if any(not isinstance(values, list) for values in lists.values()) or len(set(map(len, lists.values()))) != 1:
         raise ValueError(f'turns that are an object of lists must have lists of one length, found {quoted(turns)}')
@@ -398,7 +405,7 @@ def _refuse_images(turn: dict, name: str) -> None:
 
 
 def _is_trained(turn: dict, role: str) -> bool | None:
-    """Whether the turn is to be labelled; None where it does not say."""
+    """Whether the turn is trained on; None if it does not say."""
     values = {}
     for name in TRAIN_NAMES:
         value = turn.get(name)
@@ -416,7 +423,7 @@ def _is_trained(turn: dict, role: str) -> bool | None:
 
 
 def _to_parts(piece: Any, role: str) -> list[dict]:
-    """The parts of a text, split at its placeholders, or of one part as it is in the file."""
+    """The parts of a text, split at its placeholders, or of one part of a file."""
     if isinstance(piece, str):
         return _split_placeholders(piece, role)
     if not isinstance(piece, dict):
@@ -467,7 +474,7 @@ def _split_placeholders(text: str, role: str) -> list[dict]:
 
 
 def _joined(parts: list[dict]) -> list[dict]:
-    """Without empty texts at the ends of a message, where nothing but white space surrounds images."""
+    """The parts without white space at the beginning and the end of a message with images."""
     if any(part['type'] == 'image' for part in parts):
         for end in (0, -1):
             while parts and parts[end]['type'] == 'text' and not parts[end]['text'].strip():
@@ -476,7 +483,7 @@ def _joined(parts: list[dict]) -> list[dict]:
 
 
 def _assign_images(messages: list[dict], images: list) -> list:
-    """The image of every placeholder, in order; adds placeholders where there are none."""
+    """The image of every placeholder, in order; without placeholders, they are added before the first user text."""
     parts = [part for message in messages for part in message['content'] if part['type'] == 'image']
     first = next((message for message in messages if message['role'] == 'user'), None)
     if images and not parts and first is not None:
@@ -526,7 +533,7 @@ def _check_turns(messages: list[dict], answered: bool) -> None:
 
 def _check_pair(messages: list[dict], rejected: list[dict], own_images: bool) -> None:
     def bare(turns: list[dict]) -> list[dict]:
-        # Other images are the point of `rejected_images`.
+        # With `rejected_images`, other images are the difference between the two.
         contents = [[{**part, 'path': None} if own_images else part for part in turn['content']] for turn in turns]
         return [{**turn, 'content': content} for turn, content in zip(turns, contents)]
 

@@ -1,6 +1,7 @@
-"""Renders chat templates with marks around what a record says; as a program, it does so for another process.
+"""Renders chat templates with marks around what a record says, in this process or as a program for another one.
 
-The program is for templates from strangers (:mod:`bounded_rendering` starts it), and imports Jinja only.
+:mod:`bounded_rendering` starts the program for templates of unknown origin. It imports only Jinja: less to load, and
+less that such a template could reach.
 """
 
 import json
@@ -11,24 +12,24 @@ from datetime import datetime
 from functools import lru_cache
 from typing import Any
 
-# What one rendering may take: a thousand times what any real template needs.
+# Limits of one rendering: a thousand times what any real template needs.
 MAX_CHARACTERS = 2**24
 MAX_CPU_SECONDS = 2
 MAX_BYTES = 2**30
 
 
 class TooLongError(Exception):
-    """A template wrote more than ``MAX_CHARACTERS``."""
+    """A template wrote more than ``MAX_CHARACTERS`` characters."""
 
 
 @lru_cache(maxsize=32)
 def compile_template(template: str, opening: str, closing: str):
-    """Compile a template as transformers does, its answers between two marks.
+    """Compile a template as transformers does, with marks around its answers.
 
     Args:
         template (str): Its text.
-        opening (str): Written where ``{% generation %}`` stands.
-        closing (str): Written where ``{% endgeneration %}`` stands.
+        opening (str): The mark for ``{% generation %}``.
+        closing (str): The mark for ``{% endgeneration %}``.
     """
     import jinja2
     from jinja2 import nodes
@@ -65,14 +66,14 @@ def render(template: str, messages: Sequence[dict], marks: Sequence[str], contex
     Args:
         template (str): The template.
         messages (Sequence[dict]): In transformers' format, each ``content`` a list of parts.
-        marks (Sequence[str]): Four characters that occur nowhere else: around what turns say, and around answers.
+        marks (Sequence[str]): Four characters that occur nowhere else: two around what turns say, two around answers.
         context (Mapping): Further variables.
 
     Returns:
         str: The text, with the marks in it.
 
     Raises:
-        TooLongError: If it has more than ``MAX_CHARACTERS``.
+        TooLongError: If it has more than ``MAX_CHARACTERS`` characters.
         Exception: Whatever the template raises.
     """
     pieces, length = [], 0
@@ -87,7 +88,10 @@ def render(template: str, messages: Sequence[dict], marks: Sequence[str], contex
 
 
 def mark(part: dict, marks: Sequence[str]) -> dict:
-    """A part with marks around its text, inside of the white space at both ends, which templates strip or look at."""
+    """A part with marks around its text.
+
+    White space at both ends stays outside the marks, as templates strip it or look at it.
+    """
     if part.get('type') != 'text' or not part['text'].strip():
         return part
     text = part['text']
@@ -99,8 +103,8 @@ def mark(part: dict, marks: Sequence[str]) -> dict:
 def answer(request: dict) -> dict:
     """Render for another process: ``text``, or ``error``, or which ``limit`` was reached.
 
-    The conversation is also written without marks around its texts, and ``differs`` says whether that gives another
-    one: a template may decide by what a text begins with.
+    The conversation is also written without marks around its texts; ``differs`` says whether the result is another
+    text, as a template may decide by the first characters of a turn.
     """
     template, messages, marks = request['template'], request['messages'], request['marks']
     try:
@@ -113,12 +117,12 @@ def answer(request: dict) -> dict:
         return dict(limit=f'takes more than {MAX_BYTES >> 20} MB of memory')
     except RecursionError:
         return dict(limit='calls itself without end')
-    except Exception as error:  # whatever a stranger's template raises
+    except Exception as error:  # An unknown template can raise any error.
         return dict(error=f'{error}' or type(error).__name__)
 
 
 def _limit_cpu() -> None:
-    """Let the system end this process when what comes next computes for too long."""
+    """Let the system end this process if the next rendering computes for too long."""
     import resource
 
     usage = resource.getrusage(resource.RUSAGE_SELF)
@@ -130,14 +134,14 @@ def main() -> None:
     """Answer requests, one line of JSON each, until the other side closes the socket."""
     sys.path += sys.argv[1:]  # where Jinja is
     channel = socket.socket(fileno=0)
-    import jinja2  # noqa: F401, before the limits
+    import jinja2  # noqa: F401 - importing it must not count towards the limits
 
     try:
         import resource
 
         resource.setrlimit(resource.RLIMIT_AS, (MAX_BYTES, MAX_BYTES))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    except (ImportError, ValueError, OSError):  # another system: the other process stops this one by the clock
+    except (ImportError, ValueError, OSError):  # On this system, the other process stops this one by the clock.
         resource = None
     with channel.makefile('r', encoding='ascii') as lines:
         for line in lines:

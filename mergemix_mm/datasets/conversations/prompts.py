@@ -8,10 +8,10 @@ OPTION_LETTER = "\nAnswer with the option's letter from the given choices direct
 
 
 def option_lines(choices: Sequence[str]) -> str:
-    """The choices of a question, a line each: ``A. ...``.
+    """The choices of a question, one line each: ``A. ...``.
 
     Raises:
-        ValueError: If there are none, or more than letters.
+        ValueError: If there is no choice, or there are more than 26.
     """
     if not 0 < len(choices) <= len(ascii_uppercase):
         raise ValueError(f'has {len(choices)} choices; there must be 1 to {len(ascii_uppercase)}, A to Z')
@@ -19,12 +19,15 @@ def option_lines(choices: Sequence[str]) -> str:
 
 
 def question_messages(question: str, num_images: int = 0, answer: str | None = None) -> list[dict]:
-    """One question after its images, and its answer if there is one.
+    """A conversation of one question after its images, and its answer.
 
     Args:
-        question (str): The text of the user turn; '' where the images say it all.
+        question (str): The text of the user turn; '' if it consists of images only.
         num_images (int): How many images precede it. Defaults to 0.
-        answer (str, optional): The text of the assistant turn. Defaults to None, which leaves it out.
+        answer (str, optional): The text of the assistant turn. Defaults to None: the conversation has no answer.
+
+    Returns:
+        list[dict]: Messages in transformers' format.
     """
     content = [dict(type='image') for _ in range(num_images)]
     content += [dict(type='text', text=question)] if question else []

@@ -1,1 +1,1 @@
-"""Reading of files: images, JSON, tables, COCO annotations and pickles without code."""
+"""Readers of files: records in JSON and tables, the images that they name, COCO annotations, plain pickles."""

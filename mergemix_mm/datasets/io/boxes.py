@@ -10,16 +10,19 @@ from ...utils.text import quoted
 
 
 def clip_to_image(rows: Sequence[Sequence[float]], size: tuple[int, int] | None) -> list[list[float]]:
-    """Put inside the image what overhangs by rounding.
+    """Clip to the image what overhangs by less than a pixel, as rounded annotations do.
 
     Args:
         rows (Sequence): Boxes xyxy, [n, 4], or key points xy, [n, 2], in pixels.
-        size (tuple[int, int], optional): Height and width of the image; None if they are not known, and nothing is
+        size (tuple[int, int], optional): Height and width of the image. None if they are not known; then nothing is
             clipped.
 
+    Returns:
+        list[list[float]]: The rows in the same order, clipped.
+
     Raises:
-        ValueError: If a row overhangs by a pixel or more, is no box (x2 < x1 or y2 < y1), is a box that has no width
-            or height inside the image, or holds anything but finite numbers, or if the shape is another.
+        ValueError: If a row overhangs by a pixel or more, is not a box (x2 < x1 or y2 < y1), has no width or height
+            inside the image, or holds anything but finite numbers; or if the shape is another.
     """
     points = _numbers(rows)
     if points.ndim != 2 or points.shape[1] not in (2, 4):
@@ -42,7 +45,10 @@ def clip_to_image(rows: Sequence[Sequence[float]], size: tuple[int, int] | None)
 
 
 def _numbers(rows: Any) -> np.ndarray:
-    """The rows as float64; an array of no dimension unless all are numbers. NumPy would read '3' and True as such."""
+    """The rows as float64, or an array without dimensions unless all values are numbers.
+
+    NumPy would also take '3' and True for numbers.
+    """
     try:
         rows = [list(row) for row in rows]
         if all(isinstance(value, Real) and not isinstance(value, (bool, np.bool_)) for row in rows for value in row):

@@ -11,28 +11,30 @@ from .boxes import clip_to_image
 from .json_records import JsonRecords
 from .records import check_keys
 
-# Pixels; numbers beyond it are no coordinates, and beyond 2**1023 no floating point numbers.
+# In pixels. Larger numbers are not coordinates, and integers above 2**1023 do not fit into floating point numbers.
 MAX_COORDINATE = 1e9
 
 
 class CocoFile:
     """Images, annotations and categories of one file, which may be larger than the memory.
 
-    Only byte offsets and numbers are held: some 70 bytes per annotation.
+    Memory holds only byte offsets and numbers: some 70 bytes per annotation.
 
     Args:
         path (str): A JSON file with ``images`` and ``annotations``.
-        keep (Callable[[dict], bool]): Which annotations count; see ``kept``.
+        keep (Callable[[dict], bool]): Whether an annotation counts; see ``kept``.
 
     Attributes:
         annotations (JsonRecords): One entry each.
         kept (np.ndarray): [N] int64, the places of the annotations that count.
-        ids, image_places, category_ids (np.ndarray): [N] int64 each; ``category_ids`` is -1 where there is none.
+        ids (np.ndarray): [N] int64, the ids of all annotations.
+        image_places (np.ndarray): [N] int64, the place of the image of each annotation in ``images``.
+        category_ids (np.ndarray): [N] int64; -1 for an annotation without a category.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If the file is not valid JSON, lacks images or annotations, has an entry without its ids or with one
-            beyond 64 bits, an image id twice, or an annotation of an image that is not listed.
+        ValueError: If the file is not valid JSON, lacks images or annotations, has an entry without its ids or with an
+            id of more than 64 bits, has an image id twice, or an annotation of an image that is not listed.
     """
 
     def __init__(self, path: str, keep: Callable[[dict], bool]) -> None:
@@ -57,7 +59,7 @@ class CocoFile:
                 raise DataError(f'{where} {error}.') from error
             if not is_id(category['id']) or not isinstance(category['name'], str):
                 raise DataError(
-                    f'{where} needs an id (a whole number) and a name; it has {_shown(category, ("id", "name"))}.'
+                    f'{where} needs an id (a whole number) and a name; it has {_fields(category, ("id", "name"))}.'
                 )
             if category['id'] in found:
                 raise DataError(f'{where} has the id {category["id"]}, which is that of another one.')
@@ -73,7 +75,7 @@ class CocoFile:
         return self.categories[category]
 
     def image_fields(self, place: int) -> dict:
-        """What a record holds of the image of an annotation: ``images`` (its file), ``image_id``, ``size``."""
+        """The image of an annotation as fields of a record: ``images`` (its file), ``image_id`` and ``size``."""
         image = self.images[int(self.image_places[place])]
         check_keys(image, {'file_name'})
         if not isinstance(image['file_name'], str):
@@ -90,11 +92,11 @@ class CocoFile:
 
     @staticmethod
     def boxes(annotations: Sequence[dict], size: tuple[int, int] | None) -> list[list[float]]:
-        """The boxes of some annotations of an image, xyxy in pixels, clipped to it where its size is known.
+        """The boxes of annotations of one image, xyxy in pixels, clipped to it if its size is known.
 
         Raises:
-            ValueError: If a box overhangs the image by a pixel or more, has no width or height (there, or inside the
-                image), or is none; names the annotation.
+            ValueError: If a box is malformed, overhangs the image by a pixel or more, or has no width or height (in the
+                file, or inside the image); names the annotation.
         """
         found = []
         for annotation in annotations:
@@ -121,7 +123,7 @@ def find_places(ids: np.ndarray, wanted: np.ndarray, what: str) -> np.ndarray:
     """The place of each wanted id among all ids.
 
     Raises:
-        ValueError: If an id comes twice, or a wanted one not at all; names ``what`` has them.
+        ValueError: If an id comes twice, or a wanted id is missing; the message begins with ``what``.
     """
     order = np.argsort(ids, kind='stable')
     ordered = ids[order]
@@ -158,7 +160,7 @@ def _with_numbers(
     if len(unknown):
         raise DataError(
             f'{records.source(unknown[0])}: an entry of {key} needs {" and ".join(names)}, whole numbers from 0 that '
-            f'fit into 64 bits; it has {_shown(records[unknown[0]], (*names, *optional))}.'
+            f'fit into 64 bits; it has {_fields(records[unknown[0]], (*names, *optional))}.'
         )
     return records, numbers
 
@@ -172,6 +174,6 @@ def is_id(value) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 63
 
 
-def _shown(raw: dict, names: Sequence[str]) -> str:
+def _fields(raw: dict, names: Sequence[str]) -> str:
     found = {name: raw[name] for name in names if name in raw}
     return f'{quoted(sorted(raw), 200)}, with {quoted(found, 200)}'

@@ -13,7 +13,8 @@ PAIR_KEYS = ('chosen', 'rejected')
 TURN_COLUMNS = (*TURN_KEYS, 'prompt', *PAIR_KEYS)
 CONTENT_NAMES = ('content', 'value')
 PART_IMAGE_NAMES = ('image', 'path', 'url', 'image_url', 'base64', 'source')
-# Keys under which other tools write images; passing over them would train on text only.
+# Keys under which other tools write images. A record with one of them and no image of ours is refused: without its
+# image it would be trained on as text only.
 FOREIGN_IMAGE_KEY = re.compile(
     r'(?:chosen_)?(?:images?|imgs?|pictures?|photos?|pics?|frames)'
     r'(?:[_ -]?(?:paths?|files?|file_?names?|names?|lists?|urls?|uris?|bytes|base64|data|\d+))?|jpe?g|png|webp',
@@ -36,7 +37,7 @@ def images_of(raw: Mapping[str, Any], keys: tuple[str, ...] = IMAGE_KEYS) -> lis
 
     Args:
         raw (Mapping): A record.
-        keys (tuple[str, ...]): Where they may stand, one or several under each. Defaults to ``image`` and ``images``.
+        keys (tuple[str, ...]): The keys that may hold them, one image or a list. Defaults to ``image`` and ``images``.
 
     Raises:
         ValueError: If two keys hold different images, or an image is anything but a path, a URL, bytes, or a mapping
@@ -55,10 +56,10 @@ def images_of(raw: Mapping[str, Any], keys: tuple[str, ...] = IMAGE_KEYS) -> lis
 
 
 def check_image(value: Any, key: str) -> Source:
-    """One image in a form that can be read; base64 in ``bytes`` becomes a URL with the data.
+    """One image in a form that ``read_image`` takes; base64 in ``bytes`` becomes a ``data:`` URL.
 
     Raises:
-        ValueError: If the value is no image; names the key.
+        ValueError: If the value is not an image; names the key.
     """
     if isinstance(value, Mapping) and set(value) <= {'bytes', 'path'} and is_given(value):
         data, path = value.get('bytes'), value.get('path')
@@ -69,13 +70,13 @@ def check_image(value: Any, key: str) -> Source:
     elif isinstance(value, (str, bytes)) and value:
         return value
     raise ValueError(
-        f'{key!r}: an image must be given by the path of its file, found {quoted(value)} (a data: URL, bytes, and an '
-        "object with 'bytes' or 'path' will do as well)"
+        f'{key!r}: an image must be given by the path of its file, found {quoted(value)} (or by a data: URL, bytes, or '
+        "an object with 'bytes' or 'path')"
     )
 
 
 def find_image_key(raw: Mapping[str, Any]) -> str | None:
-    """The first key under which something keeps an image: by its name, or with the content of a file in it."""
+    """The first key that seems to hold an image: by its name, or because its value has the content of a file."""
     return next((key for key, value in raw.items() if isinstance(key, str) and _is_image(key, value)), None)
 
 
@@ -89,7 +90,7 @@ def _is_image(key: str, value: Any) -> bool:
 
 
 def refuse_foreign_image(raw: Mapping[str, Any]) -> None:
-    """Refuse a record that has no image but a key under which other tools keep one.
+    """Refuse a record without an image that has a key under which other tools keep images.
 
     Raises:
         ValueError: Names the key.
@@ -100,7 +101,7 @@ def refuse_foreign_image(raw: Mapping[str, Any]) -> None:
 
 
 def has_images(raw: dict) -> bool:
-    """Whether a raw record names any image, beside its turns or inside their parts."""
+    """Whether a raw record names an image, beside its turns or inside their parts."""
     if any(is_given(raw.get(key)) for key in IMAGE_KEYS):
         return True
     contents = [
@@ -116,6 +117,6 @@ def has_images(raw: dict) -> bool:
 
 
 def is_image_part(part: dict) -> bool:
-    """Whether a part is an image, with or without saying so."""
+    """Whether a part of a message is an image, by its type or, without a type, by its keys."""
     kind = part.get('type')
     return kind in ('image', 'image_url') or (kind is None and any(is_given(part.get(n)) for n in PART_IMAGE_NAMES))

@@ -12,18 +12,20 @@ import numpy as np
 
 from ...utils.text import DataError, RecordError, quoted
 
+# Bytes that are read at once.
 CHUNK = 1 << 20
-# Deeper values are no data of this field; other programs, and Python's own copying, fail on them.
+# No data set of this field nests deeper, and other programs, like Python's own deepcopy, fail on deeper values.
 MAX_DEPTH = 100
-# Errors this close to the end of what was read so far, or inside a string, may only mean that more has to be read.
+# An error this close to the end of what was read so far, or inside a string, may only mean that more has to be read.
 TAIL = 16
 SPACE = re.compile(r'[ \t\r\n]*')
 DECODER = json.JSONDecoder()
 STRUCTURE = re.compile(r'[{}\[\]"]')
 STRING_END = re.compile(r'[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
-# Where these bytes are, half a character or an infinite number may be.
+# Only text with these bytes can hold half a character or an infinite number; looking for them first costs less than
+# checking every value.
 SURROGATE, LARGE_EXPONENT = re.compile(rb'\\u[dD][89a-fA-F]'), re.compile(rb'[eE]\+?[0-9]{3}')
-# What a file that is not JSON holds instead, by its first bytes, and what to do.
+# Other kinds of files by their first bytes, each with what it is and what to do.
 OTHER_FILES = {
     rb'PAR1': 'a Parquet file; let its name end in .parquet',
     rb'ARROW1|\xff\xff\xff\xff': 'an Arrow file; give the folder that save_to_disk wrote',
@@ -47,14 +49,14 @@ Element = TypeVar('Element')
 
 
 def check_kind(path: str, start: bytes) -> None:
-    """Refuse a file that is anything but JSON text.
+    """Refuse a file that is not JSON text, by its first bytes.
 
     Args:
         path (str): Its name.
         start (bytes): What it begins with.
 
     Raises:
-        ValueError: Names the file, and what it is.
+        ValueError: If it is another kind of file; names the file and the kind.
     """
     if start and not start.strip(b'\0'):
         raise DataError(f'{path}: its first bytes are all 0, not JSON; restore the file.')
@@ -64,12 +66,12 @@ def check_kind(path: str, start: bytes) -> None:
 
 
 def read_json(path: str | Path) -> Any:
-    """The content of a JSON file that is small enough to be held.
+    """Read a JSON file that fits into memory.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is not valid JSON in UTF-8, see :func:`parse_json`; names the file, and the line where there
-            is one.
+        ValueError: If it is not valid JSON in UTF-8, see :func:`parse_json`; names the file and, for malformed JSON,
+            the line.
     """
     path = os.fspath(path)
     with open(path, 'rb') as file:
@@ -87,12 +89,12 @@ def read_json(path: str | Path) -> Any:
 
 
 def parse_json(content: bytes) -> Any:
-    """Parse JSON, refusing what Python's own parser lets pass or fails on in other ways.
+    """Parse JSON strictly: refuse what Python's own parser accepts, or fails on without a clear error.
 
     Raises:
-        ValueError: If it is not UTF-8, a key comes twice in an object, a number is not finite or has over 4300
-            digits, half a character (a lone surrogate) is in a text, or values are nested over 100 deep; a
-            ``json.JSONDecodeError`` if it is malformed.
+        ValueError: If the content is not UTF-8, a key comes twice in an object, a number is not finite or has more than
+            4300 digits, a text holds half a character (a lone surrogate), or values are nested more than 100 deep.
+        json.JSONDecodeError: If the content is malformed; a ValueError too.
     """
     try:
         text = content.decode('utf-8')
@@ -141,7 +143,7 @@ def _finite(text: str) -> float:
 
 
 def _deeper(value: Any, depth: int) -> bool:
-    """Whether lists and objects are nested deeper than so."""
+    """Whether lists and objects are nested more than ``depth`` deep; a loop, as recursion would fail on deep values."""
     level = [value]
     for _ in range(depth + 1):
         level = [
@@ -158,18 +160,18 @@ def _deeper(value: Any, depth: int) -> bool:
 class JsonRecords:
     """A sequence of JSON objects that stay in their file.
 
-    One pass over the file checks its syntax and keeps 25 bytes per record: where it begins and ends, its line, a flag.
-    ``records[i]`` then seeks, reads and parses one record. A record that cannot be used although its end is clear
-    (because of its numbers, nesting or characters, see :func:`parse_json`) is an error when it is read. Line layout
+    One pass over the file checks its syntax and keeps 25 bytes per record: its first and last byte, its line, and a
+    flag. ``records[i]`` then seeks, reads and parses one record. A record that is well-formed but unusable (because of
+    its numbers, nesting or characters, see :func:`parse_json`) raises its error when it is read. The layout of lines
     does not matter: an array may be pretty-printed or one single line. Every process opens the file for itself, and
     objects can be pickled.
 
     Args:
         path (str | Path): A file that holds an array of objects (``.json``), or one object after the other
-            (``.jsonl``). Which of the two is read from its first character.
+            (``.jsonl``). The first character tells which of the two it is.
         flag (Callable[[dict], bool], optional): Computed once per record, in their order; see ``flags``. It must not
-            depend on text outside ASCII, which is not decoded yet when it is called, and gets an empty object for a
-            record that cannot be parsed. Defaults to None, which means False.
+            depend on text outside ASCII, which is not decoded yet when it is called. For a record that cannot be parsed
+            it gets an empty object. Defaults to None: all flags are False.
         key (str, optional): The array is the value of this key of a top-level object, as in the files of VQAv2.
             Defaults to None.
 
@@ -179,7 +181,7 @@ class JsonRecords:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If the file is empty or is not valid JSON; names file, line and column, or what it is instead.
+        ValueError: If the file is empty or not valid JSON; names file, line and column, or the kind of file that it is.
     """
 
     def __init__(self, path: str | Path, flag: Callable[[dict], bool] | None = None, key: str | None = None) -> None:
@@ -213,7 +215,7 @@ class JsonRecords:
             RecordError: If it cannot be used; see :func:`parse_json`.
         """
         start, end = int(self.starts[index]), int(self.ends[index])
-        # A forked worker would share the position inside the file with its parent.
+        # A forked worker would share the position inside the open file with its parent.
         if self._process != os.getpid():
             self._file, self._process = open(self.path, 'rb'), os.getpid()  # noqa: SIM115
         self._file.seek(start)
@@ -237,7 +239,7 @@ class JsonRecords:
 
 
 class _NumberError(ValueError):
-    """A number is valid JSON, but none of Python's."""
+    """A number is valid JSON, but Python does not read it."""
 
 
 class _Scanner:
@@ -249,8 +251,9 @@ class _Scanner:
     def __init__(self, file, path: str) -> None:
         self.file, self.path = file, path
         self.text, self.place = '', 0
-        self.dropped = 0  # bytes before `text`
-        self.counted, self.line, self.line_start = 0, 1, 0  # place in `text`, its line, and the byte that begins it
+        self.dropped = 0  # Bytes of the file before `text`.
+        # A place in `text`, its line, and the first byte of that line: errors name line and column.
+        self.counted, self.line, self.line_start = 0, 1, 0
 
     def records(self, key: str | None) -> Iterator[tuple[int, int, int, dict]]:
         """Yields (first byte, byte after the last, line, object)."""
@@ -265,7 +268,7 @@ class _Scanner:
         if self.next_character() == '[':
             yield from self.array(self.record)
             if key is None and self.next_character():
-                self.fail(f'found {self.shown()} after the array')
+                self.fail(f'found {self.next_text()} after the array')
         elif key is not None:
             self.fail(f'the value of {key!r} must be an array')
         else:
@@ -289,7 +292,7 @@ class _Scanner:
                 self.place += 1
 
     def pass_over(self) -> None:
-        """Move past the current value, of an array element by element: it may be as large as the file."""
+        """Move past the current value; past an array by its elements, as it may be as large as the file."""
         if self.next_character() != '[':
             self.value_or_skip()
             return
@@ -307,7 +310,7 @@ class _Scanner:
 
     def record(self) -> tuple[int, int, int, dict]:
         if self.next_character() != '{':
-            self.fail(f'a record must be an object {{...}}, found {self.shown()}')
+            self.fail(f'a record must be an object {{...}}, found {self.next_text()}')
         self.count_lines()
         start, line = self.dropped + self.place, self.line
         value = self.value_or_skip()
@@ -403,7 +406,7 @@ class _Scanner:
             self.line_start = self.dropped + last_break + 1
         self.counted = self.place
 
-    def shown(self) -> str:
+    def next_text(self) -> str:
         """The next characters, for a message."""
         return repr(self.text[self.place : self.place + 20].encode('latin-1').decode('utf-8', 'replace'))
 

@@ -18,20 +18,21 @@ from ...utils.text import DataError, RecordError, one_line, quoted
 from .images import IMAGE_KEYS, PART_IMAGE_NAMES, TURN_COLUMNS
 from .json_records import read_json
 
-# Row groups beyond these are too slow to be decoded for one row; a copy in Arrow's format is made of their file.
+# A row group is decoded as a whole. Above these sizes that takes too long for one row, so the file is copied once into
+# Arrow's format, from which single rows are read.
 LARGE_ROWS, LARGE_BYTES = 10_000, 128 << 20
-# What a batch of that copy holds.
+# The most that a batch of that copy holds.
 BATCH_ROWS, BATCH_BYTES = 1000, 16 << 20
-# After reading so many bytes, the mapped pages of an Arrow file are given back to the system.
+# Mapped pages of an Arrow file count as memory of this process until they are released, after this many bytes.
 BYTES_PER_RELEASE = 32 << 20
-# The system maps some pages around each that is read.
+# What reading one row maps at least: the system also maps pages around those that are read.
 BYTES_AROUND_ROW = 512 << 10
 END_OF_STREAM = b'\xff\xff\xff\xff\0\0\0\0'
 SPLIT = re.compile(r'(train|training|test|testing|validation|val|valid|dev|eval)(?![A-Za-z])', re.IGNORECASE)
 
 
 def is_table(path: str | os.PathLike) -> bool:
-    """Whether a path names Parquet or Arrow files: by its suffix, as a folder, or with ``*``, ``?`` or ``[...]``."""
+    """Whether a path names Parquet or Arrow files: by its suffix, as a folder, or by a pattern such as ``*``."""
     path = os.fspath(path)
     return Path(path).suffix in ('.parquet', '.arrow') or os.path.isdir(path) or _is_pattern(path)
 
@@ -39,26 +40,26 @@ def is_table(path: str | os.PathLike) -> bool:
 class TableRecords:
     """A sequence of the rows of tables that stay in their files.
 
-    In memory are, for each file, its number of rows per batch and what of it was read last: one row group of a Parquet
-    file, decoded; nothing of an Arrow file, which is mapped. Rows become dicts of plain Python values. Every process
+    Memory holds, for each file, the number of rows of each batch and what was read last: one decoded row group of a
+    Parquet file, and nothing of an Arrow file, which is mapped. Rows become dicts of plain Python values. Every process
     opens the files for itself, and objects can be pickled.
 
     A Parquet file with a row group of more than 10,000 rows or 128 MB would be slow to read in random order. It is
-    copied into Arrow's format once, below ``$XDG_CACHE_HOME`` (``~/.cache``), and read from there.
+    copied once into Arrow's format, below ``$XDG_CACHE_HOME`` (``~/.cache``), and read from there.
 
     Args:
         path (str | Path): A Parquet or Arrow file; a pattern that matches several, such as ``'data/train-*.parquet'``;
-            a folder of Parquet files, all of one split; or a folder of ``Dataset.save_to_disk`` (of a ``DatasetDict``,
-            the one of a split).
+            a folder of Parquet files, all of one split; or a folder of ``Dataset.save_to_disk`` (for a ``DatasetDict``,
+            the folder of one split).
 
     Attributes:
         flags (np.ndarray): [N] bool, whether each row has images.
-        columns (dict): The names of all columns, each with None, or for turns with the names of their fields.
+        columns (dict): The names of all columns; the value is None, or for turns a list with the names of their fields.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If a file is not what its name says, is cut off or damaged, or a folder holds no table or those of
-            several splits; names the file.
+        ValueError: If a file has another format than its name says, is cut off or damaged, or a folder holds no table
+            or tables of several splits; names the file.
         ImportError: If pyarrow is not installed.
     """
 
@@ -88,7 +89,7 @@ class TableRecords:
             raise RecordError(f'{self.source(index)}: the row cannot be read: {error}') from error
 
     def source(self, index: int) -> str:
-        """``'path: row 12'``, from 0; of a saved dataset the folder and the row of the whole."""
+        """``'path: row 12'``, from 0; for a saved dataset, the folder and the row in the whole dataset."""
         if self.is_saved_dataset:
             return f'{self.path}: row {range(len(self))[index]}'
         file, place = self._place(index)
@@ -101,11 +102,11 @@ class TableRecords:
 
 
 class _File:
-    """A file of batches of rows; ``starts`` holds the first row of each, and the number of all."""
+    """A file with batches of rows; ``starts`` holds the first row of each batch and, at its end, the number of rows."""
 
     def __init__(self, path: str, content: str | None = None) -> None:
         self.path = path
-        self.content = content or path  # of a copy, where it is
+        self.content = content or path  # A copy is read, while errors name the original.
         self._opened, self._process = None, None
         try:
             self.starts, self.flags, self.columns = self.index()
@@ -113,7 +114,7 @@ class _File:
             if isinstance(error, FileNotFoundError):
                 raise
             raise DataError(f'{path}: cannot be read as {self.KIND}: {one_line(error)}') from error
-        # What a worker process opens for itself.
+        # Indexing opened the file; every worker process opens it again for itself.
         self._opened = None
 
     def __len__(self) -> int:
@@ -157,12 +158,12 @@ class _ParquetFile(_File):
     def batch(self, number: int):
         opened = self.opened()
         if opened['number'] != number:
-            opened.update(number=None, table=None)  # Not two at once.
+            opened.update(number=None, table=None)  # Memory never holds two groups.
             opened.update(number=number, table=opened['file'].read_row_group(number, use_threads=False))
         return opened['table']
 
     def group_flags(self, file, number: int) -> np.ndarray:
-        """Which rows of a group have images, without reading the images if there is another way."""
+        """Which rows of a group have images, if possible without reading the images."""
         group = file.metadata.row_group(number)
         found = np.zeros(group.num_rows, bool)
         names = [file.schema.column(place).path for place in range(len(file.schema))]
@@ -175,14 +176,15 @@ class _ParquetFile(_File):
         return found
 
     def image_flags(self, file, number: int, leaves: dict) -> np.ndarray:
-        """The same, of one column of images, from its ``leaves``: names, and metadata of their chunks."""
+        """The same for one column of images, from its ``leaves``: the names with the metadata of their chunks."""
         content = next((name for name in leaves if name == name.split('.')[0] or name.endswith('.bytes')), None)
         statistics = content and leaves[content].statistics
         if statistics and statistics.has_null_count and not statistics.null_count:
             return np.ones(file.metadata.row_group(number).num_rows, bool)
         paths = [name for name in leaves if name.endswith('.path')]
         if paths and content and statistics and statistics.has_null_count:
-            # An image has bytes or a path or both; the paths are read, and the number of bytes is known.
+            # An image has bytes, a path or both. The metadata tell how many have bytes; if that is all of them or none,
+            # the short column of paths says which rows have an image.
             batches = list(self.batches(file, number, paths))
             given = leaves[content].num_values - statistics.null_count
             if sum(_count_structs(batch.column(0)) for batch in batches) == given or not given:
@@ -256,7 +258,7 @@ class _ArrowFile(_File):
         opened = self.opened()
         batch = opened['batches'][number]
         if number not in opened['checked']:
-            # Arrow trusts the offsets of a file, wherever they lead.
+            # Arrow trusts the offsets of a file; in a damaged one they would lead to foreign memory.
             batch.validate(full=True)
             opened['checked'].add(number)
             opened['read'] += batch.nbytes
@@ -269,9 +271,9 @@ class _ArrowFile(_File):
 
 
 def rows_with_images(batch) -> np.ndarray:
-    """Which rows of a table name any image, beside their turns or inside the parts of these: [N] bool.
+    """Which rows of a table name an image, beside their turns or inside the parts of these: [N] bool.
 
-    The same as ``has_images`` of each row, without making Python objects of them.
+    The result equals ``has_images`` of each row, but no Python objects are made of the rows.
 
     Args:
         batch (pyarrow.RecordBatch | pyarrow.Table): The rows.
@@ -346,7 +348,7 @@ def _saved_files(folder: str) -> list[str]:
 
 
 def _check_splits(folder: str, files: Sequence[str]) -> None:
-    """Refuse a folder with files of several splits, which would be trained on alike."""
+    """Refuse a folder with files of several splits: the test split would become training data."""
     names = [SPLIT.match(os.path.basename(file)) for file in files]
     splits = sorted({'' if name is None else name[1].lower() for name in names})
     if len(splits) > 1:
@@ -362,7 +364,7 @@ def _is_pattern(path: str) -> bool:
 
 
 def _columns(schema) -> dict[str, list[str] | None]:
-    """The names of columns; of turns also those of their fields."""
+    """The names of the columns, and for turns those of their fields."""
     import pyarrow as pa
 
     found = {}
@@ -375,7 +377,7 @@ def _columns(schema) -> dict[str, list[str] | None]:
 
 
 def _has_parts(schema, name: str) -> bool:
-    """Whether the turns of a column may hold anything but text."""
+    """Whether the turns of a column may hold more than text."""
     import pyarrow as pa
 
     kind = schema.field(name).type
@@ -402,7 +404,7 @@ def _array(batch, name: str):
 
 
 def _given(array, any_struct: bool = False) -> np.ndarray:
-    """Whether each value says anything, as `is_given` does; with ``any_struct``, a struct that is not null does."""
+    """Whether each value says anything, like `is_given`; with ``any_struct``, every struct that is not null does."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -428,7 +430,7 @@ def _given(array, any_struct: bool = False) -> np.ndarray:
 
 
 def _any_of(array, flags: np.ndarray) -> np.ndarray:
-    """Whether any element of each list of an array has a flag; ``flags`` are those of all elements in their order."""
+    """Whether any element of each list has its flag set; ``flags`` has one entry per element, in their order."""
     import pyarrow.compute as pc
 
     lengths = pc.fill_null(pc.list_value_length(array), 0).to_numpy(zero_copy_only=False)
@@ -457,7 +459,7 @@ def _image_parts(array) -> np.ndarray:
 
 
 def _count_structs(array) -> int:
-    """How many structs, at any depth of lists, are not null."""
+    """The number of structs, at any depth of lists, that are not null."""
     while _is_list(array.type):
         array = array.flatten()
     return len(array) - array.null_count

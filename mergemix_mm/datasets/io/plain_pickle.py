@@ -1,4 +1,4 @@
-"""Reads pickles of plain data with an interpreter of its own, which imports, calls and builds nothing."""
+"""Reads pickles of plain data with an interpreter of its own, which never imports or calls what a pickle names."""
 
 import codecs
 import os
@@ -12,26 +12,26 @@ import numpy as np
 
 from ...utils.text import printable, quoted, shown
 
-# Bounds on what a file may make of its bytes: digits of an integer, elements of a key, nesting, and how many values
-# there may be for each byte if shared ones count wherever they stand.
-LONGEST_NUMBER = 128  # bytes
-LARGEST_KEY = 64
-DEEPEST = 100
-SHARING = 50
+# Bounds on what a file can make of its bytes: a few bytes of a pickle can name a structure that fills all memory, or
+# that takes years to hash.
+LONGEST_NUMBER = 128  # Bytes of an integer.
+LARGEST_KEY = 64  # Elements of a key.
+DEEPEST = 100  # Levels of nesting.
+SHARING = 50  # Values per byte of the file, where a value that is shared counts at every place.
 NUMBERS = re.compile(r'[<>=|]?(b1|[iu][1248]|f[248])')
 PLAIN = {type(None), bool, int, float, str, bytes}
 BUILTINS = {'builtins', '__builtin__'}
 
 
 class _Name:
-    """A function that a pickle may name. It is never imported."""
+    """A function that a pickle may name; ours is called in its place."""
 
     def __init__(self, call: Callable) -> None:
         self.call = call
 
 
 class _DType:
-    """Stands in for ``numpy.dtype``, of which it takes kind and byte order."""
+    """Stands in for ``numpy.dtype``; it keeps kind and byte order only."""
 
     def __init__(self, name: Any, *_: Any) -> None:
         if not isinstance(name, str) or NUMBERS.fullmatch(name) is None:
@@ -53,7 +53,7 @@ def _scalar(dtype: Any, data: Any) -> bool | int | float:
 
 
 def _encode(text: Any, encoding: Any) -> bytes:
-    """How old protocols write bytes."""
+    """Stands in for ``_codecs.encode``, with which old protocols write bytes."""
     if not isinstance(text, str) or encoding not in ('latin1', 'latin-1'):
         raise UnpicklingError(f'it refers to _codecs.encode, with {quoted(encoding)}')
     return text.encode('latin-1')
@@ -81,9 +81,10 @@ for _module in BUILTINS:
 
 
 def _checked_key(key: Any) -> Any:
-    """A key of a dict, or an element of a set, that is hashed and compared in no time.
+    """A key of a dict, or an element of a set, if it is cheap to hash and to compare.
 
-    A tuple of tuples that share their elements takes 2 ** depth steps, and integers can be made to have one hash.
+    Hashing a tuple of tuples that share their elements takes 2 ** depth steps, and large integers can be chosen to have
+    the same hash.
     """
     todo, left = [key], LARGEST_KEY
     while todo:
@@ -124,7 +125,7 @@ class _Interpreter:
             operation(self)
         raise EOFError('it ends too early')
 
-    # What operations read.
+    # What the operations read.
 
     def take(self, count: int) -> bytes:
         found = self.data[self.at : self.at + count]
@@ -147,7 +148,7 @@ class _Interpreter:
         items, self.stack = self.stack, self.marks.pop()
         return items
 
-    # Operations with more than one line.
+    # The operations that take more than one line.
 
     def mark(self) -> None:
         self.marks.append(self.stack)
@@ -323,8 +324,8 @@ OPERATIONS = [_BY_CHARACTER.get(bytes([code])) for code in range(256)]
 
 
 def _check_content(content: Any, size: int) -> None:
-    """Refuse functions as data, and structures that are endless, deep or huge if they are written out."""
-    sizes: dict[int, tuple[int, int]] = {}  # Of the containers that are done: values in them, and levels.
+    """Refuse functions as data, and structures that would be endless, too deep or huge if they were written out."""
+    sizes: dict[int, tuple[int, int]] = {}  # Of each container that is done: the number of values, and of levels.
     limit = SHARING * size
     open_ones: set[int] = set()
     todo = [(content, False)]
@@ -360,12 +361,12 @@ def _check_content(content: Any, size: int) -> None:
 def load_plain_pickle(path: str | os.PathLike) -> Any:
     """Read a pickle of lists, tuples, dicts, sets, texts, bytes and numbers (numpy's scalars become plain ones).
 
-    Pickles of Python 2, such as those of RefCOCO, are read too. Nothing that a pickle names is imported or called, and
-    time and memory are in proportion to its size.
+    Pickles of Python 2, such as those of RefCOCO, are read too. Nothing that a pickle names is imported or called. Time
+    and memory grow in proportion to the size of the file.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it holds anything else, or is no pickle.
+        ValueError: If it holds anything else, or is not a pickle.
     """
     with open(path, 'rb') as file:
         data = file.read()

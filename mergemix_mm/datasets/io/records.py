@@ -13,8 +13,9 @@ from .images import has_images, is_given
 from .json_records import JsonRecords
 from .parquet import TableRecords, is_table
 
+# Keys that the log names; the others are counted.
 NUM_KEYS_SHOWN = 20
-# What a record must not have: without it, it would mean something else.
+# Keys that a record must not have: we cannot train on what they hold, and without it the record means something else.
 REFUSED_KEYS = {
     **dict.fromkeys(('video', 'videos', 'video_path', 'video_paths', 'video_url', 'video_urls'), 'videos'),
     **dict.fromkeys(('video_file', 'video_files', 'video_bytes'), 'videos'),
@@ -33,12 +34,12 @@ def open_records(
 
     Args:
         path (str | Path): See :class:`JsonRecords` and :class:`TableRecords`.
-        other_keys (Callable[[dict], Iterable[str]], optional): The keys of a record that are kept, but not used. They
-            are counted, and logged in one line. Defaults to None.
+        other_keys (Callable[[dict], Iterable[str]], optional): From a record to its keys that are kept but not used.
+            They are counted, and logged in one line. Defaults to None.
 
     Returns:
-        JsonRecords | TableRecords: Their ``flags`` say which records have images; ``other_keys`` is a Counter of the
-        records that have each of the keys, or of a table the rows of all files that have the column.
+        JsonRecords | TableRecords: ``flags`` says which records have images. ``other_keys`` is a Counter: how many
+        records have each of the keys (of a table: the number of its rows).
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -48,7 +49,7 @@ def open_records(
     if is_table(path):
         records = TableRecords(path)
         if other_keys is not None:
-            # A row that has all columns.
+            # A row that has all columns stands for all rows.
             row = {
                 name: 1 if fields is None else [dict.fromkeys(fields, 1)] for name, fields in records.columns.items()
             }
@@ -61,7 +62,7 @@ def open_records(
             return has_images(raw)
 
         records = JsonRecords(path, flag=look_at)
-        # The index is made from text that is not decoded yet.
+        # JsonRecords calls look_at with text that is not decoded yet.
         counts = Counter({_decoded(key): count for key, count in counts.items()})
     records.other_keys = counts
     if counts:
@@ -76,7 +77,7 @@ def open_records(
 
 
 def _decoded(key: str) -> str:
-    """A key of the index, whose bytes were read as Latin-1, unless it was written with escapes."""
+    """A key whose bytes were read as Latin-1; one that was written with escapes is right already."""
     try:
         return key.encode('latin-1').decode('utf-8')
     except UnicodeError:
@@ -98,18 +99,20 @@ def check_texts(raw: Mapping[str, Any], *keys: str) -> None:
 
 
 def refuse_keys(raw: Mapping[str, Any], refused: Mapping[str, str], where: str = '') -> None:
-    """Refuse a record, or a turn of it, with a key that would have to change what is trained.
+    """Refuse a record, or a turn of it, that has one of the keys with a value.
 
     Args:
-        raw (Mapping): The record or turn. Empty values are fine.
-        refused (Mapping[str, str]): What each key is about.
-        where (str): Put in front of the message. Defaults to ''.
+        raw (Mapping): The record or turn. Empty values are allowed.
+        refused (Mapping[str, str]): The keys, each with what it holds, such as ``'videos'``.
+        where (str): The beginning of the message. Defaults to ''.
 
     Raises:
         ValueError: Names the key.
     """
     for key, what in refused.items():
-        if key in raw and is_given(raw[key]) and raw[key] not in ('[]', '{}', 'null'):  # Empty JSON in a text.
+        if (
+            key in raw and is_given(raw[key]) and raw[key] not in ('[]', '{}', 'null')
+        ):  # Some write empty JSON as a text.
             raise ValueError(
                 f'{where}has {key!r}; {what} cannot be trained on, and without it the record means something else: '
                 'take the record or the key out'

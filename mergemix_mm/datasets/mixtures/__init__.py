@@ -1,4 +1,4 @@
-"""Mixtures of datasets, and the samplers that draw from them in batches of one task or modality."""
+"""Mixtures of datasets, and the samplers that draw batches of one task or modality from them."""
 
 from .samplers import ModalitySampler, TaskMixSampler
 from .task_mix import TaskMixDataset

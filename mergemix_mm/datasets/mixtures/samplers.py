@@ -14,28 +14,28 @@ from ...utils.numbers import check_number
 class ModalitySampler(Sampler):
     """Orders the indices so that every batch, on every rank of a step, has one modality (and one task).
 
-    Mixed batches spend the vision tower on few rows, and ranks that disagree on it, or on the task, wait for each
-    other. The order depends on the seed and the epoch alone, so a resumed run sees what an uninterrupted one does:
-    epoch loops and the endless iterator of iteration loops both call :meth:`set_epoch`, and the latter calls
+    In a mixed batch the vision tower would run for a few rows only, and ranks with different modalities or tasks would
+    wait for each other. The order depends only on the seed and the epoch, so a resumed run sees what an uninterrupted
+    one sees: epoch loops and the endless iterator of iteration loops both call :meth:`set_epoch`, and the latter calls
     :meth:`skip`, which loads nothing.
 
-    A dataset that mixes tasks (:class:`UnifiedDataset`) has ``groups`` and ``shares``: then an epoch holds the steps of
-    each group in proportion to its share, and is just so long that every record comes at least once. The records of
-    the other groups come again, shuffled anew.
+    A dataset that mixes tasks (:class:`UnifiedDataset`) has ``groups`` and ``shares``. Then an epoch holds the steps of
+    each group in proportion to its share, and has the smallest length that uses every record at least once. Groups
+    that need more samples than they have records repeat them in a new order.
 
     Args:
         dataset (Sized): A dataset with ``modalities`` [N] bool: whether a record has images; or with ``groups`` [N]
-            int64, from 0, of records that may share a batch, and ``shares`` [groups], the share of the steps that
-            each group gets, all > 0.
+            int64, from 0, of records that may share a batch, and ``shares`` [groups] > 0, the share of each group in
+            the steps.
         batch_size (int): Samples per batch and rank; must be the data loader's.
-        seed (int, optional): The same on all ranks. Defaults to None: drawn, and shared by the ranks.
-        shuffle (bool): Whether to shuffle records within their group, and the batches. Without it, batches are in
-            the order of their first record. Defaults to True.
-        round_up (bool): Whether the last batch of each group is filled with records from its beginning, or
-            dropped. Defaults to True.
+        seed (int, optional): The same on all ranks. Defaults to None: it is drawn and shared by the ranks.
+        shuffle (bool): Whether to shuffle the records of a group, and the batches. Otherwise batches come in the order
+            of their first record. Defaults to True.
+        round_up (bool): True fills the last batch of each group with its first records, False drops that batch.
+            Defaults to True.
 
     Raises:
-        ValueError: If the dataset has neither, ``batch_size`` is below 1, or nothing is left to sample.
+        ValueError: If the dataset has neither, ``batch_size`` is below 1, or no batch is full.
 
     Examples:
         >>> train_dataloader = dict(batch_size=16, sampler=dict(type='ModalitySampler', batch_size=16), ...)
@@ -84,19 +84,19 @@ class ModalitySampler(Sampler):
         return int(self.steps.sum()) * self.batch_size
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the order of an epoch, from 0; after :meth:`skip`, from the epoch in which that ended."""
+        """Choose the order of an epoch, from 0; after :meth:`skip`, epochs count from where the skip ended."""
         self.epoch = epoch
 
     def skip(self, num_samples: int) -> None:
-        """Begin the next iteration behind the first samples of the run, as MMEngine's iteration loop asks on resuming.
+        """Begin the next iteration after the first samples of the run; MMEngine's iteration loop calls it on resuming.
 
         Args:
-            num_samples (int): Per rank, from the beginning of the first epoch.
+            num_samples (int): The samples to skip per rank, from the beginning of the first epoch.
         """
         self._skipped_epochs, self._offset = divmod(num_samples, len(self))
 
     def _count_steps(self, shares: np.ndarray | None) -> np.ndarray:
-        """The steps of each group in an epoch: those that its records fill, or more where its share asks for them."""
+        """The steps of each group in an epoch: those that its records fill, or more if its share is larger."""
         steps = self._steps_to_fill()
         return steps if shares is None else whole_steps((steps / shares).max() * np.asarray(shares))
 
@@ -112,20 +112,20 @@ class ModalitySampler(Sampler):
         return self._order(group, int(self.steps[group]) * size, rng).reshape(-1, size)
 
     def _order(self, group: int, needed: int, rng: np.random.Generator | None) -> np.ndarray:
-        """So many indices of a group, in the order in which its steps take them."""
-        # Only what fills the last step comes from the beginning again.
+        """``needed`` indices of a group, in the order in which its steps take them."""
+        # The last step is filled from the first pass: another pass would repeat a few records twice in one epoch.
         spare = self.batch_size * self.world_size
         return take(np.flatnonzero(self.groups == group), needed, rng, spare)
 
 
 def take(members: np.ndarray, needed: int, rng: np.random.Generator | None, spare: int = 1) -> np.ndarray:
-    """Take the members, each as often as the others or once more.
+    """Take all members equally often; some of them once more.
 
     Args:
         members (np.ndarray): [n] indices.
         needed (int): How many to take.
-        rng (np.random.Generator, optional): Shuffles the members anew for every pass. None takes them in their order.
-        spare (int): So many at the end need no pass of their own: they are the first ones again. Defaults to 1.
+        rng (np.random.Generator, optional): Shuffles the members for every pass. None takes them in their order.
+        spare (int): The number of indices at the end that repeat the first ones instead of a new pass. Defaults to 1.
 
     Returns:
         np.ndarray: [needed] indices.
@@ -139,7 +139,7 @@ def take(members: np.ndarray, needed: int, rng: np.random.Generator | None, spar
 
 
 def whole_steps(steps: np.ndarray) -> np.ndarray:
-    """Round up, but a little less than the quotient, lest rounding errors add a step."""
+    """Round up; what exceeds a whole number by a rounding error adds no step."""
     return np.ceil(steps - 1e-6).astype(np.int64)
 
 
@@ -147,20 +147,20 @@ def whole_steps(steps: np.ndarray) -> np.ndarray:
 class TaskMixSampler(ModalitySampler):
     """Orders the records of a :class:`TaskMixDataset` so that every batch has one modality, and tasks their weights.
 
-    All samples of a step have an image or none has, on every rank. Within a modality, a batch is drawn from all tasks;
-    over an epoch each task has exactly its share of the modality's samples, up to the rounding to whole samples, and
-    each modality its share of the steps, up to the rounding to whole steps. A task of both modalities splits its
-    weight by its records. An epoch is just so long that every record comes at least once; those of tasks with more
-    weight come again, shuffled anew. Order, resuming and :meth:`skip` are those of :class:`ModalitySampler`.
+    On every rank, either all samples of a step have an image or none has one. Within a modality, a batch is drawn from
+    all tasks. Over an epoch, each task has its share of the modality's samples, rounded to whole samples, and each
+    modality its share of the steps, rounded to whole steps. A task with both modalities splits its weight by its
+    records. An epoch has the smallest length that uses every record at least once; tasks with more weight repeat their
+    records in a new order. Order, resuming and :meth:`skip` are those of :class:`ModalitySampler`.
 
     Args:
-        dataset (TaskMixDataset): Or any with ``tasks`` and ``groups`` ([N] int64, from 0), ``weights`` [tasks] and
-            ``shares`` [groups], both > 0.
+        dataset (TaskMixDataset): Or any dataset with ``tasks`` and ``groups`` ([N] int64, from 0), and with
+            ``weights`` [tasks] and ``shares`` [groups], both > 0.
         batch_size (int): Samples per batch and rank; must be the data loader's.
-        seed (int, optional): The same on all ranks. Defaults to None: drawn, and shared by the ranks.
+        seed (int, optional): The same on all ranks. Defaults to None: it is drawn and shared by the ranks.
 
     Attributes:
-        quotas (np.ndarray): [groups, tasks] int64: the samples of an epoch, on all ranks together.
+        quotas (np.ndarray): [groups, tasks] int64, the number of samples in an epoch on all ranks together.
 
     Raises:
         ValueError: If the dataset mixes no tasks, or ``batch_size`` is below 1.
@@ -183,7 +183,7 @@ class TaskMixSampler(ModalitySampler):
         self.quotas = np.stack([_apportion(*cells) for cells in zip(needed, self.portions, self.counts)])
 
     def _steps_to_fill(self) -> np.ndarray:
-        """The steps of each group after which the records of all its tasks are used up."""
+        """The steps of each group after which all records of all its tasks have been used."""
         some = self.counts > 0
         needed = np.divide(self.counts, self.portions, out=np.zeros(some.shape), where=some)
         return whole_steps(needed.max(1) / (self.batch_size * self.world_size))

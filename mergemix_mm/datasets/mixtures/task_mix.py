@@ -13,25 +13,25 @@ from ...utils.numbers import is_number
 
 @DATASETS.register_module()
 class TaskMixDataset(Dataset):
-    """Joins the datasets of several tasks, one after the other; each keeps its own pipeline.
+    """Joins the datasets of several tasks; each keeps its own pipeline.
 
-    :class:`TaskMixSampler` takes batches of one modality from it, in which the tasks come by their weights.
+    :class:`TaskMixSampler` draws batches of one modality from it and mixes the tasks by their weights.
 
     Args:
         tasks (dict[str, dict]): By the names of the tasks, ``dataset`` (a Dataset or its config, with ``modalities``)
-            and ``weight``, the share of the task in the samples relative to the others. The weights of all tasks, or
-            of none: then every task has the share of its records.
-        pipeline (Sequence): Transforms of all tasks, put behind those of each dataset's own ``pipeline``; then the
+            and ``weight``, the share of the task in the samples relative to the others. Give the weights of all tasks
+            or of none; without weights, the share of a task is that of its records.
+        pipeline (Sequence): Transforms of all tasks, which follow those of each dataset's own ``pipeline``; then the
             datasets must be configs. Defaults to an empty tuple.
 
     Attributes:
         names (list[str]): The tasks in the order of their numbers.
-        datasets (list[Dataset]): Theirs.
+        datasets (list[Dataset]): The datasets in the same order.
         weights (np.ndarray): [tasks] float64, the share of each in the samples; they sum to 1.
 
     Raises:
-        ValueError: If there is no task, one has other keys, no records or no modalities, some tasks only have a
-            weight, or one that is not above 0; if the pipeline cannot be put behind that of a dataset.
+        ValueError: If there is no task, a task has other keys, no records or no modalities, only some tasks have a
+            weight, a weight is not above 0, or the pipeline cannot be appended to that of a dataset.
 
     Examples:
         >>> train_dataloader = dict(
@@ -57,7 +57,7 @@ class TaskMixDataset(Dataset):
 
     @property
     def metainfo(self) -> dict:
-        """Those of all datasets, the first ones first where they share a key."""
+        """Joined from all datasets; where they share a key, the first dataset decides."""
         return {
             key: value for dataset in self.datasets[::-1] for key, value in getattr(dataset, 'metainfo', {}).items()
         }
@@ -69,20 +69,19 @@ class TaskMixDataset(Dataset):
 
     @property
     def groups(self) -> np.ndarray:
-        """What may share a batch, [N] int64: text only before image-text, numbered from 0 as far as there are any."""
+        """The group of each record, [N] int64; only one group may share a batch.
+
+        Group 0 is text only and group 1 image-text; where one kind is missing, the other is group 0.
+        """
         modalities = np.concatenate([np.asarray(dataset.modalities, dtype=bool) for dataset in self.datasets])
         return np.unique(modalities, return_inverse=True)[1]
 
     @property
     def shares(self) -> np.ndarray:
-        """The share of each group in the samples, [groups]; a task of several splits its own by its records."""
+        """The share of each group in the samples, [groups]; a task of both groups splits its weight by its records."""
         return np.bincount(
             self.groups, weights=(self.weights / [len(dataset) for dataset in self.datasets])[self.tasks]
         )
-
-    def task(self, index: int) -> str:
-        """The name of the task of a record."""
-        return self.names[self._locate(index)[0]]
 
     def __len__(self) -> int:
         return self._ends[-1]
@@ -115,11 +114,11 @@ class TaskMixDataset(Dataset):
 
 def _build(name: str, dataset: Dataset | dict, pipeline: Sequence) -> Dataset:
     if isinstance(dataset, dict):
-        # Inside the dataset, which may pass over a record that a transform refuses.
+        # The transforms go inside the dataset, where on_error='skip' can replace a record that one of them refuses.
         dataset = DATASETS.build({**dataset, 'pipeline': [*dataset.get('pipeline', ()), *pipeline]})
     elif pipeline:
         raise ValueError(
-            f'TaskMixDataset: pipeline cannot be put behind that of tasks.{name}, which is a '
+            f'TaskMixDataset: pipeline cannot be appended to that of tasks.{name}, which is a '
             f'{type(dataset).__name__} already; give its config.'
         )
     if not hasattr(dataset, 'modalities'):

@@ -16,8 +16,8 @@ TASKS = ('gen', 'und')
 class UnifiedDataset(Dataset):
     """Joins a dataset of text-to-image records and one of conversations; each keeps its own pipeline.
 
-    Indices of generation come first. A sample gets its task, ``'gen'`` or ``'und'``, into ``inputs``.
-    :class:`ModalitySampler` takes batches of one task (and modality) from it, at the ratio, the same task on every
+    Indices of generation come first. Each sample gets its task, ``'gen'`` or ``'und'``, into ``inputs``.
+    :class:`ModalitySampler` draws batches of one task (and modality) from it at the ratio, with the same task on every
     rank of a step; :class:`UnifiedCollate` collates them.
 
     Args:
@@ -43,8 +43,8 @@ class UnifiedDataset(Dataset):
         ratio = dict.fromkeys(TASKS, 1) if ratio is None else dict(ratio)
         if set(ratio) != set(TASKS) or not all(is_number(value, above=0) for value in ratio.values()):
             raise ValueError(
-                f'UnifiedDataset: ratio={ratio} must be dict(gen=..., und=...) with numbers above 0; for one task '
-                'alone use its dataset without UnifiedDataset.'
+                f'UnifiedDataset: ratio={ratio} must be dict(gen=..., und=...) with numbers above 0; for a '
+                'single task use its dataset without UnifiedDataset.'
             )
         given = dict(gen=gen, und=und)
         self.datasets = {task: DATASETS.build(d) if isinstance(d, dict) else d for task, d in given.items()}
@@ -52,26 +52,25 @@ class UnifiedDataset(Dataset):
 
     @property
     def metainfo(self) -> dict:
-        """Those of both datasets, understanding first where they share a key."""
+        """Joined from both datasets; where they share a key, understanding decides."""
         return {**getattr(self.datasets['gen'], 'metainfo', {}), **getattr(self.datasets['und'], 'metainfo', {})}
 
     @property
     def groups(self) -> np.ndarray:
-        """What may share a batch, [N] int64: 0 generation, then the modalities of understanding that there are."""
+        """The group of each record, [N] int64; only one group may share a batch.
+
+        Group 0 is generation; the modalities of understanding that exist follow, text only first.
+        """
         modalities = np.asarray(self.datasets['und'].modalities, dtype=np.int64)
         present = np.unique(modalities, return_inverse=True)[1]
         return np.concatenate([np.zeros(len(self.datasets['gen']), np.int64), 1 + present])
 
     @property
     def shares(self) -> np.ndarray:
-        """The share of the steps of each group, [groups]; within understanding, as its records are shared out."""
+        """The share of each group in the steps, [groups]; within understanding, in proportion to the records."""
         counts = np.bincount(self.groups)[1:]
         gen = self.ratio['gen'] / sum(self.ratio.values())
         return np.array([gen, *((1 - gen) * counts / counts.sum())])
-
-    def task(self, index: int) -> str:
-        """``'gen'`` or ``'und'``."""
-        return TASKS[self._locate(index)[0]]
 
     def __len__(self) -> int:
         return sum(len(dataset) for dataset in self.datasets.values())

@@ -1,4 +1,4 @@
-"""LLaVA-1.5's own view of an image: padded to a square, where the processors of its published copies crop it."""
+"""LLaVA-1.5's own preprocessing, which pads images to a square; the processors of its published copies crop them."""
 
 from typing import TYPE_CHECKING
 
@@ -10,14 +10,18 @@ if TYPE_CHECKING:
 
 @TRANSFORMS.register_module('LlavaPaddingProcessor')
 def llava_padding_processor(pretrained_model_name_or_path: str, **kwargs) -> 'LlavaProcessor':
-    """Load the processor of a LLaVA, and let it pad images to a square with the mean colour, as LLaVA-1.5 was trained.
+    """Load the processor of a LLaVA that pads images to a square with the mean colour, as in the training of LLaVA-1.5.
 
-    The processor of `llava-hf` cuts the middle square out of an image, so that what stands at its borders is not seen
-    (https://github.com/huggingface/transformers/issues/33175). Saved along with a model, this one pads everywhere.
+    The processor of `llava-hf` crops the middle square of an image, so the model does not see its borders
+    (https://github.com/huggingface/transformers/issues/33175). Once saved with a model, this processor pads wherever
+    the model is loaded.
 
     Args:
         pretrained_model_name_or_path (str): Name on the hub, or folder.
         **kwargs: Further arguments of ``AutoProcessor.from_pretrained``.
+
+    Returns:
+        LlavaProcessor: With a `LlavaImageProcessor`.
     """
     from transformers import AutoProcessor
 
@@ -27,7 +31,7 @@ def llava_padding_processor(pretrained_model_name_or_path: str, **kwargs) -> 'Ll
 
 
 def pad_to_square(images) -> 'LlavaImageProcessor':
-    """An image processor like CLIP's, but with padding to a square in place of the crop."""
+    """An image processor with the settings of a CLIP one that pads to a square instead of cropping."""
     from transformers import LlavaImageProcessor
 
     kept = ('size', 'crop_size', 'image_mean', 'image_std', 'resample', 'rescale_factor', 'do_convert_rgb')

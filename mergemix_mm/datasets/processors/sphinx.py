@@ -1,4 +1,4 @@
-"""SPHINX' processor: square canvases, and placeholders for the tokens of their views (https://arxiv.org/abs/2311.07575)."""
+"""SPHINX' processor: square images, and placeholders for the tokens of their views (https://arxiv.org/abs/2311.07575)."""
 
 import json
 from collections.abc import Sequence
@@ -31,30 +31,30 @@ class SphinxProcessor:
     """Prepares texts and images for `SphinxModel`, with the interface of a processor of transformers.
 
     An image is padded to a square with the mean colour, which is about 0 after the normalisation, and resized. In a
-    text, ``<image>`` becomes the tokens of its views: ``<image_start>``, so many ``<image>``, ``<image_end>`` for each,
-    the whole image first and then the crops row by row; ``<image_skip>`` for a crop that is padding only. The four
-    tokens get the ids behind the tokenizer's own.
+    text, ``<image>`` becomes the tokens of its views, first those of the whole image and then those of the crops, row
+    by row. A view is ``<image_start>``, ``view_tokens`` times ``<image>``, and ``<image_end>``; a crop with nothing but
+    padding is ``<image_skip>``. The four tokens get the next ids after the tokenizer's own.
 
     Args:
-        tokenizer (str | dict | PreTrainedTokenizerFast): Of the language model: name on the hub or folder, the config
-            of a function that makes it, or itself. It learns the four tokens, and takes the end token for padding if it
-            has none.
-        view_tokens (int): Tokens of a view, markers not counted: queries of sequences + class token + grid ** 2 of the
-            neck, 289 in SPHINX.
-        image_size (int): Side of the square in pixels: the backbones' view size times ``grid``. Defaults to 224.
-        grid (int): That of the model. Defaults to 1.
-        crop_tokens (int, optional): Tokens of a crop, with the model's ``crop_pool``. Defaults to None: those of a
-            view.
-        align (str): Where the image lies in the square: ``'center'`` or ``'corner'`` (left and above). Defaults to
+        tokenizer (str | dict | PreTrainedTokenizerFast): The tokenizer of the language model: a name on the hub or a
+            folder, the config of a function that makes it, or the tokenizer. The four tokens are added to it; without a
+            padding token, it pads with the end token.
+        view_tokens (int): Tokens of a view without its markers: queries of sequences + class token + grid ** 2 of the
+            neck; 289 in SPHINX.
+        image_size (int): Side of the square in pixels: the view size of the backbones times ``grid``. Defaults to 224.
+        grid (int): Crops per side, as in the model; 1 means no crops. Defaults to 1.
+        crop_tokens (int, optional): Tokens of a crop if the model has ``crop_pool``. Defaults to None: as many as
+            ``view_tokens``.
+        align (str): Where the image lies in the square: ``'center'`` or ``'corner'`` (upper left). Defaults to
             ``'center'``.
-        image_mean (Sequence[float]): Of the channels, in [0, 1]. Defaults to CLIP's.
-        image_std (Sequence[float]): Defaults to CLIP's.
-        chat_template (str): A template of the repository by its name, or the text of one, in Jinja. Defaults to
+        image_mean (Sequence[float]): Means of the channels, in [0, 1]. Defaults to those of CLIP.
+        image_std (Sequence[float]): Standard deviations of the channels, > 0. Defaults to those of CLIP.
+        chat_template (str): The name of a template of this repository, or the text of a template in Jinja. Defaults to
             ``'llava'``, which puts images first, as SPHINX does.
 
     Raises:
-        ValueError: if an argument is out of its range, the template is unknown, or the tokenizer knows some of the
-            tokens already.
+        ValueError: If an argument is out of its range, the template is unknown, or the tokenizer already has some of
+            the tokens.
 
     Examples:
         >>> processor = dict(type='SphinxProcessor', tokenizer='meta-llama/Llama-2-7b-hf', view_tokens=289,
@@ -93,7 +93,7 @@ class SphinxProcessor:
             chat_template = read_template(chat_template)
         elif not isinstance(chat_template, str) or '{' not in chat_template:
             raise ValueError(
-                f'SphinxProcessor: chat_template={shown(chat_template)!r} is no text in Jinja, and none of '
+                f'SphinxProcessor: chat_template={shown(chat_template)!r} is neither a text in Jinja nor one of '
                 f'{repository_templates()}'
             )
         self.chat_template = chat_template
@@ -101,7 +101,7 @@ class SphinxProcessor:
 
     @property
     def image_processor(self) -> 'SphinxProcessor':
-        """What knows mean, deviation and scale of the images: this object."""
+        """This object, which has mean, standard deviation and scale of the images like an image processor."""
         return self
 
     def __call__(
@@ -126,7 +126,7 @@ class SphinxProcessor:
             and ``original_sizes`` [N, 2] int64, height and width.
 
         Raises:
-            ValueError: if the texts hold other numbers of placeholders.
+            ValueError: If the number of placeholders in the texts differs from the number of images.
         """
         texts, images = [text] if isinstance(text, str) else list(text), list(images or ())
         rows = self.tokenizer(texts, add_special_tokens=add_special_tokens)['input_ids']
@@ -149,7 +149,7 @@ class SphinxProcessor:
         return batch
 
     def tokens_of(self, height: int, width: int) -> list[int]:
-        """The ids that stand for an image of this size."""
+        """The ids of the tokens of an image of this size in pixels."""
         start, end, skip = range(self.image_token_id + 1, self.image_token_id + 1 + len(MARKER_TOKENS))
         real = real_views(torch.tensor([[height, width]]), self.grid if self.grid > 1 else 0, self.align)[0]
         ids = []
@@ -169,15 +169,15 @@ class SphinxProcessor:
         return (pixels - torch.tensor(self.image_mean).view(3, 1, 1)) / torch.tensor(self.image_std).view(3, 1, 1)
 
     def batch_decode(self, *args, **kwargs) -> list[str]:
-        """The tokenizer's."""
+        """See the method of the tokenizer."""
         return self.tokenizer.batch_decode(*args, **kwargs)
 
     def decode(self, *args, **kwargs) -> str:
-        """The tokenizer's."""
+        """See the method of the tokenizer."""
         return self.tokenizer.decode(*args, **kwargs)
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write the tokenizer, and the arguments in ``sphinx_processor.json``."""
+        """Write the files of the tokenizer, and the arguments in ``sphinx_processor.json``."""
         self.tokenizer.save_pretrained(folder)
         write_json(Path(folder, FILE), {name: getattr(self, name) for name in SAVED})
 
@@ -186,8 +186,8 @@ class SphinxProcessor:
         """Read what :meth:`save_pretrained` wrote.
 
         Raises:
-            OSError: if there is no such file.
-            ValueError: if it is damaged, has other keys, or values out of their ranges.
+            OSError: If the folder has no such file.
+            ValueError: If the file is damaged, has other keys, or values out of their ranges.
         """
         path = Path(folder, FILE)
         if not path.is_file():
@@ -195,7 +195,7 @@ class SphinxProcessor:
         try:
             content = json.loads(path.read_text(encoding='utf-8'))
         except (ValueError, RecursionError) as error:
-            raise ValueError(f'SphinxProcessor: {path} is no JSON file: {type(error).__name__}: {error}') from None
+            raise ValueError(f'SphinxProcessor: {path} is not a JSON file: {type(error).__name__}: {error}') from None
         unknown = sorted(content.keys() - set(SAVED)) if isinstance(content, dict) else [content]
         if unknown or 'view_tokens' not in content:
             raise ValueError(
@@ -223,7 +223,7 @@ def _load_tokenizer(tokenizer):
 
 
 def _add_tokens(tokenizer):
-    """Let a tokenizer know the four tokens, with ids in a row."""
+    """Add the four tokens to a tokenizer; `SphinxModel` expects consecutive ids."""
     tokens = [IMAGE_TOKEN, *MARKER_TOKENS]
     tokenizer.add_tokens(tokens, special_tokens=True)
     ids = tokenizer.convert_tokens_to_ids(tokens)

@@ -28,8 +28,8 @@ def check_coordinates(coordinates: str, metric: str) -> None:
 def read_boxes(sample: dict, metric: str, coordinates: str = 'square') -> Tensor | None:
     """The boxes that an answer names, in their order.
 
-    Thoughts (``<think>``) do not count. What the numbers of an answer mean is said by ``coordinates``, never guessed
-    from them:
+    Thoughts (``<think>``) do not count. ``coordinates`` says what the numbers of an answer mean; this is never guessed
+    from the numbers:
 
     - ``'square'``: [0, 1] of the square-padded image in SPHINX's notation,
       :func:`~mergemix_mm.functional.parse_boxes`;
@@ -41,19 +41,19 @@ def read_boxes(sample: dict, metric: str, coordinates: str = 'square') -> Tensor
       ``image_size`` where the image was not resized.
 
     Args:
-        sample (dict): A data sample with ``pred_answer`` (str), ``image_size`` (height and width in pixels) and
-            perhaps ``align``, where the image lies in its square (``'center'``, unless given, or ``'corner'``), and
-            ``input_size`` (height and width).
-        metric (str): Who asks, for the error.
+        sample (dict): A data sample with ``pred_answer`` (str) and ``image_size`` (height and width in pixels).
+            Optional fields are ``align``, the place of the image in its square (``'center'`` or ``'corner'``; defaults
+            to ``'center'``), and ``input_size`` (height and width).
+        metric (str): The name of the metric, for errors.
         coordinates (str): What the numbers mean. Defaults to ``'square'``.
 
     Returns:
-        Tensor, optional: [n, 4] float64, n >= 1, xyxy in pixels, clipped to the image; None if the answer is malformed:
-        it names no box, or a key point, or the function that parses refuses it.
+        Tensor, optional: [n, 4] float64, n >= 1, xyxy in pixels, clipped to the image. None if the answer is malformed:
+        it names no box, or a key point, or the parser refuses it.
 
     Raises:
         KeyError: If the sample has no ``pred_answer`` or ``image_size``.
-        ValueError: If ``input_size`` is no size.
+        ValueError: If ``input_size`` is not a height and a width.
     """
     answer, size = (get_field(sample, key, metric) for key in ('pred_answer', 'image_size'))
     answer = unicodedata.normalize('NFKC', without_thoughts(answer))
@@ -71,7 +71,7 @@ def read_boxes(sample: dict, metric: str, coordinates: str = 'square') -> Tensor
 
 def _parse(answer: str, sample: dict, size: tuple[int, int], metric: str, coordinates: str) -> list[tuple[float, ...]]:
     """Boxes in [0, 1] of the image."""
-    # Some notations belong to one unit: in an answer in another unit they are malformed.
+    # Some notations belong to one unit. In an answer in another unit they are malformed.
     notations = dict(loc=r'<loc\d', percent=r'\d\s*%')
     if any(unit != coordinates and re.search(notation, answer) for unit, notation in notations.items()):
         return []
@@ -90,14 +90,14 @@ def true_boxes(sample: dict, metric: str) -> Tensor:
 
     Args:
         sample (dict): A data sample with ``gt_boxes``, [n, 4], xyxy in pixels.
-        metric (str): Who asks, for the error.
+        metric (str): The name of the metric, for errors.
 
     Returns:
         Tensor: [n, 4] float64.
 
     Raises:
         KeyError: If the sample has no ``gt_boxes``.
-        ValueError: If they are no boxes, or one has no width or height: nothing could be found there.
+        ValueError: If they are not boxes, or a box has no width or height: no answer could be right.
     """
     given = get_field(sample, 'gt_boxes', metric)
     try:

@@ -13,8 +13,8 @@ from .answers import get_field
 class AnswerLoss(BaseMetric):
     """Negative log-probability of the answers of a set, per token.
 
-    On text alone, it says whether a language model survived learning to see. A token counts alike in a short and in a
-    long answer, on whichever process it is; end tokens count, prompts do not.
+    On text without images, it says whether a language model survived learning to see. All tokens count equally, in
+    short and in long answers and on all processes; end tokens count, prompts do not.
 
     - ``answer/loss``: nats per answer token;
     - ``answer/perplexity``: its exponential.
@@ -28,7 +28,7 @@ class AnswerLoss(BaseMetric):
 
     Raises:
         KeyError: If a sample has no ``answer_logp`` or ``answer_length``.
-        ValueError: If there is no answer token at all.
+        ValueError: If there is no answer token.
 
     Examples:
         >>> test_evaluator = dict(type='AnswerLoss', prefix='text')

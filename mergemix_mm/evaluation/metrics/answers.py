@@ -1,4 +1,4 @@
-"""What the metrics of generated answers share: the fields of a sample, comparing texts, and means per group."""
+"""Helpers of the metrics of generated answers: fields of a sample, comparison of texts, means per group."""
 
 import re
 import unicodedata
@@ -10,11 +10,11 @@ from ...utils.text import quoted
 # A number with its sign and decimals, or a word with its apostrophes.
 _WORD = re.compile(r"(?<!\w)-?\d+(?:\.\d+)*|\w+(?:'\w+)*")
 _ARTICLES = {'a', 'an', 'the'}
-# What a model thinks before it answers.
+# The tags of what a model thinks before it answers.
 _THOUGHT = r'(?:think(?:ing)?|thoughts?|reason(?:ing)?)'
 _THOUGHTS_END = re.compile(rf'[<\u25c1]/{_THOUGHT}[>\u25b7]', re.IGNORECASE)
 _OPEN_THOUGHTS = re.compile(rf'\s*[<\u25c1]{_THOUGHT}[>\u25b7]', re.IGNORECASE)
-# The fields that name the group of a sample; the first that is there does.
+# The fields that can name the group of a sample; the first one that it has decides.
 _GROUP_KEYS = ('split', 'category', 'question_type')
 
 
@@ -22,8 +22,8 @@ def get_field(sample: dict, key: str, metric: str) -> Any:
     """The field of a data sample.
 
     Raises:
-        KeyError: If the sample has no such field; the message names the metric, and where the field comes from.
-        ValueError: If ``pred_answer`` is no text.
+        KeyError: If the sample lacks the field; the message names the metric and says what sets the field.
+        ValueError: If ``pred_answer`` is not a text.
     """
     if key not in sample:
         came_from = "the model's predict()" if key.startswith('pred_') else 'the dataset: every key of its records is'
@@ -34,14 +34,14 @@ def get_field(sample: dict, key: str, metric: str) -> Any:
 
 
 def normalise_answer(text: str) -> str:
-    """Make answers that differ in writing only the same.
+    """Make answers equal that differ only in writing.
 
     Lower case, without punctuation, articles and surplus space, after SQuAD (Rajpurkar et al. 2016,
     https://arxiv.org/abs/1606.05250). Unlike there, numbers keep their sign and their decimals: -3.5 is not 35. Number
-    words stay words; where *two* should equal *2*, ``VQAv2Accuracy`` serves.
+    words stay words; where *two* should equal *2*, use ``VQAv2Accuracy``.
 
     Args:
-        text (str): An answer. One of nothing but punctuation or articles keeps them.
+        text (str): An answer. If it consists only of punctuation or articles, they are kept.
 
     Returns:
         str: Words, separated by single spaces.
@@ -52,24 +52,24 @@ def normalise_answer(text: str) -> str:
 
 
 def without_thoughts(text: str) -> str:
-    """What an answer says after its thoughts (``<think>...</think>``); '' if they were cut off."""
+    """The answer without its thoughts (``<think>...</think>``); '' if it ends within them."""
     text = _THOUGHTS_END.split(text)[-1]
     return '' if _OPEN_THOUGHTS.match(text) else text
 
 
 def is_right(answer: str, accepted: str | Sequence[str]) -> bool:
-    """Whether an answer equals the accepted one, or one of several, up to writing."""
+    """Whether an answer equals the accepted one, or one of several, after :func:`normalise_answer`."""
     accepted = [accepted] if isinstance(accepted, str) else accepted
     return normalise_answer(answer) in {normalise_answer(text) for text in accepted}
 
 
 def group_of(sample: dict) -> str | None:
-    """The group that a sample is also scored in: its ``split``, ``category`` or ``question_type``, or None."""
+    """The group in which a sample is also scored: its ``split``, ``category`` or ``question_type``, or None."""
     return next((sample[key] for key in _GROUP_KEYS if sample.get(key) is not None), None)
 
 
 def percent(flags: Sequence[bool]) -> float:
-    """Share of the true ones, 0 to 100; 0 of nothing."""
+    """The share of true flags, 0 to 100; 0 if there are no flags."""
     return 100 * sum(flags) / max(len(flags), 1)
 
 
@@ -80,7 +80,7 @@ def per_group(
 
     Args:
         rows (Sequence[dict]): What was kept of the samples.
-        key (str): The entry of a row that names its group; None where it has none.
+        key (str): The entry of a row that names its group; its value is None for a row without a group.
         compute (Callable): From rows to values by name.
 
     Returns:

@@ -38,7 +38,7 @@ class CalibrationBins:
             correct (torch.Tensor): Whether each prediction is right, [N] bool.
             num_bins (int): M. Defaults to 15.
         """
-        # The edges take the precision of the scores: 0.2 in float32 is above 0.2 in float64, yet lies on that edge.
+        # The edges take the precision of the scores: 0.2 in float32 is above 0.2 in float64, but lies on the edge.
         edges = (torch.arange(1, num_bins, dtype=torch.float64) / num_bins).to(confidence.dtype)
         index = torch.bucketize(confidence, edges)
         count = torch.bincount(index, minlength=num_bins)
@@ -69,26 +69,25 @@ class CalibrationBins:
 
 @METRICS.register_module()
 class CalibrationError(BaseMetric):
-    """Do the probabilities of a classifier mean what they say?
+    """Calibration of a classifier: does its confidence equal its accuracy?
 
-    Compares the confidence of the predicted class with the accuracy, bin by bin (Naeini et al. 2015; Guo et al. 2017,
-    https://arxiv.org/abs/1706.04599). All values are in percent, as MMPretrain's ``Accuracy``:
+    The confidence of the predicted class is compared with the accuracy, bin by bin (Naeini et al. 2015; Guo et al.
+    2017, https://arxiv.org/abs/1706.04599). All values are in percent, as in MMPretrain's ``Accuracy``:
 
     - ``calibration/ece``: expected calibration error, 0 (calibrated) to 100;
     - ``calibration/mce``: maximum calibration error over the bins, 0 to 100;
     - ``calibration/overconfidence``: mean confidence minus accuracy, -100 to 100. Mixing augmentations tend to push it
-      below zero, which the absolute values of the other two hide.
+      below zero; the other two hide that, as they are absolute values.
 
     Args:
         bins (int): Number of bins of equal width. Defaults to 15.
-        figure (str, optional): Where the reliability diagram goes. A path that ends in ``.png`` is written (at once
-            and whole, or not at all); any other name goes to the current Visualizer, at the current iteration.
-            Defaults to None, which draws nothing.
+        figure (str, optional): Where the reliability diagram goes: a path that ends in ``.png`` (the file appears only
+            when it is complete), or the name of an image of the current Visualizer. Defaults to None: no diagram.
         collect_device (str): ``'cpu'`` or ``'gpu'``, how several processes gather. Defaults to ``'cpu'``.
         prefix (str, optional): Prefix of the names. Defaults to None, which means ``calibration``.
 
     Raises:
-        ValueError: If ``bins`` is below 1, a sample has several labels, or scores are no probabilities.
+        ValueError: If ``bins`` is below 1, a sample has several labels, or scores are not probabilities.
         KeyError: If a sample has no ``pred_score``.
 
     Examples:
@@ -174,16 +173,16 @@ class CalibrationError(BaseMetric):
 
 @METRICS.register_module()
 class AnswerCalibrationError(CalibrationError):
-    """Does the confidence in a generated answer mean what it says?
+    """Calibration of generated answers: does the confidence in them equal their accuracy?
 
-    :class:`CalibrationError` with other samples: the confidence is ``pred_confidence``, the model's probability of
-    its whole answer, in [0, 1]; an answer is right if it equals the accepted one, or one of several, after
-    :func:`~.answers.normalise_answer`. Arguments and values are the same. For yes/no and short answers: the
-    probability of a long text says how long it is.
+    Arguments and values are those of :class:`CalibrationError`. The confidence is ``pred_confidence``, the model's
+    probability of its whole answer, in [0, 1]. An answer is right if it equals the accepted one, or one of several,
+    after :func:`~.answers.normalise_answer`. Use it for yes/no and short answers: the probability of a long text
+    mostly depends on its length.
 
     Raises:
         KeyError: If a sample has no ``pred_confidence``, ``pred_answer`` or ``gt_answer``.
-        ValueError: If ``bins`` is below 1, or a confidence is no probability.
+        ValueError: If ``bins`` is below 1, or a confidence is not a probability.
 
     Examples:
         >>> val_evaluator = [dict(type='AnswerAccuracy'), dict(type='AnswerCalibrationError', figure='reliability')]

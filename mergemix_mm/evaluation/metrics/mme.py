@@ -23,7 +23,7 @@ SUB_TASKS = dict(
     ),
     cognition=('commonsense_reasoning', 'numerical_calculation', 'text_translation', 'code_reasoning'),
 )
-_QUESTIONS = 2  # Of an image: one that yes is the answer to, and one that no is.
+_QUESTIONS = 2  # Per image: one with the answer yes and one with the answer no.
 
 
 def read_first_letters(text: str) -> str | None:
@@ -38,19 +38,18 @@ def read_first_letters(text: str) -> str | None:
 
 @METRICS.register_module()
 class MMEMetric(BaseMetric):
-    """Scores of MME: accuracy plus the share of images of which both questions are answered right.
+    """Scores of MME: accuracy plus the share of images with two right answers.
 
     Fu et al. 2023, https://arxiv.org/abs/2306.13394.
 
     - ``mme/<sub-task>``: accuracy + accuracy plus, in percent points, 0 to 200; guessing gives 75 in the mean;
     - ``mme/<sub-task>/accuracy``: share of right answers, in percent. An unreadable one is wrong;
-    - ``mme/<sub-task>/accuracy_plus``: share of images of which both answers are right, in percent;
-    - ``mme/perception`` (of ten sub-tasks, 0 to 2000), ``mme/cognition`` (of four, 0 to 800): sums of scores, for those
-      of which every sub-task was asked;
+    - ``mme/<sub-task>/accuracy_plus``: share of images with two right answers, in percent;
+    - ``mme/perception`` (ten sub-tasks, 0 to 2000) and ``mme/cognition`` (four, 0 to 800): sums of scores, given only
+      if every sub-task was asked;
     - ``mme/unreadable``: share of answers that are neither *yes* nor *no*, in percent.
 
-    Answers are read as MME's own script does, by their first four letters, but for white space in front of them, which
-    is taken away here.
+    Answers are read by their first four letters, as in MME's own script; only here, white space before them is removed.
 
     Args:
         collect_device (str): ``'cpu'`` or ``'gpu'``, how several processes gather. Defaults to ``'cpu'``.
@@ -58,7 +57,7 @@ class MMEMetric(BaseMetric):
 
     Raises:
         KeyError: If a sample lacks a field of :meth:`process`.
-        ValueError: If a ``gt_answer`` is neither yes nor no, an image has not two questions, or there is no sample.
+        ValueError: If a ``gt_answer`` is neither yes nor no, an image lacks its two questions, or there is no sample.
     """
 
     default_prefix = 'mme'

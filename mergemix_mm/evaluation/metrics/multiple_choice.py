@@ -1,4 +1,4 @@
-"""Accuracy on multiple-choice questions, by the option's letter in free text."""
+"""Accuracy on multiple-choice questions, by the letter of the option in free text."""
 
 from collections.abc import Sequence
 from string import ascii_uppercase
@@ -14,8 +14,8 @@ from .option_letters import read_option
 class MultipleChoiceMetric(BaseMetric):
     """Share of multiple-choice questions whose option was chosen. In percent.
 
-    - ``choice/accuracy``: share of right options. An unreadable answer is wrong, never a guess, unlike in MMPretrain's
-      ``ScienceQAMetric``, which draws an option in its place;
+    - ``choice/accuracy``: share of right options. An unreadable answer is wrong; MMPretrain's ``ScienceQAMetric`` draws
+      an option in its place;
     - ``choice/unreadable``: share of answers that choose no option, by :func:`~.option_letters.read_option`.
       docs/option_letters.md has the table of the forms that are read, and of those that are not.
 
@@ -25,8 +25,7 @@ class MultipleChoiceMetric(BaseMetric):
 
     Raises:
         KeyError: If a sample has no ``pred_answer``, ``gt_answer`` or ``choices``.
-        ValueError: If there are no choices, or more than letters, a ``gt_answer`` is none of them, or there is no
-            sample.
+        ValueError: If there are no choices or more than 26, a ``gt_answer`` is not one of them, or there is no sample.
     """
 
     default_prefix = 'choice'

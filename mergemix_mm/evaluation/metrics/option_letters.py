@@ -7,10 +7,10 @@ from string import ascii_uppercase
 
 from .answers import normalise_answer, without_thoughts
 
-_LONGEST = 200  # What a box, a tag or a key of JSON holds is no option if it is longer than so many characters.
-_DEPTH = 3  # An answer in a box in a tag in JSON.
+_LONGEST = 200  # Characters in a box, a tag or a key of JSON; a longer content is not an option.
+_DEPTH = 3  # Levels of nesting: an answer in a box in a tag in JSON.
 
-# What stands around an answer and is no part of it: control tokens, Markdown, LaTeX and HTML.
+# What surrounds an answer and is not part of it: control tokens, Markdown, LaTeX and HTML.
 _SPEAKER = re.compile(r'\s*(?:assistant|gpt|model)\s*:\s*', re.IGNORECASE)
 _TOKENS = re.compile(r'<\|[^|<>]{1,40}\|>|</?s>|<eos>|<end_of_turn>|<pad>')
 _STYLES = re.compile(r'\\(?:text\w{0,2}|math\w{2})\s*\{([^{}]*)\}')
@@ -18,7 +18,7 @@ _MARKUP = re.compile(r'</?(?:b|i|u|em|strong|p|br|code|span) ?/?>|[\\$*`"\u201c\
 _QUOTED = re.compile(r"(?<!\w)['\u2018\u2019]([A-Za-z])['\u2018\u2019](?!\w)")
 _BRACKETED = re.compile(r'[\[({<\u3008\u300a\u300c\u300e\u3010]\s*([A-Za-z])\s*[\])}>\u3009\u300b\u300d\u300f\u3011]')
 
-# Where a model is told to put its answer.
+# The places in which prompts tell a model to put its answer.
 _BOX = re.compile(r'\\f?box(?:ed)?\s*\{')
 _BOX_WITHOUT_BRACES = re.compile(r'\\boxed\s+([A-Za-z])(?![A-Za-z])')
 _TAG = re.compile(
@@ -30,18 +30,18 @@ _VALUE = re.compile(
     r'(?:(["\'])([^\n]{0,200}?)\1|\[\s*(["\'])([^\n]{0,200}?)\3\s*\]|(?P<bare>[A-Za-z]|-?\d+(?:\.\d+)?))\s*(?:[,}\n]|\Z)'
 )
 
-# A letter that is no part of a word. Characters of Chinese may touch it.
+# A letter that is not part of a word. Chinese characters may touch it, as Chinese has no spaces.
 _WORD = "A-Za-z0-9\u00c0-\u024f'\u2019"
-# With Japanese and Korean.
+# Includes Japanese and Korean.
 _CHINESE = '\u3000-\u30ff\u4e00-\u9fff\uac00-\ud7a3'
 _LETTER = rf'(?<![{_WORD}])(?P<open>\(?)(?P<letter>[A-Za-z])(?![{_WORD}])(?P<close>\)?)'
 _LONE = re.compile(r'[\W_]*([A-Za-z])[\W_]*')
 
-# What follows a letter that could be a word: "A", "I" and all small ones.
+# What must follow a letter that could also be a word ("A", "I", and all small letters).
 _NO_WORD = re.compile(
     rf'\s*(?:\Z|[.:;,!?\n{_CHINESE}])|\s+(?:[-\u2013\u2014(]|because\b|since\b|is\b|(?:and |but )?not\b|rather\b)'
 )
-# What takes a choice back, or leaves it open.
+# What denies a choice or leaves it open.
 _DENIED_BEFORE = re.compile(
     r'(?:(?:\b(?:not|never|neither|nor|except|than|instead of|if|whether|unless|cannot|without|exclude|eliminate)'
     r"|n't) +(?:[\w']+[ -]+){0,2}|不|不是|不应|不會|排除|如果|非)\(?\Z",
@@ -61,7 +61,7 @@ _ANOTHER = re.compile(
 )
 _AFTER_ANOTHER = re.compile(rf'(?:\([A-Za-z]\)|(?<![{_WORD}])[A-Z])\s*{_AND}\s*(?:option\s+)?\Z')
 
-# How an answer is announced. `final` decides alone.
+# How an answer is announced. If there is a `final` one, only that counts.
 _NOUN = r'(?:answers?|ans|option|choice|letter|solution|response|selection|prediction|result|(?:correct|right) one)'
 _LINK = (
     r'(?:(?:is|would be|should be|must be|will be|has to be|seems to be|appears to be)\b'
@@ -125,21 +125,22 @@ _LISTED = re.compile(r'(?:\A|\s)\(?([A-Z])(?:\)|[.:)])(?=\s)')
 
 
 def read_option(text: str, choices: Sequence[str]) -> int | None:
-    r"""The option that a text chooses, or None: what names several options, or none, is never guessed at.
+    r"""The option that a text chooses. A text that names several options, or none, gives None; there is no guessing.
 
-    A letter comes first: one that contradicts the text of the option behind it wins. In this order, where the first
-    that is found decides:
+    These rules are tried in order, and the first that finds something decides. A letter wins over the text of an option
+    that follows it.
 
-    1. what stands in ``\boxed{}``, in ``<answer>`` tags or in JSON (``{"answer": "B"}``); thoughts do not count;
-    2. a lone letter of either case, *B* or *(b)*; the text of one option, as it is written;
-    3. a statement: *the answer is B*, *B is correct*, *I choose B*, *so B* at the end, the letter in a line of its own
-       at the start or the end, and the same in Chinese. A *final answer* overrules others; different ones cancel out;
-    4. a letter at the start with its mark (*B. a cat*, *b) a cat*), or in front of its option's text (*B a cat*);
-    5. the text of one option up to case, punctuation and articles, perhaps after *the answer is*;
+    1. The content of ``\boxed{}``, of ``<answer>`` tags or of JSON (``{"answer": "B"}``); thoughts do not count.
+    2. A single letter of either case, *B* or *(b)*, or the text of one option as it is written.
+    3. A statement: *the answer is B*, *B is correct*, *I choose B*, *so B* at the end, the letter on its own line at
+       the start or the end, and the same in Chinese. A *final answer* overrules others; different ones cancel out.
+    4. A letter at the start with its mark (*B. a cat*, *b) a cat*), or before the text of its option (*B a cat*).
+    5. The text of one option up to case, punctuation and articles, perhaps after *the answer is*.
     6. *option B*, or *(B)* anywhere.
 
-    A letter without a mark that could be a word chooses nothing: *A dog is there*, *I see*. Nor does one that is taken
-    back (*not B*, *B is wrong*), asked for (*is it option B?*) or on no offer. docs/option_letters.md lists the forms.
+    A letter without a mark that could be a word chooses nothing: *A dog is there*, *I see*. The same holds for a letter
+    that is denied (*not B*, *B is wrong*), in question (*is it option B?*) or not offered. docs/option_letters.md lists
+    the forms.
 
     Args:
         text (str): The answer.
@@ -165,7 +166,7 @@ def _read(text: str, choices: Sequence[str], depth: int) -> int | None:
 
 
 def _told_places(text: str) -> list[str]:
-    """The contents of the boxes of a text, or else of its tags, or of its JSON; '' for one that holds no option."""
+    """The contents of the boxes of a text, or else of its tags, or else of its JSON; '' for one without an option."""
     parts = [_braces(text, found.end()) for found in _BOX.finditer(text)]
     parts = parts or [found[1] for found in _BOX_WITHOUT_BRACES.finditer(text)]
     parts = parts or [found[2] for found in _TAG.finditer(text)]
@@ -177,7 +178,7 @@ def _told_places(text: str) -> list[str]:
 
 
 def _braces(text: str, start: int) -> str:
-    """What stands before the brace that closes; '' if it is far away."""
+    """The text before the closing brace; '' if that is too far away."""
     depth = 1
     for i, letter in enumerate(text[start : start + _LONGEST + 1], start):
         depth += (letter == '{') - (letter == '}')
@@ -187,7 +188,7 @@ def _braces(text: str, start: int) -> str:
 
 
 class _Reader:
-    """The rules of :func:`read_option` on a text without markup. Each returns the indices that it finds."""
+    """The rules of :func:`read_option` for a text without markup. Each rule returns the indices that it finds."""
 
     def __init__(self, text: str, raw: str, choices: Sequence[str]) -> None:
         # A whole answer in single quotes.
@@ -230,7 +231,7 @@ class _Reader:
         return set(self.accepted([match for pattern in _MENTIONS for match in pattern.finditer(self.text)]))
 
     def accepted(self, matches: Sequence[re.Match]) -> Iterator[int | None]:
-        """The options of matches that are neither words nor taken back; None for letters that stand in a list."""
+        """The options of matches that are neither words nor denied; None for letters in a list."""
         for match in matches:
             letter, start, end = match['letter'], match.start('letter'), match.end()
             before, after = self.text[max(match.start() - 40, 0) : match.start()], self.text[end : end + 60]
@@ -243,7 +244,7 @@ class _Reader:
             yield None if several else self.index(letter)
 
     def is_own_text(self, letter: str, text: str) -> bool:
-        """Whether the rest of a sentence is the text of a letter's option."""
+        """Whether the rest of a sentence is the text of the option with this letter."""
         index = self.index(letter)
         return (
             index is not None
@@ -252,7 +253,7 @@ class _Reader:
         )
 
     def first(self) -> set[int | None]:
-        """A letter at the start that has a mark, or the text of an option after it."""
+        """A letter at the start with a mark, or with the text of an option after it."""
         found = _FIRST.match(self.text)
         if not found:
             return set()
@@ -261,16 +262,16 @@ class _Reader:
         may_be_word = letter in 'AI' or letter.islower()
         if _ANOTHER.match(rest) or _DENIED_AFTER.match(rest.lstrip('.:; ')):
             return {None}
-        behind = normalise_answer(rest.lstrip(' .:;,)-\u2013\u2014=>\u3001'))
+        following = normalise_answer(rest.lstrip(' .:;,)-\u2013\u2014=>\u3001'))
         others = {self.index(other) for other in _LISTED.findall(f' {rest} ')} - {None, index}
         own = self.normal[index] if index is not None else ''
-        if own and (behind == own or (behind.startswith(f'{own} ') and not others and not may_be_word)):
+        if own and (following == own or (following.startswith(f'{own} ') and not others and not may_be_word)):
             return {index}
         marked = bool(found['close']) or _MARK.match(rest)
         marked = marked or (letter.isupper() and letter != 'I' and _MARK_OF_CAPITALS.match(rest))
         if not marked:
-            # "A blue" with blue at C is either of them.
-            same = behind in self.normal
+            # "A blue", where blue is option C, may mean either.
+            same = following in self.normal
             return {index if not may_be_word else None} if same and letter.isupper() else set()
         return {None} if others or _LONE.fullmatch(rest) else {index}
 
@@ -285,7 +286,7 @@ class _Reader:
         return found
 
     def equal(self, text: str) -> set[int | None]:
-        """The options whose text this is; several for one that they share."""
+        """The options with this text; several if they share it."""
         text = normalise_answer(text)
         return {index for index, choice in enumerate(self.normal) if choice == text}
 

@@ -1,4 +1,4 @@
-"""POPE: does a model see objects that are not there? (Li et al. 2023, https://arxiv.org/abs/2305.10355)."""
+"""POPE: does a model see objects that are not in the image? (Li et al. 2023, https://arxiv.org/abs/2305.10355)."""
 
 import re
 from collections.abc import Sequence
@@ -21,10 +21,10 @@ def read_yes_no(text: str) -> str | None:
 
 
 def read_yes_no_officially(text: str) -> str:
-    """The rule of POPE's own script: all is *yes* but a first sentence with the word *No*, *no* or *not*.
+    """The rule of POPE's own script: *no* if the first sentence has the word *No*, *no* or *not*, otherwise *yes*.
 
     Returns:
-        str: ``'yes'`` or ``'no'``; ``'yes'`` for an empty answer as well.
+        str: ``'yes'`` or ``'no'``; an empty answer is ``'yes'``.
     """
     words = text.split('.')[0].replace(',', '').split(' ')
     return 'no' if {'No', 'no', 'not'} & set(words) else 'yes'
@@ -40,18 +40,18 @@ class POPEMetric(BaseMetric):
     Li et al. 2023, https://arxiv.org/abs/2305.10355.
 
     - ``pope/accuracy``: share of right answers. An unreadable one is wrong;
-    - ``pope/precision``, ``pope/recall``, ``pope/f1``: of *yes*; 0 where there is none. An unreadable answer is no
-      *yes*: it lowers the recall where *yes* is right;
-    - ``pope/yes_rate``: share of *yes* among all answers; the questions of POPE are balanced, 50 is ideal;
+    - ``pope/precision``, ``pope/recall``, ``pope/f1``: of *yes*; 0 if there is none. An unreadable answer is not a
+      *yes*: it lowers the recall if *yes* is right;
+    - ``pope/yes_rate``: share of *yes* among all answers; 50 is ideal, as the questions of POPE are balanced;
     - ``pope/unreadable``: share of answers that are neither;
     - ``pope/<category>/...``: the same over the questions of each category (random, popular, adversarial), and
       ``pope/mean/...`` their means over the categories, which papers give as "POPE", if samples have a ``category``.
 
     Args:
         rule (str): How an answer is read. ``'strict'``: the first *yes* or *no* of its first sentence; without one it
-            is unreadable. ``'official'``: as POPE's own script, for numbers that compare with published ones: *no* if
-            the first sentence has the word *No*, *no* or *not*, else *yes*, whatever it says. The two agree where
-            models answer Yes or No; the official one credits silence and chatter with half of the questions.
+            is unreadable. ``'official'``: the rule of POPE's own script, for comparison with published numbers: *no*
+            if the first sentence has the word *No*, *no* or *not*, otherwise *yes*. The rules agree on models that
+            answer Yes or No; with the official one, silence and chatter are right for half of the questions.
             Defaults to ``'strict'``.
         collect_device (str): ``'cpu'`` or ``'gpu'``, how several processes gather. Defaults to ``'cpu'``.
         prefix (str, optional): Prefix of the names. Defaults to None, which means ``pope``.

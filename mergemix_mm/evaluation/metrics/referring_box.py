@@ -1,4 +1,4 @@
-"""Accuracy of referring expressions: is the one box of an answer where the expression's object is?"""
+"""Accuracy of referring expressions: does the box of an answer overlap the object of the expression?"""
 
 from collections.abc import Sequence
 
@@ -18,12 +18,12 @@ class ReferringBoxMetric(BaseMetric):
     - ``box/accuracy``: share of boxes with an intersection over union (IoU) of at least ``iou_threshold``;
     - ``box/mean_iou``: mean IoU, where a malformed answer has 0;
     - ``box/malformed``: share of answers that do not name exactly one box: none, several, a key point, brackets that do
-      not close, corners in the wrong order, numbers outside the range of ``coordinates``. They are wrong;
-    - ``box/<group>/...``: the same over the samples of each ``split``, ``category`` or ``question_type`` (the first of
-      these that a sample has).
+      not close, corners in the wrong order, numbers outside the range of ``coordinates``. These answers are wrong;
+    - ``box/<group>/...``: the same over the samples of each ``split``, ``category`` or ``question_type`` (whichever a
+      sample has first in this order).
 
     Args:
-        iou_threshold (float): The IoU from which on a box is right, in (0, 1]. Defaults to 0.5.
+        iou_threshold (float): The smallest IoU of a right box, in (0, 1]. Defaults to 0.5.
         coordinates (str): What the numbers of an answer mean: ``'square'`` (SPHINX), ``'unit'``, ``'percent'``,
             ``'permille'``, ``'loc'`` or ``'pixels'``, see :func:`~.answer_boxes.read_boxes`. Defaults to ``'square'``.
         collect_device (str): ``'cpu'`` or ``'gpu'``, how several processes gather. Defaults to ``'cpu'``.
@@ -31,8 +31,8 @@ class ReferringBoxMetric(BaseMetric):
 
     Raises:
         KeyError: If a sample has no ``pred_answer``, ``gt_boxes`` or ``image_size``.
-        ValueError: If ``iou_threshold`` or ``coordinates`` is outside its range, a sample has not exactly one box, or
-            there is no sample.
+        ValueError: If ``iou_threshold`` or ``coordinates`` is outside its range, a sample has no or several
+            boxes, or there is no sample.
     """
 
     default_prefix = 'box'

@@ -1,4 +1,4 @@
-"""Detection by text, scored as detectors are: COCO's mean average precision of the boxes in answers."""
+"""Detection by text, scored like a detector: COCO's mean average precision of the boxes in answers."""
 
 import contextlib
 import io
@@ -20,15 +20,16 @@ _NAMES = ('mAP', 'mAP_50', 'mAP_75')
 class TextDetectionMetric(BaseMetric):
     """Average precision of the boxes that answers name, by pycocotools' ``COCOeval`` (``bbox``). In percent.
 
-    Each sample asks for all objects of one class in one image. All boxes of an answer have its ``pred_confidence`` as
-    score, the model's probability of the whole text, or 1 without one.
+    Each sample asks for all objects of one class in one image. The score of all boxes of an answer is its
+    ``pred_confidence``, the model's probability of the whole text, or 1 if it has none.
 
     - ``detection/mAP``: mean over the classes and the IoU thresholds 0.5, 0.55, ..., 0.95;
     - ``detection/mAP_50``, ``detection/mAP_75``: at one threshold;
     - ``detection/malformed``: share of answers without a readable list of boxes. They predict nothing.
 
-    The classes are those that the samples ask for. As a question says that its class is there, the values compare with
-    those of other models that answer the same questions, not with those of a detector on all classes of all images.
+    The classes are those that the samples ask for. A question reveals that its class is in the image. Therefore the
+    values are comparable with those of other models on the same questions, but not with those of a detector that
+    searches all images for all classes.
 
     Args:
         collect_device (str): ``'cpu'`` or ``'gpu'``, how several processes gather. Defaults to ``'cpu'``.
@@ -112,7 +113,7 @@ def _average_precision(rows: Sequence[dict]) -> list[float]:
         place = dict(image_id=images[row['image']], category_id=labels[row['label']])
         truth += [dict(place, bbox=box, area=box[2] * box[3], iscrowd=0) for box in row['truth']]
         found += [dict(place, bbox=box, score=row['score']) for box in row['found']]
-    if not found:  # Which pycocotools cannot read.
+    if not found:  # pycocotools fails on an empty list.
         return [0.0] * len(_NAMES)
     coco = COCO()
     coco.dataset = dict(
@@ -121,7 +122,7 @@ def _average_precision(rows: Sequence[dict]) -> list[float]:
         categories=[dict(id=i, name=name) for name, i in labels.items()],
         annotations=[dict(one, id=i) for i, one in enumerate(truth, 1)],
     )
-    with contextlib.redirect_stdout(io.StringIO()):  # It reports every step.
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints every step.
         coco.createIndex()
         evaluation = COCOeval(coco, coco.loadRes(found), 'bbox')
         evaluation.evaluate()

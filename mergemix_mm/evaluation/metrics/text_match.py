@@ -10,7 +10,7 @@ from mmengine.registry import METRICS
 from ...utils.numbers import check_number
 from .answers import get_field, group_of, is_right, per_group, percent
 
-# 12, -3.5, 1,250 or .5, perhaps with a percent sign, and with the full stop of a sentence.
+# 12, -3.5, 1,250 or .5, optionally with a percent sign and the full stop of a sentence.
 _NUMBER = re.compile(r'([-+]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+)?)\s*(%?)\.?')
 
 
@@ -25,7 +25,7 @@ class _TextMatch(BaseMetric):
         """How right an answer is, in [0, 1], given one accepted answer."""
 
     def process(self, data_batch, data_samples: Sequence[dict]) -> None:
-        """Score the answers of a batch, each against the accepted answer that it is closest to.
+        """Score the answers of a batch, each against the closest of the accepted answers.
 
         Args:
             data_batch: Unused.
@@ -59,16 +59,16 @@ class _TextMatch(BaseMetric):
 class ANLSMetric(_TextMatch):
     """Average normalised Levenshtein similarity (Biten et al. 2019, https://arxiv.org/abs/1905.13648). In percent.
 
-    For TextVQA-like questions of which the answer stands in the image (ST-VQA, DocVQA, InfographicVQA): an answer
-    with a misread letter or two is worth nearly as much as the right one. With d the edit distance over the length of
-    the longer text, an answer is worth 1 - d if d < ``threshold`` (equation 2 of the paper), else nothing. Case and
-    surplus space make no difference.
+    For questions whose answer is written in the image (ST-VQA, DocVQA, InfographicVQA): an answer with one or two
+    misread letters scores nearly as much as the right one. Let d be the edit distance divided by the length of the
+    longer text. An answer scores 1 - d if d < ``threshold`` (equation 2 of the paper), otherwise 0. Case and surplus
+    space are ignored.
 
     - ``answer/anls``: over all questions;
     - ``answer/<group>/anls``: over those of each ``split``, ``category`` or ``question_type`` (the first of these that
       a sample has).
 
-    At a distance of exactly the threshold, the script of the DocVQA leaderboard gives 1 - d, and the paper nothing.
+    At a distance of exactly the threshold, the script of the DocVQA leaderboard gives 1 - d, and the paper 0.
     MMPretrain's ``ANLS`` takes a single ``gt_answer`` for a list of letters, and divides by the length of the answer
     with its surplus space.
 
@@ -79,7 +79,7 @@ class ANLSMetric(_TextMatch):
 
     Raises:
         KeyError: If a sample has no ``pred_answer`` or ``gt_answer``.
-        ValueError: If ``threshold`` is outside its range, or there is no sample at all.
+        ValueError: If ``threshold`` is outside its range, or there is no sample.
     """
 
     value = 'anls'
@@ -97,7 +97,7 @@ class ANLSMetric(_TextMatch):
 
 @METRICS.register_module()
 class RelaxedAccuracy(_TextMatch):
-    """Share of right answers, where numbers may be off by a few percent (Methani et al. 2020, for charts; ChartQA).
+    """Share of right answers, where numbers may differ by a few percent (Methani et al. 2020, for charts; ChartQA).
 
     https://arxiv.org/abs/1909.00997, https://arxiv.org/abs/2203.10244. If both texts are numbers, they may differ by
     ``tolerance`` times the accepted one; anything else has to be equal, after :func:`~.answers.normalise_answer`.
@@ -110,15 +110,15 @@ class RelaxedAccuracy(_TextMatch):
     Args:
         tolerance (float): In [0, 1). Defaults to 0.05.
         rule (str): How texts are compared. ``'strict'``: as above; *1,250* is a number, and 0 may be written *0.0*.
-            ``'official'``: as the script does that published numbers of ChartQA come from (pix2struct's, which
-            lmms-eval has as well): only what Python reads as a number is one, perhaps with a percent sign; anything
-            else, and an accepted 0, has to be equal but for case. Defaults to ``'strict'``.
+            ``'official'``: like the script behind the published numbers of ChartQA (pix2struct's, also in lmms-eval).
+            There, only what Python reads as a number is one, optionally with a percent sign; anything else, and an
+            accepted 0, has to be equal up to case. Defaults to ``'strict'``.
         collect_device (str): ``'cpu'`` or ``'gpu'``, how several processes gather. Defaults to ``'cpu'``.
         prefix (str, optional): Prefix of the names. Defaults to None, which means ``answer``.
 
     Raises:
         KeyError: If a sample has no ``pred_answer`` or ``gt_answer``.
-        ValueError: If ``tolerance`` is outside its range, ``rule`` is unknown, or there is no sample at all.
+        ValueError: If ``tolerance`` is outside its range, ``rule`` is unknown, or there is no sample.
     """
 
     value = 'relaxed_accuracy'
@@ -149,7 +149,7 @@ class RelaxedAccuracy(_TextMatch):
 
 
 def read_number(text: str) -> float | None:
-    """The number that a text is, or None if it is something else: *1,250* is 1250, *-5 %* is -0.05."""
+    """The number that a text consists of, or None: *1,250* is 1250, *-5 %* is -0.05."""
     found = _NUMBER.fullmatch(text.strip())
     if not found or not found[1].strip('+-'):
         return None
@@ -157,7 +157,7 @@ def read_number(text: str) -> float | None:
 
 
 def read_number_officially(text: str) -> float | None:
-    """The number that Python reads in a text, a hundredth of it before percent signs at the end, or None."""
+    """The number that Python reads in a text, divided by 100 if a percent sign ends the text, or None."""
     try:
         return float(text.rstrip('%')) / 100 if text.endswith('%') else float(text)
     except ValueError:
@@ -181,8 +181,8 @@ class AnswerAccuracy(BaseMetric):
     - ``answer/accuracy``: over all questions;
     - ``answer/<question_type>/accuracy``: over the questions of each type, where samples have a ``question_type``.
 
-    Any of several accepted answers is as good as another. For VQAv2, where ten people answered and an answer counts
-    in full if four of them gave it, use ``VQAv2Accuracy`` with all ten in ``gt_answer``.
+    Several accepted answers count equally. For VQAv2, where an answer is fully right if four of ten people gave it,
+    use ``VQAv2Accuracy`` with all ten answers in ``gt_answer``.
 
     Args:
         collect_device (str): ``'cpu'`` or ``'gpu'``, how several processes gather. Defaults to ``'cpu'``.
@@ -190,7 +190,7 @@ class AnswerAccuracy(BaseMetric):
 
     Raises:
         KeyError: If a sample has no ``pred_answer`` or ``gt_answer``.
-        ValueError: If there is no sample at all.
+        ValueError: If there is no sample.
     """
 
     default_prefix = 'answer'

@@ -1,4 +1,4 @@
-"""VQAv2's official accuracy: ten people answered, and each answer is scored against those of the nine others."""
+"""VQAv2's official accuracy, which compares an answer with those of ten people, leaving each person out once."""
 
 import re
 from collections.abc import Sequence
@@ -14,8 +14,8 @@ _MARKS = ';/[]"{}()=+\\_-><@`,?!'
 _ARTICLES = ('a', 'an', 'the')
 _NUMBER_WORDS = ('zero', 'one', 'two', 'three', 'four', 'five', 'six', 'seven', 'eight', 'nine', 'ten')
 _NUMBERS = {'none': '0'} | {word: str(number) for number, word in enumerate(_NUMBER_WORDS)}
-# The official table lists each of these with one of its apostrophes left out. What it lists besides has no effect (keys
-# with capitals, in a text of small letters), but for one entry the other way round: somebody'd.
+# The official table maps each of these without one of its apostrophes to the full form. Its other entries have no
+# effect, as their keys have capitals and the text is in small letters. One entry is the wrong way round: somebody'd.
 _CONTRACTED = """
     ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't haven't he'd he'd've
     he's how'd how'll how's isn't it'd it'd've it'll ma'am might've mightn't mightn't've must've mustn't needn't not've
@@ -33,34 +33,35 @@ _CONTRACTIONS = {"somebody'd": 'somebodyd'} | {
 
 
 def normalise_vqa_answer(text: str) -> str:
-    """Make answers that differ in writing only the same, by the rules of VQA's evaluation script.
+    """Make answers equal that differ only in writing, by the rules of VQA's evaluation script.
 
-    Small letters; without punctuation and articles; *two* is *2*, *none* is *0*, *dont* is *don't*. A mark of
-    punctuation becomes a space, or nothing where the text has it beside a space or has a number with a comma (1,000).
+    The result has small letters and no punctuation or articles; *two* is *2*, *none* is *0*, *dont* is *don't*. A
+    punctuation mark becomes a space. It is removed if it occurs next to a space, or if the text has a number with a
+    comma (1,000).
 
     Args:
         text (str): An answer.
 
     Returns:
-        str: Words, separated by single spaces; empty if nothing is left.
+        str: Words, separated by single spaces; may be empty.
     """
     text = found = text.replace('\n', ' ').replace('\t', ' ').strip()
     number = re.search(r'\d,\d', text)
     for mark in _MARKS:
         found = found.replace(mark, '' if number or f'{mark} ' in text or f' {mark}' in text else ' ')
-    # The script hands a flag over where the count is expected: it takes out the first 32 full stops only.
+    # The script passes a flag (re.UNICODE, 32) in the place of the count, so it removes at most 32 full stops.
     found = re.sub(r'\.(?!\d)', '', found, count=32)
     words = [_NUMBERS.get(word, word) for word in found.lower().split()]
     return ' '.join(_CONTRACTIONS.get(word, word) for word in words if word not in _ARTICLES)
 
 
 def vqa_accuracy(matches: int, people: int = _PEOPLE) -> float:
-    """The mean of min(m / 3, 1) over the subsets that leave one person out, m the equal answers among the others.
+    """The mean of min(m / 3, 1) over the subsets that leave one person out; m counts equal answers of the others.
 
     Args:
-        matches (int): How many people gave the answer, 0 to ``people``.
-        people (int): How many answered, >= 2. Defaults to 10, with which 1, 2, 3 and 4 matches are worth 0.3, 0.6, 0.9
-            and 1.
+        matches (int): The number of people who gave the answer, 0 to ``people``.
+        people (int): The number of people who answered, >= 2. Defaults to 10, for which 1, 2, 3
+            and 4 matches score 0.3, 0.6, 0.9 and 1.
 
     Returns:
         float: In [0, 1].
@@ -71,22 +72,22 @@ def vqa_accuracy(matches: int, people: int = _PEOPLE) -> float:
 
 @METRICS.register_module()
 class VQAv2Accuracy(BaseMetric):
-    """The official accuracy of VQAv2, and of what is scored like it: OK-VQA, TextVQA, VizWiz. In percent.
+    """The official accuracy of VQAv2, OK-VQA, TextVQA and VizWiz. In percent.
 
     Goyal et al. 2017, https://arxiv.org/abs/1612.00837; the rule is that of https://visualqa.org/evaluation.html. An
-    answer is worth the mean, over the ten subsets that leave one person out, of min(m / 3, 1), where m of the nine
-    others gave the same answer, up to writing (:func:`normalise_vqa_answer`): with 1, 2, 3 and 4 of ten 30, 60, 90
-    and 100%. MMPretrain's ``VQAAcc`` takes min(m / 3, 1) of all ten instead, which gives 33, 67, 100 and 100%.
+    answer scores the mean of min(m / 3, 1) over the ten subsets that leave one person out, where m of the nine others
+    gave the same answer after :func:`normalise_vqa_answer`. An answer of 1, 2, 3 or 4 of ten people scores 30, 60, 90
+    or 100%. MMPretrain's ``VQAAcc`` takes min(m / 3, 1) over all ten instead, which gives 33, 67, 100 and 100%.
 
-    - ``vqa/official_accuracy``: over all questions; the name says which rule made the number;
+    - ``vqa/official_accuracy``: over all questions; the name tells the rule;
     - ``vqa/<answer_type>/official_accuracy``: over the questions of each type, where samples have an ``answer_type``
       (VQAv2: ``yes_no``, ``number``, ``other``).
 
-    Other numbers of people are scored by the same mean, as the script does: with three or fewer no answer gets 100%.
+    As in the script, other numbers of people are scored by the same mean; with three or fewer, no answer gets 100%.
 
-    VQAv2's script leaves both sides as they are where all ten answers are written alike. Here they are normalised there
-    as well: published numbers come from answers that were normalised before they were handed in. TextVQA's script
-    normalises a little more: it takes *cat's* for *cat 's*.
+    If all ten answers are written alike, VQAv2's script does not normalise. Here answers are always normalised, as the
+    published numbers come from answers that were normalised before they were submitted. TextVQA's script normalises a
+    little more: it turns *cat's* into *cat 's*.
 
     Args:
         collect_device (str): ``'cpu'`` or ``'gpu'``, how several processes gather. Defaults to ``'cpu'``.
@@ -94,7 +95,7 @@ class VQAv2Accuracy(BaseMetric):
 
     Raises:
         KeyError: If a sample has no ``pred_answer`` or ``gt_answer``.
-        ValueError: If a sample has fewer than two accepted answers, its weights are no tenths, or there is no sample.
+        ValueError: If a sample has fewer than two accepted answers, its weights are not tenths, or there is no sample.
     """
 
     default_prefix = 'vqa'

@@ -161,7 +161,7 @@ def test_a_conversation_to_be_answered_may_end_with_a_question():
         (llava('Q', 'A', image=5), "'image': an image must be given by the path of its file, found 5"),
         (llava('Q', 'A', images=['a', ['b']]), r"'images': an image must be given .* found \['b'\]"),
         (llava('Q', 'A', image='a.png', images=['b.png']), "different images under 'image' and 'images'"),
-        (dict(prompt='Q', chosen='A'), "has 'chosen' alone"),
+        (dict(prompt='Q', chosen='A'), "only 'chosen'"),
         (dict(chosen='Q: A', rejected='Q: B'), "plain strings, which need a 'prompt'"),
         (dict(prompt='Q', chosen='A', rejected='A'), 'are the same'),
         (dict(prompt='Q', chosen='A', rejected=' '), 'turn 2 is an empty answer'),

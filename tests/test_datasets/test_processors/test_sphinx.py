@@ -134,9 +134,9 @@ def test_the_chat_template_is_one_of_the_repository_or_a_text(plain_tokenizer, t
     named.save_pretrained(tmp_path)
     assert SphinxProcessor.from_pretrained(tmp_path).chat_template == named.chat_template
     assert make(plain_tokenizer, chat_template='{{ messages }}').chat_template == '{{ messages }}'
-    with pytest.raises(ValueError, match=r"chat_template='lava' is no text in Jinja, and none of \['emu3'"):
+    with pytest.raises(ValueError, match=r"chat_template='lava'.*'emu3'"):
         make(plain_tokenizer, chat_template='lava')
-    with pytest.raises(ValueError, match='chat_template=.7. is no text in Jinja'):
+    with pytest.raises(ValueError, match='chat_template=.7.'):
         make(plain_tokenizer, chat_template=7)
 
 

@@ -11,10 +11,10 @@ from .base import TaskTemplate
 
 @TRANSFORMS.register_module()
 class VQATask(TaskTemplate):
-    """``question`` -> ``answer``, with no instruction of its own. Images are optional.
+    """``question`` -> ``answer``, without an instruction of its own. Images are optional.
 
     Args:
-        instruction (str, optional): A text around ``{question}``. Defaults to ``'default'``: the question alone.
+        instruction (str, optional): A text around ``{question}``. Defaults to ``'default'``: only the question.
     """
 
     TASK = 'vqa'
@@ -40,10 +40,10 @@ class ShortAnswerTask(VQATask):
 
 @TRANSFORMS.register_module()
 class TextOnlyTask(VQATask):
-    """``question`` -> ``answer``, with which a language model that learns to see keeps its knowledge.
+    """``question`` -> ``answer`` without an image, so that a language model that learns to see keeps its knowledge.
 
     Args:
-        instruction (str, optional): A text around ``{question}``. Defaults to ``'default'``: the question alone.
+        instruction (str, optional): A text around ``{question}``. Defaults to ``'default'``: only the question.
     """
 
     TASK = 'text_only'
@@ -52,7 +52,10 @@ class TextOnlyTask(VQATask):
 
 @TRANSFORMS.register_module()
 class LanguageModellingTask(TaskTemplate):
-    """``text`` -> the same text, without any question; for the chat template ``plain``."""
+    """``text`` -> the same text without a question, all of which is learnt; for the chat template ``plain``.
+
+    Plain text keeps the language model intact (SPHINX, https://arxiv.org/abs/2311.07575).
+    """
 
     TASK = 'language_modelling'
     FIELDS = ('text',)
@@ -64,13 +67,13 @@ class LanguageModellingTask(TaskTemplate):
 
 @TRANSFORMS.register_module()
 class MultipleChoiceTask(TaskTemplate):
-    """A question and its choices, ``A. ...`` each -> the letter of the right one.
+    """A question and its choices (``A. ...``) -> the letter of the right one.
 
     ``answer`` of a record is one of its ``choices``, its letter, or its index from 0. Images are optional.
 
     Args:
         instruction (str, optional): A text around ``{question}`` and ``{choices}``. Defaults to ``'default'``, the
-            prompt of LLaVA-1.5; None leaves question and choices.
+            prompt of LLaVA-1.5; None asks with question and choices only.
     """
 
     TASK = 'multiple_choice'
@@ -96,8 +99,8 @@ class ClassificationTask(TaskTemplate):
     """An image -> ``This is a {label}``.
 
     Args:
-        instruction (str, optional): A text without placeholders. Defaults to ``'default'``, SPHINX's; None leaves the
-            image alone.
+        instruction (str, optional): A text without placeholders. Defaults to ``'default'``, SPHINX's; None shows only
+            the image.
     """
 
     TASK = 'classification'
@@ -114,7 +117,7 @@ class CaptionTask(TaskTemplate):
 
     Args:
         instruction (str, optional): A text without placeholders. Defaults to ``'default'``, the prompt of LLaVA-1.5;
-            None leaves the image alone.
+            None shows only the image.
     """
 
     TASK = 'caption'
@@ -127,11 +130,11 @@ class CaptionTask(TaskTemplate):
 
 @TRANSFORMS.register_module()
 class DetailedCaptionTask(CaptionTask):
-    """An image -> ``caption``, as detailed as it comes.
+    """An image -> ``caption``, a long and detailed one.
 
     Args:
-        instruction (str, optional): A text without placeholders. Defaults to ``'default'``; None leaves the image
-            alone.
+        instruction (str, optional): A text without placeholders. Defaults to ``'default'``; None shows only
+            the image.
     """
 
     TASK = 'detailed_caption'
@@ -140,11 +143,11 @@ class DetailedCaptionTask(CaptionTask):
 
 @TRANSFORMS.register_module()
 class ChartToTableTask(TaskTemplate):
-    """An image of a chart -> ``table``, the text of its table.
+    """An image of a chart -> ``table``, the numbers of the chart as text.
 
     Args:
         instruction (str, optional): A text without placeholders. Defaults to ``'default'``, a wording of this
-            project; None leaves the image alone.
+            project; None shows only the image.
     """
 
     TASK = 'chart_to_table'

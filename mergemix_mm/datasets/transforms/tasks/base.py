@@ -1,4 +1,4 @@
-"""What the task transforms share: an instruction around a question, the conversation, and coordinates as text."""
+"""Bases of the task transforms: an instruction around a question, the conversation, and coordinates as text."""
 
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -22,25 +22,25 @@ Rows = Sequence[Sequence[float]]
 class TaskTemplate(BaseTransform):
     """Base of the task transforms: turns a structured record into one question and its answer.
 
-    A subclass sets the attributes below and implements :meth:`answer`; where the question holds more than fields of the
-    record, :meth:`values` as well. ``projects/new_task`` shows one.
+    A subclass sets the attributes below and implements :meth:`answer`. If its question holds more than fields of the
+    record, it also overrides :meth:`values`. ``projects/new_task`` is an example.
 
     Args:
-        instruction (str, optional): The question with the wording that tells this task from the others, around the
-            same placeholders as :attr:`QUESTION`. Defaults to ``'default'``, which is :attr:`INSTRUCTION`. None leaves
-            the bare question: the ablation without task-specific instructions.
+        instruction (str, optional): The question with the wording that distinguishes this task from the others, with
+            the same placeholders as :attr:`QUESTION`. Defaults to ``'default'``: :attr:`INSTRUCTION`. None asks the
+            bare question, for the ablation without task-specific instructions.
 
     Attributes:
-        TASK (str): The name that samples carry as ``task``.
-        FIELDS (tuple[str, ...]): The keys that a record must have beside ``images``.
+        TASK (str): The name of the task; samples get it as ``task``.
+        FIELDS (tuple[str, ...]): The keys that a record must have in addition to ``images``.
         INSTRUCTION (str): The question with its instruction.
-        QUESTION (str): The question without; '' where the image is all.
-        NUM_IMAGES (int | None): The images that a record must have; None for any number.
+        QUESTION (str): The question without it; '' if the user turn consists of the image only.
+        NUM_IMAGES (int | None): The number of images that a record must have; None allows any number.
 
     Raises:
         ValueError: If ``instruction`` has other placeholders.
-        RecordError: If a record lacks a field, has not as many images, or a field that is written is no text; names
-            source and task.
+        RecordError: If a record lacks a field or has another number of images, or a field of the text is not a text;
+            names source and task.
     """
 
     TASK = ''
@@ -64,21 +64,21 @@ class TaskTemplate(BaseTransform):
         """The text of the answer."""
 
     def values(self, record: dict[str, Any]) -> dict[str, str]:
-        """What the placeholders of the question stand for: fields of the record, unless a subclass knows more."""
+        """The text of each placeholder of the question: the field of the record of that name, by default."""
         return {name: record[name] for name in self.placeholders}
 
     def added(self, record: dict[str, Any]) -> dict[str, Any]:
-        """What the record gets beside its conversation."""
+        """Further keys that the record gets with its conversation."""
         return {}
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
-        """Write a record down.
+        """Turn a record into a conversation.
 
         Args:
             results (dict): A record with ``images`` and the fields of the task.
 
         Returns:
-            dict: The same with ``messages``, ``task`` and ``gt_answer``: the answer, unless the record has one already.
+            dict: The record with ``messages``, ``task`` and ``gt_answer``; an existing ``gt_answer`` is kept.
         """
         try:
             check_keys(results, {'images', *self.FIELDS})
@@ -90,7 +90,7 @@ class TaskTemplate(BaseTransform):
             added = self.added(results)
         except ValueError as error:
             raise RecordError(f'{results.get("source", "record")}: {self.TASK}: {error}') from error
-        except (AttributeError, IndexError, KeyError, TypeError) as error:  # A number for a list, a text for a pair.
+        except (AttributeError, IndexError, KeyError, TypeError) as error:  # Such as a number in the place of a list.
             raise RecordError(
                 f'{results.get("source", "record")}: {self.TASK}: its fields are not in the layout of '
                 f'{type(self).__name__}: {quoted(error, 200)}'
@@ -100,16 +100,16 @@ class TaskTemplate(BaseTransform):
 
 
 class CoordinateTask(TaskTemplate):
-    """Base of the tasks that read or write coordinates: in [0, 1] of the square-padded image, as plain text.
+    """Base of the tasks that read or write coordinates: as plain text, in [0, 1] of the square-padded image.
 
-    Records give boxes (xyxy) and key points (xy) in pixels; what overhangs the image by less than a pixel is clipped.
-    Beside the conversation, a record gets ``gt_boxes`` (list of [x1, y1, x2, y2] in pixels), ``image_size`` (height,
-    width) and ``align``, with which a metric maps text back to pixels.
+    Records hold boxes (xyxy) and key points (xy) in pixels; what overhangs the image by less than a pixel is clipped.
+    In addition to the conversation, a record gets ``gt_boxes`` (list of [x1, y1, x2, y2] in pixels), ``image_size``
+    (height, width) and ``align``; a metric needs them to map text back to pixels.
 
     Args:
         instruction (str, optional): As for :class:`TaskTemplate`. Defaults to ``'default'``.
-        decimals (int): Digits behind the point, >= 1. Defaults to 3.
-        align (str): ``'center'`` or ``'corner'``: where the image lies in its square; must be the processor's.
+        decimals (int): Digits after the decimal point, >= 1. Defaults to 3.
+        align (str): Where the image lies in its square, ``'center'`` or ``'corner'``; must equal that of the processor.
             Defaults to ``'center'``.
 
     Raises:
@@ -127,7 +127,7 @@ class CoordinateTask(TaskTemplate):
         self.decimals, self.align = decimals, align
 
     def boxes(self, record: dict[str, Any]) -> Rows:
-        """The boxes of a record, in pixels: its ``box`` or its ``boxes``, whichever the task asks for."""
+        """The boxes of a record in pixels: its ``box`` or its ``boxes``, whichever is in ``FIELDS``."""
         return [record['box']] if 'box' in self.FIELDS else record['boxes']
 
     def added(self, record: dict[str, Any]) -> dict[str, Any]:
@@ -135,15 +135,15 @@ class CoordinateTask(TaskTemplate):
         return dict(gt_boxes=clip_to_image(self.boxes(record), size), image_size=size, align=self.align)
 
     def write(self, record: dict[str, Any], rows: Rows) -> str:
-        """Boxes or key points in pixels -> ``[0.100,0.200,0.300,0.400;...]``."""
+        """Write boxes or key points in pixels as ``[0.100,0.200,0.300,0.400;...]``."""
         return format_boxes(self._in_square(record, rows), self.decimals)
 
     def write_phrase(self, record: dict[str, Any], phrase: str, rows: Rows) -> str:
-        """A phrase and its boxes or key points in pixels -> ``<p>a red ring</p>[...]``."""
+        """Write a phrase and its boxes or key points in pixels as ``<p>a red ring</p>[...]``."""
         return format_phrase(phrase, self._in_square(record, rows), self.decimals)
 
     def write_phrases(self, record: dict[str, Any], phrases: Sequence[tuple[str, Rows]]) -> str:
-        """Several phrases, with a space between them."""
+        """Write several phrases, separated by spaces."""
         return ' '.join(self.write_phrase(record, *phrase) for phrase in phrases)
 
     def _in_square(self, record: dict[str, Any], rows: Rows) -> Rows:
@@ -156,7 +156,7 @@ def image_size(record: dict[str, Any]) -> tuple[int, int]:
     """Height and width of the image of a record.
 
     Raises:
-        ValueError: If the annotation, in ``size``, says otherwise: its coordinates would be wrong.
+        ValueError: If ``size``, that of the annotation, differs: then the coordinates are of another image.
     """
     image = record['images'][0]
     found, said = (image.height, image.width), tuple(record.get('size', (image.height, image.width)))
@@ -170,7 +170,7 @@ def pair_up(record: dict[str, Any], names: str, rows: str) -> list[tuple[str, li
     """The names of a record, each with its row of coordinates.
 
     Raises:
-        ValueError: If there are not as many of both.
+        ValueError: If their numbers differ.
     """
     if len(record[names]) != len(record[rows]):
         raise ValueError(f'has {len(record[names])} {names} for {len(record[rows])} {rows}')

@@ -49,7 +49,7 @@ class RegionCaptionTask(CoordinateTask):
 
 @TRANSFORMS.register_module()
 class DetectionTask(CoordinateTask):
-    """``label``, the name of a class -> ``boxes``, those of all its objects, in one bracket.
+    """``label``, the name of a class -> ``boxes`` of all its objects, in one bracket.
 
     Args:
         instruction (str, optional): A text around ``{label}``. Defaults to ``'default'``, SPHINX's.
@@ -67,14 +67,14 @@ class DetectionTask(CoordinateTask):
 
 @TRANSFORMS.register_module()
 class GroundedCaptionTask(CoordinateTask):
-    """An image -> a caption that holds the boxes of each object behind its phrase, ``<p>a red ring</p>[...]``.
+    """An image -> a caption with the boxes of each object after its phrase, ``<p>a red ring</p>[...]``.
 
-    ``phrases`` of a record are pairs of a phrase and its boxes. They are marked in its ``caption``, in which they must
-    come in this order; without a caption, the answer is the phrases.
+    ``phrases`` of a record are pairs of a phrase and its boxes. They are marked in its ``caption``, where they must
+    occur in this order. For a record without a caption, the answer consists of the phrases.
 
     Args:
-        instruction (str, optional): A text without placeholders. Defaults to ``'default'``, SPHINX's; None leaves the
-            image alone.
+        instruction (str, optional): A text without placeholders. Defaults to ``'default'``, SPHINX's; None shows only
+            the image.
         **kwargs: ``decimals`` and ``align`` of :class:`CoordinateTask`.
     """
 
@@ -90,6 +90,7 @@ class GroundedCaptionTask(CoordinateTask):
             return self.write_phrases(record, record['phrases'])
         caption, written, end = record['caption'], '', 0
         for phrase, boxes in record['phrases']:
+            # Whole words only, after the previous phrase: "a cat" is not found in "a caterpillar".
             found = re.compile(rf'(?<!\w){re.escape(phrase)}(?!\w)').search(caption, end)
             if found is None:
                 raise ValueError(f'the phrase {phrase!r} does not come in {caption[end:]!r}, the rest of the caption')
@@ -102,11 +103,11 @@ class GroundedCaptionTask(CoordinateTask):
 class LayoutTask(CoordinateTask):
     """A page -> the name of each kind of region with its boxes: ``<p>title</p>[...] <p>text</p>[...;...]``.
 
-    A record has ``boxes``, and ``labels``, the name of each. Kinds come in the order of their first region.
+    A record has ``boxes`` and ``labels``, one name for each box. Kinds come in the order of their first region.
 
     Args:
-        instruction (str, optional): A text without placeholders. Defaults to ``'default'``, SPHINX's; None leaves the
-            image alone.
+        instruction (str, optional): A text without placeholders. Defaults to ``'default'``, SPHINX's; None shows only
+            the image.
         **kwargs: ``decimals`` and ``align`` of :class:`CoordinateTask`.
     """
 
@@ -125,11 +126,11 @@ class LayoutTask(CoordinateTask):
 class TextSpottingTask(CoordinateTask):
     """An image -> each text in it with its box: ``<p>EXIT</p>[...] <p>open</p>[...]``.
 
-    A record has ``boxes``, and ``texts``, one for each.
+    A record has ``boxes`` and ``texts``, one text for each box.
 
     Args:
-        instruction (str, optional): A text without placeholders. Defaults to ``'default'``, SPHINX's; None leaves the
-            image alone.
+        instruction (str, optional): A text without placeholders. Defaults to ``'default'``, SPHINX's; None shows only
+            the image.
         **kwargs: ``decimals`` and ``align`` of :class:`CoordinateTask`.
     """
 
@@ -145,7 +146,7 @@ class TextSpottingTask(CoordinateTask):
 class PoseTask(CoordinateTask):
     """``box``, the region of a person -> the name and place of each key point: ``<p>nose</p>[0.500,0.250] ...``.
 
-    A record has ``keypoints``, [n, 2] in pixels, those that are annotated, and ``keypoint_names``, one for each.
+    A record has ``keypoints`` ([n, 2] in pixels, only annotated ones) and ``keypoint_names``, one name for each.
 
     Args:
         instruction (str, optional): A text around ``{box}``. Defaults to ``'default'``, SPHINX's.
