@@ -15,8 +15,8 @@ from mergemix_mm.datasets.transforms import EncodeConversation
 from mergemix_mm.engine.launch import LaunchError
 from mergemix_mm.models.allowed_parts import check_adapter
 from mergemix_mm.models.vlms import HFVisionLanguageModel, SphinxModel
+from mergemix_mm.models.vlms.adapting import load_adapters
 from mergemix_mm.models.vlms.family_model import FamilyModel
-from mergemix_mm.models.vlms.lora import load_adapters
 from mergemix_mm.models.vlms.sphinx.files import LANGUAGE_MODEL, is_sphinx
 from mergemix_mm.utils.images import read_image
 from mergemix_mm.utils.text import RecordError, one_line, printable, shown

@@ -4,7 +4,7 @@ from ..moved import moved_names
 from ..utils.text import RecordError
 from .base import RecordDataset
 from .coco_tasks import COCOTaskDataset
-from .collate import ConversationCollate
+from .collate import ConversationCollate, UnifiedCollate
 from .conversation import ConversationDataset
 from .mixtures import ModalitySampler, TaskMixSampler
 from .mixtures.task_mix import TaskMixDataset
@@ -38,7 +38,6 @@ from .transforms import (
     TextSpottingTask,
     VQATask,
 )
-from .unified_collate import UnifiedCollate
 from .vqav2 import VQAv2Dataset
 
 __all__ = [

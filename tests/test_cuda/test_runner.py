@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from mergemix_mm.datasets import ConversationCollate
 from mergemix_mm.engine import launch
 from mergemix_mm.engine.hooks import NonFiniteLossHook
-from mergemix_mm.models.vlms.data_preprocessor import VLMDataPreprocessor
+from mergemix_mm.models.vlms import VLMDataPreprocessor
 
 AMP = dict(type='AmpOptimWrapper', loss_scale='dynamic')
 

@@ -1,4 +1,4 @@
-"""Tests of ConversationCollate."""
+"""Tests of ConversationCollate and UnifiedCollate."""
 
 from functools import cache
 
@@ -8,7 +8,7 @@ import torch
 from mmengine.registry import FUNCTIONS
 from mmengine.runner import Runner
 
-from mergemix_mm.datasets import ConversationCollate, EncodeConversation
+from mergemix_mm.datasets import ConversationCollate, EncodeConversation, EncodeGeneration, UnifiedCollate
 
 FAMILIES = tiny_vlms.ALL_FAMILIES
 IMAGE = dict(type='image')
@@ -174,3 +174,45 @@ def test_unknown_side_is_refused():
         ConversationCollate('both')
     with pytest.raises(ValueError, match="padding_side='both'"):
         FUNCTIONS.get('ConversationCollate')([], padding_side='both')
+
+
+@pytest.fixture(scope='module')
+def unified_samples():
+    processor, image = tiny_vlms.tiny_processor('janus'), tiny_vlms.random_image(28, 28, 0)
+    texts = ['a dog', 'a long-haired cat']
+    messages = [
+        [
+            dict(role='user', content=[dict(type='image'), dict(type='text', text=text)]),
+            dict(role='assistant', content=[dict(type='text', text='yes')]),
+        ]
+        for text in texts
+    ]
+    gen = [EncodeGeneration(processor, image_size=8)(dict(prompt=text, images=[image])) for text in texts]
+    und = [EncodeConversation(processor)(dict(messages=each, images=[image])) for each in messages]
+    return dict(gen=gen, und=und)
+
+
+@pytest.mark.parametrize('side', ['left', 'right'])
+def test_generation_samples_are_padded_and_their_images_stacked(unified_samples, side):
+    batch = UnifiedCollate(side)(unified_samples['gen'])
+    inputs, ids = batch['inputs'], [sample['inputs']['input_ids'] for sample in unified_samples['gen']]
+    assert set(inputs) == {'input_ids', 'attention_mask', 'target_images', 'task'} and inputs['task'] == 'gen'
+    for row, mask, one in zip(inputs['input_ids'], inputs['attention_mask'], ids):
+        assert torch.equal(row[mask.bool()], one) and (row[mask == 0] == 0).all()
+    assert inputs['attention_mask'][0, 0] == (side == 'right') and inputs['attention_mask'][0, -1] == (side == 'left')
+    targets = [sample['inputs']['target_images'] for sample in unified_samples['gen']]
+    assert torch.equal(inputs['target_images'], torch.stack(targets))
+    assert [sample.prompt for sample in batch['data_samples']] == ['a dog', 'a long-haired cat']
+
+
+def test_understanding_is_what_conversation_collate_makes_of_it(unified_samples):
+    found, expected = UnifiedCollate()(unified_samples['und']), ConversationCollate()(unified_samples['und'])
+    assert found['inputs'].pop('task') == 'und'
+    assert found['inputs'].keys() == expected['inputs'].keys()
+    assert all(torch.equal(found['inputs'][key], value) for key, value in expected['inputs'].items())
+    assert found['data_samples'] == expected['data_samples']
+
+
+def test_tasks_do_not_mix(unified_samples):
+    with pytest.raises(ValueError, match=r'1 samples of generation and 2 of understanding; .*ModalitySampler'):
+        UnifiedCollate()([unified_samples['gen'][0], *unified_samples['und']])

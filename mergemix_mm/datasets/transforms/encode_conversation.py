@@ -16,8 +16,7 @@ from ...utils.text import RecordError
 from ..conversations.chat_template import WrittenConversation, find_chat_template
 from ..conversations.formats import text_of
 from .image_tokens import ImageTokens, expand
-from .record_tokenizer import RecordTokenizer, Tokens
-from .sample import data_sample, pad_token_id
+from .record_tokenizer import RecordTokenizer, Tokens, data_sample, pad_token_id
 
 # What the conversation is made of; all other entries of a record become fields of its data sample.
 RECORD_KEYS = ('messages', 'images', 'rejected', 'rejected_images')

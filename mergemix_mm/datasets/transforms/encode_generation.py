@@ -12,8 +12,7 @@ from PIL import Image, ImageOps
 from ...families.base import family_of
 from ...utils.text import RecordError
 from ..conversations.chat_template import find_chat_template, image_token_of
-from .record_tokenizer import RecordTokenizer
-from .sample import data_sample, pad_token_id
+from .record_tokenizer import RecordTokenizer, data_sample, pad_token_id
 
 
 @TRANSFORMS.register_module()

@@ -8,8 +8,10 @@ import warnings
 from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
+from mmpretrain.structures import DataSample
 
 from ...families.base import declared
 from ...utils.text import RecordError
@@ -219,6 +221,21 @@ class RecordTokenizer:
 
     def __getstate__(self) -> dict:
         return {key: value for key, value in self.__dict__.items() if key != '_twin'}
+
+
+def data_sample(fields: dict[str, Any]) -> DataSample:
+    """A data sample with these fields, but for names that a DataSample has itself."""
+    sample = DataSample()
+    for key, value in fields.items():
+        if not hasattr(DataSample, key):
+            sample.set_field(value, key)
+    return sample
+
+
+def pad_token_id(tokenizer) -> int:
+    """What pads the tokens: the padding token, or the end token, or 0."""
+    ids = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
+    return next(token for token in ids if token is not None)
 
 
 def _is_text(token) -> bool:

@@ -15,7 +15,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from ...models.tuners import BaseTuner
-from ...models.vlms.freezing import part_of
+from ...models.vlms.adapting import part_of
 from ...models.vlms.hf.loading import parse_dtype
 from ...models.vlms.sphinx.files import CONFIG_FILE, LANGUAGE_MODEL, is_sphinx, read_layout
 from ...utils.text import quoted, shown

@@ -1,10 +1,9 @@
 """One adapter per ViT family, and the merged forward over its parts."""
 
 from ...families.vision_encoder import EncoderLayer, UnsupportedEncoderError, VisionEncoder
+from ..evaluation_mode import evaluation_mode as scoring_mode
 from .build import ADAPTERS, build_vision_encoder
-from .forward import PatchScores, run_layers, score_patches
-from .scoring_mode import scoring_mode
-from .sharding import gathered
+from .forward import PatchScores, gathered, run_layers, score_patches
 
 __all__ = [
     'ADAPTERS',

@@ -1,8 +1,7 @@
 """Vision-language models: the interface the tuners use, and models of transformers behind it."""
 
 from ...moved import moved_names
-from .base import IMAGE, MARKER, PAD, TEXT, Generation, VisionLanguageModel
-from .data_preprocessor import VLMDataPreprocessor
+from .base import IMAGE, MARKER, PAD, TEXT, Generation, VisionLanguageModel, VLMDataPreprocessor
 from .hf.hf_vision_language_model import HFVisionLanguageModel
 from .sphinx.model import SphinxModel
 from .unified.base import UnifiedModel

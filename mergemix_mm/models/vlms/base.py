@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from mmengine.model import BaseModule
+from mmengine.model import BaseDataPreprocessor, BaseModule
+from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from ...families.base import IMAGE, MARKER, PAD, TEXT
 
-__all__ = ['IMAGE', 'MARKER', 'PAD', 'TEXT', 'Generation', 'VisionLanguageModel']
+__all__ = ['IMAGE', 'MARKER', 'PAD', 'TEXT', 'Generation', 'VLMDataPreprocessor', 'VisionLanguageModel']
 
 
 @dataclass
@@ -83,3 +84,19 @@ class VisionLanguageModel(BaseModule):
     @abstractmethod
     def save_pretrained(self, folder: str | Path, dtype: str | torch.dtype | None = None) -> None:
         """Write the model in its library's own format, all its weights in one dtype: None is that of its config."""
+
+
+@MODELS.register_module()
+class VLMDataPreprocessor(BaseDataPreprocessor):
+    """Moves the tensors of ``inputs``, nested ones included, to the device.
+
+    The processor has resized and normalised the images already, and the data samples hold texts: they stay as they
+    are.
+
+    Args:
+        non_blocking (bool): Whether to copy without waiting, from pinned memory. Defaults to False.
+    """
+
+    def forward(self, data: dict, training: bool = False) -> dict:
+        """dict(inputs=batch, data_samples=...) -> the same with the batch on the device."""
+        return {**data, 'inputs': self.cast_data(data['inputs'])}

@@ -10,10 +10,9 @@ from torch import Tensor, nn
 from ...families import Family
 from ...utils.wrappers import unwrapped
 from ..precision import autocast_to, cast_at_norms, low_beside_float32
+from .adapting import add_lora, check_trainable, checkpoint_layers, freeze, part_modules, train_parts
 from .base import Generation, VisionLanguageModel
-from .freezing import check_trainable, checkpoint_layers, freeze, part_modules, train_parts
 from .generation import AnswerLogps, pad_left
-from .lora import add_lora
 from .weight_names import adopt_names
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ....functional.preference import IGNORE_INDEX
-from ...vision_encoders.scoring_mode import scoring_mode
+from ...evaluation_mode import evaluation_mode
 from ..base import TEXT, Generation
 from ..generation import pad_left
 from ..hf.hf_vision_language_model import HFVisionLanguageModel
@@ -110,7 +110,7 @@ class UnifiedModel(HFVisionLanguageModel):
             raise ValueError(f'generate_image: temperature={temperature} must be 0 (most probable) or above')
         prompts = dict(input_ids=batch['input_ids'], attention_mask=_attention_mask(batch))
         self.check_prompts(prompts)
-        with self.autocast(prompts), scoring_mode(self, prompts['input_ids'].device.type):
+        with self.autocast(prompts), evaluation_mode(self, prompts['input_ids'].device.type):
             codes = self._generate_codes(pad_left(prompts), guidance_scale, temperature, generator)
             return ((self.decode_codes(codes).float() + 1) / 2).clamp(0, 1)
 

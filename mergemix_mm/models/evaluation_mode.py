@@ -1,4 +1,4 @@
-"""The state in which a model scores patches: eval mode, no gradient, and everything put back afterwards."""
+"""The state in which a model scores patches or generates images in the middle of its training."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,11 +8,11 @@ from torch import nn
 
 
 @contextmanager
-def scoring_mode(model: nn.Module, device_type: str) -> Iterator[None]:
-    """Run a model that is in training as a frozen scorer, and leave it exactly as it was.
+def evaluation_mode(model: nn.Module, device_type: str) -> Iterator[None]:
+    """Run a model in eval mode and without gradient, and leave it exactly as it was.
 
     Args:
-        model (nn.Module): The model that scores.
+        model (nn.Module): The model.
         device_type (str): Where it runs (``'cuda'``, ``'cpu'``, ...).
     """
     # Flags are set one by one: train() and eval() are overridden in some backbones, which freeze stages there.
