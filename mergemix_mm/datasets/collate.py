@@ -9,17 +9,17 @@ from mmengine.registry import FUNCTIONS
 
 from ..families.base import declared, token_padding
 
-# Says that a sample, or the rejected side of a pair, has images of its own, be it none.
+# A sample, or the rejected side of a pair, with this key has its own images (possibly none).
 SIZES_KEY = 'original_sizes'
 
 
 class ConversationCollate:
     """Pads the tokens of samples from ``EncodeConversation`` and concatenates their images.
 
-    Images are concatenated over the first dimension, their other dimensions padded with zeros to the largest (tiles of
-    LLaVA-NeXT). Of SmolVLM and Idefics3, whose first dimension is the row of the batch, a row of text only gets zero
-    images, which the models leave out. A batch without any image has no key of images. Samples with and without images
-    may be mixed.
+    Images are concatenated over the first dimension. Their other dimensions are padded with zeros to the largest (tiles
+    of LLaVA-NeXT). For SmolVLM and Idefics3, the first dimension is the row of the batch: a row of text only gets
+    images of zeros, which these models ignore. A batch without any image has no image keys. Samples with and without
+    images may be mixed.
 
     In a config, ``collate_fn=dict(type='ConversationCollate', padding_side='right')``.
 
@@ -63,7 +63,7 @@ class ConversationCollate:
                 )
             batch['rejected'] = self._pad_tokens(rejected, inputs)
             if any(SIZES_KEY in one for one in rejected):
-                # Pairs without images of their own have the same ones on both sides.
+                # Pairs without rejected images have the same images on both sides.
                 losers = [one if SIZES_KEY in one else {**winner, **one} for winner, one in zip(inputs, rejected)]
                 batch['rejected'] |= _join_images(losers) or {SIZES_KEY: losers[0][SIZES_KEY]}
         return dict(inputs=batch, data_samples=[sample['data_samples'] for sample in samples])

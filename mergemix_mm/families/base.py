@@ -123,7 +123,7 @@ class Family:
 
     @classmethod
     def preamble(cls, processor: Any) -> str:
-        """What the processor writes in front of every conversation, beside the chat template."""
+        """What the processor writes in front of every conversation, in addition to the chat template."""
         return ''
 
     @classmethod
@@ -258,7 +258,7 @@ class Family:
         return GenerationMixin.generate(self.model, **{'guidance_scale': None, **kwargs})
 
     def largest_image(self, processor: dict) -> ImageInput:
-        """What the model reads of the largest image that its processor lets through.
+        """What the model reads of the largest image that its processor accepts.
 
         Args:
             processor (dict): The options of the processor that decide about sizes (``model.processor`` of a config).
@@ -305,7 +305,7 @@ def family_of(processor: Any) -> type[Family]:
 
 
 def declared() -> list[type[Family]]:
-    """All classes of families. What the families of one batch or tokenizer are, cannot be known from it alone."""
+    """All classes of families. A batch or a tokenizer does not say which of them it belongs to."""
     return [
         Family,
         *dict.fromkeys(one for one in FAMILIES.values() if isinstance(one, type) and issubclass(one, Family)),

@@ -24,8 +24,8 @@ class Emu3Family(Family):
     [N, 2] in pixels.
 
     An image of h x w codes has h * (w + 1) placeholders: each row of codes ends with a token of its own. Each image is
-    encoded without its padding, so that its codes do not depend on the batch it is in. (The library encodes the padding
-    along, and its model with head silently ignores the pixels.)
+    encoded without its padding, so that its codes do not depend on the batch it is in. (The library also
+    encodes the padding, and its model with head silently ignores the pixels.)
 
     Raises:
         ValueError: if the config's vocabulary map lacks what images are written with.
@@ -35,7 +35,7 @@ class Emu3Family(Family):
     processors = ('Emu3Processor',)
     chat_template = 'emu3'
     nests_images = True  # The processor resizes the images of one list alike.
-    # There is no tower and no projector, but `projector` is part of the default of `trainable`.
+    # Emu3 has neither a tower nor a projector, but `projector` is part of the default of `trainable`.
     parts = dict(projector=(), language_model=('model.text_model', 'lm_head'))
 
     def __init__(self, model: nn.Module) -> None:
@@ -75,7 +75,7 @@ class Emu3Family(Family):
 
     @property
     def vision_encoder(self) -> None:
-        """There is no tower."""
+        """Emu3 has no tower."""
         return None
 
     @cached_property
@@ -94,7 +94,7 @@ class Emu3Family(Family):
         """Normalised images [n, 3, H, W] -> their codes [n, H / factor, W / factor] int64, by the frozen VQ model.
 
         Raises:
-            ValueError: if height or width is no multiple of the VQ model's factor.
+            ValueError: if height or width is not a multiple of the VQ model's factor.
         """
         vq = self.model.model.vqmodel
         factor, size = vq.spatial_scale_factor, tuple(images.shape[-2:])
@@ -104,9 +104,9 @@ class Emu3Family(Family):
                 "of the model's VQ; resize them before"
             )
         with torch.autocast(images.device.type, enabled=False):
-            # To this model, an image is a film that stands still.
-            films = images.to(vq.dtype)[:, None].expand(-1, vq.config.temporal_downsample_factor, -1, -1, -1)
-            latents = vq.quant_conv(vq.encoder(films).transpose(1, 2)).squeeze(2)
+            # The VQ model reads an image as a video of equal frames.
+            frames = images.to(vq.dtype)[:, None].expand(-1, vq.config.temporal_downsample_factor, -1, -1, -1)
+            latents = vq.quant_conv(vq.encoder(frames).transpose(1, 2)).squeeze(2)
             return nearest_code(latents, codebook_of(vq.quantize.embedding))
 
     def to_ids(self, codes: Tensor) -> Tensor:
@@ -115,7 +115,7 @@ class Emu3Family(Family):
         return F.pad(ids, (0, 1), value=self.model.config.vocabulary_map[LINE_END]).flatten(1)
 
     def announced_grid(self, ids: Tensor) -> tuple[int, int] | None:
-        """Rows and columns that a prompt [L] ends with; None if it does not."""
+        """Rows and columns of codes that the end of a prompt [L] announces; None if it announces no image."""
         vocabulary, ids = self.model.config.vocabulary_map, ids.tolist()
         if not ids or ids[-1] != vocabulary[CODES] or vocabulary[START] not in ids:
             return None
@@ -129,9 +129,9 @@ class Emu3Family(Family):
         return {one: token for token, one in self.model.config.vocabulary_map.items()}
 
     def with_codes(self, batch: dict) -> Tensor:
-        """``input_ids`` [B, L] with the ids of codes in the place of placeholders."""
+        """``input_ids`` [B, L] with the ids of image codes instead of placeholders."""
         canvases = self.canvases(batch)
-        self.owners(batch)  # Refuses placeholders that are not those of the images.
+        self.owners(batch)  # Raises if the placeholders are not those of the images.
         if not canvases:
             return batch['input_ids']
         by_size: dict[tuple, list[int]] = {}
@@ -149,7 +149,7 @@ class Emu3Family(Family):
         return grids[:, 0] * (grids[:, 1] + 1)
 
     def modality(self, batch: dict) -> Tensor:
-        """As always; the size of an image is ``MARKER``, and so are the ends of its rows."""
+        """As in the base class. The size of an image and the ends of its rows are ``MARKER``."""
         ids, result = batch['input_ids'], super().modality(batch)
         start, codes = (ids == self.model.config.vocabulary_map[token] for token in (START, CODES))
         size = start.cumsum(dim=1) > codes.cumsum(dim=1)
@@ -176,7 +176,7 @@ class Emu3Family(Family):
         return {**batch, 'pixel_values': torch.stack(padded)}
 
     def forward_kwargs(self, batch: dict) -> dict:
-        """What the base model's forward takes: text alone."""
+        """What the base model's forward takes: text only."""
         mask = batch.get('attention_mask')
         return dict(input_ids=self.with_codes(batch)) | ({} if mask is None else dict(attention_mask=mask))
 

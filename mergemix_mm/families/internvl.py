@@ -15,7 +15,7 @@ MAX_TILES = 12
 
 
 class InternVLLayer(EncoderLayer):
-    """`InternVLVisionLayer`: layer scale, optional norms of queries and keys, a dropout behind both branches."""
+    """`InternVLVisionLayer`: layer scale, optional norms of queries and keys, a dropout after both branches."""
 
     def query_key_value(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         attn, x = self.module.attention, self.module.layernorm_before(x)
@@ -36,7 +36,7 @@ class InternVLLayer(EncoderLayer):
 
 
 class InternVLEncoder(Dinov2Encoder):
-    """`InternVLVisionModel`: embeds as DINOv2 does; its norm behind the layers may be none."""
+    """`InternVLVisionModel`: embeds as DINOv2 does; the norm after the layers may be an identity."""
 
     layer_type, layer_name = InternVLLayer, 'InternVLVisionLayer'
 
@@ -59,7 +59,7 @@ class InternVLFamily(Family):
 
     @property
     def tile_length(self) -> int:
-        """Placeholders of one tile: its patches, of which squares are merged into one token each."""
+        """Number of placeholders of one tile: each token stands for a square of patches."""
         config = self.model.config
         (height, width), (rows, cols) = config.vision_config.image_size, config.vision_config.patch_size
         return round((height // rows) * (width // cols) * config.downsample_ratio**2)

@@ -11,7 +11,7 @@ from .vision_encoder import UnsupportedEncoderError
 
 
 class JanusLayer(CLIPLayer):
-    """`JanusVisionEncoderLayer`: SigLIP's with other names and a dropout behind the projection."""
+    """`JanusVisionEncoderLayer`: SigLIP's layer with other names, and a dropout after the projection."""
 
     def add_attention(self, x: Tensor, attended: Tensor) -> Tensor:
         attn = self.module.self_attn

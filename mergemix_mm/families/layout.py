@@ -15,7 +15,7 @@ def runs(mask: Tensor) -> Tensor:
 
 
 def mark_frames(modality: Tensor) -> Tensor:
-    """Text beside image tokens -> ``MARKER``: for families that put one start and one end token around an image."""
+    """Text next to image tokens becomes ``MARKER``: for families with one start and one end token around an image."""
     image = modality == IMAGE
     beside = F.pad(image[:, 1:], (0, 1)) | F.pad(image[:, :-1], (1, 0))
     return modality.masked_fill(beside & (modality == TEXT), MARKER)
@@ -34,7 +34,7 @@ def split_canvas(canvas: Tensor, grid: tuple[int, int]) -> Tensor:
 
 
 def views_to_canvas(views: Tensor, grid: tuple[int, int]) -> Tensor:
-    """What the model reads of one image, [n, 3, h, w], -> its canvas; a (1, 1) grid has no thumbnail."""
+    """What the model reads of one image, [n, 3, h, w], -> its canvas; an image of one tile has no thumbnail."""
     return views[0] if grid == (1, 1) else join_tiles(views[:-1], grid)
 
 

@@ -14,7 +14,7 @@ from .layout import join_tiles, split_canvas
 
 @dataclass
 class _Layout:
-    """How one image is cut: `grid` tiles (rows, columns), and the part of the joined tiles that is no padding."""
+    """How one image is cut: `grid` tiles (rows, columns), and the part of the joined tiles that is not padding."""
 
     grid: tuple[int, int]
     pixels: tuple[slice, slice]
@@ -30,7 +30,7 @@ class _Layout:
 
 
 class LlavaNextFamily(Family):
-    """``LlavaNextForConditionalGeneration``: ``pixel_values`` [N, most tiles of an image + 1, 3, h, w], zeros behind
+    """``LlavaNextForConditionalGeneration``: ``pixel_values`` [N, most tiles of an image + 1, 3, h, w], zeros after
     the tiles, and ``image_sizes`` [N, 2], the original heights and widths.
 
     A canvas is the image at its best resolution, joined from its tiles, padding included.
@@ -60,7 +60,7 @@ class LlavaNextFamily(Family):
         return [join_tiles(tiles, layout.grid) for tiles, _, layout in self._views(batch)]
 
     def with_canvases(self, batch: dict, canvases: list[Tensor]) -> dict:
-        """As the base class; the thumbnail is the part of a canvas that is no padding, resized bicubically.
+        """As in the base class. The thumbnail is the part of a canvas that is not padding, resized bicubically.
 
         The processor makes it of the original file, which a changed canvas does not have. The thumbnail of an
         unchanged canvas stays.

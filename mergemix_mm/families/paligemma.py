@@ -12,9 +12,9 @@ from .base import Family, ImageInput, square_image
 class PaliGemmaFamily(Family):
     """``PaliGemmaForConditionalGeneration``.
 
-    The library makes the mask of the prefix from `token_type_ids` (0 prefix, 1 answer). Version 4 does so only with
-    `labels` beside them and with an `attention_mask`; without, every token sees every other, the answer included.
-    Version 5 takes no labels in the model without its head; without token types, the prefix is causal.
+    The library makes the mask of the prefix from `token_type_ids` (0 prefix, 1 answer). Version 4 does so only if
+    `labels` and an `attention_mask` are given as well. Otherwise every token attends to every other, answers included.
+    In version 5, the model without its head takes no labels, and the prefix is causal without token types.
     """
 
     model_types = ('paligemma',)
@@ -26,13 +26,13 @@ class PaliGemmaFamily(Family):
     answer_tokens = r'<(loc\d{4}|seg\d{3})>'
 
     def forward_kwargs(self, batch: dict) -> dict:
-        """As always, with the token types that keep later answer tokens out of earlier positions."""
+        """As in the base class, with the token types that hide later answer tokens from earlier positions."""
         kwargs = super().forward_kwargs(batch)
         self._match_mask()
         kwargs.setdefault('attention_mask', torch.ones_like(batch['input_ids']))
         kwargs['token_type_ids'] = _token_types(batch)
         if 'labels' in signature(self.base.forward).parameters:
-            kwargs['labels'] = kwargs['token_type_ids']  # Their presence is all that this model reads.
+            kwargs['labels'] = kwargs['token_type_ids']  # The model only checks that there are labels.
         return kwargs
 
     def generate_kwargs(self, batch: dict) -> dict:
@@ -45,7 +45,7 @@ class PaliGemmaFamily(Family):
         return square_image((side // patch) ** 2, config.image_token_id, side)
 
     def _match_mask(self) -> None:
-        """Version 4 makes its mask in the dtype that the weights were loaded in, not in that of the queries."""
+        """Let version 4 make its mask in the dtype of the queries instead of that in which the weights were loaded."""
         if hasattr(self.base, 'text_config_dtype'):
             weight = self.model.get_input_embeddings().weight
             autocast = torch.is_autocast_enabled(weight.device.type)

@@ -13,8 +13,8 @@ from .layout import mark_frames
 class Qwen2_5_VLFamily(Family):
     """``Qwen2_5_VLForConditionalGeneration``: ``pixel_values`` [patches of all images, 3 * frames * p * p].
 
-    ``image_grid_thw`` [N, 3] counts patches. The patches of an image stand block by block, as they are merged to one
-    token each; a still image fills the frames of a patch with copies.
+    ``image_grid_thw`` [N, 3] counts patches. The patches of an image are ordered block by block, because each
+    block is merged into one token. The frames of a patch are copies of the still image.
     """
 
     model_types = ('qwen2_5_vl', 'qwen2_vl')
@@ -49,7 +49,7 @@ class Qwen2_5_VLFamily(Family):
         return self._with_types(super().generate_kwargs(batch), batch)
 
     def _with_types(self, kwargs: dict, batch: dict) -> dict:
-        """Add which tokens are an image's, 1 of [B, L]: without, transformers 5 gives images the positions of text."""
+        """Mark the tokens of images. Without the mark, transformers 5 gives them the positions of text."""
         if 'mm_token_type_ids' in signature(self.base.forward).parameters:
             kwargs['mm_token_type_ids'] = self.placeholders(batch).int()
         return kwargs

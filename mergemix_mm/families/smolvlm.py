@@ -1,4 +1,4 @@
-"""SmolVLM (https://arxiv.org/abs/2504.05299) and Idefics3: rows of tiles and a global view, each behind its markers."""
+"""SmolVLM (https://arxiv.org/abs/2504.05299) and Idefics3: rows of tiles and a global view, each after its markers."""
 
 from dataclasses import dataclass
 from functools import cache
@@ -19,7 +19,7 @@ class TiledImage:
     Args:
         row (int): The sample that owns it.
         start (int): Its first tile among the sample's.
-        grid (tuple[int, int]): Rows and columns of its tiles; (1, 1) is the global view alone.
+        grid (tuple[int, int]): Rows and columns of its tiles; (1, 1) means only the global view.
     """
 
     row: int
@@ -28,7 +28,7 @@ class TiledImage:
 
     @property
     def views(self) -> slice:
-        """Its tiles, and the global view behind them, among the sample's."""
+        """Its tiles, followed by the global view, among the sample's."""
         tiles = self.grid[0] * self.grid[1]
         return slice(self.start, self.start + tiles + (tiles > 1))
 
@@ -50,11 +50,11 @@ class Idefics3Encoder(SmolVLMEncoder):
 
 
 class SmolVLMFamily(Family):
-    """``SmolVLMForConditionalGeneration``: ``pixel_values`` [B, most tiles of a sample, 3, h, w], zeros behind them.
+    """``SmolVLMForConditionalGeneration``: ``pixel_values`` [B, most tiles of a sample, 3, h, w], zeros after them.
 
     Each tile is one run of placeholders. The processor writes the grid into the text: a fake token opens every tile and
-    closes an image, and a row of tiles ends with a new line. So grids are read off the text, whatever the names of the
-    row markers and however the tokenizer cuts them.
+    closes an image, and a row of tiles ends with a new line. Grids are read from these tokens. This works for any names
+    of the row markers, and however the tokenizer splits them.
     """
 
     model_types = ('smolvlm', 'idefics3')
@@ -87,14 +87,15 @@ class SmolVLMFamily(Family):
         return self._embed(super().generate_kwargs(batch), batch)
 
     def _embed(self, kwargs: dict, batch: dict) -> dict:
-        """The library writes image features into the text's embeddings as they are, which fails for two dtypes: where
-        only one of the two trains, and under autocast. So they are written here, in the dtype of the text.
+        """Write image features into the text's embeddings, in the dtype of the text.
+
+        The library writes them in their own dtype. This fails if only one of the two parts trains, and under autocast.
         """
         if 'pixel_values' not in kwargs:
             return kwargs
         images = {key: kwargs.pop(key) for key in ('pixel_values', 'pixel_attention_mask') if key in kwargs}
         features = self.base.get_image_features(**images)
-        if not isinstance(features, Tensor):  # In transformers 5, one of each sample.
+        if not isinstance(features, Tensor):  # In transformers 5, they are grouped by sample.
             features = torch.cat(list(features.pooler_output))
         embeds = self.model.get_input_embeddings()(kwargs.pop('input_ids'))
         places = self.placeholders(batch)
@@ -131,7 +132,7 @@ class SmolVLMFamily(Family):
         pixels = batch['pixel_values'].clone()
         for image, canvas in zip(self._images(batch), canvases, strict=True):
             views = canvas_to_views(canvas, pixels[image.row, image.views], image.grid).clone()
-            # The library takes a view that is zero everywhere for padding, and leaves it out.
+            # The library drops views that are zero everywhere, because it takes them for padding.
             views[(views == 0).flatten(1).all(dim=1), 0, 0, 0] = 1e-5
             pixels[image.row, image.views] = views
         return {**batch, 'pixel_values': pixels}
@@ -160,7 +161,7 @@ class SmolVLMFamily(Family):
         return tiles
 
     def _images(self, batch: dict) -> list[TiledImage]:
-        """The images of a batch, read off its text."""
+        """The images of a batch, as its text describes them."""
         images = []
         most = batch['pixel_values'].size(1) if batch.get('pixel_values') is not None else 0
         for row, tiles in self._tiles(batch).items():
@@ -179,9 +180,9 @@ class SmolVLMFamily(Family):
 class _Positions:
     """Rows of the table of positions for the patches of images: i of n goes to i * side // n in each direction.
 
-    transformers 4 computes them in the dtype of the pixels, after a factor just below 1: in float32, each row and
-    column but the first takes the position of the one before it, and in bfloat16 some do (10 of Idefics3's 26). Early
-    releases of version 5 still round to the dtype of the pixels.
+    transformers 4 computes them in the dtype of the pixels, after multiplying by a factor just below 1. In float32,
+    every row and column except the first takes the position of its predecessor. In bfloat16, some do (10 of Idefics3's
+    26). Early releases of version 5 still round to the dtype of the pixels.
 
     Args:
         side (int): Rows and columns of the table.
@@ -191,13 +192,13 @@ class _Positions:
         self.side = side
 
     def find(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
-        """Before the embeddings: of the patches [N, rows, columns] bool that are no padding."""
+        """Before the embeddings: find the rows for the patches that are not padding, a mask [N, rows, columns]."""
         mask = kwargs['patch_attention_mask'] if 'patch_attention_mask' in kwargs else args[1]
         rows, columns = (self._places(mask, dim) for dim in (1, 2))
         self.ids = torch.where(mask, rows[:, :, None] * self.side + columns[:, None], 0).flatten(1)
 
     def give(self, module: nn.Module, args: tuple) -> tuple:
-        """Before the table: in the place of those that the library asks for."""
+        """Before the table: replace the rows that the library asks for."""
         return (self.ids,)
 
     def _places(self, mask: Tensor, dim: int) -> Tensor:
@@ -209,7 +210,7 @@ class _Positions:
 @cache
 def _misplaces_patches(embeddings: type[nn.Module], config: type) -> bool:
     """Whether this version of the library gives patches the positions of others, in float32 or bfloat16."""
-    side = 26  # No power of two, which bfloat16 would divide by exactly.
+    side = 26  # Not a power of two: bfloat16 would divide by it exactly.
     sizes = dict(hidden_size=1, num_attention_heads=1, num_channels=1, image_size=side, patch_size=1)
     with torch.device('cpu'), torch.no_grad():
         expected, mask = torch.arange(float(side * side)), torch.ones(1, side, side, dtype=torch.bool)
@@ -234,8 +235,8 @@ def _fake_token(ids: list[int], tiles: list[tuple[int, int]]) -> int | None:
 def _grids(ids: list[int], tiles: list[tuple[int, int]]) -> list[tuple[int, int]]:
     """Rows and columns of each image of a sample.
 
-    Between two tiles of one image stands a single fake token, behind a new line if a row ends; between two images the
-    fake token that closes the one and the one that opens the other.
+    Between two tiles of one image there is a single fake token, after a new line if a row ends. Between two images
+    there are two: one closes the first image, the other opens the second.
     """
     fake = _fake_token(ids, tiles)
     gaps = [ids[end:start] for (_, end), (start, _) in pairwise(tiles)]
@@ -257,7 +258,8 @@ def _grids(ids: list[int], tiles: list[tuple[int, int]]) -> list[tuple[int, int]
 def _marker_spans(ids: list[int], tiles: list[tuple[int, int]]) -> list[tuple[int, int]]:
     """First column and end of the markers around the tiles of a sample.
 
-    Whole gaps within an image; else from the fake token that opens a tile, and the one that closes an image.
+    Within an image, whole gaps between tiles. Otherwise the fake token that opens a tile with what follows it, and the
+    fake token that closes an image.
     """
     fake, spans, before = _fake_token(ids, tiles), [], 0
     for start, end in tiles:

@@ -15,7 +15,7 @@ def evaluation_mode(model: nn.Module, device_type: str) -> Iterator[None]:
         model (nn.Module): The model.
         device_type (str): Where it runs (``'cuda'``, ``'cpu'``, ...).
     """
-    # Flags are set one by one: train() and eval() are overridden in some backbones, which freeze stages there.
+    # Flags are set one by one, because some backbones override train() and eval() and freeze stages in them.
     training = [module for module in model.modules() if module.training]
     for module in training:
         module.training = False

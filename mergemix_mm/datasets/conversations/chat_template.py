@@ -15,9 +15,9 @@ from .bounded_rendering import RenderingError, RenderingLimitError
 
 FOLDER = Path(__file__).parents[2] / 'families' / 'chat_templates'
 GENERATION_MARK = re.compile(r'\{%-?\s*generation\s*-?%\}')
-# A template says so in a comment, if it leaves questions out, as LLaVA's first stage does.
+# A template that leaves out questions, as LLaVA's first stage does, says so in a comment.
 LEAVES_OUT = re.compile(r'\{#-?[^#]*\bleaves out: (user)\b')
-# Characters that no text needs; the first four that a conversation lacks stand around its texts and answers.
+# Private characters. The first four that a conversation does not contain mark its texts and answers.
 MARKS = [chr(0x10FF00 + number) for number in range(64)]
 QUESTION = dict(role='user', content=[dict(type='image'), dict(type='text', text='Q')])
 ANSWER = dict(role='assistant', content=[dict(type='text', text='A')])
@@ -31,8 +31,8 @@ class WrittenConversation:
         text (str): All of it.
         answers (list[tuple[int, int]]): First and last (exclusive) character of each answer, its end-of-turn token
             included.
-        is_record (numpy.ndarray): [len(text)] bool, which characters a turn of the record says. The template wrote the
-            others.
+        is_record (numpy.ndarray): [len(text)] bool, which characters come from a turn of the record. The template wrote
+            the others.
     """
 
     text: str
@@ -44,8 +44,8 @@ class WrittenConversation:
 class ChatTemplate:
     """A Jinja template and what it may refer to.
 
-    Templates of this package are rendered here. All others come from strangers: they are rendered in another process,
-    with limits of its computing time, memory and text.
+    Templates of this package are rendered in this process. Other templates are not trusted: they are rendered in
+    another process with limits of computing time, memory and length.
 
     Attributes:
         name (str): For messages.
@@ -150,7 +150,7 @@ class ChatTemplate:
 
 
 def _key(text: str) -> str:
-    """What has to be found of a text again, whose case and white space a template may change."""
+    """The part of a text that a template must keep: it may change case and white space."""
     return ''.join(text.split()).casefold()
 
 
@@ -160,7 +160,7 @@ def _own_texts() -> frozenset[str]:
 
 
 def _is_own(text: str) -> bool:
-    """Whether a template is one of this package, perhaps saved beside a model."""
+    """Whether a template is one of this package, possibly saved with a model."""
     return text in _own_texts()
 
 

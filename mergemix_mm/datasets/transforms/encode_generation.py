@@ -1,4 +1,4 @@
-"""From a prompt and its image to what a unified model learns image generation from."""
+"""Encodes a prompt and its image, from which a unified model learns to generate images."""
 
 from dataclasses import replace
 from typing import Any
@@ -29,9 +29,9 @@ class EncodeGeneration(BaseTransform):
             ``dict(type='transformers.AutoProcessor.from_pretrained', pretrained_model_name_or_path=...)``.
         image_size (int, optional): Height and width of the target in pixels. Defaults to None: Janus' processor has
             it (384); 720 for Emu3.
-        max_length (int, optional): Tokens of a prompt at most; a longer one is no usable record. Defaults to None,
-            which means no limit.
-        generate (bool): Whether to encode the prompt alone, for evaluation. Defaults to False.
+        max_length (int, optional): Tokens of a prompt at most; a record with a longer prompt is refused. Defaults to
+            None, which means no limit.
+        generate (bool): Whether to encode only the prompt, for evaluation. Defaults to False.
 
     Raises:
         ValueError: If the processor is of another family, or Emu3's tokens do not fill the image size.

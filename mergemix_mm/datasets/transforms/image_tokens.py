@@ -10,19 +10,19 @@ from ...families.base import declared, family_of, token_padding
 from ...utils.text import RecordError
 from ..conversations.chat_template import image_token_of
 
-# Image processors that have put the channels first before they ask: of transformers 4, and of version 5.
+# Image processors that move the channels to the front before they read the option: of transformers 4, and of 5.
 CHANNELS_FIRST = {'BaseImageProcessorFast', 'TorchvisionBackend', 'PilBackend'}
-# What processors write into a text between two replacements of their own.
+# Temporary texts that processors write while they replace image tokens.
 WRITTEN_BETWEEN = ('<placeholder>', '<|placeholder|>')
 
 
 class ImageTokens:
-    """Finds out what a processor puts in the place of each image, and checks it to the token.
+    """Finds the tokens that a processor writes for each image, and checks them one by one.
 
     Attributes:
         token (str): The placeholder in the text, one token of the tokenizer.
         token_id (int): Its id.
-        replaced (set[str]): What the processor looks for in a text, to put images or videos in its place.
+        replaced (set[str]): What the processor replaces in a text by images or videos.
         start_id (int | None): Token of the template that belongs to the image after it.
         end_id (int | None): Token of the template that belongs to the image before it.
         family (type[Family]): The processor's family.
@@ -69,7 +69,7 @@ class ImageTokens:
         expanded = expand(ids, self.token_id, expansions)
         if expanded != found or not all(self.token_id in tokens for tokens in expansions):
             raise RuntimeError(
-                f'EncodeConversation: {type(self.processor).__name__} tokenizes text beside images in a way that its '
+                f'EncodeConversation: {type(self.processor).__name__} tokenizes text next to images in a way that its '
                 f'tokenizer alone does not ({len(found)} tokens, expected {len(expanded)}); labels would be wrong.'
             )
         return expansions, tensors
@@ -93,7 +93,7 @@ class ImageTokens:
         return output['input_ids'][0].tolist(), tensors
 
     def _expansion(self, image: Image.Image) -> list[int]:
-        """The tokens of an image; they depend on its size alone."""
+        """The tokens of an image. They only depend on its size."""
         if image.size not in self._by_size:
             self._by_size[image.size] = self._call(self.token, [image], False)[0]
         return self._by_size[image.size]
@@ -102,7 +102,7 @@ class ImageTokens:
 def with_axes(processor, images: Sequence[Image.Image]) -> tuple[list, dict[str, str]]:
     """Images for the call of a processor of transformers, and the option that tells it the order of their axes.
 
-    It guesses the order from the sizes otherwise, and takes a height of 1 or 3 pixels for the channels.
+    Without the option, it guesses the order from the sizes and takes a height of 1 or 3 pixels for the channels.
 
     Args:
         processor: The processor, or its image processor.
@@ -126,6 +126,6 @@ def with_axes(processor, images: Sequence[Image.Image]) -> tuple[list, dict[str,
 
 
 def expand(ids: Sequence[int], token_id: int, expansions: Iterable[Sequence[int]]) -> list[int]:
-    """Put the tokens of each image in the place of its placeholder."""
+    """Replace the placeholder of each image by its tokens."""
     remaining = iter(expansions)
     return [token for one in ids for token in (next(remaining) if one == token_id else (one,))]

@@ -1,4 +1,4 @@
-"""Tokenizes written conversations so that what a record says stays text, whatever tokens it names."""
+"""Tokenizes written conversations. What a record says stays text, even if it spells tokens."""
 
 import json
 import re
@@ -16,7 +16,7 @@ from mmpretrain.structures import DataSample
 from ...families.base import declared
 from ...utils.text import RecordError
 
-# What SentencePiece models write for a byte without a piece of its own.
+# What SentencePiece models write for a byte that is not in the vocabulary.
 BYTE_TOKEN = re.compile(r'<0x[0-9A-F]{2}>')
 
 
@@ -27,9 +27,8 @@ class Tokens:
     Attributes:
         ids (list[int]): Its tokens.
         offsets (list[tuple[int, int]]): First and last (exclusive) character of each.
-        harmless (str): The text with other characters in the place of what the record says if that names tokens:
-            what a processor may be given.
-        harmless_ids (list[int]): The tokens of it.
+        harmless (str): The text for a processor: if the record spells tokens, its characters are replaced by others.
+        harmless_ids (list[int]): The tokens of ``harmless``.
     """
 
     ids: list[int]
@@ -94,7 +93,7 @@ class RecordTokenizer:
             special_tokens (bool): Whether the tokenizer should add those that begin and end a text.
 
         Raises:
-            RecordError: If the text holds half of a surrogate pair, which is no character.
+            RecordError: If the text holds half of a surrogate pair, which is not a character.
         """
         try:
             text.encode()
@@ -180,7 +179,7 @@ class RecordTokenizer:
         front, back = _added_by_tokenizer(harmless)
         ids = [*front, *encoding.ids, *back]
         offsets = [*[(0, 0)] * len(front), *offsets, *[(0, 0)] * len(back)]
-        # What a model writes for an unknown word is no control token, be it the word's own name.
+        # The unknown token is not a control token, even if the record spells its name.
         controls = set(self.controls) - self.written_by_model
         if any(
             number in controls and self._is_named(number, text, span, is_record) for number, span in zip(ids, offsets)
@@ -195,13 +194,13 @@ class RecordTokenizer:
         """The names of the tokens that control in the twin, by their ids, and the twin."""
         from tokenizers import Tokenizer
 
-        # Nobody can write what nobody knows.
+        # A random key, so that no record can spell the names.
         key = secrets.token_hex(8)
         content = json.loads(self.tokenizer.backend_tokenizer.to_str())
         names, renamed = {}, {}
         for number, token in self.controls.items():
             names[number] = renamed[token] = f'\U00100000{key}{number}\U00100001'
-        # A model that falls back to bytes has to find them by their own names; as added tokens, nobody writes them.
+        # A model that falls back to bytes must find them by their own names. They are only removed as added tokens.
         for token in [token for token in renamed if BYTE_TOKEN.fullmatch(token) and token in _pieces(content['model'])]:
             names.pop(self.tokenizer.convert_tokens_to_ids(token))
             renamed.pop(token)
@@ -239,7 +238,7 @@ def pad_token_id(tokenizer) -> int:
 
 
 def _is_text(token) -> bool:
-    """Whether an added token only writes what it spells."""
+    """Whether an added token only stands for the text that it spells."""
     word = not token.special and all(character.isalnum() or character in ' ▁' for character in token.content)
     patterns = [family.answer_tokens for family in declared() if family.answer_tokens]
     return word or not token.content.strip() or any(re.fullmatch(pattern, token.content) for pattern in patterns)
@@ -252,7 +251,7 @@ def _pieces(model: dict) -> Collection[str]:
 
 
 def _rename_pieces(model: dict, renamed: dict[str, str]) -> None:
-    """Let a model of the library `tokenizers`, as JSON, know some pieces by other names, and make none of them."""
+    """Rename pieces of a model of the library `tokenizers` (as JSON), and remove the merges that make them."""
     vocabulary = model.get('vocab')
     if isinstance(vocabulary, dict):
         model['vocab'] = {renamed.get(piece, piece): number for piece, number in vocabulary.items()}
@@ -266,7 +265,7 @@ def _rename_pieces(model: dict, renamed: dict[str, str]) -> None:
 
 
 def _inside(text: str, span: tuple[int, int]) -> tuple[int, int]:
-    """A span without the white space at its ends, which some added tokens take along."""
+    """A span without the white space at its ends, which some added tokens include."""
     piece = text[slice(*span)]
     core = piece.strip()
     first = span[0] + (piece.index(core) if core else 0)
@@ -282,7 +281,7 @@ def _added_by_tokenizer(encoded) -> tuple[list[int], list[int]]:
 
 
 def _harmless(character: str) -> str:
-    """A character that spells no token, of the same kind."""
+    """A character of the same kind that cannot spell a token."""
     return character if character.isspace() else 'x' if character.isalnum() or character == '_' else '.'
 
 

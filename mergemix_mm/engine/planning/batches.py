@@ -1,4 +1,4 @@
-"""Batches of the sizes that a config trains on, without images and texts: ids with content, pixels without."""
+"""Batches of the sizes that a config trains on, without data: ids have content, pixels do not."""
 
 from collections.abc import Callable
 
@@ -12,7 +12,7 @@ from ...functional.preference import IGNORE_INDEX
 from ...models.tuners import BaseTuner, UnifiedTuner
 from .step_memory import StepMemory
 
-# Of a text whose pipeline has no max_length.
+# Length of a text if the pipeline has no max_length.
 TEXT_TOKENS = 512
 
 
@@ -29,8 +29,8 @@ def training_batches(
         cfg (Config): With ``train_dataloader``.
         model (nn.Module): What `build_weightless` made of ``cfg.model``.
         memory (StepMemory): Makes the tensors without content.
-        text_tokens (int, optional): Tokens of a text, beside those of its image. Defaults to None: as many as the
-            pipeline's ``max_length`` leaves room for, or 512.
+        text_tokens (int, optional): Tokens of a text, in addition to those of its image. Defaults to None: as many as
+            the pipeline's ``max_length`` leaves room for, or 512.
 
     Returns:
         dict: name -> a function that makes the keyword arguments of ``model.forward``.
@@ -103,7 +103,7 @@ def _generations(cfg: Config, model: UnifiedTuner, memory: StepMemory, size: int
     """Prompts, and pixels of the images that are learnt."""
     vlm = model.vlm
     if not hasattr(vlm, '_codes_of_planning'):
-        # Which codes an image has nobody knows; how many, and what it takes to find them, is as in training.
+        # The codes of an image are unknown. Their number, and the memory to compute them, are as in training.
         encode = vlm.encode_images
         vlm.encode_images = lambda images: torch.zeros(encode(images).shape, dtype=torch.int64)
         vlm._codes_of_planning = True
@@ -115,7 +115,7 @@ def _generations(cfg: Config, model: UnifiedTuner, memory: StepMemory, size: int
 
 
 def image_input(cfg: Config, vlm: nn.Module) -> ImageInput:
-    """What a model reads of the largest image that its processor lets through.
+    """What a model reads of the largest image that its processor accepts.
 
     Raises:
         UnknownBatchError: if nothing is known of the model's family.

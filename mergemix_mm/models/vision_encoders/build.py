@@ -1,4 +1,4 @@
-"""Finds the adapter of a model by the names of its classes, so that no optional library is imported to look for it."""
+"""Finds the adapter of a model by the names of its classes, without importing optional libraries."""
 
 from collections.abc import Callable
 from importlib import import_module
@@ -19,14 +19,15 @@ ADAPTERS: dict[str, str | Callable[[nn.Module], VisionEncoder]] = {
     'mmpretrain.models.backbones.deit3.DeiT3': 'mmpretrain.DeiT3Encoder',
     'mmpretrain.models.backbones.vision_transformer.VisionTransformer': 'mmpretrain.MMPretrainEncoder',
     'timm.models.vision_transformer.VisionTransformer': 'timm.TimmEncoder',
-    # Of transformers 5: the models without a wrapper around them.
+    # Two names each: in transformers 5, CLIP and SigLIP have no wrapper.
     'transformers.models.clip.modeling_clip.CLIPVisionModel': CLIPEncoder,
     'transformers.models.clip.modeling_clip.CLIPVisionTransformer': CLIPEncoder,
     'transformers.models.dinov2.modeling_dinov2.Dinov2Model': Dinov2Encoder,
     'transformers.models.siglip.modeling_siglip.SiglipVisionModel': SiglipEncoder,
     'transformers.models.siglip.modeling_siglip.SiglipVisionTransformer': SiglipEncoder,
 }
-# Wrappers and the attribute that holds the encoder. In transformers 5, CLIPVisionModel and SiglipVisionModel are none.
+# Wrappers, and the attribute that holds the encoder. CLIPVisionModel and SiglipVisionModel are wrappers in
+# transformers 4 only.
 WRAPPERS = {
     f'{__package__.rpartition(".")[0]}.backbones.encoder_branch.EncoderBranch': 'encoder',
     'mmpretrain.models.backbones.timm_backbone.TIMMBackbone': 'timm_model',
@@ -44,7 +45,7 @@ def build_vision_encoder(model: nn.Module) -> VisionEncoder:
         model (nn.Module): A vision transformer of MMPretrain, transformers or timm.
 
     Returns:
-        VisionEncoder: views on the model; cheap to make, nothing to keep.
+        VisionEncoder: views on the model. They are cheap to make and need not be kept.
 
     Raises:
         UnsupportedEncoderError: if merging cannot serve the model (Swin, BEiT, EVA-02, ...).

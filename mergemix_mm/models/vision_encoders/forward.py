@@ -99,14 +99,14 @@ def score_patches(
     layer = -(-3 * depth // 4) if layer is None else layer
     if not 1 <= layer <= depth:
         raise ValueError(f'layer={layer} must be in [1, {depth}], the layers of `{type(encoder.model).__name__}`')
-    # DeepSpeed casts weights and not images; not every library's embeddings take care of that.
+    # DeepSpeed casts weights but not images, and not every library's embeddings cast them.
     x, grid = encoder.embed(images.to(next(encoder.model.parameters()).dtype))
     prefix = encoder.num_prefix_tokens
     schedule = _scoring_schedule(num_merge, layer, inflection, x.size(1), prefix)
 
     groups = TokenGroups.identity(x.size(0), x.size(1), x.device)
     for x, groups in run_layers(encoder.layers[: layer - 1], x, schedule, prefix, prop_attn):  # noqa: B007, B020
-        pass  # The last state is what counts.
+        pass  # Only the last state counts.
     query, key, _ = encoder.layers[layer - 1].query_key_value(x)
     size = groups.size if prop_attn else None
     if encoder.has_class_token:
@@ -121,8 +121,8 @@ def score_patches(
 def gathered(model: nn.Module) -> Iterator[nn.Module]:
     """Gather an encoder's parameters, if it is an FSDP unit of its own. A collective: every rank must enter it.
 
-    The scoring pass calls the parts of an encoder, not its forward, so FSDP would not notice that layers of it are
-    used. An encoder that is part of a larger unit needs nothing: its parameters are there while that unit runs.
+    The scoring pass calls the parts of an encoder and not its forward, so FSDP would not notice that its layers are
+    used. Nothing is done for an encoder that is part of a larger unit: its parameters are whole while that unit runs.
 
     Args:
         model (nn.Module): The encoder, sharded or not.
@@ -151,12 +151,12 @@ def gathered(model: nn.Module) -> Iterator[nn.Module]:
             yield model.module
     else:
         if isinstance(model, FSDPModule):
-            model.unshard()  # The encoder's own forward follows, finds this done, and shards again behind itself.
+            model.unshard()  # The own forward of the encoder finds the parameters whole, and shards them again.
         yield model
 
 
 def _check_image_size(encoder: VisionEncoder, images: Tensor) -> None:
-    """Refuse images whose patches would not be where the encoder saw them: libraries pad or cut the rest."""
+    """Refuse images that are not a multiple of the patches: libraries would pad or cut the rest."""
     (height, width), (rows, cols) = images.shape[-2:], encoder.patch_size
     if height % rows or width % cols:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Vision-language models: the interface the tuners use, and models of transformers behind it."""
+"""Vision-language models: the interface that tuners use, and the models that implement it."""
 
 from ...moved import moved_names
 from .base import IMAGE, MARKER, PAD, TEXT, Generation, VisionLanguageModel, VLMDataPreprocessor

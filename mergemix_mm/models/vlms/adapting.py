@@ -22,7 +22,7 @@ def check_trainable(family: Family, trainable: Collection[str]) -> tuple[str, ..
 
 def freeze(family: Family, trainable: Collection[str]) -> None:
     """Let the parameters of the named parts require gradients, and no others."""
-    # Tied weights have one name only in named_parameters; all names are in one part.
+    # named_parameters gives tied weights one of their names. All of these names belong to the same part.
     for name, parameter in family.model.named_parameters():
         parameter.requires_grad_(part_of(name, family.parts) in trainable)
 
@@ -35,8 +35,8 @@ def train_parts(family: Family, trainable: Collection[str], gradient_checkpointi
         if module is not None:
             module.train(part in trainable)
     if gradient_checkpointing:
-        # Layers checkpoint in train mode alone, and a frozen language model behind a trainable projector needs it as
-        # much. Their children, dropout among them, stay in eval mode.
+        # Layers checkpoint in train mode only. A frozen language model after a trainable projector needs it as well,
+        # because gradients pass through it. Children of the layers, such as dropout, stay in eval mode.
         for module in family.language_model.modules():
             if getattr(module, 'gradient_checkpointing', False):
                 module.training = True
@@ -45,26 +45,26 @@ def train_parts(family: Family, trainable: Collection[str], gradient_checkpointi
 def checkpoint_layers(model: nn.Module) -> None:
     """Have the layers of a model compute their activations again in the backward (non-reentrant).
 
-    Version 5 lets the embeddings of all parts require gradients as well, as the reentrant way needs it. A frozen tower
-    would keep all its activations then, and go through a backward for nothing: 2.8 GiB for 8 images of LLaVA-1.5.
+    Version 5 also makes the embeddings of all parts require gradients, which only reentrant checkpointing needs. A
+    frozen tower would then keep all its activations and run a backward for nothing: 2.8 GiB for 8 images of LLaVA-1.5.
     """
     model.gradient_checkpointing_enable({'use_reentrant': False})
-    for module in model.modules():  # That of transformers may be a part, as in SPHINX.
+    for module in model.modules():  # The transformers model may be a part of this one, as in SPHINX.
         if getattr(module, '_require_grads_hooks', None) or getattr(module, '_require_grads_hook', None):
             module.disable_input_require_grads()
 
 
 def add_lora(family: Family, trainable: Collection[str], options: dict) -> nn.Module:
-    """Put adapters into a family's language model and freeze all but them and the other parts that train.
+    """Put adapters into a family's language model, and freeze everything except them and the other parts that train.
 
     The layers are replaced inside the transformers model: its own forward runs through them.
 
     Args:
-        family (Family): of the model to change.
+        family (Family): The family, whose model changes.
         trainable (Collection[str]): Parts that train. The language model does so by its adapters; modules of the
-            others train as a whole and are saved along.
-        options (dict): of ``peft.LoraConfig``. ``target_modules``, if given, is a list of names of linear layers of
-            the language model, or a regular expression on full names; the default are all but the head.
+            others train as a whole and are saved with the adapters.
+        options (dict): Options of ``peft.LoraConfig``. ``target_modules``, if given, is a list of names of linear
+            layers of the language model, or a regular expression on full names; the default is all except the head.
 
     Returns:
         nn.Module: peft's model around the transformers model.
@@ -97,7 +97,7 @@ def load_adapters(model: nn.Module, folder: str | Path) -> nn.Module:
         nn.Module: peft's model around the model.
 
     Raises:
-        ValueError: if the weights are others than such adapters have.
+        ValueError: if the weights are not those of such adapters.
     """
     from peft import PeftConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
     from peft.utils import load_peft_weights
@@ -122,7 +122,7 @@ def part_modules(family: Family, part: str) -> list[str]:
 
 
 def _by_depth(parts: dict[str, tuple[str, ...]]) -> list[tuple[str, str]]:
-    """(path, part), what lies inside another behind it."""
+    """(path, part), a module after the modules that contain it."""
     return sorted(((path, part) for part, paths in parts.items() for path in paths), key=lambda item: len(item[0]))
 
 

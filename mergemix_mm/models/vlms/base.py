@@ -2,7 +2,7 @@
 
 Shapes: B samples, L tokens, C channels, N images in the whole batch (in sample order), T generated tokens. A batch is
 the dict of tensors that the model's processor returns for padded conversations, with ``labels`` [B, L] (-100 except at
-answer tokens), padded on either side; a batch of text alone has no ``pixel_values``.
+answer tokens). It is padded on either side. A batch of text only has no ``pixel_values``.
 """
 
 from abc import abstractmethod
@@ -24,7 +24,7 @@ class Generation:
     """Answers of a model.
 
     Args:
-        sequences (Tensor): [B, T] int64, the new tokens; behind the end token of a sample there is padding.
+        sequences (Tensor): [B, T] int64, the new tokens. After the end token of a sample there is padding.
         logps (Tensor): [B] float32, sum of the log-probabilities of a sample's new tokens, up to and including its
             end token.
     """
@@ -34,10 +34,10 @@ class Generation:
 
 
 class VisionLanguageModel(BaseModule):
-    """A vision-language model that can be tuned on images mixed outside of it."""
+    """A vision-language model that can be tuned on images that are mixed outside of it."""
 
     def prepare(self, batch: dict) -> dict:
-        """A shallow copy of a batch, ready for everything below; called once per step, before everything else."""
+        """A shallow copy of a batch, ready for all other methods. It is called once per step, before them."""
         return dict(batch)
 
     @abstractmethod
@@ -64,7 +64,7 @@ class VisionLanguageModel(BaseModule):
     @property
     @abstractmethod
     def head(self) -> nn.Module:
-        """Hidden states [..., C] -> logits [..., V]; an ``nn.Linear`` where that is all there is."""
+        """Hidden states [..., C] -> logits [..., V]; an ``nn.Linear`` if nothing else is in between."""
 
     @abstractmethod
     def modality(self, batch: dict) -> Tensor:
@@ -75,7 +75,7 @@ class VisionLanguageModel(BaseModule):
     @property
     @abstractmethod
     def vision_encoder(self) -> nn.Module | None:
-        """The encoder for scoring patches; None where token merging cannot serve it."""
+        """The library's module whose patches MergeMix scores (see `build_vision_encoder`); None if there is none."""
 
     @abstractmethod
     def generate(self, batch: dict, **kwargs) -> Generation:
@@ -83,15 +83,14 @@ class VisionLanguageModel(BaseModule):
 
     @abstractmethod
     def save_pretrained(self, folder: str | Path, dtype: str | torch.dtype | None = None) -> None:
-        """Write the model in its library's own format, all its weights in one dtype: None is that of its config."""
+        """Write the model in its library's own format, with all weights in one dtype: None is that of its config."""
 
 
 @MODELS.register_module()
 class VLMDataPreprocessor(BaseDataPreprocessor):
     """Moves the tensors of ``inputs``, nested ones included, to the device.
 
-    The processor has resized and normalised the images already, and the data samples hold texts: they stay as they
-    are.
+    The processor has already resized and normalised the images. Data samples hold texts and stay as they are.
 
     Args:
         non_blocking (bool): Whether to copy without waiting, from pinned memory. Defaults to False.

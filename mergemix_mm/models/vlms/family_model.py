@@ -1,4 +1,4 @@
-"""What vision-language models have in common, whose parts a `Family` names: freezing, LoRA, forward and generation."""
+"""Vision-language models whose parts a `Family` names: freezing, LoRA, forward and generation."""
 
 from collections.abc import Collection
 from contextlib import AbstractContextManager
@@ -42,10 +42,10 @@ class FamilyModel(VisionLanguageModel):
     ) -> None:
         super().__init__(init_cfg)
         self.family, self.model = family, family.model
-        # What a saved model gets; a tuner widens weights that train.
+        # The dtype of a saved model. It is kept here because a tuner widens weights that train to float32.
         self.loaded_dtype = family.base.get_input_embeddings().weight.dtype
         self.trainable = check_trainable(family, trainable)
-        if 'projector' in family.parts:  # Embeddings take images in their own dtype.
+        if 'projector' in family.parts:  # A frozen projector of low precision may read a tower that trains in float32.
             for path in part_modules(family, 'projector'):
                 cast_at_norms(family.model.get_submodule(path))
         self.gradient_checkpointing = gradient_checkpointing
@@ -58,13 +58,13 @@ class FamilyModel(VisionLanguageModel):
         self.train()
 
     def init_weights(self) -> None:
-        """Nothing but `init_cfg`: MMEngine would call transformers' own method, which could draw new weights."""
+        """Apply `init_cfg` only: MMEngine would call transformers' own method, which could draw new weights."""
         if self.init_cfg:
             initialize(self, self.init_cfg)
         self._is_init = True
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args) -> None:
-        # MMEngine would only warn that no name fits, and go on without the checkpoint.
+        # MMEngine would only warn that no name fits, and continue without the checkpoint.
         names = [name for name in state_dict if name.startswith(f'{prefix}model.')]
         adapted = any(name.startswith(f'{prefix}model.base_model.') for name in names)
         if names and adapted != (unwrapped(self.model) is not self.family.model):
@@ -78,7 +78,7 @@ class FamilyModel(VisionLanguageModel):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def train(self, mode: bool = True) -> 'FamilyModel':
-        """As always, but frozen parts stay in eval mode."""
+        """As in the base class, but frozen parts stay in eval mode."""
         super().train(mode)
         if mode:
             train_parts(self.family, self.trainable, self.gradient_checkpointing)
@@ -100,7 +100,7 @@ class FamilyModel(VisionLanguageModel):
         return autocast_to(low_beside_float32(self.parameters()), batch['input_ids'].device.type)
 
     def _decoder_inputs(self, inputs: dict) -> dict:
-        """What `family.base` takes; a subclass that embeds images itself puts ``inputs_embeds`` for ids and pixels."""
+        """What `family.base` takes. A subclass that embeds images replaces ids and pixels by ``inputs_embeds``."""
         return inputs
 
     @property
@@ -116,13 +116,13 @@ class FamilyModel(VisionLanguageModel):
 
     @torch.no_grad()
     def generate(self, batch: dict, max_new_tokens: int = 128, **kwargs) -> Generation:
-        """Answer a batch of prompts, padded on either side; greedily unless told otherwise.
+        """Answer a batch of prompts, padded on either side. The default is greedy decoding.
 
         Args:
             batch (dict): A prepared batch of prompts.
             max_new_tokens (int): Longest answer. Defaults to 128.
             **kwargs: Options of transformers' ``generate``. Log-probabilities are those before temperature, top-k and
-                top-p, behind penalties that the options (or the model's generation config) ask for.
+                top-p, and after penalties that the options (or the model's generation config) ask for.
 
         Raises:
             ValueError: if several answers per sample are asked for.

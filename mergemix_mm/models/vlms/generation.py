@@ -1,4 +1,4 @@
-"""What batched generation needs: prompts padded on the left, and the log-probabilities of what was chosen."""
+"""What batched generation needs: prompts padded on the left, and the log-probabilities of generated tokens."""
 
 from collections.abc import Sequence
 
@@ -17,12 +17,12 @@ def pad_left(batch: dict) -> dict:
 
 
 class AnswerLogps:
-    """A logits processor that changes nothing and sums up what the generated tokens were worth.
+    """A logits processor that changes nothing and sums up the log-probabilities of the generated tokens.
 
-    It keeps one step's log-probabilities, [B, V], where collecting all scores would keep those of every step.
+    It keeps the log-probabilities of one step, [B, V]. The library's scores would keep those of every step.
 
     Args:
-        end_ids (Sequence[int]): Tokens that end an answer; they still count.
+        end_ids (Sequence[int]): Tokens that end an answer. They are part of the sum.
     """
 
     def __init__(self, end_ids: Sequence[int]) -> None:
@@ -30,7 +30,7 @@ class AnswerLogps:
         self._logps = None
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Called by the library before each choice: `input_ids` [B, L] end in the choice before."""
+        """Called by the library before each choice: `input_ids` [B, L] end with the previous choice."""
         if self._logps is None:
             self._sums = scores.new_zeros(len(scores), dtype=torch.float32)
             self._running = torch.ones_like(self._sums, dtype=torch.bool)

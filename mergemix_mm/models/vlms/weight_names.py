@@ -13,7 +13,7 @@ from itertools import chain
 import torch
 from torch import Tensor, nn
 
-# What differs between the versions, brought to one form; the form itself is no name of either.
+# Parts of names that differ between the versions, and one common form. Neither version uses the form as a name.
 COMMON = tuple(
     (re.compile(pattern), form)
     for pattern, form in (
@@ -27,7 +27,7 @@ COMMON = tuple(
         (r'\.mlp\.weights_out\.', '.mlp.down_proj.'),
     )
 )
-# Vision models that have a wrapper in version 4, and what is inside of it.
+# Vision models with a wrapper in version 4, and the parts inside of it.
 WRAPPED = ('CLIPVisionModel', 'CLIPVisionModelWithProjection', 'SiglipVisionModel')
 WRAPPER_PARTS = r'(?=(?:embeddings|pre_layrnorm|encoder|post_layernorm|head)\.)'
 # The weight of version 4 whose rows are those of two weights of version 5.
@@ -35,10 +35,10 @@ WHOLE, HALVES = '.mlp.weights_in.', ('.mlp.gate_proj.', '.mlp.up_proj.')
 
 
 def adopt_names(module: nn.Module, state_dict: dict[str, Tensor], prefix: str = '') -> None:
-    """Rename weights that another version of transformers wrote to what the modules of this one are called, in place.
+    """Rename weights that another version of transformers wrote to the names of this one, in place.
 
     Args:
-        module (nn.Module): That will load them.
+        module (nn.Module): The module that will load them.
         state_dict (dict[str, Tensor]): Names of the module with `prefix` in front of them, and possibly others.
         prefix (str): Defaults to ``''``.
     """
@@ -50,12 +50,12 @@ def rename(own: set[str], state_dict: dict[str, Tensor], prefix: str = '') -> No
     """Rename weights that another version of transformers wrote to those of this one, in place.
 
     A name is changed only if it is not among this version's, and exactly one of these is without a value and matches
-    it. Whatever else is missing or unknown stays for the loader to report.
+    it. The loader reports what else is missing or unknown.
 
     Args:
         own (set[str]): Names of this version.
         state_dict (dict[str, Tensor]): What was written.
-        prefix (str): Names without it are left alone. Defaults to ``''``.
+        prefix (str): Names without it stay as they are. Defaults to ``''``.
     """
     unknown = [name for name in state_dict if name.startswith(prefix) and name not in own]
     if not unknown:
@@ -94,8 +94,8 @@ def old_options(kind: object) -> dict:
     """Options by which transformers 4 reads a tower that version 5 wrote without its wrapper.
 
     Args:
-        kind (object): What a config has as ``type``; for anything but ``'transformers.X.from_pretrained'`` of such a
-            tower X, there are none.
+        kind (object): What a config has as ``type``. The options are empty for anything except
+            ``'transformers.X.from_pretrained'`` with such a tower X.
     """
     wrapped = {f'transformers.{name}.from_pretrained' for name in WRAPPED}
     if kind not in wrapped or _version() > 4:

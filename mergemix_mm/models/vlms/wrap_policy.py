@@ -6,19 +6,20 @@ from torch import nn
 
 @FUNCTIONS.register_module()
 def wrap_decoder_layers(module: nn.Module, recurse: bool, nonwrapped_numel: int) -> bool:
-    """FSDP's ``auto_wrap_policy``: every decoder layer of the language model is a unit, and every encoder of a
-    `MultiBackbone`; all else is in the root.
+    """FSDP's ``auto_wrap_policy``: every decoder layer of the language model and every encoder of a
+    `MultiBackbone` is a unit. Everything else is in the root.
 
-    A layer is known by its class, whose name ends with ``DecoderLayer`` in all language models of transformers. The
-    layers of vision towers have other names: the tower stays whole, as scoring its patches needs (`gathered`).
+    A layer is recognised by its class, whose name ends with ``DecoderLayer`` in all language models of transformers.
+    The layers of vision towers have other names. The tower stays whole, because its patches are scored (`gathered`).
 
-    Encoders of a `MultiBackbone` may be of another dtype than the rest. Their units gather when they run: the batches
+    Encoders of a `MultiBackbone` may have another dtype than the rest. Their units gather when they run: the batches
     of a step have images on all ranks or on none (`TaskMixSampler`, `ModalitySampler`).
 
     Args:
         module (nn.Module): The module in question.
-        recurse (bool): Whether the question is if FSDP shall look at its children (always), or if it is a unit.
-        nonwrapped_numel (int): Its parameters that are in no unit yet. Not looked at.
+        recurse (bool): True when FSDP asks whether to look at the module's children, which is always answered with
+            True. False when it asks whether the module is a unit.
+        nonwrapped_numel (int): Number of its parameters outside of units. Not used.
 
     Examples:
         >>> strategy = dict(type='FSDPStrategy', model_wrapper=dict(auto_wrap_policy='wrap_decoder_layers', ...))

@@ -1,4 +1,4 @@
-"""Vision-language models of Hugging Face transformers behind the interface of the tuners."""
+"""Vision-language models of Hugging Face transformers with the interface that tuners use."""
 
 from collections.abc import Collection
 from pathlib import Path
@@ -16,8 +16,7 @@ from .vision_merge import VisionMerge
 
 @MODELS.register_module()
 class HFVisionLanguageModel(FamilyModel):
-    """A vision-language model of transformers: LLaVA, LLaVA-NeXT, PaliGemma, InternVL, SmolVLM, Qwen2.5-VL, Janus or
-    Emu3.
+    """A vision-language model of transformers, of any family in `mergemix_mm.families`.
 
     Args:
         pretrained (str, optional): Name on the hub, or folder, of trained weights.
@@ -32,9 +31,9 @@ class HFVisionLanguageModel(FamilyModel):
             its head). The others take no gradient and stay in eval mode. Defaults to
             ``('language_model', 'projector')``.
         lora (dict, optional): Options of ``peft.LoraConfig``, e.g. ``dict(r=128, lora_alpha=256)``: the language model
-            trains low-rank adapters of its linear layers (all but the head, or those of ``target_modules``); other
-            trainable parts train as a whole and are saved along, but for single parameters outside of modules
-            (LLaVA-NeXT's new line), which freeze. Defaults to None.
+            trains low-rank adapters of its linear layers (all except the head, or those of ``target_modules``). Other
+            trainable parts train as a whole and are saved with the adapters. Single parameters outside of modules
+            (LLaVA-NeXT's new line) freeze. Defaults to None.
         gradient_checkpointing (bool): Whether to compute the layers' activations again in the backward (non-reentrant)
             instead of storing them. Defaults to False.
         vision_merge (dict, optional): ``dict(num_merge=..., prop_attn=True, inflection=-0.5)`` merges tokens inside
@@ -83,7 +82,7 @@ class HFVisionLanguageModel(FamilyModel):
         return inputs if self.vision_merge is None else self.vision_merge.embed(inputs)
 
     def save_pretrained(self, folder: str | Path, dtype: str | torch.dtype | None = None) -> None:
-        """Write the model in transformers' format, or its adapters (with what trained beside them) in peft's.
+        """Write the model in transformers' format, or its adapters (with other parts that trained) in peft's.
 
         A folder of that name is replaced in one step, once everything is written.
 
@@ -94,7 +93,7 @@ class HFVisionLanguageModel(FamilyModel):
                 ``'float32'`` keeps them.
 
         Raises:
-            ValueError: if `dtype` is no floating dtype.
+            ValueError: if `dtype` is not a floating dtype.
             RuntimeError: if this process holds a shard of the weights only.
         """
         dtype = self.loaded_dtype if dtype is None else parse_dtype(dtype)

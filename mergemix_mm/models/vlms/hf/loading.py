@@ -18,16 +18,16 @@ from ...allowed_parts import check_attention
 from ..weight_names import WRAPPER_PARTS
 from .saving import old_rope
 
-# What transformers raises of files that are not there, are damaged, or say what nobody expects.
+# What transformers raises for files that are missing, damaged or unexpected.
 _DAMAGED = (OSError, ValueError, TypeError, AttributeError, LookupError, RecursionError, UnpicklingError)
-# Of safetensors, and of the checks of configs in transformers 5; both are imported only when they are needed.
+# Errors of safetensors, and of the checks of configs in transformers 5. By name: both are imported only when needed.
 _DAMAGED_NAMES = {'SafetensorError', 'StrictDataclassError'}
 
 
 def load_vlm(pretrained: str | None, config: dict | str | None, model_type: str | None = None, **options) -> nn.Module:
     """A transformers vision-language model with its head; see `HFVisionLanguageModel` for the arguments.
 
-    With a `model_type`, it must be of that type.
+    If a `model_type` is given, the model must be of that type.
 
     Raises:
         ValueError: if an argument cannot be used, or no family knows the model.
@@ -95,16 +95,16 @@ def _check_causal(found: str | None) -> None:
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-    known = found is None or found in CONFIG_MAPPING_NAMES  # Else it may come with code of its own.
+    known = found is None or found in CONFIG_MAPPING_NAMES  # Others may come with their own code.
     if known and found not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-        raise ValueError(f'language_model: model_type={found!r} is no causal language model of transformers')
+        raise ValueError(f'language_model: model_type={found!r} is not a causal language model of transformers')
 
 
 def _check_type(found: str | None, wanted: str | None) -> None:
     find_family(found)
     if wanted not in (None, found):
         raise ValueError(
-            f'a model of model_type={found!r} was given to a class for {wanted!r} alone; HFVisionLanguageModel serves '
+            f'a model of model_type={found!r} was given to a class for {wanted!r} only; HFVisionLanguageModel serves '
             'other models'
         )
 
@@ -152,8 +152,8 @@ def _old_names(auto_class: type, config) -> dict:
 def _tie_as_the_text_model(config) -> None:
     """Let the config of the language model say whether head and embeddings are one weight, as transformers 4 does.
 
-    Version 5 reads the whole model's entry, which is True where nobody wrote it, as in configs of Janus and InternVL:
-    checkpoints whose head was trained on its own would lose it.
+    Version 5 reads the whole model's entry, which is True by default, as in configs of Janus and InternVL.
+    Checkpoints with a separately trained head would lose it.
     """
     text = config.get_text_config(decoder=True)
     if text is not config and hasattr(text, 'tie_word_embeddings'):
@@ -185,7 +185,7 @@ def find_config(key: str, name: str, **options):
 
 
 def _with_old_rope(config):
-    """Let transformers 4 see the frequencies of positions that version 5 writes: it would take its default for them.
+    """Let transformers 4 read the frequencies of positions that version 5 writes. It would use its default otherwise.
 
     Raises:
         ValueError: if they differ from layer to layer, which version 4 says in other ways.

@@ -1,4 +1,4 @@
-"""Folders of models: written whole or not at all, in one dtype, and in the place of a model only."""
+"""Folders of models: written whole or not at all, in one dtype; they replace only folders of models."""
 
 import json
 from collections.abc import Iterator
@@ -12,18 +12,18 @@ from ....utils import files
 from ....utils.wrappers import unwrapped, without_wrappers
 from ..weight_names import with_wrapper
 
-# One of them is in every folder of a model, or of adapters.
+# Every folder of a model or of adapters has one of these files.
 MODEL_FILES = {'config.json', 'adapter_config.json'}
-# Of every tokenizer; others by name are those of a model, such as `image_token`.
+# Named tokens of every tokenizer. Other names belong to a model, such as `image_token`.
 NAMED_TOKENS = {f'{name}_token' for name in ('bos', 'eos', 'unk', 'sep', 'pad', 'cls', 'mask')}
 
 
 def check_replaceable(folder: str | Path) -> None:
-    """Refuse to replace what is no model: nobody means a folder of checkpoints to be deleted.
+    """Refuse to replace a folder that is not a model: a folder of checkpoints must not be deleted by mistake.
 
     Raises:
         NotADirectoryError: if `folder` is a file.
-        FileExistsError: if it holds files, and no model.
+        FileExistsError: if it holds files but not a model.
     """
     folder = Path(folder).absolute()
     if folder.exists() and not folder.is_dir():
@@ -38,7 +38,7 @@ def check_replaceable(folder: str | Path) -> None:
 
 @contextmanager
 def replaced_folder(folder: str | Path) -> Iterator[Path]:
-    """A temporary folder beside `folder`, which takes its place when the block ends without an error.
+    """A temporary folder next to `folder`. It replaces `folder` when the block ends without an error.
 
     Raises:
         NotADirectoryError: if `folder` is a file.
@@ -52,16 +52,15 @@ def replaced_folder(folder: str | Path) -> Iterator[Path]:
 def save_model(model: nn.Module, folder: Path, dtype: torch.dtype) -> None:
     """Write a model of transformers with all its weights in one dtype, and a config that says which.
 
-    After training, weights that trained are float32 beside others of lower precision: the library would read such a
-    folder as it is, and multiply the one by the other. The config also says whether head and embeddings are one
-    weight, at both places where the versions of transformers look for it, and frequencies of positions under the names
-    of both. What was compiled or wrapped inside of the
-    model is written under the names that it had before.
+    After training, weights that trained are float32, and others may have a lower precision. The library would load such
+    a folder as it is, and multiply one by the other. The config also says whether head and embeddings are one weight,
+    at both places where the versions of transformers look for it, and has frequencies of positions under the names of
+    both. Compiled or wrapped modules inside of the model are written under their original names.
 
     Args:
         model (nn.Module): The model; it stays as it is.
         folder (Path): An existing folder.
-        dtype (torch.dtype): Of its weights there.
+        dtype (torch.dtype): Dtype of the weights in the folder.
     """
     model = unwrapped(model)
     with without_wrappers(model), _any_generation_config(model, folder):
@@ -79,7 +78,7 @@ def save_model(model: nn.Module, folder: Path, dtype: torch.dtype) -> None:
 
 
 def write_dtype(folder: Path, dtype: torch.dtype) -> dict:
-    """Let the config of a folder say one dtype, in all its parts; returns the config."""
+    """Write one dtype into all parts of the config of a folder, and return the config."""
     path = folder / 'config.json'
     content = json.loads(path.read_text(encoding='utf-8'))
     content['dtype'] = content.pop('torch_dtype', None)
@@ -89,7 +88,7 @@ def write_dtype(folder: Path, dtype: torch.dtype) -> dict:
 
 
 def save_adapters(model: nn.Module, folder: Path) -> None:
-    """Write adapters of LoRA, and what trained beside them, in peft's format and the dtype in which they trained.
+    """Write adapters of LoRA, and other parts that trained, in peft's format and the dtype in which they trained.
 
     Args:
         model (nn.Module): Peft's model.
@@ -97,12 +96,12 @@ def save_adapters(model: nn.Module, folder: Path) -> None:
     """
     model = unwrapped(model)
     with without_wrappers(model):
-        # Embeddings do not train; peft would ask the hub whether they have grown.
+        # Embeddings do not train. Otherwise peft would ask the hub whether they have grown.
         model.save_pretrained(folder, save_embedding_layers=False)
 
 
 def _cast(weights: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
-    """Floats in one dtype; names of one weight get one tensor again, which the library writes once."""
+    """Floats in one dtype. Names of one weight share a tensor again, which the library then writes once."""
     cast: dict[tuple, Tensor] = {}
     for name, value in weights.items():
         place = (value.data_ptr(), value.shape, value.stride(), value.dtype)
@@ -115,7 +114,7 @@ def _cast(weights: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
 
 @contextmanager
 def _any_generation_config(model: nn.Module, folder: Path) -> Iterator[None]:
-    """Write a generation config that transformers 4 reads, and refuses to write: a temperature without sampling."""
+    """Write a generation config with a temperature but without sampling: transformers 4 reads but does not write it."""
     own = getattr(model, 'generation_config', None)
     try:
         if own is not None:
@@ -134,8 +133,8 @@ def _any_generation_config(model: nn.Module, folder: Path) -> Iterator[None]:
 def save_processor(processor, folder: str | Path) -> None:
     """Write a processor so that transformers 4.57 and 5 read it.
 
-    Version 5 writes a class of tokenizers and a place for named tokens that version 4 does not know; it reads those of
-    version 4 as well.
+    Version 5 writes a class of tokenizers and a place for named tokens that version 4 does not know. Version 5
+    also reads those of version 4.
 
     Args:
         processor (ProcessorMixin | SphinxProcessor): Whatever has a ``save_pretrained``.
@@ -157,7 +156,7 @@ def save_processor(processor, folder: str | Path) -> None:
 
 
 def _set_dtype(content: dict, dtype: str) -> None:
-    """Of a config and those inside it."""
+    """Set the dtype of a config and of the configs inside it."""
     for key, value in content.items():
         if key in ('dtype', 'torch_dtype'):
             content[key] = dtype
@@ -169,7 +168,7 @@ def old_rope(rope: dict) -> dict:
     """What transformers 4 calls the ``rope_parameters`` of version 5, which reads both.
 
     Args:
-        rope (dict): Of a config; empty results for what version 4 does not have in this form.
+        rope (dict): ``rope_parameters`` of a config. The result is empty for kinds that version 4 does not have.
     """
     kind = rope.get('rope_type', 'default')
     if 'rope_theta' not in rope or kind == 'axial':
@@ -184,9 +183,9 @@ def old_rope(rope: dict) -> dict:
 
 
 def check_whole(model: nn.Module) -> None:
-    """Refuse a model whose weights are spread over processes."""
+    """Refuse a model whose weights are sharded over processes."""
     names = [name for name, parameter in model.named_parameters() if _is_shard(name, parameter)]
-    if names or not any(True for _ in model.parameters()):  # FSDP can take all parameters to a unit outside.
+    if names or not any(True for _ in model.parameters()):  # FSDP can move all parameters into an outer unit.
         raise RuntimeError(
             f'the weights are sharded over processes ({", ".join(names[:3])} ...), so no process can write the whole '
             'model. Convert a checkpoint instead: '
@@ -197,6 +196,6 @@ def check_whole(model: nn.Module) -> None:
 def _is_shard(name: str, parameter: nn.Parameter) -> bool:
     from torch.distributed.tensor import DTensor
 
-    # FSDP2; ZeRO-3; FSDP1 with original parameters and without.
+    # In this order: FSDP2, ZeRO-3, FSDP1 with its original parameters; without them, see the name below.
     shard = isinstance(parameter, DTensor) or hasattr(parameter, 'ds_id') or hasattr(parameter, '_fsdp_flattened')
     return shard or '_flat_param' in name

@@ -1,4 +1,4 @@
-"""Token merging inside the vision tower (https://arxiv.org/abs/2210.09461), so that the language model reads less.
+"""Token merging inside the vision tower (https://arxiv.org/abs/2210.09461), for a shorter text.
 
 Shapes: B samples, L tokens, N images, P placeholders of an image before merging, K = P - num_merge after it.
 """
@@ -20,9 +20,10 @@ class VisionMerge:
     The tower's parts are called, not its forward: under FSDP it must not be a unit of its own.
 
     Args:
-        family (Family): of the model.
-        num_merge (int): How many image tokens of each image the language model does not read, 0 <= num_merge < P.
-        prop_attn (bool): Whether a merged token gets the attention of all its patches. Defaults to True.
+        family (Family): The family, with its model.
+        num_merge (int): Number of tokens that each image loses, 0 <= num_merge < P.
+        prop_attn (bool): Whether a merged token gets the attention of all its patches: the log of their number is added
+            to the logits. Defaults to True.
         inflection (float): Shape of the schedule over the layers, see :func:`merge_schedule`. Defaults to -0.5: more in
             early layers.
 
@@ -42,7 +43,7 @@ class VisionMerge:
         encoder = build_vision_encoder(family.vision_tower)
         prefix, tower = encoder.num_prefix_tokens, config.vision_config
         num_tokens = prefix + (tower.image_size // tower.patch_size) ** 2
-        # Index 0 of the library's hidden states is what enters the first layer.
+        # Index 0 of the library's hidden states is the input of the first layer.
         self.num_layers = range(len(encoder.layers) + 1)[config.vision_feature_layer]
         try:
             self.schedule = merge_schedule(
@@ -55,7 +56,7 @@ class VisionMerge:
             ) from None
 
     def prepare(self, batch: dict) -> dict:
-        """A shallow copy whose images have K placeholders; masks, labels and rejected answers shrink along."""
+        """A shallow copy whose images have K placeholders. Masks, labels and rejected answers shrink as well."""
         if batch.get('pixel_values') is None or not self.num_merge:
             return dict(batch)
         length = int(self.family.image_lengths(batch)[0])
