@@ -488,9 +488,7 @@ def test_processor_that_writes_other_text_is_refused():
     strange.__class__ = Strange
     encoder = EncodeConversation(strange, 'llava')
     for given in (single(), multi()):
-        with pytest.raises(
-            RuntimeError, match='Strange tokenizes text beside images in a way that its tokenizer alone'
-        ):
+        with pytest.raises(RuntimeError, match='Strange tokenizes'):
             encoder(given)
 
 
