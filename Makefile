@@ -4,7 +4,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help demo gallery test test-oldest test-newest test-fast run-tests lint bench docs clean
+.PHONY: help demo gallery test test-oldest test-newest test-fast run-tests coverage lint bench docs clean
 
 # Which versions of torch and transformers: the default, for which the wheel with compiled ops exists, or both ends of the
 # ranges in requirements/. Each has a virtual environment of its own.
@@ -79,9 +79,14 @@ run-tests: $(TESTS_DONE) $(OPS_DONE)
 test-fast: $(TESTS_DONE) $(OPS_DONE) ## the tests that train nothing and start no programs (under 4 minutes)
 	$(PYTEST) -m 'not slow' $(TESTS)
 
-lint: $(TESTS_DONE) ## formatting and ruff's rules
+coverage: $(TESTS_DONE) $(OPS_DONE) ## the fast tests, and which lines of the package they run
+	$(PYTEST) -m 'not slow' --cov --cov-report=term:skip-covered --cov-report=xml:coverage.xml $(TESTS)
+
+lint: $(TESTS_DONE) ## formatting, ruff's rules, types (mypy) and spelling
 	$(PY) -m ruff format --check .
 	$(PY) -m ruff check .
+	$(PY) -m mypy
+	$(PY) -m codespell_lib
 
 bench: $(TESTS_DONE) ## the tables of docs/benchmarks that need no GPU
 	@for script in $(BENCH); do echo "==> $$script"; $(PY) $$script; done
@@ -92,7 +97,7 @@ docs: $(DOCS_DONE) ## the documentation as a site, docs/_build/html/index.html
 	@echo 'docs/_build/html/index.html'
 
 clean: ## remove caches, builds and the demo's results; the virtual environment stays
-	rm -rf build dist docs/_build *.egg-info .pytest_cache .ruff_cache .hypothesis $(DEMO_DIR)
+	rm -rf build dist docs/_build htmlcov coverage.xml .coverage* *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis $(DEMO_DIR)
 	find . -path './.venv*' -prune -o -path ./$(VENV) -prune -o -name __pycache__ -type d -exec rm -rf {} +
 
 # A name on the PATH may be a shim that cannot run, or a Python without venv: each candidate is tried. 3.11 comes first

@@ -84,7 +84,7 @@ class RecordDataset(Dataset, ABC):
         self.on_error = on_error
         self.test_mode = test_mode
         self.metainfo = dict(metainfo or {})
-        self.records = self.open_records()
+        self.records: Any = self.open_records()  # Its type is that of the subclass.
         if not len(self.records):
             file = getattr(self, 'ann_file', None)
             of = f' in {os.path.join(data_root, file)}' if isinstance(file, str) else ''
@@ -185,8 +185,7 @@ class RecordDataset(Dataset, ABC):
 
     def _load_image(self, source) -> Image.Image:
         """Read an image; its path is relative to ``image_prefix``. See :func:`read_image` for what is read."""
-        options = dict(background=self.background, max_pixels=self.max_pixels)
         try:
-            return read_image(source, root=self.image_prefix, **options)
+            return read_image(source, root=self.image_prefix, background=self.background, max_pixels=self.max_pixels)
         except MissingImageError as error:
             raise ValueError(f'{error}; look at data_root and data_prefix=dict(img_path=...)') from error

@@ -52,7 +52,7 @@ class ConversationCollate:
             ``original_sizes`` as soon as one pair has rejected images of its own; ``data_samples``, a list.
         """
         inputs = [sample['inputs'] for sample in samples]
-        batch = self._pad_tokens(inputs, inputs)
+        batch: dict[str, Any] = self._pad_tokens(inputs, inputs)
         batch.update(_join_images(inputs))
         rejected = [one['rejected'] for one in inputs if 'rejected' in one]
         if rejected:

@@ -54,7 +54,8 @@ class POPEDataset(RecordDataset):
     def open_records(self) -> ConcatDataset:
         files = self.ann_file if isinstance(self.ann_file, Mapping) else {'': self.ann_file}
         self.categories = list(files)
-        return ConcatDataset([JsonRecords(os.path.join(self.data_root, file)) for file in files.values()])
+        records: list[Any] = [JsonRecords(os.path.join(self.data_root, file)) for file in files.values()]
+        return ConcatDataset(records)
 
     def source(self, index: int) -> str:
         file, place = self._place(index)

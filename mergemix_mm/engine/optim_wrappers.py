@@ -99,7 +99,7 @@ class BackboneLayerDecayConstructor(LearningRateDecayOptimWrapperConstructor):
 def _depth_in_backbone(model: nn.Module) -> Callable[[str], tuple[int, int]]:
     """A function from the name of a parameter to its depth and the number of depths."""
     backbone = getattr(model, 'backbone', None)
-    if not hasattr(backbone, 'get_layer_depth'):
+    if backbone is None or not hasattr(backbone, 'get_layer_depth'):
         found = 'no backbone' if backbone is None else f'a {type(backbone).__name__}, which has no get_layer_depth'
         raise ValueError(
             f'BackboneLayerDecayConstructor: {type(model).__name__} has {found}. Use a backbone of MMPretrain that '

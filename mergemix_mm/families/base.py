@@ -36,7 +36,7 @@ class ImageInput:
 
     ids: list[int]
     num_tokens: int
-    shapes: Callable[[int], dict[str, tuple[int, ...]]]
+    shapes: Callable[[int], dict[str, Any]]
     values: dict[str, list[int]] = field(default_factory=dict)
     is_read: bool = False
 

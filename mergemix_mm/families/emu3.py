@@ -116,11 +116,11 @@ class Emu3Family(Family):
 
     def announced_grid(self, ids: Tensor) -> tuple[int, int] | None:
         """Rows and columns of codes that the end of a prompt [L] announces; None if it announces no image."""
-        vocabulary, ids = self.model.config.vocabulary_map, ids.tolist()
-        if not ids or ids[-1] != vocabulary[CODES] or vocabulary[START] not in ids:
+        vocabulary, words = self.model.config.vocabulary_map, ids.tolist()
+        if not words or words[-1] != vocabulary[CODES] or vocabulary[START] not in words:
             return None
-        start = len(ids) - 1 - ids[::-1].index(vocabulary[START])
-        size = re.fullmatch(r'(\d+)\*(\d+)', ''.join(self._tokens.get(one, ' ') for one in ids[start + 1 : -1]))
+        start = len(words) - 1 - words[::-1].index(vocabulary[START])
+        size = re.fullmatch(r'(\d+)\*(\d+)', ''.join(self._tokens.get(one, ' ') for one in words[start + 1 : -1]))
         return size and (int(size[1]), int(size[2]))
 
     @cached_property
@@ -137,7 +137,7 @@ class Emu3Family(Family):
         by_size: dict[tuple, list[int]] = {}
         for place, canvas in enumerate(canvases):
             by_size.setdefault(tuple(canvas.shape), []).append(place)
-        ids = {}
+        ids: dict[int, Tensor] = {}
         for places in by_size.values():
             ids.update(zip(places, self.to_ids(self.encode(torch.stack([canvases[place] for place in places])))))
         return batch['input_ids'].masked_scatter(

@@ -1,6 +1,7 @@
 """InternVL (https://arxiv.org/abs/2504.10479): tiles of an image and its thumbnail between two framing tokens."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -20,7 +21,8 @@ class InternVLLayer(EncoderLayer):
     def query_key_value(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         attn, x = self.module.attention, self.module.layernorm_before(x)
         projections = attn.q_norm(attn.q_proj(x)), attn.k_norm(attn.k_proj(x)), attn.v_proj(x)
-        return tuple(split_heads(projection, attn.num_heads) for projection in projections)
+        query, key, value = (split_heads(projection, attn.num_heads) for projection in projections)
+        return query, key, value
 
     def add_attention(self, x: Tensor, attended: Tensor) -> Tensor:
         layer, attn = self.module, self.module.attention
@@ -38,7 +40,8 @@ class InternVLLayer(EncoderLayer):
 class InternVLEncoder(Dinov2Encoder):
     """`InternVLVisionModel`: embeds as DINOv2 does; the norm after the layers may be an identity."""
 
-    layer_type, layer_name = InternVLLayer, 'InternVLVisionLayer'
+    layer_type: type[EncoderLayer] = InternVLLayer
+    layer_name = 'InternVLVisionLayer'
 
     def _embeddings(self, images: Tensor) -> Tensor:
         embedded = self.model.embeddings(images)
@@ -112,18 +115,21 @@ class InternVLFamily(Family):
                 'ConversationCollate does, or let the processor make one tile of an image (crop_to_patches=False)'
             )
         sizes = [(1, 1)] * len(counts) if sizes is None else sizes.tolist()
-        grids = [tile_grid(*size, count, pixels.shape[-2:]) for size, count in zip(sizes, counts, strict=True)]
+        grids = [
+            tile_grid(height, width, count, pixels.shape[-2:])
+            for (height, width), count in zip(sizes, counts, strict=True)
+        ]
         return list(zip(pixels.split(counts), grids, strict=True))
 
 
-def tile_grid(height: int, width: int, count: int, tile: tuple[int, int]) -> tuple[int, int]:
+def tile_grid(height: int, width: int, count: int, tile: Sequence[int]) -> tuple[int, int]:
     """The rows and columns into which InternVL's processor cuts an image.
 
     Args:
         height (int): Of the image, in pixels.
         width (int): Of the image, in pixels.
         count (int): Tiles of the image, thumbnail included.
-        tile (tuple[int, int]): Height and width of a tile, which decide between grids that fit equally well.
+        tile (Sequence[int]): Height and width of a tile, which decide between grids that fit equally well.
 
     Raises:
         ValueError: if `count` is impossible.

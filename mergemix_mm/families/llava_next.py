@@ -117,7 +117,8 @@ def _unpadded_pixels(size: tuple[int, int], best: tuple[int, int]) -> tuple[slic
     scale = min(best[0] / size[0], best[1] / size[1])
     used = [min(math.ceil(length * scale), room) for length, room in zip(size, best)]
     starts = [(room - length) // 2 for length, room in zip(used, best)]
-    return tuple(slice(start, start + length) for start, length in zip(starts, used))
+    rows, columns = (slice(start, start + length) for start, length in zip(starts, used))
+    return rows, columns
 
 
 def _unpadded_tokens(size: tuple[int, int], grid: tuple[int, int]) -> tuple[int, int]:

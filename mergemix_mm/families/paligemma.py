@@ -1,6 +1,7 @@
 """PaliGemma (https://arxiv.org/abs/2407.07726): image and prompt see each other, the answer is causal."""
 
 from inspect import signature
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -46,10 +47,11 @@ class PaliGemmaFamily(Family):
 
     def _match_mask(self) -> None:
         """Let version 4 make its mask in the dtype of the queries instead of that in which the weights were loaded."""
-        if hasattr(self.base, 'text_config_dtype'):
+        base: Any = self.base  # The dtype is a plain attribute of the module.
+        if hasattr(base, 'text_config_dtype'):
             weight = self.model.get_input_embeddings().weight
             autocast = torch.is_autocast_enabled(weight.device.type)
-            self.base.text_config_dtype = torch.get_autocast_dtype(weight.device.type) if autocast else weight.dtype
+            base.text_config_dtype = torch.get_autocast_dtype(weight.device.type) if autocast else weight.dtype
 
 
 def _token_types(batch: dict) -> Tensor:

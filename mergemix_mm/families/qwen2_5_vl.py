@@ -2,6 +2,7 @@
 
 import math
 from inspect import signature
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +18,8 @@ class Qwen2_5_VLFamily(Family):
     block is merged into one token. The frames of a patch are copies of the still image.
     """
 
-    model_types = ('qwen2_5_vl', 'qwen2_vl')
-    processors = ('Qwen2_5_VLProcessor', 'Qwen2VLProcessor')
+    model_types: ClassVar[tuple[str, ...]] = ('qwen2_5_vl', 'qwen2_vl')
+    processors: ClassVar[tuple[str, ...]] = ('Qwen2_5_VLProcessor', 'Qwen2VLProcessor')
     chat_template = 'qwen2_5_vl'
     token_padding = Family.token_padding | dict(mm_token_type_ids=0)
     image_frame = ('<|vision_start|>', '<|vision_end|>')

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -75,7 +76,8 @@ class SmolVLMFamily(Family):
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
         embeddings = self.vision_tower.embeddings
-        if _misplaces_patches(type(embeddings), type(model.config.vision_config)):
+        kinds: tuple[Any, Any] = (type(embeddings), type(model.config.vision_config))
+        if _misplaces_patches(*kinds):
             positions = _Positions(embeddings.num_patches_per_side)
             embeddings.register_forward_pre_hook(positions.find, with_kwargs=True)
             embeddings.position_embedding.register_forward_pre_hook(positions.give)
@@ -208,7 +210,7 @@ class _Positions:
 
 
 @cache
-def _misplaces_patches(embeddings: type[nn.Module], config: type) -> bool:
+def _misplaces_patches(embeddings: Any, config: Any) -> bool:
     """Whether this version of the library gives patches the positions of others, in float32 or bfloat16."""
     side = 26  # Not a power of two: bfloat16 would divide by it exactly.
     sizes = dict(hidden_size=1, num_attention_heads=1, num_channels=1, image_size=side, patch_size=1)
@@ -239,8 +241,9 @@ def _grids(ids: list[int], tiles: list[tuple[int, int]]) -> list[tuple[int, int]
     there are two: one closes the first image, the other opens the second.
     """
     fake = _fake_token(ids, tiles)
-    gaps = [ids[end:start] for (_, end), (start, _) in pairwise(tiles)]
-    grids, rows, count = [], 0, 1
+    gaps: list[list[int | None]] = [[*ids[end:start]] for (_, end), (start, _) in pairwise(tiles)]
+    grids: list[tuple[int, int]] = []
+    rows, count = 0, 1
     for gap in [*gaps, [fake, fake]]:
         if gap.count(fake) == 1:
             rows, count = rows + (gap[0] != fake), count + 1
@@ -263,7 +266,7 @@ def _marker_spans(ids: list[int], tiles: list[tuple[int, int]]) -> list[tuple[in
     """
     fake, spans, before = _fake_token(ids, tiles), [], 0
     for start, end in tiles:
-        gap = ids[before:start]
+        gap: list[int | None] = [*ids[before:start]]
         if before and gap.count(fake) == 1:
             spans.append((before, start))
         else:

@@ -1,6 +1,7 @@
 """Adapters for the vision models of Hugging Face transformers: CLIP, SigLIP, DINOv2, and the towers of some VLMs."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -8,7 +9,8 @@ from .vision_encoder import EncoderLayer, VisionEncoder, check_layers, split_hea
 
 
 def _pair(size: int | Sequence[int]) -> tuple[int, int]:
-    return (size, size) if isinstance(size, int) else tuple(size)
+    height, width = (size, size) if isinstance(size, int) else size
+    return height, width
 
 
 class CLIPLayer(EncoderLayer):
@@ -16,7 +18,9 @@ class CLIPLayer(EncoderLayer):
 
     def query_key_value(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         attn, x = self.module.self_attn, self.module.layer_norm1(x)
-        return tuple(split_heads(project(x), attn.num_heads) for project in (attn.q_proj, attn.k_proj, attn.v_proj))
+        projections = attn.q_proj(x), attn.k_proj(x), attn.v_proj(x)
+        query, key, value = (split_heads(projection, attn.num_heads) for projection in projections)
+        return query, key, value
 
     def add_attention(self, x: Tensor, attended: Tensor) -> Tensor:
         return x + self.module.self_attn.out_proj(attended)
@@ -32,7 +36,8 @@ class CLIPLayer(EncoderLayer):
 class CLIPEncoder(VisionEncoder):
     """`CLIPVisionTransformer`: class token first, no final norm on the tokens."""
 
-    layer_type, layer_name = CLIPLayer, 'CLIPEncoderLayer'
+    layer_type: type[EncoderLayer] = CLIPLayer
+    layer_name = 'CLIPEncoderLayer'
     has_class_token, num_prefix_tokens = True, 1
 
     def __init__(self, model: nn.Module) -> None:
@@ -42,7 +47,7 @@ class CLIPEncoder(VisionEncoder):
         self.layers = [self.layer_type(layer) for layer in layers]
         self.patch_size, self.image_size = _pair(model.config.patch_size), _pair(model.config.image_size)
 
-    def _layers(self) -> nn.ModuleList:
+    def _layers(self) -> Sequence[nn.Module]:
         return self.model.encoder.layers
 
     def embed(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
@@ -82,7 +87,8 @@ class Dinov2Layer(EncoderLayer):
     def query_key_value(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         attn, x = self._attention, self.module.norm1(x)
         names = ('q_proj', 'k_proj', 'v_proj') if hasattr(attn, 'q_proj') else ('query', 'key', 'value')
-        return tuple(split_heads(getattr(attn, name)(x), attn.num_attention_heads) for name in names)
+        query, key, value = (split_heads(getattr(attn, name)(x), attn.num_attention_heads) for name in names)
+        return query, key, value
 
     def add_attention(self, x: Tensor, attended: Tensor) -> Tensor:
         layer, attn = self.module, self.module.attention
@@ -99,7 +105,7 @@ class Dinov2Layer(EncoderLayer):
         return attn.attention_dropout if hasattr(attn, 'attention_dropout') else attn.dropout_prob
 
     @property
-    def _attention(self) -> nn.Module:
+    def _attention(self) -> Any:
         """The module with the projections, inside another one in transformers 4."""
         return getattr(self.module.attention, 'attention', self.module.attention)
 
@@ -107,9 +113,10 @@ class Dinov2Layer(EncoderLayer):
 class Dinov2Encoder(CLIPEncoder):
     """`Dinov2Model`: always interpolates its position embedding itself."""
 
-    layer_type, layer_name = Dinov2Layer, 'Dinov2Layer'
+    layer_type: type[EncoderLayer] = Dinov2Layer
+    layer_name = 'Dinov2Layer'
 
-    def _layers(self) -> nn.ModuleList:
+    def _layers(self) -> Sequence[nn.Module]:
         return self.model.encoder.layer
 
     def finish(self, x: Tensor) -> Tensor:

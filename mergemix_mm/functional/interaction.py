@@ -9,6 +9,8 @@ same sum also follows from the log-sum-exp of every query, which attention kerne
 Shapes: B samples, H heads, Hkv heads of keys and values (a divisor of H), L queries, S keys, D head width.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -82,7 +84,7 @@ def attention_with_intensity(
     """
     _check(query, key, value, query_mask, key_mask, attention_mask, is_causal, backend)
     scale = query.size(-1) ** -0.5 if scale is None else scale
-    options = dict(attention_mask=attention_mask, is_causal=is_causal, scale=scale)
+    options: dict[str, Any] = dict(attention_mask=attention_mask, is_causal=is_causal, scale=scale)
     backend = _resolve_backend(backend, query, attention_mask, dropout)
     if backend == 'lse':
         queries, keys = places or (Places.of(query_mask), Places.of(key_mask))
@@ -113,7 +115,7 @@ def interaction_intensity(
     indicator = torch.zeros_like(key)
     _check(query, key, indicator, query_mask, key_mask, attention_mask, is_causal, backend)
     scale = query.size(-1) ** -0.5 if scale is None else scale
-    options = dict(attention_mask=attention_mask, is_causal=is_causal, scale=scale)
+    options: dict[str, Any] = dict(attention_mask=attention_mask, is_causal=is_causal, scale=scale)
     backend = _resolve_backend(backend, query, attention_mask)
     if backend == 'lse':
         queries, keys = places or (Places.of(query_mask), Places.of(key_mask))

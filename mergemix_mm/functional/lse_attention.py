@@ -16,12 +16,11 @@ Shapes: B samples, H heads, Hkv heads of keys and values (a divisor of H), L que
 """
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import FunctionCtx
 from torch.nn.attention import SDPBackend
 
 FLASH, EFFICIENT, CUDNN = (
@@ -45,7 +44,7 @@ class Places(NamedTuple):
         real (Tensor): [B, n] bool, which of them count.
     """
 
-    index: Tensor | None
+    index: Tensor | None  # type: ignore[assignment]  # hides `tuple.index`, which has no use here
     real: Tensor
 
     @classmethod
@@ -76,6 +75,7 @@ class Places(NamedTuple):
         return x.add_(rows) if self.index is None else x.scatter_add_(2, self._rows(rows), rows)
 
     def _rows(self, x: Tensor) -> Tensor:
+        assert self.index is not None
         index = self.index.view(len(self.index), 1, -1, *[1] * (x.dim() - 3))
         return index.expand(-1, x.size(1), -1, *x.shape[3:])
 
@@ -132,7 +132,7 @@ def attention_with_shares(
 class _AttentionWithShares(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: FunctionCtx,
+        ctx: Any,  # Torch keeps whatever forward sets on it.
         query: Tensor,
         key: Tensor,
         value: Tensor,
@@ -150,13 +150,13 @@ class _AttentionWithShares(torch.autograd.Function):
         output, lse, state, ctx.sizes = forward(query, key, value, mask, is_causal, scale)
         ctx.block = Places(query_index, query_real), Places(key_index, key_real), is_causal, scale
         ctx.kernel = kernel
-        shares = [weights.sum(dim=-1) for *_, weights in _blocks(query, key, lse, bias, *ctx.block)]
-        shares = torch.cat(shares, dim=-1) if len(shares) > 1 else shares[0]
+        parts = [weights.sum(dim=-1) for *_, weights in _blocks(query, key, lse, bias, *ctx.block)]
+        shares = torch.cat(parts, dim=-1) if len(parts) > 1 else parts[0]
         ctx.save_for_backward(query, key, value, bias, mask, output, lse, shares, *state)
         return output, shares
 
     @staticmethod
-    def backward(ctx: FunctionCtx, grad_output: Tensor, grad_shares: Tensor) -> tuple:
+    def backward(ctx: Any, grad_output: Tensor, grad_shares: Tensor) -> tuple:
         if torch.is_grad_enabled():
             raise RuntimeError(
                 "gradients of gradients (create_graph=True): backend='lse' has none, backend='eager' has"
@@ -171,12 +171,13 @@ class _AttentionWithShares(torch.autograd.Function):
         grad_query, grad_key, grad_value = backward(*tensors, state, ctx.sizes, is_causal, scale)
 
         # What remains is the part of the gradient that stays in the block.
-        grad_rows, grad_columns = [], 0
+        parts: list[Tensor] = []
+        grad_columns: Any = 0
         for part, rows, columns, weights in _blocks(query, key, lse, bias, *ctx.block):
             grad_logits = weights.mul_(grad_shares[:, :, part, None] * scale).to(query.dtype)
-            grad_rows.append(grad_logits @ columns)
+            parts.append(grad_logits @ columns)
             grad_columns = grad_columns + _product(grad_logits.mT, rows)
-        grad_rows = torch.cat(grad_rows, dim=2) if len(grad_rows) > 1 else grad_rows[0]
+        grad_rows = torch.cat(parts, dim=2) if len(parts) > 1 else parts[0]
         # Heads that share a key add up.
         grad_columns = grad_columns.unflatten(1, (key.size(1), -1)).sum(dim=2).to(key.dtype)
         return queries.add(grad_query, grad_rows), keys.add(grad_key, grad_columns), grad_value, *[None] * 8

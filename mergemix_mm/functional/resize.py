@@ -1,17 +1,19 @@
 """Resizing of images and maps, the same everywhere in the package: bilinear, with antialias."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 
-def resize(x: Tensor, size: tuple[int, int]) -> Tensor:
+def resize(x: Tensor, size: Sequence[int]) -> Tensor:
     """Resize images or maps.
 
     Args:
         x (Tensor): [B, C, h, w], any floating dtype. Interpolated in float32, since not every device supports antialias
             in half precision.
-        size (tuple[int, int]): Rows and columns of the result.
+        size (Sequence[int]): Rows and columns of the result.
 
     Returns:
         Tensor: [B, C, *size] in the dtype of `x`; `x` itself, not a copy, if it has the size.
@@ -45,10 +47,11 @@ def sample_cells(x: Tensor, size: tuple[int, int], cell: tuple[float, float]) ->
     return _interpolate(x, size, cell)
 
 
-def _interpolate(x: Tensor, size: tuple[int, int], cell: tuple[float, float]) -> Tensor:
+def _interpolate(x: Tensor, size: Sequence[int], cell: tuple[float, float]) -> Tensor:
     """Interpolation as two products of matrices: it is separable in rows and columns."""
     down, across = (
-        _interpolation_weights(known, *pair, x.device) for known, *pair in zip(x.shape[-2:], size, cell, strict=True)
+        _interpolation_weights(known, number, length, x.device)
+        for known, number, length in zip(x.shape[-2:], size, cell, strict=True)
     )
     with torch.autocast(x.device.type, enabled=False):  # It would multiply in half precision.
         return (down @ x.float() @ across.T).to(x.dtype)

@@ -3,6 +3,7 @@
 import re
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -56,7 +57,7 @@ def mix_weights(
         else:
             mixed[name] = tensor.detach().clone()
     if hasattr(real, '_metadata'):  # Versions of the modules, which load_state_dict looks at.
-        mixed._metadata = real._metadata
+        mixed._metadata = real._metadata  # type: ignore[attr-defined]  # torch sets it on its state dicts as well
     return mixed
 
 
@@ -123,14 +124,14 @@ def name_filter(
     return lambda name: (wanted is None or bool(wanted(name))) and (unwanted is None or not unwanted(name))
 
 
-def is_mixed(name: str, tensor: Tensor, included: Callable[[str], bool]) -> bool:
+def is_mixed(name: str, tensor: Any, included: Callable[[str], bool]) -> bool:
     """Whether a tensor is mixed. If not, the result has that of the real model."""
     return tensor.dtype in COMPUTED_IN and included(name)
 
 
 def mix_problems(
-    real: Mapping[str, Tensor],
-    synthetic: Mapping[str, Tensor],
+    real: Mapping[str, Any],
+    synthetic: Mapping[str, Any],
     included: Callable[[str], bool],
     read: Callable[..., Tensor] = lambda tensor: tensor,
 ) -> list[str]:

@@ -92,17 +92,17 @@ def _is_drawn(folder: Path, settings: dict) -> bool:
 
 def _write_split(folder: Path, split: str, length: int, settings: dict) -> None:
     (folder / split).mkdir()
-    images, annotations = [], []
+    images: list[dict] = []
+    annotations: list[dict] = []
     for index in range(length):
         rng = np.random.default_rng((settings['seed'], SPLITS.index(split), index))
         image, things = _draw(index, settings, rng)
         name = f'{index:06}.png'
         Image.fromarray(image).save(folder / split / name)
         images.append(dict(id=index, file_name=name, height=image.shape[0], width=image.shape[1]))
-        for thing in things:
-            annotations.append(
-                dict(id=len(annotations) + 1, image_id=index, **_annotation(*thing, overhang=settings['varied']))
-            )
+        for label, mask, crowd in things:
+            thing = _annotation(label, mask, crowd, overhang=settings['varied'])
+            annotations.append(dict(id=len(annotations) + 1, image_id=index, **thing))
     content = dict(
         info=dict(description=_DESCRIPTION, settings=settings),
         images=images,
@@ -114,18 +114,20 @@ def _write_split(folder: Path, split: str, length: int, settings: dict) -> None:
     target.write_text(json.dumps(content))
 
 
-def _draw(index: int, settings: dict, rng: np.random.Generator) -> tuple[np.ndarray, list[tuple]]:
+def _draw(
+    index: int, settings: dict, rng: np.random.Generator
+) -> tuple[np.ndarray, list[tuple[int, np.ndarray, bool]]]:
     """The image of this number, [H, W, 3] or [H, W] uint8, and the things on it: label, mask, whether it is a crowd."""
     size = settings['image_size']
     if not settings['varied']:
-        image, things = draw_shapes(size, rng)
-        return image, [(*thing, False) for thing in things]
+        image, drawn = draw_shapes(size, rng)
+        return image, [(*thing, False) for thing in drawn]
     size = tuple(int(side) for side in rng.integers(max(MIN_IMAGE_SIZE, size // 2), size + 1, 2))
     kind = index % 8
     if kind == EMPTY:
         return to_uint8(draw_clutter(size, rng)), []
-    image, things = draw_shapes(size, rng, crowd=kind == CROWD)
-    things = [(*thing, kind == CROWD and i == 0) for i, thing in enumerate(things)]
+    image, drawn = draw_shapes(size, rng, crowd=kind == CROWD)
+    things = [(*thing, kind == CROWD and i == 0) for i, thing in enumerate(drawn)]
     if kind == GRAY:
         image = np.asarray(Image.fromarray(image).convert('L'))
     if kind == CUT:
@@ -149,7 +151,8 @@ def draw_shapes(
     Returns:
         tuple: image [H, W, 3] uint8 in RGB, and per thing the index of its shape in `SHAPES` and its mask [H, W] bool.
     """
-    canvas, things, colors = draw_clutter(size, rng), [], tuple(PALETTE)
+    canvas, colors = draw_clutter(size, rng), tuple(PALETTE)
+    things: list[tuple[int, np.ndarray]] = []
     grid = GRIDS[0] if crowd else GRIDS[rng.integers(len(GRIDS))]
     shape = canvas.shape[:2]
     rows, columns = (length * grid // min(shape) for length in shape)
@@ -158,8 +161,8 @@ def draw_shapes(
         color, label = colors[rng.integers(len(colors))], int(rng.integers(len(SHAPES)))
         row, column = divmod(int(cell), columns)
         if crowd and not things:
-            corner, fine = np.array([row, column]) * CROWD_GRID, grid * CROWD_GRID
-            places = [corner + place for place in np.ndindex(CROWD_GRID, CROWD_GRID)]
+            fine = grid * CROWD_GRID
+            places = [(row * CROWD_GRID + i, column * CROWD_GRID + j) for i, j in np.ndindex(CROWD_GRID, CROWD_GRID)]
             mask = np.any([draw_thing(canvas, color, SHAPES[label], place, fine, rng) for place in places], axis=0)
         else:
             mask = draw_thing(canvas, color, SHAPES[label], (row, column), grid, rng)
@@ -175,6 +178,8 @@ def _annotation(label: int, mask: np.ndarray, crowd: bool, overhang: bool) -> di
         raise ImportError(
             "drawn shapes: pycocotools, which encodes the masks, is missing; run 'pip install -e .[detection]'."
         ) from error
+    x2: float
+    y2: float
     x1, y1, x2, y2 = box_around(mask)
     height, width = mask.shape
     if overhang:

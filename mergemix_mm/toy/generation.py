@@ -100,7 +100,7 @@ def read_shape(
     distance = np.linalg.norm(image[:, :, None] - brightness[..., None] * tones, axis=-1)
     near = (distance == distance.min(-1, keepdims=True)) & (distance < TOLERANCE)
     counts = np.array([part.sum((0, 1)) for part in np.array_split(near, len(columns), axis=1)])
-    column, color = np.unravel_index(counts.argmax(), counts.shape)
+    column, color = map(int, np.unravel_index(counts.argmax(), counts.shape))
     if counts[column, color] < LEAST_SHARE * near[..., 0].size:
         return None
     return list(palette)[color], columns[column]

@@ -105,6 +105,7 @@ def _lift(conv: nn.Conv2d) -> list[int]:
 
 
 def _set_constants(conv: nn.Conv2d, signals: list[int]) -> None:
+    assert conv.bias is not None
     for signal in signals:
         conv.bias[signal + 1], conv.bias[signal + 2] = LARGE, -LARGE
 

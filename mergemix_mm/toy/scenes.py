@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
+from typing import Any
 
 import numpy as np
 
@@ -61,7 +62,7 @@ class Scene:
 
     things: list[Thing]
     question: str
-    answer: str
+    answer: Any  # A text, or None where nothing is asked.
 
 
 def split_pairs(split: str) -> list[Pair]:
@@ -108,14 +109,14 @@ def draw_scene(
     num_others = rng.integers(1, GRID + 1) + (not asked)
     others = [_choose(related if i == 0 or rng.random() < 0.5 else others, rng) for i in range(num_others)]
 
-    cells = rng.permutation(grid * grid)
+    cells = rng.permutation(grid * grid).tolist()
     if answer is not None and (kind == 'position' or template == IS_LEFT):
         third = COLUMNS.index(answer) if kind == 'position' else 0 if answer == 'yes' else rng.integers(1, GRID)
         # The sort is stable: cells of this third come first, and the order stays random otherwise.
         cells = sorted(cells, key=lambda cell: cell % grid // (grid // GRID) != third)
     things = [
-        Thing(*thing, divmod(int(cell), grid), i < len(asked))
-        for i, (thing, cell) in enumerate(zip(asked + others, cells, strict=False))
+        Thing(color, shape, divmod(cell, grid), i < len(asked))
+        for i, ((color, shape), cell) in enumerate(zip(asked + others, cells, strict=False))
     ]
     return Scene(things, template.format(color=pair[0], shape=pair[1]), answer)
 
@@ -128,7 +129,7 @@ def _num_asked(template: str, answer: str | None) -> int:
 
 
 def _choose(items: Sequence, rng: np.random.Generator):
-    return items[rng.integers(len(items))]
+    return items[int(rng.integers(len(items)))]
 
 
 SUM = 'What is {} + {}?'

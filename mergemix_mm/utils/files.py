@@ -206,13 +206,16 @@ def clear_leftovers(folder: str | os.PathLike, name: str | None = None) -> list[
     Returns:
         list[Path]: What was removed.
     """
-    folder, removed = Path(folder), []
+    folder = Path(folder)
+    removed: list[Path] = []
     if not folder.is_dir():
         return removed
     with _noting:
         leftovers = _temporaries(folder, name)
     for path in leftovers:
-        recover_folder(folder / _TEMPORARY.fullmatch(path.name)['name'])
+        found = _TEMPORARY.fullmatch(path.name)
+        assert found is not None
+        recover_folder(folder / found['name'])
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
         else:
@@ -354,7 +357,7 @@ def sync(path: str | os.PathLike) -> None:
 
 def sync_tree(folder: str | os.PathLike) -> None:
     """Wait until all files of a folder are on the disk."""
-    for place, _, names in os.walk(folder):
+    for place, _, names in os.walk(os.fspath(folder)):
         for name in names:
             sync(os.path.join(place, name))
         sync(place)

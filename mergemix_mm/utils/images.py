@@ -10,6 +10,7 @@ import os
 import re
 import warnings
 from collections.abc import Mapping, Sequence
+from typing import IO, Any
 from urllib.parse import unquote, unquote_to_bytes
 
 import numpy as np
@@ -19,7 +20,7 @@ from .text import one_line, quoted, shown
 
 # The formats that Pillow may open. (MPO, several JPEGs in one file, counts as JPEG.) Its other plugins start programs
 # (EPS: Ghostscript), need Windows (WMF), or are stubs.
-FORMATS = ('JPEG', 'PNG', 'WEBP', 'GIF', 'BMP', 'TIFF', 'PPM', 'JPEG2000')
+FORMATS: tuple[str, ...] = ('JPEG', 'PNG', 'WEBP', 'GIF', 'BMP', 'TIFF', 'PPM', 'JPEG2000')
 if importlib.util.find_spec('PIL.AvifImagePlugin') is not None:  # Since Pillow 11.3.
     FORMATS += ('AVIF',)
 # 300 MB in RGB. Photographs have 12 to 60 million pixels.
@@ -139,7 +140,8 @@ def check_image_options(
     number = isinstance(max_pixels, (int, float)) and not isinstance(max_pixels, bool)
     if max_pixels is not None and not (number and max_pixels >= 1):
         raise ValueError(f'max_pixels={max_pixels!r} must be a number of at least 1, or None for no limit')
-    return colour, math.inf if max_pixels is None else max_pixels
+    red, green, blue = colour
+    return (red, green, blue), math.inf if max_pixels is None else max_pixels
 
 
 def image_name(source) -> str:
@@ -173,7 +175,7 @@ def _named(source) -> str:
     return shown(name, SHOWN_LENGTH)
 
 
-def _find(source, root: str | os.PathLike) -> str | bytes:
+def _find(source: Any, root: str | os.PathLike) -> str | bytes | bytearray | memoryview:
     """The path of the file of an image, or the content of the file."""
     if isinstance(source, Mapping):
         content, path = source.get('bytes'), source.get('path')
@@ -245,7 +247,7 @@ def _read_data_url(text: str) -> bytes:
         raise ValueError(f'the base64 of its data: URL is damaged ({error})') from error
 
 
-def _decode(file: io.BufferedIOBase, background: tuple[int, int, int], max_pixels: float) -> Image.Image:
+def _decode(file: IO[bytes], background: tuple[int, int, int], max_pixels: float) -> Image.Image:
     start = file.read(1024)
     if not start:
         raise ValueError('it is empty (0 bytes)')
@@ -268,7 +270,7 @@ def _decode(file: io.BufferedIOBase, background: tuple[int, int, int], max_pixel
             return _to_rgb(image, background)
 
 
-def _refuse_misread(image: Image.Image, file: io.BufferedIOBase) -> None:
+def _refuse_misread(image: Any, file: IO[bytes]) -> None:
     """Refuse files that Pillow decodes to something else than they hold."""
     if image.format in ('JPEG', 'MPO') and _ends_in_zeros(file):
         raise ValueError('its end is missing, there are zeros instead, as a download that broke off leaves them')
@@ -278,7 +280,7 @@ def _refuse_misread(image: Image.Image, file: io.BufferedIOBase) -> None:
         raise ValueError('its channels of 16 bits are stored one after another, which Pillow reads wrongly')
 
 
-def _ends_in_zeros(file: io.BufferedIOBase) -> bool:
+def _ends_in_zeros(file: IO[bytes]) -> bool:
     """Whether a JPEG has zeros in place of its end: decoders would show grey there."""
     place = file.tell()
     file.seek(-min(64, file.seek(0, io.SEEK_END)), io.SEEK_END)
@@ -311,7 +313,7 @@ def _to_rgb(image: Image.Image, background: tuple[int, int, int]) -> Image.Image
     rawmode = _rawmode(image)
     image.load()
     # After `load`: Pillow turns a TIFF itself while it decodes, and then removes the tag.
-    turn = _TURNS.get(_orientation(image))
+    turn = _TURNS.get(_orientation(image) or 0)
     opaque = _opaque(image, rawmode, background)
     if turn is not None:
         opaque = opaque.transpose(turn)
@@ -358,9 +360,10 @@ def _opaque(image: Image.Image, rawmode: str, background: tuple[int, int, int]) 
     if image.mode == 'LAB':
         from PIL import ImageCms
 
-        return ImageCms.profileToProfile(
-            image, ImageCms.createProfile('LAB'), ImageCms.createProfile('sRGB'), outputMode='RGB'
-        )
+        profiles = ImageCms.createProfile('LAB'), ImageCms.createProfile('sRGB')
+        converted = ImageCms.profileToProfile(image, *profiles, outputMode='RGB')
+        assert converted is not None  # Only with inPlace.
+        return converted
     return image if image.mode == 'RGB' else image.convert('RGB')
 
 
@@ -395,6 +398,7 @@ def _to_8_bits(image: Image.Image, values: np.ndarray) -> np.ndarray:
     bits, signed = tags.get(258, (16,))[0], tags.get(339, (1,))[0] == 2
     inverted = tags.get(262) == 0
     slack = 0.0
+    limits: tuple[int, ...]
     if image.mode == 'F':
         if not np.isfinite(values).all():
             raise ValueError('its floating point numbers hold NaN or infinity')

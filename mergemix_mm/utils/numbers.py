@@ -2,7 +2,7 @@
 
 import math
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, cast
 
 from .text import quoted
 
@@ -29,6 +29,7 @@ def is_number(
     kind = Integral if integer else Real
     if isinstance(value, bool) or not isinstance(value, kind) or not math.isfinite(value):
         return False
+    value = cast(float, value)  # Real numbers compare as floats do, which the type of Real does not say.
     return least <= value <= most and above < value < below
 
 

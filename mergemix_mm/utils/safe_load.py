@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
-from types import FunctionType
-from typing import Any
+from types import FrameType, FunctionType
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -113,7 +113,7 @@ def _config_dict(content: dict | None = None, *_: Any) -> dict:
     return dict(content or {})
 
 
-STAND_INS = [
+STAND_INS: list[tuple[Any, str]] = [
     (_Logs, 'mmengine.logging.history_buffer.HistoryBuffer'),
     (_attribute, 'builtins.getattr'),
     (_config_dict, 'mmengine.config.config.ConfigDict'),
@@ -153,7 +153,7 @@ def _global_name(one: Any) -> str:
 
 
 def safe_load(
-    file: str | os.PathLike | io.IOBase,
+    file: str | os.PathLike | IO[bytes],
     map_location: Any = None,
     trust: bool = False,
     flag: str = FLAG,
@@ -249,6 +249,7 @@ class _PlainUnpickler(pickle.Unpickler):
 
 class _Function:
     __slots__ = ('call',)
+    call: Callable
 
     def __init__(self, call: Callable) -> None:
         object.__setattr__(self, 'call', call)
@@ -287,13 +288,13 @@ class _PlainYamlHandler(YamlHandler):
         except (yaml.YAMLError, RecursionError, ValueError) as error:
             problem = str(getattr(error, 'problem', None) or error)
             tag = re.search("tag '(.*python.*)'", problem)
-            error = RefusedObjectError(tag[1].rpartition(':python/')[2]) if tag else error
-            raise _refusal(_file_in_loading(), error, self.flag, 'YAML') from None
+            reason = RefusedObjectError(tag[1].rpartition(':python/')[2]) if tag else error
+            raise _refusal(_file_in_loading(), reason, self.flag, 'YAML') from None
 
 
 def _file_in_loading() -> str:
     """The file that MMEngine's ``load`` was given. It passes only the content to handlers, so its frame is searched."""
-    frame = sys._getframe(1)
+    frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         if frame.f_code is mmengine_load.__code__:
             return str(frame.f_locals.get('file'))
@@ -388,7 +389,8 @@ def plain_scalar(value: np.generic, unknown: list[str], key: str) -> Any:
 
 def _base(value: Any) -> Any:
     """The plain number or text of a subclass, such as a member of an IntEnum."""
-    for kind in (int, float, str, bytes):
+    kinds: tuple[Any, ...] = (int, float, str, bytes)
+    for kind in kinds:
         if isinstance(value, kind) and type(value) not in (kind, bool):
             return kind(value) if kind is not str else str.__str__(value)
     return value

@@ -32,8 +32,12 @@ def without_wrappers(model: nn.Module) -> Iterator[None]:
         model (nn.Module): The model; changed in place, and as before after the block. A wrapper around the model
             itself stays.
     """
-    children = [(parent, name, child) for parent in model.modules() for name, child in parent._modules.items()]
-    wrapped = [one for one in children if one[2] is not None and _inner_name(one[2]) is not None]
+    wrapped = [
+        (parent, name, child)
+        for parent in model.modules()
+        for name, child in parent._modules.items()
+        if child is not None and _inner_name(child) is not None
+    ]
     for parent, name, child in wrapped:
         parent._modules[name] = unwrapped(child)
     try:

@@ -41,6 +41,7 @@ def draw_interaction_curves(
     if not curves or not set(targets) <= set(curves):
         raise ValueError(f'draw_interaction_curves: there must be curves, and one for each target of {list(targets)}')
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(6.4, 3.8), dpi=dpi, layout='constrained')
     axes = figure.subplots()
@@ -58,7 +59,7 @@ def draw_interaction_curves(
     if targets:
         axes.plot([], [], color='black', linewidth=1.1, linestyle=(0, (4, 3)), label='target')
     axes.set(ylim=(0, 1), xlabel='layer', ylabel='interaction intensity')
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins='auto', steps=[1, 2, 2.5, 5, 10], integer=True))
     axes.legend(frameon=False, fontsize=8)
     style_axes(axes)
     if title:
@@ -172,8 +173,8 @@ def draw_beta_sweep(
     if len(values) > 1:
         mean = np.mean(list(values.values()), axis=0)
         axes.plot(betas, mean, color='black', linewidth=2, marker='o', markersize=4, label='mean')
-    for name, score in (references or {}).items():
-        axes.axhline(score, color='#6b7280', linewidth=1.1, linestyle=(0, (4, 3)), label=legend_label(name))
+    for name, reference in (references or {}).items():
+        axes.axhline(reference, color='#6b7280', linewidth=1.1, linestyle=(0, (4, 3)), label=legend_label(name))
     axes.set(xlabel='beta', ylabel=ylabel, xlim=(-0.03, 1.03))
     axes.legend(frameon=False, fontsize=8)
     style_axes(axes)

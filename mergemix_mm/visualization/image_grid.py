@@ -2,6 +2,7 @@
 
 import textwrap
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -56,7 +57,8 @@ def draw_image_grid(
         row, column = divmod(number, columns)
         top = size[1] - legend - row * (CELL + caption)
         place = (0.12 + column * (CELL + 0.12), top - CELL, CELL, CELL)
-        axes = figure.add_axes([edge / size[i % 2] for i, edge in enumerate(place)])
+        left, bottom, width, height = (edge / size[i % 2] for i, edge in enumerate(place))
+        axes = figure.add_axes((left, bottom, width, height))
         axes.set_axis_off()
         axes.imshow(image)
         _draw_boxes(axes, true[number] if true is not None else (), TRUE_COLOUR, (0, (3, 2)))
@@ -86,7 +88,10 @@ def _draw_boxes(axes, boxes: Sequence[Sequence[float]], colour: str, style) -> N
 def _draw_legend(figure, predicted: bool, true: bool) -> None:
     from matplotlib.lines import Line2D
 
-    kinds = (predicted, 'predicted', PREDICTED_COLOUR, 'solid'), (true, 'true', TRUE_COLOUR, (0, (3, 2)))
+    kinds: list[tuple[bool, str, str, Any]] = [
+        (predicted, 'predicted', PREDICTED_COLOUR, 'solid'),
+        (true, 'true', TRUE_COLOUR, (0, (3, 2))),
+    ]
     lines = [Line2D([], [], color=colour, linestyle=style, label=name) for has, name, colour, style in kinds if has]
     if lines:
         figure.legend(handles=lines, loc='upper left', ncols=2, frameon=False, fontsize=8, borderaxespad=0.2)

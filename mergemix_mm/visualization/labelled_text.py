@@ -54,7 +54,6 @@ def format_labels(
     keys = [(_KINDS[each], int(label) != ignore_index) for each, label in zip(modality, labels)]
     parts = []
     for (kind, trained), run in groupby(range(len(tokens)), key=keys.__getitem__):
-        run = list(run)
         if kind == 'text':
             text = ''.join(printable(tokens[index]) for index in run)
         else:

@@ -1,7 +1,7 @@
 """The page of mixed samples: clean image, partner, saliency, mask and mixed image, one row per image."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -74,7 +74,7 @@ def draw_mixed_samples(
         batches = list(zip(result, labels if labels is not None else [None] * len(result), strict=True))
     else:
         batches = [(result, labels)]
-    rows = []
+    rows: list[dict] = []
     for batch, batch_labels in batches:
         rows += _make_rows(batch, mean, std, batch_labels, classes, max_rows - len(rows), channel_order)
     if not rows:
@@ -90,7 +90,7 @@ def _make_rows(batch, mean, std, labels, classes, max_rows, channel_order) -> li
     rows = []
     for index in range(min(size, max_rows)):
         partner = int(batch.partner[index])
-        row = dict(ratio=float(batch.ratio[index]), own='own', other='partner')
+        row: dict[str, Any] = dict(ratio=float(batch.ratio[index]), own='own', other='partner')
         if labels is not None:
             row.update(own=_name(labels[index], classes), other=_name(labels[partner], classes))
         if batch.clean is not None:
@@ -141,7 +141,7 @@ def _make_figure(rows: list[dict], dpi: int):
     from matplotlib.gridspec import GridSpec
 
     columns = [column for column in COLUMNS if any(column in row for row in rows)]
-    shapes = [row.get('mixed', row.get('clean')).shape[:2] for row in rows]
+    shapes = [(row['mixed'] if 'mixed' in row else row['clean']).shape[:2] for row in rows]
     # All sizes are in inches: cells keep the shape of the images, and captions the height of their text.
     steepness = np.array([height / width for height, width in shapes])
     cell_w = min(max(CELL_HEIGHT / steepness[0], 1.0), 3.0)
@@ -221,6 +221,7 @@ def _caption_parts(column: str, row: dict) -> list[tuple[str, str]]:
 
 def _caption(axes, parts: list[tuple[str, str]]) -> None:
     """Write the parts centred below the axes: side by side, or in two lines if they would become too small."""
+    from matplotlib.artist import Artist
     from matplotlib.offsetbox import AnnotationBbox, HPacker, TextArea, VPacker
 
     if not parts:
@@ -231,7 +232,7 @@ def _caption(axes, parts: list[tuple[str, str]]) -> None:
     if len(parts) > 1 and size < 7.5:
         lines = [parts[:1], parts[1:]]
         size = min(_fitting_size(lines, inches), 7.5)
-    packed = [
+    packed: list[Artist] = [
         HPacker(
             children=[TextArea(text, textprops=dict(color=colour, fontsize=size)) for text, colour in line],
             pad=0,

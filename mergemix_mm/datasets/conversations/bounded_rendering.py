@@ -29,14 +29,14 @@ class _Worker:
     """The other process. It is started when it is first needed, and again after a limit has ended it."""
 
     def __init__(self) -> None:
-        self.process = self.channel = None
+        self.process: subprocess.Popen | None = None
+        self.channel: socket.socket | None = None
 
     def ask(self, request: dict) -> dict:
-        if self.process is None:
-            self._start()
+        channel = self.channel or self._start()
         try:
-            self.channel.sendall(json.dumps(request, default=str).encode('ascii') + b'\n')
-            line = self._line()
+            channel.sendall(json.dumps(request, default=str).encode('ascii') + b'\n')
+            line = _line(channel)
         except TimeoutError:
             self.stop()
             raise RenderingLimitError(f'takes more than {MAX_SECONDS} s') from None
@@ -49,32 +49,25 @@ class _Worker:
         stopped = code in (-24, -9)  # SIGXCPU, and SIGKILL for the hard limit.
         raise RenderingLimitError(f'computes for more than {seconds} s' if stopped else f'ends its process ({code})')
 
-    def _start(self) -> None:
+    def _start(self) -> socket.socket:
         import jinja2
 
-        self.channel, other = socket.socketpair()
-        self.channel.settimeout(MAX_SECONDS)
+        channel, other = socket.socketpair()
+        channel.settimeout(MAX_SECONDS)
         with other:
             self.process = subprocess.Popen(
                 [sys.executable, '-I', jinja_worker.__file__, str(Path(jinja2.__file__).parents[1])],
-                stdin=other,
+                stdin=other.fileno(),
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
             )
-
-    def _line(self) -> bytes:
-        found = bytearray()
-        while not found.endswith(b'\n'):
-            piece = self.channel.recv(1 << 16)
-            if not piece:
-                return b''
-            found += piece
-        return bytes(found)
+        self.channel = channel
+        return channel
 
     def stop(self, kill: bool = True) -> int | None:
         """Close the socket, which ends the process, and return its exit status."""
         process, channel, self.process, self.channel = self.process, self.channel, None, None
-        if process is None:
+        if process is None or channel is None:
             return None
         channel.close()
         if kill:
@@ -83,10 +76,20 @@ class _Worker:
 
     def forget(self) -> None:
         """Let go of the worker in a forked process, as it belongs to the parent."""
-        if self.channel is not None:
+        if self.process is not None and self.channel is not None:
             self.channel.close()
             self.process.returncode = 0  # Not a child of this process: there is nothing to wait for.
         self.process = self.channel = None
+
+
+def _line(channel: socket.socket) -> bytes:
+    found = bytearray()
+    while not found.endswith(b'\n'):
+        piece = channel.recv(1 << 16)
+        if not piece:
+            return b''
+        found += piece
+    return bytes(found)
 
 
 _worker, _lock = _Worker(), threading.Lock()
@@ -104,7 +107,7 @@ if hasattr(os, 'register_at_fork'):
 
 
 def render(
-    template: str, messages: Sequence[dict], marks: str, context: Mapping[str, Any], trusted: bool
+    template: str, messages: Sequence[dict], marks: Sequence[str], context: Mapping[str, Any], trusted: bool
 ) -> tuple[str, bool]:
     """Write a conversation down, with marks; see :func:`jinja_worker.render`.
 

@@ -1,7 +1,7 @@
 """Parses the many layouts of conversation records into one: turns, questions with answers, preference pairs."""
 
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from copy import deepcopy
 from typing import Any
 
@@ -311,7 +311,7 @@ def _with_rejected(raw: dict, messages: list[dict]) -> tuple[list[dict], list[di
     return messages, turns if turns[0]['role'] == 'system' else _with_system(raw, turns, messages)
 
 
-def _with_system(raw: dict, messages: list[dict], like: list[dict] = ()) -> list[dict]:
+def _with_system(raw: dict, messages: list[dict], like: Sequence[dict] = ()) -> list[dict]:
     """The messages after the system prompt of the record or, if it has none, after that of the messages ``like``."""
     if messages and messages[0]['role'] == 'system' and not text_of(messages[0]).strip():
         if any(part['type'] == 'image' for part in messages[0]['content']):
@@ -387,7 +387,7 @@ def _to_message(turn: Any) -> dict:
         raise ValueError(f'the content of a turn must be a string or a list of parts, found {quoted(content)}')
     pieces = [content] if isinstance(content, str) else content or []
     parts = [part for piece in pieces for part in _to_parts(piece, ROLES[name])]
-    message = dict(
+    message: dict[str, Any] = dict(
         role=ROLES[name], content=[part for part in _joined(parts) if part['type'] == 'image' or part['text']]
     )
     if _is_trained(turn, message['role']) is False:

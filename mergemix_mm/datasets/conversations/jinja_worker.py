@@ -136,16 +136,17 @@ def main() -> None:
     channel = socket.socket(fileno=0)
     import jinja2  # noqa: F401 - importing it must not count towards the limits
 
+    limited = True
     try:
         import resource
 
         resource.setrlimit(resource.RLIMIT_AS, (MAX_BYTES, MAX_BYTES))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     except (ImportError, ValueError, OSError):  # On this system, the other process stops this one by the clock.
-        resource = None
+        limited = False
     with channel.makefile('r', encoding='ascii') as lines:
         for line in lines:
-            if resource is not None:
+            if limited:
                 _limit_cpu()
             channel.sendall(json.dumps(answer(json.loads(line))).encode('ascii') + b'\n')
 

@@ -58,5 +58,5 @@ def _numbers(rows: Any) -> np.ndarray:
     return np.empty(())
 
 
-def _first(points: np.ndarray, wrong: np.ndarray) -> list[float]:
+def _first(points: np.ndarray, wrong: np.ndarray | np.bool_) -> list[float]:
     return points[wrong][0].tolist()

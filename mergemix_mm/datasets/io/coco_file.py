@@ -149,7 +149,7 @@ def _with_numbers(
 
     def note(raw: dict) -> bool:
         values = [raw.get(name) for name in (*names, *optional)]
-        columns.extend(value if is_id(value) else -1 for value in values)
+        columns.extend(value if value is not None and is_id(value) else -1 for value in values)
         return flag is not None and flag(raw)
 
     records = JsonRecords(path, flag=note, key=key)

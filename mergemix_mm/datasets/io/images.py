@@ -107,7 +107,8 @@ def has_images(raw: dict) -> bool:
     contents = [
         turn[name]
         for key in TURN_COLUMNS
-        for turn in (raw.get(key) if isinstance(raw.get(key), list) else ())
+        if isinstance(turns := raw.get(key), list)
+        for turn in turns
         if isinstance(turn, dict)
         for name in CONTENT_NAMES
         if isinstance(turn.get(name), (list, dict))

@@ -5,7 +5,9 @@ import hashlib
 import mmap
 import os
 import re
+from abc import abstractmethod
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -63,6 +65,8 @@ class TableRecords:
         ImportError: If pyarrow is not installed.
     """
 
+    other_keys: Counter[str]  # Set by `open_records`.
+
     def __init__(self, path: str | Path) -> None:
         _pyarrow()
         self.path = os.fspath(path)
@@ -85,7 +89,7 @@ class TableRecords:
         file, place = self._place(index)
         try:
             return file.row(place)
-        except (OSError, ValueError, *_pyarrow_errors()) as error:
+        except (OSError, ValueError, _pyarrow_error()) as error:
             raise RecordError(f'{self.source(index)}: the row cannot be read: {error}') from error
 
     def source(self, index: int) -> str:
@@ -104,13 +108,15 @@ class TableRecords:
 class _File:
     """A file with batches of rows; ``starts`` holds the first row of each batch and, at its end, the number of rows."""
 
+    KIND: str
+
     def __init__(self, path: str, content: str | None = None) -> None:
         self.path = path
         self.content = content or path  # A copy is read, while errors name the original.
         self._opened, self._process = None, None
         try:
             self.starts, self.flags, self.columns = self.index()
-        except (OSError, ValueError, *_pyarrow_errors()) as error:
+        except (OSError, ValueError, _pyarrow_error()) as error:
             if isinstance(error, FileNotFoundError):
                 raise
             raise DataError(f'{path}: cannot be read as {self.KIND}: {one_line(error)}') from error
@@ -119,6 +125,18 @@ class _File:
 
     def __len__(self) -> int:
         return self.starts[-1]
+
+    @abstractmethod
+    def open(self) -> dict:
+        """Open the file: ``file``, and what the batches need."""
+
+    @abstractmethod
+    def index(self) -> tuple[list[int], np.ndarray, dict]:
+        """``starts``, ``flags`` and ``columns``."""
+
+    @abstractmethod
+    def batch(self, number: int) -> Any:
+        """A batch of rows."""
 
     def row(self, place: int) -> dict[str, Any]:
         batch = bisect_right(self.starts, place) - 1
@@ -221,7 +239,7 @@ class _ParquetFile(_File):
                 ):
                     for batch in file.iter_batches(rows, use_threads=False):
                         writer.write_batch(batch)
-            except (ValueError, *_pyarrow_errors()) as error:
+            except (ValueError, _pyarrow_error()) as error:
                 raise DataError(f'{self.path}: cannot be read as {self.KIND}: {one_line(error)}') from error
         return _ArrowFile(self.path, os.fspath(target))
 
@@ -344,7 +362,7 @@ def _saved_files(folder: str) -> list[str]:
         raise DataError(
             f'{folder}: keeps its rows in another order (_indices_data_files); save it with flatten_indices().'
         )
-    return [os.path.join(folder, name) for name in names]
+    return [os.path.join(folder, str(name)) for name in names]
 
 
 def _check_splits(folder: str, files: Sequence[str]) -> None:
@@ -473,5 +491,5 @@ def _pyarrow():
     return pyarrow
 
 
-def _pyarrow_errors() -> tuple[type[Exception], ...]:
-    return (_pyarrow().ArrowException,)
+def _pyarrow_error() -> type[Exception]:
+    return _pyarrow().ArrowException

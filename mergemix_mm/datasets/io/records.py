@@ -45,7 +45,8 @@ def open_records(
         FileNotFoundError: If there is no such file.
         ValueError: If the file is not in the format that its name says; names it.
     """
-    counts = Counter()
+    counts: Counter[str] = Counter()
+    records: JsonRecords | TableRecords
     if is_table(path):
         records = TableRecords(path)
         if other_keys is not None:

@@ -188,7 +188,8 @@ class TaskMixSampler(ModalitySampler):
         needed = np.divide(self.counts, self.portions, out=np.zeros(some.shape), where=some)
         return whole_steps(needed.max(1) / (self.batch_size * self.world_size))
 
-    def _order(self, group: int, needed: int, rng: np.random.Generator) -> np.ndarray:
+    def _order(self, group: int, needed: int, rng: np.random.Generator | None) -> np.ndarray:
+        assert rng is not None  # The order of the tasks is always drawn.
         slots = rng.permutation(np.repeat(np.arange(self.quotas.shape[1]), self.quotas[group]))
         order = np.empty(needed, np.int64)
         for task in np.flatnonzero(self.quotas[group]):

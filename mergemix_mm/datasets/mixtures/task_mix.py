@@ -51,7 +51,7 @@ class TaskMixDataset(Dataset):
             if not {'dataset'} <= set(task) <= {'dataset', 'weight'}:
                 raise ValueError(f"TaskMixDataset: tasks.{name} has {sorted(task)}; it takes 'dataset' and 'weight'.")
         self.names = list(tasks)
-        self.datasets = [_build(name, task['dataset'], pipeline) for name, task in tasks.items()]
+        self.datasets: list[Any] = [_build(name, task['dataset'], pipeline) for name, task in tasks.items()]
         self._ends = np.cumsum([len(dataset) for dataset in self.datasets]).tolist()
         self.weights = self._normalise({name: task.get('weight') for name, task in tasks.items()})
 
@@ -112,7 +112,7 @@ class TaskMixDataset(Dataset):
         return values / values.sum()
 
 
-def _build(name: str, dataset: Dataset | dict, pipeline: Sequence) -> Dataset:
+def _build(name: str, dataset: Any, pipeline: Sequence) -> Any:
     if isinstance(dataset, dict):
         # The transforms go inside the dataset, where on_error='skip' can replace a record that one of them refuses.
         dataset = DATASETS.build({**dataset, 'pipeline': [*dataset.get('pipeline', ()), *pipeline]})

@@ -47,7 +47,9 @@ class UnifiedDataset(Dataset):
                 'single task use its dataset without UnifiedDataset.'
             )
         given = dict(gen=gen, und=und)
-        self.datasets = {task: DATASETS.build(d) if isinstance(d, dict) else d for task, d in given.items()}
+        self.datasets: dict[str, Any] = {
+            task: DATASETS.build(d) if isinstance(d, dict) else d for task, d in given.items()
+        }
         self.ratio = ratio
 
     @property

@@ -159,7 +159,8 @@ class EncodeConversation(BaseTransform):
     ) -> tuple[dict, int, list[list[int]]]:
         """Encode one conversation: its tensors, how many images are left, and the tokens of each image."""
         text = self._write(messages, len(images), last_only)
-        expansions, tensors = [], {}
+        expansions: list[list[int]] = []
+        tensors: dict[str, Any] = {}
         if images:
             expansions, tensors = self.image_tokens.process(
                 text.harmless, text.harmless_ids, images, text.special_tokens
@@ -239,7 +240,7 @@ class EncodeConversation(BaseTransform):
                 f'the prompt has {ends[-1]} tokens, more than max_length={self.max_length}; a cut prompt asks nothing'
             )
         length, num_kept = self.max_length, 0
-        for place in np.flatnonzero(is_image):
+        for place in np.flatnonzero(is_image).tolist():
             first = place - (place > 0 and ids[place - 1] == self.image_tokens.start_id)
             last = place + (place + 1 < len(ids) and ids[place + 1] == self.image_tokens.end_id)
             if ends[last] > length:

@@ -1,6 +1,7 @@
 """How a processor writes images: the tokens that stand for each of them, and the tensors."""
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -114,15 +115,16 @@ def with_axes(processor, images: Sequence[Image.Image]) -> tuple[list, dict[str,
     """
     from transformers import BaseImageProcessor
 
-    images, found = list(images), getattr(processor, 'image_processor', processor)
-    if not isinstance(found, BaseImageProcessor):
-        return images, {}
-    bases = {cls.__name__ for cls in type(found).__mro__}
+    image_processor = getattr(processor, 'image_processor', processor)
+    if not isinstance(image_processor, BaseImageProcessor):
+        return list(images), {}
+    bases = {cls.__name__ for cls in type(image_processor).__mro__}
     as_arrays = any(bases & set(family.array_image_processors) for family in declared())
+    found: list[Any] = list(images)
     if as_arrays:
-        images = [np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1)) for image in images]
+        found = [np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1)) for image in images]
     first = bool(bases & CHANNELS_FIRST) or as_arrays
-    return images, dict(input_data_format='channels_first' if first else 'channels_last')
+    return found, dict(input_data_format='channels_first' if first else 'channels_last')
 
 
 def expand(ids: Sequence[int], token_id: int, expansions: Iterable[Sequence[int]]) -> list[int]:

@@ -83,23 +83,25 @@ class AIAHook(Hook):
     def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
         """Add up the intensities, and show them every `interval` iterations."""
         alignment = _find_tuner(runner.model).alignment
+        assert alignment is not None and alignment.last is not None  # Since before_train, and the step's loss.
         last = alignment.last
         found = torch.cat([last.sums, last.count[None].to(last.sums)])
         self._sums[last.task] = self._sums[last.task].to(found.device) + found
         if self.every_n_train_iters(runner, self.interval):
-            self._show(runner, alignment)
+            self._show(runner, alignment, last.sums.device)
 
     def after_train(self, runner) -> None:
         """Switch the recording off."""
         tuner = _find_tuner(runner.model)
+        assert tuner.alignment is not None
         tuner.alignment.recorder.stop()
         tuner.alignment = None
 
-    def _show(self, runner, alignment: InteractionAlignment) -> None:
+    def _show(self, runner, alignment: InteractionAlignment, device: torch.device) -> None:
         layers, curves = alignment.recorder.layers, {}
         # All ranks come here, also those without a visualizer: the sums are collective.
         for task, sums in self._sums.items():
-            sums = sums.to(alignment.last.sums.device)  # The sum of a task without a batch so far is on the CPU.
+            sums = sums.to(device)  # The sum of a task without a batch so far is on the CPU.
             all_reduce(sums)
             *found, count = sums.tolist()
             if count:

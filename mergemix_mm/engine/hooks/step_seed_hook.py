@@ -3,13 +3,14 @@
 import random
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 from mmengine.dist import broadcast_object_list, get_rank
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader
 
 # What a seed is for, so that no two of them draw the same numbers. Workers add their number to theirs.
 STEP, DATA, WORKER, VALIDATION = 0, 1, 2, 1 << 32
@@ -39,7 +40,7 @@ def _init_worker(worker_id: int, inner: Callable | None, seed: int, rank: int, i
     seed_generators(seed, rank, iteration, WORKER + worker_id)
 
 
-def _sampler(loader: DataLoader) -> Sampler:
+def _sampler(loader: DataLoader) -> Any:
     """The sampler of the indices; some configs give it only to the batch sampler."""
     return getattr(loader.batch_sampler, 'sampler', loader.sampler)
 
@@ -140,6 +141,7 @@ class StepSeedHook(Hook):
         self._seed_data(runner, runner.iter)
 
     def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
+        assert self._run_seed is not None
         seed_generators(self._run_seed, get_rank(), runner.iter)
 
     def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
@@ -159,6 +161,7 @@ class StepSeedHook(Hook):
 
     def _seed_data(self, runner, iteration: int) -> None:
         """Seed the loading of the next batch in the main process, and workers that may be started for it."""
+        assert self._run_seed is not None
         rank = get_rank()
         runner.train_dataloader.worker_init_fn = partial(
             _init_worker, inner=self._worker_init_fn, seed=self._run_seed, rank=rank, iteration=iteration

@@ -84,7 +84,7 @@ class WeightMixHook(Hook):
             )
         mixed = OrderedDict((name, self._mix(name, real, synthetic)) for name in real.tensors)
         if real.versions is not None:
-            mixed._metadata = real.versions
+            mixed._metadata = real.versions  # type: ignore[attr-defined]  # torch sets it on its state dicts as well
         module.load_state_dict(mixed, strict=False)  # A file may hold tied weights once.
         number = sum(is_mixed(name, tensor, self.included) for name, tensor in real.tensors.items())
         runner.logger.info(

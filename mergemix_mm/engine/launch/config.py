@@ -132,13 +132,13 @@ def set_loader_defaults(cfg: Config, *splits: str, pin_memory: bool = True, pers
         persistent_workers (bool): False switches them off whatever the config says. Defaults to True.
     """
     for loader in data_loaders(cfg, *splits).values():
-        defaults = dict(pin_memory=True, persistent_workers=True)
+        defaults: dict[str, Any] = dict(pin_memory=True, persistent_workers=True)
         if 'collate_fn' not in loader and _is_of_mmpretrain(cfg, loader):
             defaults['collate_fn'] = dict(type='default_collate')
         for key, value in defaults.items():
             loader.setdefault(key, value)
-        loader.pin_memory &= pin_memory
-        loader.persistent_workers &= persistent_workers
+        loader['pin_memory'] &= pin_memory
+        loader['persistent_workers'] &= persistent_workers
 
 
 def _is_of_mmpretrain(cfg: Config, loader: dict) -> bool:
@@ -178,7 +178,7 @@ def _library(kind: str | type | None, registry: Registry, scope: str) -> str | N
 
 def data_loaders(cfg: Config, *splits: str) -> dict[str, dict]:
     """The data loaders of these splits by their keys in the config; those of a `BenchmarkLoop` one by one."""
-    loaders = {}
+    loaders: dict[str, dict] = {}
     for key in (f'{split}_dataloader' for split in splits):
         found = cfg.get(key)
         if found is None:

@@ -144,4 +144,4 @@ def explain_stops(cfg: Config) -> Iterator[None]:
         line = None if denied else files.cannot_write(error, cfg.get('work_dir') or '.')
         if line is None:
             raise
-        raise LaunchError(line.strerror) from error
+        raise LaunchError(str(line.strerror)) from error

@@ -28,7 +28,7 @@ def choose_checkpoint(runner) -> None:
     """
     if getattr(runner, '_resume', None) is not True or runner._load_from is not None:
         return
-    found = [None]
+    found: list[str | None] = [None]
     if is_main_process():
         found[0] = _newest_checkpoint(runner)
     broadcast_object_list(found)

@@ -1,6 +1,7 @@
 """Batches of the sizes that a config trains on, without data: ids have content, pixels do not."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from mmengine.config import Config
@@ -77,10 +78,9 @@ def _conversations(cfg: Config, model: BaseTuner, memory: StepMemory, size: int,
     image = image_input(cfg, model.vlm)
     room = _max_length(cfg, 'EncodeConversation')
     longest = getattr(model.vlm.family.base.config.get_text_config(), 'max_position_embeddings', None)
-    if text_tokens is None and room is None:
-        text_tokens = min(TEXT_TOKENS, (longest or TEXT_TOKENS + len(image.ids)) - len(image.ids))
-    elif text_tokens is None:
-        text_tokens = max(room - len(image.ids), 2)
+    if text_tokens is None:
+        most = (longest or TEXT_TOKENS + len(image.ids)) - len(image.ids)
+        text_tokens = min(TEXT_TOKENS, most) if room is None else max(room - len(image.ids), 2)
     elif room is not None and len(image.ids) + text_tokens > room:
         raise UnknownBatchError(
             f'--text-tokens {text_tokens}: with {len(image.ids)} of the image these are more than max_length={room} of '
@@ -89,7 +89,7 @@ def _conversations(cfg: Config, model: BaseTuner, memory: StepMemory, size: int,
     ids = torch.tensor([ANY_WORD, *image.ids, *[ANY_WORD] * (text_tokens - 1)]).repeat(size, 1)
     labels = ids.clone()
     labels[:, : len(image.ids) + 2] = IGNORE_INDEX  # All of the text but its first word is an answer.
-    batch = dict(input_ids=ids, attention_mask=torch.ones_like(ids), labels=labels)
+    batch: dict[str, Any] = dict(input_ids=ids, attention_mask=torch.ones_like(ids), labels=labels)
     if _learns_pairs(model):
         batch['rejected'] = {key: value.clone() for key, value in batch.items()}
     for name, shape in image.shapes(size).items():

@@ -187,7 +187,8 @@ def step_peaks(
     scorers = nn.ModuleList(_scorers(model))
     memory.adopt_module(scorers, compute)
     for scorer in scorers:
-        scorer.to = lambda *_, scorer=scorer: scorer  # A mixer moves it to the device of the images.
+        # A mixer moves it to the device of the images.
+        setattr(scorer, 'to', lambda *_, scorer=scorer: scorer)  # noqa: B010 - a method is replaced
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     model.train()
     for hook in _hooks_of(cfg, AIAHook):  # It makes the tuner record attention, which takes memory.
@@ -300,7 +301,8 @@ class UnitSizes:
 
 def unit_sizes(model: nn.Module) -> UnitSizes:
     """Divide a model into units, by the rule of `wrap_decoder_layers`."""
-    sizes, inside = UnitSizes(), set()
+    sizes = UnitSizes()
+    inside: set[int] = set()
     for module in model.modules():
         if wrap_decoder_layers(module, False, 0):
             parameters = {id(one): one for one in module.parameters()}

@@ -109,7 +109,7 @@ class StepMemory(TorchDispatchMode):
 
 def _as_positions(indices: Iterable[Tensor | None]) -> list[Tensor | None]:
     """Bool indices become positions, since their number must be known. Those without content count as all True."""
-    result = []
+    result: list[Tensor | None] = []
     for index in indices:
         if index is not None and index.dtype is torch.bool:
             flags = torch.ones(index.shape, dtype=torch.bool) if isinstance(index, FakeTensor) else index

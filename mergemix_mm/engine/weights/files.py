@@ -9,8 +9,9 @@ import json
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -111,12 +112,12 @@ class StoredTensor:
         with self.path.open('r+b') as file:
             file.seek(self.start)
             for piece in pieces:
-                file.write(piece.view(torch.uint8).numpy())
+                file.write(piece.view(torch.uint8).numpy().data)
                 progress(piece.nbytes)
 
-    def _read(self, file: BinaryIO, count: int) -> Tensor:
+    def _read(self, file: BufferedReader, count: int) -> Tensor:
         elements = torch.empty(count, dtype=self.dtype)
-        if file.readinto(elements.view(torch.uint8).numpy()) != elements.nbytes:
+        if file.readinto(elements.view(torch.uint8).numpy().data) != elements.nbytes:
             raise ValueError(f'{self.path} ends within a tensor: it is damaged, or was not copied whole')
         return elements
 
@@ -282,7 +283,7 @@ def _records(path: Path) -> dict[int, int]:
     Raises:
         ValueError: If one is compressed: elements are read from the file as they are, and torch never compresses them.
     """
-    reader = torch._C.PyTorchFileReader(str(path))
+    reader: Any = torch._C.PyTorchFileReader(str(path))  # Its types do not tell all of its methods.
     with zipfile.ZipFile(path) as archive:
         infos = {info.filename.partition('/')[2]: info for info in archive.infolist()}
     if any(info.compress_type != zipfile.ZIP_STORED for info in infos.values()):
@@ -294,9 +295,15 @@ def _stored(path: Path, name: str, fake: Tensor, records: dict[int, int]) -> Sto
     storage = fake.untyped_storage()
     last = sum((size - 1) * stride for size, stride in zip(fake.shape, fake.stride())) if fake.numel() else -1
     end = (fake.storage_offset() + last + 1) * fake.itemsize
-    room = records.get(storage._checkpoint_offset, 0)
-    if min(fake.storage_offset(), *fake.stride(), 0) < 0 or end > room or fake.nbytes > LARGEST_EXPANSION * (room + 1):
+    begin = storage._checkpoint_offset  # Set by torch's fake tensors of a file; None without a place there.
+    room = 0 if begin is None else records.get(begin, 0)
+    if (
+        begin is None
+        or min(fake.storage_offset(), *fake.stride(), 0) < 0
+        or end > room
+        or fake.nbytes > LARGEST_EXPANSION * (room + 1)
+    ):
         raise ValueError(f'{printable(path)}: {shown(name)} reaches beyond its place in the file: it is damaged')
-    start = storage._checkpoint_offset + fake.storage_offset() * fake.itemsize
+    start = begin + int(fake.storage_offset()) * fake.itemsize
     like = torch.empty_strided(fake.shape, fake.stride(), dtype=fake.dtype, device='meta')
     return StoredTensor(path, start, like)

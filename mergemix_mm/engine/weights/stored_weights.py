@@ -13,7 +13,12 @@ from ...utils.safe_load import load_checkpoint
 from ...utils.text import printable, shown
 from .files import SafetensorsFile, StoredTensor, TorchFile, once
 
-FILE_KINDS = {'.safetensors': SafetensorsFile, '.pth': TorchFile, '.pt': TorchFile, '.bin': TorchFile}
+FILE_KINDS: dict[str, type[SafetensorsFile] | type[TorchFile]] = {
+    '.safetensors': SafetensorsFile,
+    '.pth': TorchFile,
+    '.pt': TorchFile,
+    '.bin': TorchFile,
+}
 # Where transformers looks for weights, in the order in which it does.
 NAMES = (
     'model.safetensors',

@@ -2,12 +2,12 @@
 
 import re
 import unicodedata
-from numbers import Real
 
 import torch
 from torch import Tensor
 
 from ...functional import CoordinateError, boxes_from_square, parse_boxes, parse_family_boxes
+from ...utils.numbers import is_number
 from ...utils.text import shown
 from .answers import get_field, without_thoughts
 
@@ -80,7 +80,7 @@ def _parse(answer: str, sample: dict, size: tuple[int, int], metric: str, coordi
     if coordinates != 'pixels':
         return parse_family_boxes(answer, [_UNITS[coordinates]] * 2, y_first=coordinates == 'loc')
     seen = sample.get('input_size', size)
-    if len(seen) != 2 or not all(isinstance(side, Real) and side > 0 for side in seen):
+    if len(seen) != 2 or not all(is_number(side, above=0) for side in seen):
         raise ValueError(f'{metric}: input_size={shown(seen)} must be the height and width of the image that was seen')
     return parse_family_boxes(answer, (seen[1], seen[0]))
 

@@ -155,20 +155,20 @@ class CalibrationError(BaseMetric):
         confidence, correct = (torch.stack(values) for values in zip(*results))
         bins = CalibrationBins.from_predictions(confidence, correct, self.bins)
         if self.figure is not None:
-            self._draw(bins)
+            self._draw(bins, self.figure)
         return {
             'ece': 100 * bins.expected_error(),
             'mce': 100 * bins.maximum_error(),
             'overconfidence': 100 * bins.overconfidence(),
         }
 
-    def _draw(self, bins: CalibrationBins) -> None:
+    def _draw(self, bins: CalibrationBins, figure: str) -> None:
         image = draw_reliability_diagram(bins.count.numpy(), bins.confidence.numpy(), bins.accuracy.numpy())
-        if self.figure.endswith('.png'):
-            save_image(image, self.figure)
+        if figure.endswith('.png'):
+            save_image(image, figure)
         else:
             step = MessageHub.get_current_instance().get_info('iter', 0)
-            Visualizer.get_current_instance().add_image(self.figure, image, step=step)
+            Visualizer.get_current_instance().add_image(figure, image, step=step)
 
 
 @METRICS.register_module()

@@ -93,7 +93,7 @@ class MMEMetric(BaseMetric):
         """
         if not results:
             raise ValueError('MMEMetric: there is no answer to evaluate; is the dataset of the loader empty?')
-        values = {}
+        values: dict[str, float] = {}
         for task in sorted({row['task'] for row in results}):
             accuracy, plus = _accuracies(task, [row for row in results if row['task'] == task])
             values |= {task: accuracy + plus, f'{task}/accuracy': accuracy, f'{task}/accuracy_plus': plus}

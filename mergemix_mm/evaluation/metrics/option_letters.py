@@ -213,9 +213,10 @@ class _Reader:
         return {self.index(found[1])} - {None} if found else set()
 
     def literal(self) -> set[int | None]:
+        same: set[int | None]
         same = {index for index, choice in enumerate(self.choices) if choice.strip() == self.raw.strip()}
         texts = {_plain(self.raw), _plain(self.text)} - {''}
-        similar = {index for index, choice in enumerate(self.choices) if _plain(choice) in texts}
+        similar: set[int | None] = {index for index, choice in enumerate(self.choices) if _plain(choice) in texts}
         return same or (similar if len(self.equal(self.text)) < 2 else set())
 
     def statements(self) -> set[int | None]:
@@ -267,8 +268,8 @@ class _Reader:
         own = self.normal[index] if index is not None else ''
         if own and (following == own or (following.startswith(f'{own} ') and not others and not may_be_word)):
             return {index}
-        marked = bool(found['close']) or _MARK.match(rest)
-        marked = marked or (letter.isupper() and letter != 'I' and _MARK_OF_CAPITALS.match(rest))
+        marked = bool(found['close']) or _MARK.match(rest) is not None
+        marked = marked or bool(letter.isupper() and letter != 'I' and _MARK_OF_CAPITALS.match(rest))
         if not marked:
             # "A blue", where blue is option C, may mean either.
             same = following in self.normal

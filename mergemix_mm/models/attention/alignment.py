@@ -114,6 +114,7 @@ class InteractionAlignment:
             samples of this rank, if any count.
         """
         recording, self._recording = self._recording, None
+        assert recording is not None  # The loss follows a pass that was recorded.
         intensity = recording.intensity()
         valid = recording.valid.to(intensity.device)
         layers = self.recorder.layers

@@ -142,7 +142,7 @@ def interaction_attention(
         scale=scaling,
         dropout=dropout,
         backend=interaction.backend,
-        places=places and tuple(found.to(query.device) for found in places),
+        places=places and (places[0].to(query.device), places[1].to(query.device)),
     )
     interaction.record(layer, intensity)
     return output.transpose(1, 2).contiguous(), None

@@ -1,5 +1,6 @@
 """One encoder of a `MultiBackbone`: its own view of the images, and its output as a map or a sequence."""
 
+import math
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 
@@ -142,10 +143,12 @@ class EncoderBranch(nn.Module):
         """The cells of a map in pixels of the images, from which the inputs may have been resized."""
         if not isinstance(output, TokenMap):
             return output
+        assert output.cell is not None  # `_read` knows it.
         sizes = zip(output.cell, images.shape[-2:], inputs.shape[-2:], strict=True)
-        return output.with_cell(tuple(cell * whole / resized for cell, whole, resized in sizes))
+        height, width = (cell * whole / resized for cell, whole, resized in sizes)
+        return output.with_cell((height, width))
 
-    def _read(self, output: Tensor, image_size: tuple[int, int]) -> TokenMap | Tensor:
+    def _read(self, output: Tensor, image_size: Sequence[int]) -> TokenMap | Tensor:
         if self._is_sequence:
             return output
         if output.ndim == 4:
@@ -194,10 +197,12 @@ def _renormalisation(
             'with: those of the data preprocessor, on the same scale (0 to 1, or 0 to 255)'
         )
     for key, value in values.items():
-        least = dict(above=0) if 'std' in key else {}
-        if not isinstance(value, Sequence) or len(value) != 3 or not all(is_number(v, **least) for v in value):
+        above = 0.0 if 'std' in key else -math.inf
+        if not isinstance(value, Sequence) or len(value) != 3 or not all(is_number(v, above=above) for v in value):
             raise ValueError(f'{name}: {key}={value} must be three numbers, one per channel, above 0 for std')
-    mean, std, common_mean, common_std = (torch.tensor(v, dtype=torch.float32).view(3, 1, 1) for v in values.values())
-    if torch.equal(mean, common_mean) and torch.equal(std, common_std):
+    own, deviation, common, common_deviation = (
+        torch.tensor(value, dtype=torch.float32).view(3, 1, 1) for value in values.values()
+    )
+    if torch.equal(own, common) and torch.equal(deviation, common_deviation):
         return None, None
-    return common_std / std, (common_mean - mean) / std
+    return common_deviation / deviation, (common - own) / deviation

@@ -1,6 +1,6 @@
 """Runs an image encoder of any library: one function per library, each of which gives one tensor."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from inspect import signature
 
 from mmengine.utils import to_2tuple
@@ -38,7 +38,7 @@ def is_qformer(encoder: nn.Module) -> bool:
     return all(hasattr(encoder, name) for name in ('vision_model', 'query_tokens', 'qformer'))
 
 
-def check_size(encoder: nn.Module, image_size: tuple[int, int]) -> None:
+def check_size(encoder: nn.Module, image_size: Sequence[int]) -> None:
     """Refuse images of another size than the one that an encoder of timm was built for.
 
     Raises:

@@ -1,6 +1,7 @@
 """What an image encoder gives, whatever its library: a map of patch tokens, with or without a class token."""
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from mmengine.utils import to_2tuple
@@ -71,11 +72,11 @@ class TokenLayout(NamedTuple):
         """What height and width of an image that is made of whole patches are a multiple of, in pixels."""
         return math.lcm(*self.patch_size)
 
-    def grid(self, image_size: tuple[int, int], divisor: int | None = None) -> tuple[int, int]:
+    def grid(self, image_size: Sequence[int], divisor: int | None = None) -> tuple[int, int]:
         """Rows and columns of patches of an image.
 
         Args:
-            image_size (tuple[int, int]): Height and width in pixels.
+            image_size (Sequence[int]): Height and width in pixels.
             divisor (int, optional): The one that the message names, a multiple of its own. Defaults to None: its own.
 
         Raises:
@@ -90,7 +91,7 @@ class TokenLayout(NamedTuple):
             )
         return height // rows, width // columns
 
-    def read(self, tokens: Tensor, image_size: tuple[int, int], divisor: int | None = None) -> TokenMap:
+    def read(self, tokens: Tensor, image_size: Sequence[int], divisor: int | None = None) -> TokenMap:
         """Tokens [B, L, C] of images of that size -> map.
 
         Raises:
@@ -108,13 +109,13 @@ class TokenLayout(NamedTuple):
         return TokenMap(features, class_token).with_cell(self.patch_size)
 
 
-def find_cell(image_size: tuple[int, int], map_size: tuple[int, int]) -> tuple[float, float]:
+def find_cell(image_size: Sequence[int], map_size: Sequence[int]) -> tuple[float, float]:
     """Height and width in pixels of the cells of a map: its stride, of which only the sizes are known.
 
     Convolutions halve, and round up or down where a size is odd: the power of two that explains both sides. Other maps
     are taken to cover the image exactly.
     """
-    exact = tuple(pixels / cells for pixels, cells in zip(image_size, map_size, strict=True))
-    stride = 2 ** round(math.log2(math.prod(exact)) / 2)
+    height, width = (pixels / cells for pixels, cells in zip(image_size, map_size, strict=True))
+    stride = 2 ** round(math.log2(height * width) / 2)
     halved = all(n in (p // stride, -(-p // stride)) for p, n in zip(image_size, map_size, strict=True))
-    return (stride, stride) if halved else exact
+    return (stride, stride) if halved else (height, width)

@@ -187,11 +187,14 @@ class MergeMix(Mixer):
 
 
 def _build_frozen(encoder: nn.Module | dict) -> nn.Module:
+    model: nn.Module
     if isinstance(encoder, dict):
-        encoder = MODELS.build(deepcopy(dict(encoder)) | old_options(encoder.get('type')))
+        model = MODELS.build(deepcopy(dict(encoder)) | old_options(encoder.get('type')))
         # In timm and transformers, building loads the trained weights, and a method of this name would redraw them.
-        if isinstance(encoder, BaseModule):
-            encoder.init_weights()
-    build_vision_encoder(encoder)  # Refuses an encoder that cannot score before training starts.
-    encoder.eval()  # Not chained: train() and eval() of MMPretrain's backbones return None.
-    return encoder.requires_grad_(False)
+        if isinstance(model, BaseModule):
+            model.init_weights()
+    else:
+        model = encoder
+    build_vision_encoder(model)  # Refuses an encoder that cannot score before training starts.
+    model.eval()  # Not chained: train() and eval() of MMPretrain's backbones return None.
+    return model.requires_grad_(False)

@@ -179,11 +179,11 @@ class MixupClassifier(ImageClassifier):
         return scores.index_put_((rows, labels.to(device)), scores.new_ones(()), accumulate=True)
 
     def _num_classes(self, default: int | None = None) -> int:
-        found = {
+        given = {
             'model.head.num_classes': getattr(self.head, 'num_classes', None),
             'data_preprocessor.num_classes': getattr(self.data_preprocessor, 'num_classes', None),
         }
-        found = {key: value for key, value in found.items() if value is not None}
+        found: dict[str, int] = {key: value for key, value in given.items() if value is not None}
         if not found and default is not None:
             return default
         if not found:

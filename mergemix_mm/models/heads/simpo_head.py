@@ -1,5 +1,7 @@
 """Mixed SimPO: the answer given the clean image wins against the same answer given the mixed image."""
 
+from typing import Any
+
 import torch
 from mmengine.registry import MODELS
 from torch import Tensor
@@ -98,7 +100,10 @@ class SimPOHead(SFTHead):
         return losses | self._log(chosen.means, rejected.means, ratio, valid)
 
     def _preference(self, chosen: Tensor, rejected: Tensor, ratio: Tensor | None, valid: Tensor) -> Tensor:
-        margin = 1 - ratio if self.needs_ratio else self.margin
+        margin: Any = self.margin
+        if self.needs_ratio:
+            assert ratio is not None  # Given where it is needed.
+            margin = 1 - ratio
         rejected = rejected.detach() if self.detach_loser else rejected
         losses = self.simpo(chosen, rejected, margin)
         return torch.where(valid, losses, 0).sum() / mean_over_ranks(valid.sum())

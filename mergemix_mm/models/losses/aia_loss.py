@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import torch
 from mmengine.dist import all_reduce
@@ -160,7 +161,7 @@ def _weights(weight: float | dict) -> dict[str, float | dict]:
 def _check_schedule(schedule: Sequence[tuple[float, float]] | None) -> list[tuple[float, float]] | None:
     if schedule is None:
         return None
-    points = [tuple(point) if isinstance(point, Sequence) else () for point in schedule]
+    points: list[Any] = [tuple(point) if isinstance(point, Sequence) else () for point in schedule]
     usable = all(len(one) == 2 and is_number(one[0], least=0, most=1) and is_number(one[1], least=0) for one in points)
     if not points or not usable or not all(a[0] < b[0] for a, b in pairwise(points)):
         raise ValueError(
@@ -299,7 +300,7 @@ def _is_share(value: object) -> bool:
     return is_number(value, least=0, most=1)
 
 
-def _resample(values: list[float], num_layers: int) -> list[float]:
+def _resample(values: Sequence[float], num_layers: int) -> list[float]:
     """Linear between the middles of the layers, constant outside."""
     count, found = len(values), []
     for layer in range(num_layers):

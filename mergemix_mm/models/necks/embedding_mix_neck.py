@@ -122,18 +122,18 @@ class EmbeddingMixNeck(BaseModule):
     def _featmap(
         self, maps: list[TokenMap], grid: tuple[int, int], cells: list[tuple[float, float]], scale: float
     ) -> Tensor:
-        grid = tuple(max(1, math.ceil(round(size * scale, 4))) for size in grid)
+        rows, columns = (max(1, math.ceil(round(size * scale, 4))) for size in grid)
         cells = [(height / scale, width / scale) for height, width in cells]
-        mixed = self.projection(mix_embeddings([m.features for m in maps], grid, cells))
-        return mixed.transpose(1, 2).unflatten(2, grid)
+        mixed = self.projection(mix_embeddings([m.features for m in maps], (rows, columns), cells))
+        return mixed.transpose(1, 2).unflatten(2, (rows, columns))
 
     def _cells(self, maps: list[TokenMap], grid: tuple[int, int]) -> list[tuple[float, float]]:
         """Height and width of a cell of the grid, in cells of each map."""
         sizes = [tuple(m.features.shape[-2:]) for m in maps]
         if self.grid is not None:
             return [(rows / grid[0], columns / grid[1]) for rows, columns in sizes]
-        known = [m.cell for m in maps]
-        if None in known:  # The stages of a backbone; the cells of the finest one are the unit.
+        known = [m.cell for m in maps if m.cell is not None]
+        if len(known) < len(maps):  # The stages of a backbone; the cells of the finest one are the unit.
             known = [find_cell(grid, size) for size in sizes]
         height, width = known[sizes.index(grid)]
         return [(height / rows, width / columns) for rows, columns in known]
@@ -171,7 +171,8 @@ def _projection(in_channels: int, out_channels: int, fuse: str, norm: bool) -> n
 
 
 def _finest(maps: Sequence[TokenMap]) -> tuple[int, int]:
-    return max((tuple(m.features.shape[-2:]) for m in maps), key=math.prod)
+    rows, columns = max((tuple(m.features.shape[-2:]) for m in maps), key=math.prod)
+    return rows, columns
 
 
 def _class_token(token_map: TokenMap) -> Tensor:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -68,7 +68,7 @@ class BaseTuner(BaseModel):
         self._low_dtype = widen_trained(self.vlm.parameters())
         head = dict(type='SFTHead') if head is None else head
         self.head = MODELS.build(head) if isinstance(head, dict) else head
-        self.processor = TRANSFORMS.build(processor) if isinstance(processor, dict) else processor
+        self.processor: Any = TRANSFORMS.build(processor) if isinstance(processor, dict) else processor
         check_number(f'{type(self).__name__}: chunk_size', chunk_size, 'an integer >= 1', least=1, integer=True)
         self.chunk_size = chunk_size
         self.generation = dict(max_new_tokens=32) if generation is None else generation
@@ -90,7 +90,7 @@ class BaseTuner(BaseModel):
             if mode == 'loss':
                 return self.loss(inputs)
             if mode == 'predict':
-                return self.predict(inputs, data_samples)
+                return self.predict(inputs, data_samples or [])
             if mode == 'tensor':
                 return self.vlm.hidden(self.vlm.prepare(inputs))
         raise ValueError(f"mode={mode!r} must be 'loss', 'predict' or 'tensor'")

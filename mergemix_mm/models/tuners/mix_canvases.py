@@ -1,6 +1,6 @@
 """Mixing the images of a VLM batch, which differ in size and of which a sample may own several or none."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -116,6 +116,6 @@ def _other_samples(owner: Tensor) -> Tensor:
     return torch.multinomial(other, 1).squeeze(1)
 
 
-def _stack(canvases: list[Tensor], size: tuple[int, int]) -> Tensor:
+def _stack(canvases: list[Tensor], size: Sequence[int]) -> Tensor:
     """Images [N, 3, *size], those of another size resized."""
     return torch.stack([resize(canvas[None], size)[0] for canvas in canvases])

@@ -117,6 +117,7 @@ class VLMTuner(BaseTuner):
 
         Draws from the global states of torch, numpy and random, as the batch augments do.
         """
+        assert self.mixer is not None  # Only asked for with a mixer.
         canvases, owner = self.vlm.canvases(inputs)
         tower = self.vlm.vision_encoder if as_mixer(self.mixer).needs_encoder else None
         if tower is None:

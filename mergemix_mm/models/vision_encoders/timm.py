@@ -1,5 +1,6 @@
 """Adapter for timm's VisionTransformer (ViT, DeiT, distilled DeiT, register tokens, no class token)."""
 
+from collections.abc import Sequence
 from inspect import signature
 
 from torch import Tensor, nn
@@ -10,7 +11,7 @@ from ...families.vision_encoder import EncoderLayer, UnsupportedEncoderError, Vi
 ANY_SIZE = dict(dynamic_img_size=True, strict_img_size=False)
 
 
-def check_timm_size(model: nn.Module, image_size: tuple[int, int]) -> None:
+def check_timm_size(model: nn.Module, image_size: Sequence[int]) -> None:
     """Refuse images of another size than the one that a model of timm was built for, with the options that help.
 
     Raises:

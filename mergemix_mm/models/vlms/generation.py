@@ -27,7 +27,7 @@ class AnswerLogps:
 
     def __init__(self, end_ids: Sequence[int]) -> None:
         self.end_ids = list(end_ids)
-        self._logps = None
+        self._logps: Tensor | None = None
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Called by the library before each choice: `input_ids` [B, L] end with the previous choice."""
@@ -45,6 +45,7 @@ class AnswerLogps:
         return self._sums
 
     def _add(self, chosen: Tensor) -> None:
+        assert self._logps is not None  # The library chooses from scores.
         logps = self._logps.gather(1, chosen[:, None]).squeeze(1)
         self._sums = self._sums + torch.where(self._running, logps, 0.0)
         self._running = self._running & ~torch.isin(chosen, chosen.new_tensor(self.end_ids))

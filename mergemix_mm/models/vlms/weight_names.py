@@ -62,8 +62,8 @@ def rename(own: set[str], state_dict: dict[str, Tensor], prefix: str = '') -> No
         return
     _join_or_split(state_dict, unknown, own)
     missing = _by_form(own - state_dict.keys(), prefix)
-    unknown = _by_form([name for name in unknown if name in state_dict], prefix)
-    for form, names in unknown.items():
+    left = _by_form([name for name in unknown if name in state_dict], prefix)
+    for form, names in left.items():
         if len(names) == len(missing.get(form, ())) == 1:
             state_dict[missing[form][0]] = state_dict.pop(names[0])
 

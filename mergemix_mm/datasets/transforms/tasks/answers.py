@@ -20,7 +20,7 @@ class VQATask(TaskTemplate):
     TASK = 'vqa'
     FIELDS = ('question', 'answer')
     INSTRUCTION = QUESTION = '{question}'
-    NUM_IMAGES = None
+    NUM_IMAGES: int | None = None
 
     def answer(self, record: dict[str, Any]) -> str:
         return record['answer']

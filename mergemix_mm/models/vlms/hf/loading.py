@@ -7,6 +7,7 @@ from importlib.metadata import version
 from inspect import signature
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import Any
 
 import torch
 from torch import nn
@@ -47,7 +48,7 @@ def load_language_model(pretrained: str | None = None, config: dict | str | None
 
 
 def _load(
-    auto_class: str,
+    class_name: str,
     check: Callable[[str | None], None],
     pretrained: str | None,
     config: dict | str | None,
@@ -67,20 +68,21 @@ def _load(
     for folder in (pretrained, config):
         if isinstance(folder, str):
             recover_folder(folder)
-    auto_class = getattr(transformers, auto_class)
-    options = dict(dtype=parse_dtype(dtype), trust_remote_code=trust_remote_code)
+    auto_class = getattr(transformers, class_name)
+    options: dict[str, Any] = dict(dtype=parse_dtype(dtype), trust_remote_code=trust_remote_code)
     if attn_implementation is not None:
         options['attn_implementation'] = attn_implementation
     if config is not None:
-        config = _parse_config(config, check, trust_remote_code)
-        _tie_as_the_text_model(config)
-        return auto_class.from_config(config, **options)
-    config = find_config('pretrained', pretrained, revision=revision, trust_remote_code=trust_remote_code)
-    check(config.model_type)
+        parsed = _parse_config(config, check, trust_remote_code)
+        _tie_as_the_text_model(parsed)
+        return auto_class.from_config(parsed, **options)
+    assert pretrained is not None
+    found = find_config('pretrained', pretrained, revision=revision, trust_remote_code=trust_remote_code)
+    check(found.model_type)
     if not trust_remote_code:
-        check_attention(config, f'pretrained={pretrained!r}')
+        check_attention(found, f'pretrained={pretrained!r}')
     with _explained('pretrained', pretrained):
-        options.update(_old_names(auto_class, config), config=config, revision=revision, output_loading_info=True)
+        options.update(_old_names(auto_class, found), config=found, revision=revision, output_loading_info=True)
         model, info = auto_class.from_pretrained(pretrained, **options)
     missing = sorted(info['missing_keys'])
     if missing:
@@ -125,11 +127,11 @@ def parse_dtype(dtype: str | torch.dtype | None) -> torch.dtype:
 
 def _parse_config(config: dict | str, check: Callable[[str | None], None], trust_remote_code: bool):
     if isinstance(config, str):
-        config = find_config('config', config, trust_remote_code=trust_remote_code)
-        check(config.model_type)
+        found = find_config('config', config, trust_remote_code=trust_remote_code)
+        check(found.model_type)
         if not trust_remote_code:
-            check_attention(config, f'config={config.name_or_path!r}')
-        return config
+            check_attention(found, f'config={found.name_or_path!r}')
+        return found
     from transformers import AutoConfig
 
     config = config.to_dict() if hasattr(config, 'to_dict') else dict(config)  # MMEngine's ConfigDict, nested.
@@ -138,7 +140,7 @@ def _parse_config(config: dict | str, check: Callable[[str | None], None], trust
     return _with_old_rope(AutoConfig.for_model(model_type, **config))
 
 
-def _old_names(auto_class: type, config) -> dict:
+def _old_names(auto_class: Any, config) -> dict:
     """The option by which transformers 4 reads CLIP and SigLIP towers that version 5 saved, without their wrapper."""
     vision = getattr(config, 'vision_config', None)
     model_class = auto_class._model_mapping.get(type(config), None)

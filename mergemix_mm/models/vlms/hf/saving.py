@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -115,7 +116,7 @@ def _cast(weights: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
 @contextmanager
 def _any_generation_config(model: nn.Module, folder: Path) -> Iterator[None]:
     """Write a generation config with a temperature but without sampling: transformers 4 reads but does not write it."""
-    own = getattr(model, 'generation_config', None)
+    own: Any = getattr(model, 'generation_config', None)
     try:
         if own is not None:
             own.validate(strict=True)

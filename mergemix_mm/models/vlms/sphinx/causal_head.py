@@ -1,5 +1,7 @@
 """The head of a causal language model as a module: what the library computes between hidden states and logits."""
 
+from typing import Any
+
 from torch import Tensor, nn
 
 # Options of a config by which the library's forward changes the logits of the linear layer.
@@ -33,6 +35,6 @@ def causal_head(language_model: nn.Module) -> nn.Module:
     return linear if scale == 1 and cap is None else ScaledHead(linear, scale, cap)
 
 
-def _first(config, names: tuple[str, ...], default: float | None) -> float | None:
+def _first(config, names: tuple[str, ...], default: float | None) -> Any:
     values = [getattr(config, name, None) for name in names]
     return next((value for value in values if value is not None), default)

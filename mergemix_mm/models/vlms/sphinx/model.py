@@ -3,6 +3,7 @@
 from collections.abc import Collection
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import cast
 
 import torch
 from mmengine.registry import MODELS
@@ -105,6 +106,7 @@ class SphinxModel(FamilyModel):
             )
         # What a folder names beside its own weights is read without running code of theirs.
         self._guard = nullcontext if trust_remote_code or pretrained is None else _guard
+        assert language_model is not None  # Else it is missing.
         with self._guard():
             network = _build_network(language_model, **layout)
         if pretrained is not None:
@@ -158,7 +160,7 @@ class SphinxModel(FamilyModel):
         dtype = self.loaded_dtype if dtype is None else parse_dtype(dtype)
         with replaced_folder(folder) as temporary:
             save_model(self.model.language_model, temporary / LANGUAGE_MODEL, dtype)
-            save_vision(self.model, temporary)
+            save_vision(cast(SphinxNetwork, self.model), temporary)
             write_layout(self._layout, temporary)
 
 

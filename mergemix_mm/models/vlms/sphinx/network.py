@@ -73,19 +73,19 @@ class ViewEncoder(BaseModule):
         tokens = self.neck(tuple(self._encode(branch, images, real) for branch in self.backbone.branches))
         whole = torch.zeros_like(real)
         whole[:, 0] = True
-        return tokens.flatten(0, 1) if self.crop_pool is None else self._pool_crops(tokens, whole[real])
+        return tokens.flatten(0, 1) if self.crop_pool is None else self._pool_crops(tokens, whole[real], self.crop_pool)
 
     def _encode(self, branch: nn.Module, images: Tensor, real: Tensor) -> Tensor | tuple:
         """What one backbone makes of the views, at its own size."""
         size = branch.input_size or images.size(-1) // max(self.crop_grid, 1)
         return branch(split_views(images, self.crop_grid, size)[real])
 
-    def _pool_crops(self, tokens: Tensor, whole: Tensor) -> Tensor:
+    def _pool_crops(self, tokens: Tensor, whole: Tensor, pool: int) -> Tensor:
         """[R, T, C], of which `whole` [R] are whole images, -> [tokens, C] with fewer tokens of the crops."""
         num_patches = self.neck.grid**2
         prefix, patches = tokens[~whole].split([tokens.size(1) - num_patches, num_patches], dim=1)
         maps = patches.transpose(1, 2).unflatten(2, (self.neck.grid, self.neck.grid))
-        crops = torch.cat([prefix, F.avg_pool2d(maps, self.crop_pool).flatten(2).transpose(1, 2)], dim=1)
+        crops = torch.cat([prefix, F.avg_pool2d(maps, pool).flatten(2).transpose(1, 2)], dim=1)
         views, next_crop = [], iter(crops)
         for view, is_whole in zip(tokens, whole.tolist(), strict=True):
             views.append(view if is_whole else next(next_crop))

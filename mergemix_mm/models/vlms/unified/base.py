@@ -122,8 +122,8 @@ class UnifiedModel(HFVisionLanguageModel):
         copies = 1 if scale == 1 else 2
         ids, mask = prompts['input_ids'], prompts['attention_mask']
         if copies == 2:
-            blank = self.drop_prompts(prompts, torch.ones_like(ids[:, 0], dtype=torch.bool))
-            ids, mask = torch.cat([ids, blank['input_ids']]), mask.repeat(2, 1)
+            without = self.drop_prompts(prompts, torch.ones_like(ids[:, 0], dtype=torch.bool))
+            ids, mask = torch.cat([ids, without['input_ids']]), mask.repeat(2, 1)
         model = self.family.language_model
         # Its name in transformers 4 and early versions of 5, and in later ones.
         key = 'cache' if 'cache' in signature(model.forward).parameters else 'past_key_values'

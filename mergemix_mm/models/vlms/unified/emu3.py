@@ -1,11 +1,13 @@
 """Emu3 (https://arxiv.org/abs/2409.18869): images are text of VQ codes, to read and to write."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
+from typing import Any
 
 import torch.nn.functional as F
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
+from ....families.emu3 import Emu3Family
 from ....functional.preference import IGNORE_INDEX
 from .base import UnifiedModel
 
@@ -44,6 +46,7 @@ class Emu3Model(UnifiedModel):
     """
 
     model_type = 'emu3'
+    family: Emu3Family
 
     def __init__(
         self,
@@ -54,7 +57,8 @@ class Emu3Model(UnifiedModel):
         **kwargs,
     ) -> None:
         super().__init__(pretrained, config, trainable=trainable, **kwargs)
-        for module in self.family.language_model.modules():
+        modules: Iterable[Any] = self.family.language_model.modules()
+        for module in modules:
             if hasattr(module, 'attention_dropout'):
                 module.attention_dropout = attention_dropout
 
@@ -86,12 +90,13 @@ class Emu3Model(UnifiedModel):
         """
         real = prompts['attention_mask'].bool()
         found = {self.family.announced_grid(ids[kept]) for ids, kept in zip(prompts['input_ids'], real, strict=True)}
-        if len(found) != 1 or None in found:
+        (grid,) = found if len(found) == 1 else (None,)
+        if grid is None:
             raise ValueError(
                 f'Emu3Model: prompts for images must end with "<|image start|>{{rows}}*{{columns}}<|image token|>", '
                 f'the same size for the whole batch, and not be truncated; found {sorted(map(str, found))}'
             )
-        return found.pop()
+        return grid
 
     def image_tokens(self, codes: Tensor) -> tuple[Tensor, Tensor]:
         """Ids of codes and line ends; the line ends are not labelled."""
