@@ -1,5 +1,6 @@
 """The configs of the repository, for the tests that go through all of them."""
 
+import re
 from copy import deepcopy
 from functools import cache
 from pathlib import Path
@@ -14,12 +15,22 @@ from mergemix_mm.engine.launch import build_runner
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / 'configs'
-FOLDERS = sorted({path.parent for path in CONFIGS.glob('*/*.py')} - {CONFIGS / '_base_'})
+FOLDERS = sorted({path.parent for path in CONFIGS.glob('*/*.py')})
+
+# {model}_{batch size}[-{what is trained, mixer, schedule, length, strategy}]_{dataset}
+NAME = re.compile(
+    r'(?P<model>[a-z0-9.-]+)_(?P<gpus>\d+)xb(?P<batch>\d+)(?:-(?P<words>[a-z0-9-]+))?_(?P<dataset>[a-z0-9-]+)'
+)
 
 
 def config_files(folder):
-    """All configs of a folder, e.g. 'mergemix'; none of them is a base alone."""
+    """All configs of a folder, e.g. 'mergemix'."""
     return sorted((CONFIGS / folder).glob('*.py'))
+
+
+def words_of(path):
+    """What the middle of a config's name says, such as ['simpo', 'mergemix', 'coslr', '1e', 'fsdp']."""
+    return (NAME.fullmatch(path.stem)['words'] or '').split('-')
 
 
 def parametrize(files):
@@ -35,6 +46,19 @@ def _load(path):
 def load(path):
     """A config that the test may change."""
     return deepcopy(_load(path))
+
+
+def loaders(cfg):
+    """The data loaders of a config."""
+    return [cfg[key] for key in ('train_dataloader', 'val_dataloader', 'test_dataloader') if cfg.get(key)]
+
+
+def find(node, key):
+    """All values that a key has inside of a config."""
+    if isinstance(node, dict):
+        own = [node[key]] if key in node else []
+        return own + [one for value in node.values() for one in find(value, key)]
+    return [one for value in node for one in find(value, key)] if isinstance(node, list | tuple) else []
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -57,6 +81,13 @@ class StopAfterTwoSteps(Hook):
         runner.train_loop.stop_training = runner.iter == 1
 
 
+class StopAfterOneEpoch(Hook):
+    """Stops without touching max_epochs, so that the schedules keep their length."""
+
+    def after_train_epoch(self, runner):
+        runner.train_loop.stop_training = True
+
+
 def without_strategy(cfg):
     """FSDP and DeepSpeed need GPUs: their configs run in tests without a strategy."""
     if cfg.pop('strategy', None):
@@ -66,14 +97,16 @@ def without_strategy(cfg):
 
 
 def runner_of_two_steps(cfg, folder, monkeypatch):
-    """A Runner of a shrunk config of iterations, ready to train or to test."""
-    # MMEngine would have autocast on GPUs alone; torch has it for bfloat16 on CPUs.
+    """A Runner of a shrunk config of iterations, ready to train or to test; building it leaves the config as it is."""
+    # MMEngine has autocast on GPUs only; torch has it for bfloat16 on CPUs.
     monkeypatch.setattr('mmengine.optim.optimizer.amp_optimizer_wrapper.is_cuda_available', lambda: True)
     cfg.work_dir, cfg.experiment_name, cfg.launcher = str(folder / 'work'), folder.name, 'none'
     if cfg.get('param_scheduler'):
         # Two steps of the warm-up would be lost in rounding.
         cfg.param_scheduler = None
         cfg.optim_wrapper.optimizer.lr = 1e-2
+    given = deepcopy(cfg.model)
     runner = build_runner(cfg)
+    assert cfg.model == given
     runner.register_hook(StopAfterTwoSteps())
     return runner
