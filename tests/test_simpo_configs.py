@@ -198,4 +198,4 @@ def test_answers_and_scores(path, run):
     runner, (number, metric) = run(path), TESTED[path.stem.split('_')[-1]]
     assert 0 <= runner.test()[metric] <= 100
     assert len(runner.test_dataloader.dataset) == number
-    assert runner.test_dataloader.collate_fn.padding_side == 'left'
+    assert runner.cfg.test_dataloader.collate_fn.padding_side == 'left'
