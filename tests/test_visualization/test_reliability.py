@@ -1,6 +1,5 @@
 """Tests of the reliability diagram."""
 
-import sys
 from unittest import mock
 
 import numpy as np
@@ -36,8 +35,3 @@ def test_bars_show_accuracy_and_the_gap_on_its_side():
         'underconfident by': ([-0.5], [1.0]),
         'share': ([0.0, 25.0, 75.0], 0),
     }
-
-
-def test_pyplot_stays_out():
-    with mock.patch.dict(sys.modules, {'matplotlib.pyplot': None}):
-        assert draw_reliability_diagram(COUNT, CONFIDENCE, ACCURACY).std() > 10
