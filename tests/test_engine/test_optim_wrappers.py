@@ -1,9 +1,12 @@
-"""BackboneLayerDecayConstructor: the rate of each layer and what does not decay, in models of any kind."""
+"""Rates and decay by BackboneLayerDecayConstructor; FSDPOptimWrapper without FSDP.
+
+What the latter does with FSDP is in test_vlm_tuner_distributed.py.
+"""
 
 import pytest
 import torch
 from mmengine.optim import build_optim_wrapper
-from mmengine.registry import MODELS, init_default_scope
+from mmengine.registry import MODELS, OPTIM_WRAPPERS, init_default_scope
 from torch import nn
 
 import mergemix_mm  # noqa: F401
@@ -69,11 +72,6 @@ def test_the_defaults_of_the_weight_decay_can_be_changed():
     assert found['neck.bias']['weight_decay'] == 0.0
 
 
-def test_an_optimizer_without_weight_decay_is_refused():
-    with pytest.raises(ValueError, match='optim_wrapper.optimizer: weight_decay is missing'):
-        groups(Detector(MODELS.build(VIT)), optimizer=dict(type='AdamW', lr=1.0))
-
-
 def test_every_trained_parameter_is_in_one_group_and_frozen_ones_in_none():
     model = Detector(MODELS.build(dict(VIT, frozen_stages=1)))
     found = groups(model)
@@ -91,17 +89,21 @@ def test_other_backbones_count_their_layers_themselves():
     assert rates['neck.weight'] == 1.0
 
 
-def test_a_backbone_that_does_not_count_its_layers_is_refused():
-    with pytest.raises(ValueError, match=r'Detector has a Linear, which has no get_layer_depth.*leave out optim_wrapp'):
-        groups(Detector(nn.Linear(2, 2)))
-    with pytest.raises(ValueError, match='Linear has no backbone'):
-        groups(nn.Linear(2, 2))
+LR_MULT = dict(layer_decay_rate=0.5, custom_keys=dict(backbone=dict(lr_mult=0.1), neck=dict(decay_mult=0.5)))
 
 
-def test_a_rate_of_its_own_for_the_backbone_is_refused():
-    keys = {'backbone': dict(lr_mult=0.1, decay_mult=1.0), 'neck': dict(decay_mult=0.5)}
-    with pytest.raises(ValueError, match=r'the lr_mult of backbone would have no effect.*_delete_=True'):
-        groups(Detector(MODELS.build(VIT)), paramwise_cfg=dict(layer_decay_rate=0.5, custom_keys=keys))
+@pytest.mark.parametrize(
+    'model, options, message',
+    [
+        (lambda: Detector(nn.Linear(2, 2)), {}, 'Detector has a Linear.*get_layer_depth'),
+        (lambda: nn.Linear(2, 2), {}, 'Linear has no backbone'),
+        (lambda: Detector(MODELS.build(VIT)), dict(paramwise_cfg=LR_MULT), 'lr_mult of backbone'),
+        (lambda: Detector(MODELS.build(VIT)), dict(optimizer=dict(type='AdamW', lr=1.0)), 'weight_decay'),
+    ],
+)
+def test_what_cannot_decay_layer_by_layer_is_refused(model, options, message):
+    with pytest.raises(ValueError, match=message):
+        groups(model(), **options)
 
 
 def test_one_step_moves_each_layer_by_its_rate():
@@ -117,3 +119,13 @@ def test_one_step_moves_each_layer_by_its_rate():
     optim_wrapper.update_params(sum(weight.sum() for weight in weights))
     for i, (weight, old) in enumerate(zip(weights, before)):
         torch.testing.assert_close(old - weight.detach(), torch.full_like(old, 0.5 ** (3 - i)))
+
+
+def test_a_model_that_is_not_sharded_is_refused_with_the_ways_out():
+    model = nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    wrapper = OPTIM_WRAPPERS.build(dict(type='FSDPOptimWrapper', optimizer=optimizer, clip_grad=dict(max_norm=1.0)))
+    with wrapper.optim_context(model):
+        loss = model(torch.ones(1, 2)).sum()
+    with pytest.raises(TypeError, match=r"Linear is not sharded.*FSDPStrategy.*optim_wrapper\.type='OptimWrapper'"):
+        wrapper.update_params(loss)

@@ -1,17 +1,19 @@
-"""What a classifier's pipeline does with files that are not images, and whether the advice about them works."""
+"""Errors that end a tool with one message: unreadable images, bad records, full disks; and whether the advice works."""
 
+import errno
 import io
 import re
 
 import numpy as np
 import pytest
 from mmcv.transforms import LoadImageFromFile
+from mmengine.config import Config
 from mmengine.registry import init_default_scope as use_scope
 from mmpretrain.datasets import CustomDataset
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from mergemix_mm.engine.launch import LaunchError, explain_corrupt_images
+from mergemix_mm.engine.launch import LaunchError, explain_corrupt_images, explain_stops
 from mergemix_mm.utils.text import DataError
 
 PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (48, 48, 3), dtype=np.uint8))
@@ -148,3 +150,17 @@ def test_a_record_that_cannot_be_used_ends_a_tool_with_one_line():
     with pytest.raises(LaunchError) as caught, explain_corrupt_images('test'):
         raise DataError('data.json:3: malformed JSON.')
     assert 'skip' not in str(caught.value) and 'JSON. List' in str(caught.value)
+
+
+def test_a_run_that_cannot_go_on_says_so_in_one_line(tmp_path):
+    cfg = Config(dict(work_dir=str(tmp_path)))
+    with (
+        pytest.raises(LaunchError, match=f'cannot write {tmp_path}: No space left on device, .* GB free'),
+        explain_stops(cfg),
+    ):
+        raise OSError(errno.ENOSPC, 'No space left on device')
+    with pytest.raises(LaunchError, match='the loss is NaN'), explain_stops(cfg):
+        raise FloatingPointError('the loss is NaN')
+    for other in (ValueError('other'), PermissionError(errno.EACCES, 'denied', 'data/image.jpg')):
+        with pytest.raises(type(other)), explain_stops(cfg):
+            raise other
