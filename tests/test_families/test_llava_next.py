@@ -51,12 +51,6 @@ def test_markers_are_where_the_library_puts_its_newline(vlm):
     assert torch.equal(modality == MARKER, newline)
 
 
-def test_unchanged_canvases_give_the_same_pixels(vlm):
-    batch = batch_of(SIZES)
-    same = vlm.with_canvases(batch, [canvas.clone() for canvas in vlm.canvases(batch)[0]])
-    assert torch.equal(same['pixel_values'], batch['pixel_values'])
-
-
 @pytest.mark.parametrize('size', SIZES, ids=str)
 def test_tiles_are_exact_and_the_thumbnail_is_that_of_the_new_image(vlm, size):
     """Another image of the same size in place of this one: what the processor would have made of it."""
@@ -79,18 +73,3 @@ def test_the_thumbnail_leaves_out_the_padding(vlm):
     canvas[:, 7:21] = 1.0
     thumbnail = vlm.with_canvases(batch, [canvas])['pixel_values'][0, 0]
     assert torch.allclose(thumbnail, torch.ones_like(thumbnail), atol=1e-5)
-
-
-def test_canvases_of_another_shape_are_refused(vlm):
-    batch = batch_of(SIZES[:2])
-    canvases = vlm.canvases(batch)[0]
-    with pytest.raises(ValueError, match=r'canvases of shapes \[\[3, 56, 28\]'):
-        vlm.with_canvases(batch, canvases[1:])
-
-
-def test_truncated_image_tokens_are_refused(vlm):
-    batch = batch_of(SIZES[:2])
-    row, column = (batch['input_ids'] == vlm.model.config.image_token_id).nonzero()[0]
-    batch['input_ids'][row, column] = 100
-    with pytest.raises(ValueError, match='raise max_length'):
-        vlm.canvases(batch)

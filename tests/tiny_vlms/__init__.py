@@ -15,10 +15,12 @@ The tokenizer has one token per byte after the special tokens, so that every tex
 exactly. A processor has no chat template of its own.
 """
 
+from functools import cache
 from importlib import import_module
 from pkgutil import iter_modules
 
 import numpy as np
+import torch
 from PIL import Image
 
 from ._parts import LLAMA_TOKENS, MAX_LENGTH, VOCAB_SIZE, text_config, token_ids  # noqa: F401
@@ -75,8 +77,6 @@ def tiny_batch(family, samples, padding_side='right'):
         samples (list[tuple]): Images (a list), prompt and answer (ASCII) of each sample; the images come first.
         padding_side (str): 'left' or 'right'.
     """
-    import torch
-
     if family == 'paligemma' and not any(images for images, _, _ in samples):  # Its call asks for an image.
         batch = tiny_batch(family, [*samples, ([random_image(28, 28, 0)], '', '')], padding_side)
         used = batch['attention_mask'][:-1].any(dim=0)
@@ -101,6 +101,41 @@ def tiny_batch(family, samples, padding_side='right'):
     if any(images):
         batch['original_sizes'] = torch.tensor([image.size[::-1] for group, _, _ in samples for image in group])
     return batch
+
+
+@cache
+def tiny_family(family):
+    """A family's views on its tiny model, in eval mode. Tests share it: they must not change it."""
+    return model_of_type(family, family)
+
+
+def model_of_type(family, model_type, vision=None):
+    """The same for another type of models that the family serves."""
+    import transformers
+
+    from mergemix_mm.families import find_family
+
+    torch.manual_seed(0)
+    config = tiny_config(family) | dict(model_type=model_type)
+    if vision is not None:
+        config['vision_config'] |= vision
+    config = transformers.AutoConfig.for_model(**config)
+    return find_family(model_type)(transformers.AutoModelForImageTextToText.from_config(config).eval())
+
+
+SIZES = [(40, 60), (100, 30), (28, 28), (31, 200), (90, 91), (60, 40), (200, 45), (7, 30)]
+
+
+def mixed_batch(family, padding_side='right'):
+    """A batch of samples with two images, none, one, and again none."""
+    images = [random_image(*size, seed) for seed, size in enumerate(SIZES[:3])]
+    samples = [(images[:2], 'which?', ' both'), ([], 'hello', ' you'), (images[2:], 'and this?', ' no'), ([], 'a', 'b')]
+    return tiny_batch(family, samples, padding_side)
+
+
+def one_image(family, height, width):
+    """A batch of one sample with one image."""
+    return tiny_batch(family, [([random_image(height, width, 0)], 'what?', ' that')])
 
 
 def tiny_tokenizer(family):
