@@ -16,7 +16,7 @@ def resize(x: Tensor, size: Sequence[int]) -> Tensor:
         size (Sequence[int]): Rows and columns of the result.
 
     Returns:
-        Tensor: [B, C, *size] in the dtype of `x`; `x` itself, not a copy, if it has the size.
+        Tensor: ``[B, C, *size]`` in the dtype of `x`; `x` itself, not a copy, if it has the size.
     """
     if tuple(x.shape[-2:]) == tuple(size):
         return x
