@@ -4,6 +4,8 @@ import ast
 import importlib
 import json
 import re
+import shutil
+import subprocess
 import sys
 from collections import Counter
 from functools import cache
@@ -417,12 +419,34 @@ def test_the_api_reference_has_everything_that_is_registered():
 # Of Sphinx' own interfaces, which its extensions use.
 @pytest.mark.slow
 @pytest.mark.filterwarnings('ignore::PendingDeprecationWarning')
-def test_the_site_builds_without_a_warning(tmp_path, monkeypatch, capfd):
+def test_the_site_builds_without_a_warning_and_its_pages_fit_a_phone(tmp_path, monkeypatch, capfd):
     pytest.importorskip('myst_parser', reason='make docs installs what builds the site')
     from sphinx.cmd.build import build_main
 
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(sys, 'path', [*sys.path])  # The settings of the site extend it.
-    # The builder that writes nothing reads and resolves all the same.
-    code = build_main(['-q', '-E', '-W', '-b', 'dummy', '-c', 'docs', '.', str(tmp_path)])
+    code = build_main(['-q', '-E', '-W', '-b', 'html', '-c', 'docs', '.', str(tmp_path / 'site')])
     assert code == 0, capfd.readouterr().err[-3000:]
+
+    browser = shutil.which('chromium') or shutil.which('google-chrome')
+    if browser is None:
+        pytest.skip('the site was built, and there is no browser to measure it with')
+    pages = [path for path in (tmp_path / 'site').rglob('*.html') if '_modules' not in path.parts]
+    frames = ''.join(f'<iframe src="{path.as_uri()}" style="width: 390px"></iframe>' for path in pages)
+    frame = tmp_path / 'frames.html'
+    frame.write_text(f'<!doctype html><body>{frames}<script>{MEASURE}</script>')
+    command = [browser, '--headless', '--no-sandbox', '--disable-gpu', '--allow-file-access-from-files']
+    command += ['--virtual-time-budget=60000', '--dump-dom', f'--user-data-dir={tmp_path / "profile"}', frame.as_uri()]
+    dumped = subprocess.run(command, capture_output=True, text=True, timeout=300).stdout
+    widths = dict(re.findall(r'<p>(\S+) (\d+)</p>', dumped))
+    assert len(widths) == len(pages) and not {page: width for page, width in widths.items() if int(width) > 390}
+
+
+# Replaces the frames by a line each: the address of a page and the width that it takes.
+MEASURE = """
+addEventListener('load', () => setTimeout(() => {
+  const lines = [...document.querySelectorAll('iframe')].map(
+    (frame) => `<p>${frame.src} ${frame.contentDocument.documentElement.scrollWidth}</p>`);
+  document.body.innerHTML = lines.join('');
+}, 2000));
+"""
