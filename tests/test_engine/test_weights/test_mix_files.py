@@ -187,6 +187,35 @@ def test_all_mismatches_are_named_before_anything_is_written(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {'real.safetensors', 'syn.safetensors'}
 
 
+def sharded(folder, **shards):
+    """A folder with an index: path of a shard, without its suffix -> its tensors."""
+    index = {}
+    for name, tensors in shards.items():
+        path = folder / f'{name.replace("_", "/")}.safetensors'
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file({key: torch.full((2,), value) for key, value in tensors.items()}, path)
+        index |= dict.fromkeys(tensors, str(path.relative_to(folder)))
+    (folder / 'model.safetensors.index.json').write_text(json.dumps(dict(weight_map=index)))
+
+
+def test_shards_of_one_name_in_two_folders_are_both_mixed(tmp_path):
+    sharded(tmp_path / 'real', a_m=dict(x=1.0), b_m=dict(y=2.0))
+    sharded(tmp_path / 'syn', s=dict(x=3.0, y=6.0))
+    record = mix(tmp_path, 0.5)
+    assert load_file(tmp_path / 'out' / 'a' / 'm.safetensors')['x'].tolist() == [2, 2]
+    assert load_file(tmp_path / 'out' / 'b' / 'm.safetensors')['y'].tolist() == [4, 4]
+    assert set(record['sha256']['real']) == {'a/m.safetensors', 'b/m.safetensors'}
+
+
+def test_links_to_folders_are_not_copied(tmp_path):
+    for name in ('real', 'syn'):
+        sharded(tmp_path / name, m=dict(x=1.0))
+    (tmp_path / 'real' / 'loop').symlink_to('.')
+    with pytest.raises(ValueError, match='loop'):
+        mix(tmp_path, 0.5)
+    assert not (tmp_path / 'out').exists()
+
+
 def interrupt_after(number):
     left = iter(range(number))
 

@@ -1,4 +1,4 @@
-"""Tests of reading checkpoints without running code of theirs."""
+"""Checkpoints and annotations are read without running code in them, and written so that others can do so."""
 
 import builtins
 import io
