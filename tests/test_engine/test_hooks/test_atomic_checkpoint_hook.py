@@ -12,10 +12,10 @@ from fault_injection import checkpoints, differences, run
 from mmengine._strategy import SingleDeviceStrategy
 from mmengine.hooks import Hook
 from mmengine.registry import STRATEGIES
-from mmengine.runner import FlexibleRunner, Runner
+from mmengine.runner import FlexibleRunner
 from tiny_runs import DropoutModel, GreedyMetric, Kill, build, train
 
-from mergemix_mm.engine.hooks import AtomicCheckpointHook, NonFiniteLossHook, StepSeedHook
+from mergemix_mm.engine.hooks import AtomicCheckpointHook, StepSeedHook
 from mergemix_mm.engine.launch.resuming import choose_checkpoint
 
 HOOK = dict(type='AtomicCheckpointHook')
@@ -116,56 +116,6 @@ def test_old_checkpoints_go_after_the_new_one_is_there(tmp_path, monkeypatch):
     assert (tmp_path / 'last_checkpoint').read_text() == str(tmp_path / 'epoch_3.pth')
 
 
-def damage(path, how):
-    content = path.read_bytes()
-    if how == 'garbage':
-        path.write_bytes(os.urandom(1000))
-    elif how == 'middle':  # The length and the end are right.
-        middle = len(content) // 2
-        wrong = bytes(byte ^ 255 for byte in content[middle : middle + 64])
-        path.write_bytes(content[:middle] + wrong + content[middle + 64 :])
-    elif how == 'another':
-        torch.save(dict(weight=torch.zeros(2)), path)
-    else:
-        path.write_bytes(content[: dict(empty=0, truncated=len(content) // 2)[how]])
-
-
-@pytest.mark.parametrize('how', ['truncated', 'empty', 'garbage', 'middle', 'another'])
-def test_a_damaged_checkpoint_is_named_and_skipped(tmp_path, how, monkeypatch):
-    lines = []
-    monkeypatch.setattr('mergemix_mm.engine.launch.resuming.print_log', lambda line, *_: lines.append(line))
-    runner = FlexibleRunner if how == 'middle' else Runner
-    whole = train(make(tmp_path, validate=False, runner=runner))
-    damage(tmp_path / 'epoch_3.pth', how)
-    resumed = make(tmp_path, resume=True, validate=False, runner=runner)
-    assert resumed._load_from == str(tmp_path / 'epoch_2.pth')
-    assert lines[0].startswith(f'--resume: skipped {tmp_path / "epoch_3.pth"}: ') and '\n' not in lines[0]
-    damage(tmp_path / 'epoch_2.pth', how)
-    older = make(tmp_path, resume=True, validate=False, runner=runner)
-    assert older._load_from == str(tmp_path / 'epoch_1.pth')
-    assert torch.equal(train(older), whole)
-
-
-def test_a_folder_of_another_strategy_is_judged_by_its_checksums(tmp_path):
-    for number in (1, 2):
-        (tmp_path / f'epoch_{number}.pth').mkdir()
-        for name in ('mp_rank_00_model_states.pt', 'zero_pp_rank_0_mp_rank_00_optim_states.pt'):
-            torch.save(dict(module=torch.zeros(1000)), tmp_path / f'epoch_{number}.pth' / name)
-    (tmp_path / 'last_checkpoint').write_text(str(tmp_path / 'epoch_2.pth'))
-    assert make(tmp_path, resume=True, validate=False)._load_from == str(tmp_path / 'epoch_2.pth')
-    damage(tmp_path / 'epoch_2.pth' / 'mp_rank_00_model_states.pt', 'truncated')
-    assert make(tmp_path, resume=True, validate=False)._load_from == str(tmp_path / 'epoch_1.pth')
-
-
-@pytest.mark.parametrize('content', ['', 'garbage\0', '/gone/work_dirs/run/epoch_2.pth', 'a\nb', '/', '.', None])
-def test_last_checkpoint_may_be_damaged_moved_or_gone(tmp_path, content):
-    train(make(tmp_path, validate=False, train_cfg=dict(by_epoch=True, max_epochs=2)))
-    (tmp_path / 'last_checkpoint').unlink()
-    if content is not None:
-        (tmp_path / 'last_checkpoint').write_text(content)
-    assert make(tmp_path, resume=True, validate=False)._load_from == str(tmp_path / 'epoch_2.pth')
-
-
 def test_a_moved_work_directory_resumes_from_its_own_files(tmp_path):
     options = dict(checkpoint=dict(save_best='acc', rule='greater', max_keep_ckpts=2))
     whole = train(make(tmp_path / 'whole', **options))
@@ -178,21 +128,6 @@ def test_a_moved_work_directory_resumes_from_its_own_files(tmp_path):
     assert torch.equal(train(resumed), whole)
     assert names(tmp_path / 'second') == names(tmp_path / 'whole')
     assert {path.name: path.read_bytes() for path in (tmp_path / 'first').glob('*.pth')} == before
-
-
-def test_with_nothing_to_resume_from_a_run_starts_anew(tmp_path):
-    runner = make(tmp_path, resume=True, validate=False)
-    assert runner._load_from is None
-    assert torch.equal(train(runner), train(make(tmp_path / 'other', validate=False)))
-
-
-def test_a_checkpoint_that_the_user_names_is_not_replaced_by_another_one(tmp_path):
-    train(make(tmp_path, validate=False))
-    damage(tmp_path / 'epoch_2.pth', 'truncated')
-    runner = make(tmp_path, resume=True, validate=False, load_from=str(tmp_path / 'epoch_2.pth'))
-    assert runner._load_from == str(tmp_path / 'epoch_2.pth')
-    with pytest.raises(Exception):
-        runner.train()
 
 
 def test_the_best_checkpoint_of_another_run_stays(tmp_path):
@@ -385,46 +320,6 @@ def test_a_full_disk_stops_the_run_with_one_line_and_keeps_the_checkpoint(tmp_pa
     assert str(tmp_path / 'epoch_2.pth') in message and 'GB free' in message and '\n' not in message
     assert names(tmp_path) == ['epoch_1.pth']
     assert not [path for path in tmp_path.iterdir() if path.name.startswith('.')]
-
-
-class NanModel(DropoutModel):
-    """Its loss is NaN in the iterations that it is told."""
-
-    def __init__(self, steps):
-        super().__init__()
-        self.steps, self.step = steps, 0
-
-    def forward(self, inputs, mode='tensor'):
-        output = super().forward(inputs, mode)
-        if mode == 'loss':
-            self.step += 1
-            if self.step - 1 in self.steps:
-                # As with loss scaling, whose optimizer skips the step: the weights stay.
-                output['loss'] = output['loss'].detach() * float('nan') + 0 * sum(p.sum() for p in self.parameters())
-                output['loss'].register_hook(torch.zeros_like)
-        return output
-
-
-@pytest.mark.parametrize(
-    ('steps', 'stopped_at'),
-    [(range(3, 12), 6), (range(2, 4), None), ({1, 2, 4, 5, 7, 8, 10, 11}, None)],
-)
-def test_only_a_loss_that_stays_nan_stops_the_run(tmp_path, steps, stopped_at):
-    hooks = [StepSeedHook(), NonFiniteLossHook(patience=3)]
-    runner = make(tmp_path, model=NanModel(steps), hooks=hooks, validate=False)
-    if stopped_at is None:
-        runner.train()
-        assert runner.iter == 12
-        return
-    with pytest.raises(FloatingPointError, match=r'the loss \(loss\) is NaN or infinite since iteration 4, 3 steps'):
-        runner.train()
-    assert runner.iter + 1 == stopped_at
-
-
-@pytest.mark.parametrize('patience', [0, -1, 1.5, True, None])
-def test_a_patience_that_is_no_positive_integer_is_refused(patience):
-    with pytest.raises(ValueError, match=f'patience={patience!r}'):
-        NonFiniteLossHook(patience=patience)
 
 
 @pytest.mark.parametrize('name', ['interval', 'max_keep_ckpts'])
