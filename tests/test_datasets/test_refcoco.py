@@ -84,15 +84,13 @@ def test_both_tasks_follow_it(tmp_path):
 
 def test_training_is_no_test_mode_and_may_skip_records(tmp_path):
     assert dataset(tmp_path).test_mode and not dataset(tmp_path, split='train').test_mode
-    with pytest.raises(ValueError, match="on_error='skip' would replace records in an evaluation"):
+    with pytest.raises(ValueError, match="on_error='skip'"):
         dataset(tmp_path, on_error='skip')
 
 
 def test_a_box_outside_its_image_names_file_and_ids(tmp_path):
     data = dataset(tmp_path, split='testA')
-    with pytest.raises(
-        RecordError, match=r'refs\(unc\)\.p: ref 3, sentence 30: annotation 6: .* lies outside its image'
-    ):
+    with pytest.raises(RecordError, match=r'refs\(unc\)\.p: ref 3, sentence 30: annotation 6: '):
         data[0]
 
 
@@ -103,13 +101,13 @@ class Runs:
 
 def test_a_pickle_that_runs_code_is_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match=r'refs\(unc\)\.p: not a pickle of plain data \(it refers to posix\.mkdir\)'):
+    with pytest.raises(ValueError, match=r'refs\(unc\)\.p: .*posix\.mkdir'):
         dataset(tmp_path, [*REFS, Runs()])
     assert not (tmp_path / 'made-by-a-pickle').exists()
 
 
 def test_files_in_another_layout_are_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"split='test' is unknown; .*refs\(unc\)\.p has \['testA', 'train', 'val'\]"):
+    with pytest.raises(ValueError, match=r"split='test'.*refs\(unc\)\.p .*\['testA', 'train', 'val'\]"):
         dataset(tmp_path, split='test')
     with pytest.raises(ValueError, match=r"refs\(unc\)\.p: reference 1 lacks \['ann_id', 'ref_id', 'sentences'\]"):
         dataset(tmp_path, [REFS[0], dict(split='val')])
@@ -118,9 +116,9 @@ def test_files_in_another_layout_are_refused(tmp_path):
     for wrong in (1 << 63, -1, '7', None, True):
         with pytest.raises(ValueError, match=r'refs\(unc\)\.p: reference 0 has ann_id='):
             dataset(tmp_path, [dict(REFS[0], ann_id=wrong)])
-    with pytest.raises(ValueError, match='must hold a list of references, found a dict'):
+    with pytest.raises(ValueError, match='list of references, .*dict'):
         dataset(tmp_path, dict(val=REFS))
-    with pytest.raises(ValueError, match=r'instances\.json: annotations have no \[77\], which are referred to'):
+    with pytest.raises(ValueError, match=r'instances\.json: annotations .*\[77\]'):
         dataset(tmp_path, [ref(0, 77, 'val', 'nobody')])
     with pytest.raises(FileNotFoundError):
         dataset(tmp_path, ann_file='other.json')

@@ -74,9 +74,9 @@ def test_splits_and_problems_without_image(tmp_path):
 @pytest.mark.parametrize(
     'change, message',
     [
-        (dict(answer=3), r'problems\.json:problem 7: answer 3 must be the index of one of its 3 choices'),
-        (dict(answer='B'), "answer 'B' must be the index"),
-        (dict(image='none.png'), r'image .*images/test/7/none\.png does not exist'),
+        (dict(answer=3), r'problems\.json:problem 7: answer 3 .*3 choices'),
+        (dict(answer='B'), "answer 'B'"),
+        (dict(image='none.png'), r'image .*images/test/7/none\.png'),
     ],
 )
 def test_unusable_problems_are_named(tmp_path, change, message):
@@ -85,12 +85,12 @@ def test_unusable_problems_are_named(tmp_path, change, message):
 
 
 def test_wrong_files_are_named(tmp_path):
-    with pytest.raises(ValueError, match=r"split='dev' is unknown; pid_splits\.json has \['minitest', 'test'\]"):
+    with pytest.raises(ValueError, match=r"split='dev'.*\['minitest', 'test'\]"):
         dataset(tmp_path, {'7': PROBLEM}, split='dev')
-    with pytest.raises(ValueError, match=r"problems\.json lacks the problems \['8'\] of pid_splits\.json"):
+    with pytest.raises(ValueError, match=r"problems\.json .*\['8'\]"):
         dataset(tmp_path, {'7': PROBLEM}, dict(test=['8']))
     (tmp_path / 'problems.json').write_text('{\n"7" 1}')
-    with pytest.raises(ValueError, match=r'problems\.json:2: malformed JSON at column 5'):
+    with pytest.raises(ValueError, match=r'problems\.json:2: .*column 5'):
         ScienceQADataset(data_root=str(tmp_path))
 
 

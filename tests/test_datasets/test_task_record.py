@@ -27,7 +27,7 @@ def test_keys_are_the_fields_and_images_are_loaded(tmp_path):
     assert data.modalities.tolist() == [True, True, False, True]
     assert [len(data[i]['images']) for i in range(3)] == [1, 2, 0]
     assert (data[0]['box'], data[0]['images'][0].size) == ([2, 0, 10, 5], (20, 10))
-    with pytest.raises(RecordError, match=r'records\.jsonl:4: image .*2\.png does not exist'):
+    with pytest.raises(RecordError, match=r'records\.jsonl:4: image .*2\.png'):
         data[3]
 
 

@@ -62,25 +62,23 @@ def test_the_answers_are_what_the_official_accuracy_takes(tmp_path):
 def test_test_sets_have_questions_only(tmp_path):
     data = dataset(tmp_path, ann_file='', test_mode=True)
     assert len(data[0]['messages']) == 1 and 'gt_answer' not in data[0]
-    with pytest.raises(ValueError, match='without ann_file there is nothing to train on; use test_mode=True'):
+    with pytest.raises(ValueError, match='ann_file.*test_mode=True'):
         dataset(tmp_path, ann_file='')
 
 
 def test_an_annotation_without_answers_is_named(tmp_path):
     annotations = [dict(ANNOTATIONS[0], answers=[]), ANNOTATIONS[1]]
-    with pytest.raises(
-        RecordError, match=r'questions\.json:1 .*: the annotation \(.*annotations\.json:1 .*has no answers'
-    ):
+    with pytest.raises(RecordError, match=r'questions\.json:1 .*annotations\.json:1 .*answers'):
         dataset(tmp_path, annotations)[0]
 
 
 def test_file_name_of_an_image_is_an_argument(tmp_path):
-    with pytest.raises(RecordError, match=r'val2014/9\.jpg does not exist'):
+    with pytest.raises(RecordError, match=r'val2014/9\.jpg'):
         dataset(tmp_path, image_name='{image_id}.jpg')[0]
 
 
 def test_files_of_different_splits_are_refused(tmp_path):
-    with pytest.raises(ValueError, match=r'annotations\.json has 1 annotations for 2 questions of questions\.json'):
+    with pytest.raises(ValueError, match=r'annotations\.json .* 1 annotations .* 2 questions'):
         dataset(tmp_path, ANNOTATIONS[:1])
-    with pytest.raises(RecordError, match=r'questions\.json:1 \(record 0\): question 9001 has the annotation of 9002'):
+    with pytest.raises(RecordError, match=r'questions\.json:1 \(record 0\): .*9001 .*9002'):
         dataset(tmp_path, ANNOTATIONS[::-1])[0]

@@ -169,16 +169,16 @@ def test_several_that_draw_at_once_end_with_one_set(tmp_path):
 
 def test_another_set_or_other_files_are_never_overwritten(tmp_path):
     write_shapes_coco(tmp_path / 'set', **SMALL)
-    with pytest.raises(FileExistsError, match=r"'num_train': 5.*not with.*'num_train': 6.*name another folder"):
+    with pytest.raises(FileExistsError, match=r"'num_train': 5.*'num_train': 6"):
         write_shapes_coco(tmp_path / 'set', **SMALL | dict(num_train=6))
-    with pytest.raises(FileExistsError, match=r"'varied': True.*not with.*'varied': False.*name another folder"):
+    with pytest.raises(FileExistsError, match=r"'varied': True.*'varied': False"):
         write_shapes_coco(tmp_path / 'set', **SMALL, varied=False)
     path = tmp_path / 'set/annotations/val.json'
     content = json.loads(path.read_text())
     del content['info']['settings']['varied']  # As the first versions wrote it.
     path.write_text(json.dumps(content))
     for varied in (True, False):
-        with pytest.raises(FileExistsError, match=r"'seed': 0}, not with .*'varied'"):
+        with pytest.raises(FileExistsError, match=r"'seed': 0}.*'varied'"):
             write_shapes_coco(tmp_path / 'set', **SMALL, varied=varied)
     (tmp_path / 'mine').mkdir()
     with pytest.raises(FileExistsError, match='mine'):
@@ -187,9 +187,9 @@ def test_another_set_or_other_files_are_never_overwritten(tmp_path):
 
 @pytest.mark.parametrize(('key', 'value'), [('num_train', 0), ('num_val', 1.5), ('image_size', 16), ('seed', -1)])
 def test_numbers_outside_their_range_are_errors(tmp_path, key, value):
-    with pytest.raises(ValueError, match='varied=1 must be True or False'):
+    with pytest.raises(ValueError, match='varied=1'):
         write_shapes_coco(tmp_path / 'set', **SMALL, varied=1)
-    with pytest.raises(ValueError, match=f'{key}={value} must be an integer of at least'):
+    with pytest.raises(ValueError, match=f'{key}={value}'):
         write_shapes_coco(tmp_path / 'set', **SMALL | {key: value})
     assert list(tmp_path.iterdir()) == []
 
@@ -309,14 +309,14 @@ def test_a_predictor_of_other_classes_has_a_map_of_nought(drawn):
 
 
 def test_an_unknown_split_and_another_set_are_errors(drawn):
-    with pytest.raises(ValueError, match="split='test' is unknown; use split='train' or split='val'"):
+    with pytest.raises(ValueError, match="split='test'"):
         build(drawn, split='test')
     build(drawn)
-    with pytest.raises(FileExistsError, match='name another folder'):
+    with pytest.raises(FileExistsError, match="'num_val': 9"):
         build(drawn, num_val=9)
 
 
 def test_without_mmdetection_the_message_is_the_command(drawn, monkeypatch):
     monkeypatch.setitem(sys.modules, 'mmdet.datasets', None)
-    with pytest.raises(ImportError, match=r'MMDetection cannot be imported.*pip install -e \.\[detection\]'):
+    with pytest.raises(ImportError, match=r'pip install -e \.\[detection\]'):
         DATASETS.build(dict(type='ShapesCocoDataset', folder=drawn, **NUMBERS))

@@ -104,7 +104,7 @@ def test_encoded_labels_are_the_answer_and_its_end(processor):
 
 
 def test_patch_size_must_divide_the_image():
-    with pytest.raises(ValueError, match=r'image_size=50 must be a multiple of patch_size=8'):
+    with pytest.raises(ValueError, match=r'image_size=50 .*patch_size=8'):
         shapes_processor(50, 8)
 
 
@@ -145,7 +145,7 @@ def test_prompts_are_written_in_known_words_and_end_where_the_image_begins(janus
 
 
 def test_a_size_without_whole_patches_is_refused_for_janus():
-    with pytest.raises(ValueError, match='image_size=50 must be a multiple of patch_size=8'):
+    with pytest.raises(ValueError, match='image_size=50 .*patch_size=8'):
         shapes_janus_processor(50, 8)
 
 

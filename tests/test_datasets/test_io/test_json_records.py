@@ -8,7 +8,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from mergemix_mm.datasets import json_records
+from mergemix_mm.datasets.io import json_records
 from mergemix_mm.datasets.io.json_records import JsonRecords, read_json
 from mergemix_mm.utils.text import RecordError
 
@@ -50,22 +50,17 @@ def test_source_is_the_line_where_a_record_begins(tmp_path):
     assert lines.source(2) == f'{tmp_path}/data.json:3'
 
 
-def test_records_on_one_line_are_told_apart_by_number(tmp_path):
-    records = JsonRecords(write(tmp_path, '[{"a": 1}, {"b": 2}]'))
-    assert records.source(1) == f'{tmp_path}/data.json:1 (record 1)'
-
-
 @pytest.mark.parametrize('chunk', [1 << 20, 16])
 @pytest.mark.parametrize(
     'text, message',
     [
-        ('[\n{"a": 1},\n{"b": tru}\n]', r'data\.json:3: malformed JSON at column 7: Expecting value'),
-        ('[\n{"a": 1}\n{"b": 2}\n]', r"data\.json:3: malformed JSON at column 1: expected ',', found '\{'"),
-        ('[{"a": 1},\n{"b": 2}', r"data\.json:2: malformed JSON at column 9: expected ',', but it ends"),
-        ('{"a": 1}\n{"b": "open\n', r'data\.json:2: malformed JSON at column 12: Invalid control character'),
-        ('{"a": 1}\n\n7\n', r'data\.json:3: .*a record must be an object \{\.\.\.\}, found '),
-        ('[{"a": 1},]', r'data\.json:1: malformed JSON at column 11: a record must be an object'),
-        ('[{"a": 1}]\n{"b": 2}', r'data\.json:2: malformed JSON at column 1: .*after the array'),
+        ('[\n{"a": 1},\n{"b": tru}\n]', r'data\.json:3: .*column 7'),
+        ('[\n{"a": 1}\n{"b": 2}\n]', r"data\.json:3: .*column 1: .*','.*'\{'"),
+        ('[{"a": 1},\n{"b": 2}', r'data\.json:2: .*column 9: .*ends'),
+        ('{"a": 1}\n{"b": "open\n', r'data\.json:2: .*column 12'),
+        ('{"a": 1}\n\n7\n', r'data\.json:3: .*object'),
+        ('[{"a": 1},]', r'data\.json:1: .*column 11: .*object'),
+        ('[{"a": 1}]\n{"b": 2}', r'data\.json:2: .*column 1: .*after the array'),
         ('  \n', r'data\.json: the file is empty'),
     ],
 )
@@ -81,9 +76,9 @@ def test_array_below_a_key_is_found_behind_other_values(tmp_path, monkeypatch):
         monkeypatch.setattr(json_records, 'CHUNK', chunk)
         records = JsonRecords(write(tmp_path, json.dumps(data)), key='questions')
         assert [records[index] for index in range(len(records))] == RECORDS
-        with pytest.raises(ValueError, match=r"no key 'answers' in the top-level object, only \['info', 'version'"):
+        with pytest.raises(ValueError, match=r"'answers' .*\['info', 'version'"):
             JsonRecords(records.path, key='answers')
-    with pytest.raises(ValueError, match=r"the value of 'info' must be an array"):
+    with pytest.raises(ValueError, match=r"'info' .*array"):
         JsonRecords(records.path, key='info')
 
 
@@ -129,12 +124,12 @@ BAD_RECORDS = {
     'deep_objects': (b'{"a": ' * 10_000 + b'1' + b'}' * 10_000, 'nested more than 100 deep'),
     'rather_deep': (b'{"a": ' + b'[' * 101 + b']' * 101 + b'}', 'nested more than 100 deep'),
     'digits': (b'{"a": ' + b'7' * 5_000 + b'}', 'too many digits'),
-    'nan': (b'{"a": [NaN]}', 'NaN is not a number that JSON knows'),
-    'infinity': (b'{"a": -Infinity}', '-Infinity is not a number'),
-    'overflow': (b'{"a": 1e999}', 'the number .1e999. is too large'),
+    'nan': (b'{"a": [NaN]}', 'NaN'),
+    'infinity': (b'{"a": -Infinity}', '-Infinity'),
+    'overflow': (b'{"a": 1e999}', '1e999'),
     'surrogate': (b'{"a": "x\\ud83d"}', r'lone surrogate \\ud83d'),
     'surrogate_key': (b'{"\\uDC00": 1}', r'lone surrogate \\udc00'),
-    'twice': (b'{"a": 1, "b": {"c": 2, "c": 3}}', "the key 'c' comes twice"),
+    'twice': (b'{"a": 1, "b": {"c": 2, "c": 3}}', "'c' comes twice"),
 }
 
 
@@ -165,10 +160,10 @@ def test_pairs_of_surrogates_and_many_brackets_are_fine(tmp_path):
 
 
 def test_a_deep_record_that_is_cut_off_is_malformed(tmp_path):
-    for content, message in ((b'[' * 10_000, '10001 brackets are not closed'), (b'[' * 10_000 + b'"x', 'Unterminated')):
+    for content, message in ((b'[' * 10_000, '10001 brackets'), (b'[' * 10_000 + b'"x', 'Unterminated')):
         path = tmp_path / 'data.jsonl'
         path.write_bytes(GOOD + b'\n{"a": ' + content)
-        with pytest.raises(ValueError, match=rf'data\.jsonl:2: malformed JSON at column \d+: {message}'):
+        with pytest.raises(ValueError, match=rf'data\.jsonl:2: .*{message}'):
             JsonRecords(path)
 
 
@@ -218,11 +213,11 @@ def test_small_files_are_read_whole_with_the_same_care(tmp_path):
         with pytest.raises(ValueError, match=rf'^{path}: .*{message}'):
             read_json(path)
     path.write_bytes(b'{\n"a" 1}')
-    with pytest.raises(ValueError, match=rf'^{path}:2: malformed JSON at column 5'):
+    with pytest.raises(ValueError, match=rf'^{path}:2: .*column 5'):
         read_json(path)
 
 
-def test_thousands_of_records_on_one_line(tmp_path):
+def test_thousands_of_records_on_one_line_are_told_apart_by_number(tmp_path):
     records = JsonRecords(write(tmp_path, json.dumps([dict(id=index) for index in range(5000)])))
     assert [record['id'] for record in records] == list(range(5000))
     assert records.source(4321).endswith('data.json:1 (record 4321)')
@@ -232,7 +227,7 @@ def test_a_file_that_changed_since_it_was_opened_is_a_record_error(tmp_path):
     path = write(tmp_path, '{"a": "one"}\n{"a": "two"}')
     records = JsonRecords(path)
     path.write_text('{"a": "longer than before"}')
-    with pytest.raises(RecordError, match=r'data\.json:2: .* may have changed since it was opened'):
+    with pytest.raises(RecordError, match=r'data\.json:2: .*changed'):
         records[1]
 
 
@@ -258,5 +253,5 @@ def test_arrays_before_the_key_are_passed_over_without_being_held(tmp_path, monk
     assert [records[i] for i in range(len(records))] == [dict(id=7)]
     assert peak < path.stat().st_size / 4
     path.write_text('{"images": [{"id": 1} {"id": 2}], "last": [{"id": 7}]}')
-    with pytest.raises(ValueError, match=r"coco\.json:1: malformed JSON at column 23: expected ','"):
+    with pytest.raises(ValueError, match=r"coco\.json:1: .*column 23: .*','"):
         JsonRecords(path, key='last')

@@ -143,9 +143,9 @@ def test_one_modality_alone(monkeypatch):
 def test_bad_arguments_name_the_key(monkeypatch):
     with pytest.raises(ValueError, match="list has no 'modalities'"):
         ModalitySampler([1, 2], batch_size=1)
-    with pytest.raises(ValueError, match=r"batch_size=0 must be the data loader's"):
+    with pytest.raises(ValueError, match=r'batch_size=0'):
         ModalitySampler(Records(3, 3), batch_size=0)
-    with pytest.raises(ValueError, match='6 records fill no step of 4 samples on 1 ranks; use round_up=True'):
+    with pytest.raises(ValueError, match='6 records .* 4 samples on 1 ranks.*round_up=True'):
         ModalitySampler(Records(3, 3), batch_size=4, seed=0, round_up=False)
 
 
@@ -309,9 +309,9 @@ def test_memory_grows_with_the_samples_of_an_epoch_alone():
 
 def test_a_dataset_without_tasks_is_refused():
     for dataset in (Records(4), [1, 2]):
-        with pytest.raises(ValueError, match="TaskMixSampler: .* has no 'tasks'; use it on a TaskMixDataset"):
+        with pytest.raises(ValueError, match="TaskMixSampler: .*'tasks'.*TaskMixDataset"):
             TaskMixSampler(dataset, batch_size=1)
-    with pytest.raises(ValueError, match="batch_size=0 must be the data loader's"):
+    with pytest.raises(ValueError, match='batch_size=0'):
         TaskMixSampler(mix([(2, 0)]), batch_size=0)
 
 

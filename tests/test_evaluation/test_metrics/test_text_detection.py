@@ -7,7 +7,6 @@ from mmengine.evaluator import Evaluator
 from mmengine.registry import DATASETS, METRICS
 from mmpretrain.structures import DataSample
 
-from mergemix_mm.evaluation import TextDetectionMetric
 from mergemix_mm.functional import boxes_to_square, format_boxes
 
 SIZE = (100, 200)
@@ -94,15 +93,13 @@ def test_without_an_image_id_the_source_names_the_image():
     assert evaluate(samples)['mAP'] == pytest.approx(100)
 
 
-def test_a_repeated_question_and_nothing_to_find_are_refused():
+def test_a_repeated_question_nothing_to_find_and_a_true_box_without_a_width_are_refused():
     with pytest.raises(ValueError, match="2 samples ask for 'cat' of image 7"):
         evaluate([sample('cat', 7, DOGS, DOGS)] * 2)
-    with pytest.raises(ValueError, match='no sample has a box to be found'):
+    with pytest.raises(ValueError, match='no sample has a box'):
         evaluate([sample('cat', 1, [], DOGS)])
-    with pytest.raises(ValueError, match='is the dataset of the loader empty'):
-        TextDetectionMetric().evaluate(0)
-    with pytest.raises(KeyError, match="TextDetectionMetric: a data sample has no 'label'"):
-        TextDetectionMetric().process(None, [dict(pred_answer='', gt_boxes=[])])
+    with pytest.raises(ValueError, match=r'TextDetectionMetric: 7: gt_boxes='):
+        evaluate([sample('cat', 7, [[1, 1, 1, 5]], DOGS)])
 
 
 def test_without_pycocotools_the_error_says_what_to_install(monkeypatch):
@@ -110,8 +107,3 @@ def test_without_pycocotools_the_error_says_what_to_install(monkeypatch):
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(ImportError, match='pip install pycocotools'):
         evaluate([sample('cat', 1, DOGS, DOGS)])
-
-
-def test_a_true_box_that_has_no_width_names_its_image():
-    with pytest.raises(ValueError, match=r'TextDetectionMetric: 7: gt_boxes=.* width and a height above 0'):
-        evaluate([sample('cat', 7, [[1, 1, 1, 5]], DOGS)])

