@@ -99,3 +99,16 @@ def test_no_file_of_the_package_imports_configs_or_tools():
 def test_every_file_opens_with_a_sentence():
     for path in [*PACKAGE.rglob('*.py'), *(ROOT / 'tools').rglob('*.py')]:
         assert (ast.get_docstring(ast.parse(path.read_text())) or '').strip(), path
+
+
+def test_the_drawn_tree_of_the_documentation_is_that_of_the_package():
+    tree = re.search(r'```text\n(mergemix_mm/\n.*?)```', (ROOT / 'docs/architecture.md').read_text(), re.DOTALL)[1]
+    drawn, folder = set(), []
+    for found in re.finditer(r'^((?:│   |    )*)[├└]── (\S+)', tree, re.MULTILINE):
+        folder = [*folder[: len(found[1]) // 4], found[2].rstrip('/')]
+        drawn.add('/'.join(folder))
+    assert not {name for name in drawn if not (PACKAGE / name).exists()}
+    parts = {path.name for path in PACKAGE.iterdir() if (path / '__init__.py').exists()}
+    rooms = {f'{part}/{path.parent.name}' for part in parts for path in (PACKAGE / part).glob('*/__init__.py')}
+    modules = {f'functional/{path.name}' for path in files('functional')} - {'functional/__init__.py'}
+    assert parts | rooms | modules <= drawn
