@@ -20,6 +20,10 @@ from safetensors.torch import load_file
 
 from mergemix_mm.engine.hooks import AtomicCheckpointHook, SavePretrainedHook
 
+# Autograd starts its threads at the first backward pass of a process: none if that is on the CPU, and some if it is on
+# fake tensors, after which no child of the process can train. So the first one is here.
+torch.zeros((), requires_grad=True).backward()
+
 CHECKPOINTS = ('_save_checkpoint_with_step', '_save_best_checkpoint')
 WATCHED = ('os.rename', 'os.remove', 'os.rmdir', 'os.mkdir', 'os.link', 'os.symlink', 'os.truncate')
 

@@ -1,17 +1,16 @@
-"""Asks a vision-language model in the terminal: about images or none, in several turns, answers as they are written."""
+"""Asks a vision-language model in the terminal, with or without images and in several turns. Answers are streamed."""
 
 import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import torch
-from mmengine.device import get_device
 from PIL import Image
 
 from mergemix_mm.datasets import SphinxProcessor
 from mergemix_mm.datasets.collate import ConversationCollate
 from mergemix_mm.datasets.transforms import EncodeConversation
+from mergemix_mm.engine import launch
 from mergemix_mm.engine.launch import LaunchError
 from mergemix_mm.models.allowed_parts import check_adapter
 from mergemix_mm.models.vlms import HFVisionLanguageModel, SphinxModel
@@ -36,18 +35,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument('-q', '--question', help='the only question; without it, questions are read line by line')
     parser.add_argument('--lora', metavar='ADAPTER', help='folder of adapters to add to MODEL')
     parser.add_argument('--max-new-tokens', type=int, default=512, help='longest answer (default: %(default)s)')
-    parser.add_argument(
-        '--dtype',
-        choices=('float32', 'bfloat16', 'float16'),
-        help='of the weights (default: bfloat16 on an accelerator, float32 on a CPU)',
-    )
-    parser.add_argument('--device', help="e.g. 'cuda:1' or 'cpu' (default: the accelerator, if there is one)")
-    parser.add_argument('--chat-template', help="name of a template of this repository, or a file (default: MODEL's)")
-    parser.add_argument(
-        '--trust-remote-code',
-        action='store_true',
-        help='run code that comes with the weights, or that their config names',
-    )
+    launch.add_model_arguments(parser)
     args = parser.parse_args(argv)
     if args.max_new_tokens < 1:
         parser.error(f'--max-new-tokens {args.max_new_tokens} must be at least 1')
@@ -55,7 +43,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def open_images(paths: Sequence[Path]) -> list[Image.Image]:
-    """Read the images as a viewer shows them, in RGB.
+    """Read the images in RGB, as a viewer shows them.
 
     Raises:
         SystemExit: If one is missing or cannot be decoded.
@@ -70,10 +58,10 @@ def open_images(paths: Sequence[Path]) -> list[Image.Image]:
 
 
 def resolve(model: str, lora: str | None) -> tuple[str, str | None]:
-    """The model, and the folder of its adapters; if MODEL itself holds adapters, they name their model.
+    """The model and the folder of its adapters. If MODEL itself holds adapters, they name their model.
 
     Raises:
-        SystemExit: If a folder of adapters is needed and is not there, or names no model.
+        SystemExit: If the folder of adapters is missing, or does not name its model.
     """
     if lora is not None:
         if not Path(lora, ADAPTER_FILE).is_file():
@@ -85,7 +73,7 @@ def resolve(model: str, lora: str | None) -> tuple[str, str | None]:
 
     try:
         base = PeftConfig.from_pretrained(model).base_model_name_or_path
-    except Exception as error:  # A damaged file can raise whatever Python has.
+    except Exception as error:  # A damaged file can raise any exception.
         raise LaunchError(f'MODEL: {Path(model, ADAPTER_FILE)} cannot be read: {one_line(error, 200)}') from None
     if not base:
         raise LaunchError(
@@ -114,10 +102,10 @@ def load_processor(folders: Sequence[str], trust_remote_code: bool):
         except (OSError, ValueError, TypeError, KeyError) as error:
             reasons.append(str(error))
             continue
-        # Without a processor, transformers hands out what it finds: a tokenizer.
+        # If there is no processor, transformers returns the tokenizer instead.
         if hasattr(processor, 'tokenizer'):
             return processor
-        reasons.append(f'{folder} has a {type(processor).__name__} alone')
+        reasons.append(f'{folder} has only a {type(processor).__name__}')
     raise LaunchError(
         f'MODEL: no processor comes from {" or ".join(folders)}. SavePretrainedHook and save_pretrained.py write it '
         'beside the model if the config has model.processor; or take that of the model trained from: '
@@ -125,13 +113,12 @@ def load_processor(folders: Sequence[str], trust_remote_code: bool):
     )
 
 
-def load_model(base: str, adapters: str | None, dtype: str | None, device: str, trust_remote_code: bool) -> FamilyModel:
+def load_model(base: str, adapters: str | None, dtype: str, device: str, trust_remote_code: bool) -> FamilyModel:
     """The model in evaluation mode, with its adapters added to the weights.
 
     Raises:
-        SystemExit: If it cannot be found, or is of an unknown family.
+        SystemExit: If the model cannot be found, or its family is unknown.
     """
-    dtype = dtype or ('float32' if torch.device(device).type == 'cpu' else 'bfloat16')
     try:
         if is_sphinx(base):
             language_model = dict(
@@ -146,15 +133,15 @@ def load_model(base: str, adapters: str | None, dtype: str | None, device: str, 
         try:
             if not trust_remote_code:
                 check_adapter(adapters)
-            # The layers are replaced inside the model, which then is what it was before, with other weights.
+            # Merging replaces layers inside the model, which keeps its class and gets other weights.
             vlm.model = load_adapters(vlm.model, adapters).merge_and_unload()
-        except Exception as error:  # A damaged file can raise whatever Python has.
+        except Exception as error:  # A damaged file can raise any exception.
             raise LaunchError(f'MODEL: the adapters in {adapters} cannot be added: {one_line(error, 400)}') from error
     return vlm.to(device).eval()
 
 
 def printable_streamer(tokenizer):
-    """A streamer of transformers that shows the control characters of an answer instead of sending them."""
+    """A streamer of transformers that prints control characters of an answer as text, so that they do not act."""
     from transformers import TextStreamer
 
     class PrintableStreamer(TextStreamer):
@@ -165,13 +152,13 @@ def printable_streamer(tokenizer):
 
 
 class Chat:
-    """A conversation with a model, written as in training.
+    """A conversation with a model, formatted as in training.
 
     Args:
         vlm (FamilyModel): The model.
-        encode (EncodeConversation): With ``generate=True``.
-        images (Sequence[Image]): What the first question is about.
-        max_new_tokens (int): Longest answer.
+        encode (EncodeConversation): Built with ``generate=True``.
+        images (Sequence[Image]): The images of the first question. Defaults to none.
+        max_new_tokens (int): The longest answer in tokens. Defaults to 512.
     """
 
     def __init__(
@@ -186,10 +173,10 @@ class Chat:
         self.messages = []
 
     def ask(self, question: str) -> str:
-        """Write the answer to stdout while it is generated, and return it; question and answer become history.
+        """Write the answer to stdout while it is generated, and return it. Question and answer join the conversation.
 
         Raises:
-            RecordError: If the question cannot be written, e.g. holds an image token.
+            RecordError: If the question cannot be encoded, for example because it holds an image token.
         """
         images = [] if self.messages else [dict(type='image') for _ in self.images]
         messages = [*self.messages, dict(role='user', content=[*images, dict(type='text', text=question)])]
@@ -205,7 +192,7 @@ class Chat:
 
 
 def read_questions() -> Iterator[str]:
-    """Lines of stdin, but for empty ones, until 'exit' or the end."""
+    """The lines of stdin that are not empty, until 'exit' or the end of input."""
     while True:
         if sys.stdin.isatty():
             print('> ', end='', file=sys.stderr, flush=True)
@@ -217,7 +204,7 @@ def read_questions() -> Iterator[str]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Load the model and answer.
+    """Load the model and answer the questions.
 
     Args:
         argv (Sequence[str], optional): The command line. Defaults to that of the process.
@@ -230,7 +217,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         encode = EncodeConversation(processor, args.chat_template, generate=True)
     except ValueError as error:
         raise LaunchError(f'--chat-template: {error}') from error
-    vlm = load_model(base, adapters, args.dtype, args.device or get_device(), args.trust_remote_code)
+    device, dtype = launch.device_and_dtype(args.device, args.dtype)
+    vlm = load_model(base, adapters, dtype, device, args.trust_remote_code)
     chat = Chat(vlm, encode, images, args.max_new_tokens)
     try:
         for question in read_questions() if args.question is None else [args.question]:

@@ -1,6 +1,6 @@
-"""Reads every record of a config's datasets before any training, and prints each one that cannot be used.
+"""Reads every record of the datasets of a config before any training, and prints each one that cannot be used.
 
-For each dataset follow the number of unusable records, the keys that nothing is done with, the lengths in tokens, what
+For each dataset it reports the number of unusable records, the keys that are ignored, the lengths in tokens, what
 max_length cuts off, and the sizes of the images. The exit status is 1 if anything cannot be used. Ctrl-C prints what
 was found so far.
 """
@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from mmengine.config import Config, DictAction
-from mmengine.registry import DATASETS, init_default_scope
+from mmengine.config import Config
+from mmengine.registry import DATASETS
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
@@ -25,20 +25,20 @@ from mergemix_mm.utils.processes import end_children_with_parent
 from mergemix_mm.utils.text import DataError, RecordError, one_line
 
 SPLITS = ('train', 'val', 'test')
-# Records that a worker process reads before it reports.
+# Number of records that a worker process reads before it reports.
 CHUNK = 8
 INTERRUPTED = 130
 
 
 @dataclass
 class Finding:
-    """What was found in one record.
+    """The result of reading one record.
 
     Attributes:
-        error (str): Why it cannot be used, with its source; '' if it can.
-        left_out (bool): Whether the pipeline returned None, as those of MMEngine do to get another record.
-        tokens (int): The length of its longest answer in tokens, before any cut; -1 if it has no tokens.
-        limit (int): The ``max_length`` that cuts it off; 0 if none does.
+        error (str): Why the record cannot be used, with its source; '' if it can.
+        left_out (bool): Whether the pipeline returned None, by which it asks MMEngine for another record.
+        tokens (int): The length in tokens before any cut, of a preference pair the longer one; -1 without tokens.
+        limit (int): The ``max_length`` that cuts the record; 0 if none does.
         sizes (list): Width and height in pixels of its images.
     """
 
@@ -50,7 +50,7 @@ class Finding:
 
 
 class Inspection(Dataset):
-    """The records of a dataset, a chunk at a time, as the fields of findings: reading them raises nothing."""
+    """The findings of a dataset as dictionaries, a chunk at a time. Reading them raises no errors."""
 
     def __init__(self, dataset: Dataset) -> None:
         self.dataset = dataset
@@ -65,7 +65,7 @@ class Inspection(Dataset):
 
 @dataclass
 class Report:
-    """The findings of one dataset, added up."""
+    """The sum of the findings of one dataset."""
 
     name: str
     total: int
@@ -95,11 +95,11 @@ class Report:
             self.sizes.extend(size)
 
     def lines(self, dataset: Dataset) -> Iterator[str]:
-        """The report in lines."""
+        """The lines of the report."""
         read = f'{self.read} of {self.total}' if self.read < self.total else str(self.total)
         yield f'{self.name} ({type(dataset).__name__}): {read} records read, {self.unusable} cannot be used'
         if self.unusable and getattr(dataset, 'on_error', '') == 'skip':
-            yield "  on_error='skip': in training, others take the places of those that cannot be used"
+            yield "  on_error='skip': in training, other records replace those that cannot be used"
         if self.left_out:
             yield f'  left out by the pipeline, which returned None: {self.left_out}'
         others = getattr(getattr(dataset, 'records', None), 'other_keys', None) or {}
@@ -132,7 +132,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         '--workers', type=int, default=min(8, os.cpu_count() or 1), help='processes that read (default: %(default)s)'
     )
     launch.add_trust_argument(parser)
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='config keys to override, key=value')
+    launch.add_config_options(parser)
     args = parser.parse_args(argv)
     if args.workers < 0:
         parser.error(f'--workers {args.workers} must be at least 0')
@@ -143,8 +143,8 @@ def inspect(dataset: Dataset, index: int) -> Finding:
     """Read one record, with its images, and run the pipeline on it.
 
     Args:
-        dataset (Dataset): Not one of several datasets.
-        index (int): From 0.
+        dataset (Dataset): One that holds records itself, see :func:`leaves`.
+        index (int): The index of the record.
     """
     finding = Finding()
     try:
@@ -157,7 +157,8 @@ def inspect(dataset: Dataset, index: int) -> Finding:
             sample = _prepare(dataset, index, info, finding)
     except RecordError as error:
         finding.error = str(error)
-    except Exception as error:  # Whatever a reader or a transform stumbles over would stop a training as well.
+    except Exception as error:
+        # Any error of a reader or a transform would also stop a training.
         kind = '' if isinstance(error, (ValueError, OSError)) else f'{type(error).__name__}: '
         finding.error = one_line(f'{source_of(dataset, index)}: {kind}{error}')
     else:
@@ -168,7 +169,7 @@ def inspect(dataset: Dataset, index: int) -> Finding:
 
 
 def _encode(dataset: Dataset, index: int, record: Mapping, finding: Finding) -> Any:
-    """The sample of a record with images as a training gets it, and its length without the limit of its transforms."""
+    """The sample of a record with images as training gets it. Its length is measured before any cut."""
     finding.sizes = [image.size for key in ('images', 'rejected_images') for image in record.get(key, ())]
     limited = [each for each in dataset.pipeline.transforms if getattr(each, 'max_length', None) is not None]
     limits = [transform.max_length for transform in limited]
@@ -189,10 +190,10 @@ def _encode(dataset: Dataset, index: int, record: Mapping, finding: Finding) -> 
 
 
 def _prepare(dataset: Dataset, index: int, info: Any, finding: Finding) -> Any:
-    """The sample of a dataset of MMEngine, whose own indexing would take another one in its place."""
+    """The sample of a dataset of MMEngine, whose own indexing would replace a record that cannot be used."""
     for path in _image_paths(info):
         if os.path.exists(path):
-            # OpenCV fills what is missing of a file with grey, and says nothing.
+            # OpenCV silently fills the missing part of a truncated file with grey.
             finding.sizes.append(read_image(path).size)
     sample = dataset.prepare_data(index) if hasattr(dataset, 'prepare_data') else dataset.pipeline(info)
     finding.left_out = sample is None
@@ -205,7 +206,7 @@ def _image_paths(info: Any) -> list[str]:
 
 
 def source_of(dataset: Dataset, index: int) -> str:
-    """Where a record stands, as far as its dataset tells."""
+    """The place of a record in its file, as far as the dataset knows it."""
     if hasattr(dataset, 'source'):
         return dataset.source(index)
     name = getattr(dataset, 'ann_file', '') or getattr(dataset, 'data_root', '') or type(dataset).__name__
@@ -217,7 +218,7 @@ def source_of(dataset: Dataset, index: int) -> str:
 
 
 def num_tokens(sample: Any) -> int:
-    """The tokens of a sample, of a preference pair those of its longer answer; -1 if it has none."""
+    """The number of tokens of a sample, of a preference pair that of its longer answer; -1 if it has none."""
     inputs = sample.get('inputs') if isinstance(sample, Mapping) else None
     if not isinstance(inputs, Mapping) or 'input_ids' not in inputs:
         return -1
@@ -225,13 +226,13 @@ def num_tokens(sample: Any) -> int:
 
 
 def shapes_of(sample: Any) -> list[tuple[int, int]]:
-    """Width and height of the image of a sample that tells them."""
+    """Width and height of the image of a sample, if its data sample knows them."""
     shape = getattr(sample.get('data_samples'), 'ori_shape', None) if isinstance(sample, Mapping) else None
     return [] if shape is None else [(int(shape[1]), int(shape[0]))]
 
 
 def leaves(dataset: Dataset, name: str) -> Iterator[tuple[str, Dataset]]:
-    """The datasets that hold records, inside those that join or wrap others, with their config keys."""
+    """The datasets that hold records themselves, with their config keys, inside datasets that join or wrap others."""
     inner = getattr(dataset, 'datasets', None)
     if isinstance(inner, Mapping):
         for key, part in inner.items():
@@ -247,10 +248,10 @@ def leaves(dataset: Dataset, name: str) -> Iterator[tuple[str, Dataset]]:
 
 
 def build(config: dict, name: str) -> tuple[list[tuple[str, Dataset]], list[str]]:
-    """Build a dataset; of one that cannot be built, the datasets inside it that can.
+    """Build a dataset, or if it cannot be built, those datasets inside it that can.
 
     Returns:
-        tuple: Datasets with their keys, and errors.
+        tuple: The datasets with their config keys, and the errors.
     """
     try:
         return list(leaves(DATASETS.build(config), name)), []
@@ -265,7 +266,7 @@ def build(config: dict, name: str) -> tuple[list[tuple[str, Dataset]], list[str]
 
 
 def _inner_configs(config: dict, name: str) -> Iterator[tuple[str, dict]]:
-    """The configs of datasets one level inside that of another, with what a mix of tasks adds to their pipelines."""
+    """The configs of datasets one level inside another one, with the transforms that a task mix adds to them."""
     tasks = {f'tasks.{key}.dataset': task.get('dataset') for key, task in (config.get('tasks') or {}).items()}
     several = {f'datasets.{number}': part for number, part in enumerate(config.get('datasets') or ())}
     single = {key: config.get(key) for key in ('gen', 'und', 'dataset')}
@@ -276,10 +277,10 @@ def _inner_configs(config: dict, name: str) -> Iterator[tuple[str, dict]]:
 
 
 def check(name: str, dataset: Dataset, workers: int) -> tuple[Report, bool]:
-    """Read all records of a dataset, printing those that cannot be used.
+    """Read all records of a dataset and print those that cannot be used.
 
     Returns:
-        tuple[Report, bool]: What was found, and whether it was interrupted.
+        tuple[Report, bool]: The report, and whether it was interrupted.
     """
     report = Report(name, len(dataset))
     loader = DataLoader(
@@ -295,7 +296,8 @@ def check(name: str, dataset: Dataset, workers: int) -> tuple[Report, bool]:
                 bar.update(len(findings))
         except KeyboardInterrupt:
             return report, True
-        except RuntimeError as error:  # A worker was killed.
+        except RuntimeError as error:
+            # A worker was killed.
             report.unusable += 1
             tqdm.write(one_line(f'{name}: after {report.read} records: {error}'), file=sys.stdout)
     return report, False
@@ -312,9 +314,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     args = parse_args(argv)
     end_children_with_parent()
-    cfg = launch.load_config(args.config)
-    launch.merge_options(cfg, args.cfg_options)
-    init_default_scope(cfg.default_scope)
+    cfg = launch.read_config(args.config, args.cfg_options)
     configs = launch.dataset_configs(cfg, *args.split)
     if not configs:
         raise launch.LaunchError(f'CONFIG: {args.config} has no data loader for {", ".join(args.split)}; add one')
@@ -347,7 +347,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _with_advice(cfg: Config, splits: Sequence[str], error: str) -> str:
-    """The error of a dataset that cannot be built, or that of its data root, which says what to do."""
+    """The error of a dataset that cannot be built. If its data root is missing, that error replaces it, with advice."""
     try:
         launch.check_data_roots(cfg, *splits)
     except launch.LaunchError as found:

@@ -1,4 +1,4 @@
-"""Evaluates a checkpoint of a vision-language model on several benchmarks: one command, one table."""
+"""Evaluates a checkpoint of a vision-language model on several benchmarks, and prints one table."""
 
 import argparse
 import math
@@ -14,26 +14,26 @@ from mergemix_mm.engine import launch
 from mergemix_mm.utils.files import write_json
 
 NOTES = """
-CONFIG gives the model and, as its variable `encode`, the transform that makes its inputs (see configs/_base_/models);
-its own data are left aside. A benchmark is a config with `test_dataloader` and `test_evaluator`. `encode` becomes the
-last transform of its dataset's pipeline, behind those of the task, with max_length=None, generate=True; one of the
-same type that is there gives way. What a benchmark wants otherwise it says in a variable of its own:
-`encode_options = dict(generate=False)` has the given answers scored instead of new ones written.
+CONFIG gives the model and, in its variable `encode`, the transform that makes the inputs of the model (see
+configs/_base_/models). The data of CONFIG are not used. A benchmark is a config with `test_dataloader` and
+`test_evaluator`. `encode` becomes the last transform of its pipeline, with max_length=None and generate=True, and
+replaces a transform of the same type. A benchmark can set other options in its variable `encode_options`; for example,
+`encode_options = dict(generate=False)` scores the given answers instead of generating new ones.
 
-Keys of --cfg-options are those of CONFIG; data of benchmarks are test_dataloader.NAME, e.g.
+Keys of --cfg-options are those of CONFIG. The data of a benchmark are at test_dataloader.NAME, for example
   --cfg-options test_dataloader.pope.dataset.data_root=/data/coco
-In several processes, start it as tools/dist_test.sh starts tools/test.py: with torchrun, and --launcher pytorch.
+For several processes, start it with torchrun and --launcher pytorch, as tools/dist_test.sh starts tools/test.py.
 """
 HEADER = ('benchmark', 'metric', 'value', 'samples')
 
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
-    """Parse the command line, or ``arguments`` if given."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=NOTES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument('config', help='config file of the model')
-    parser.add_argument('checkpoint', help="checkpoint file, or 'none': the weights that model.vlm comes with")
+    parser.add_argument('checkpoint', help="checkpoint file, or 'none' for the weights that model.vlm comes with")
     parser.add_argument(
         'benchmarks',
         nargs='+',
@@ -46,14 +46,14 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def merge_args(cfg: Config, args: argparse.Namespace) -> Config:
-    """Put the benchmarks in the place of the config's tests, then the flags, and ``--cfg-options`` last."""
+    """Replace the tests of the config by the benchmarks, then apply the flags, and ``--cfg-options`` last."""
     if cfg.get('encode') is None:
         raise launch.LaunchError(
             f'CONFIG: {args.config} has no `encode`, the transform that makes the inputs of its model; set it, e.g. '
             "encode=dict(type='EncodeConversation', processor=...), as configs/_base_/models do"
         )
     launch.merge_common_args(cfg, args)
-    # Here the model is whole in every process: shards, as a config may train them, cannot generate.
+    # Every process has the whole model, because a sharded model cannot generate.
     for key in ('strategy', 'runner_type'):
         cfg.pop(key, None)
     cfg.load_from = args.checkpoint
@@ -72,17 +72,17 @@ def merge_args(cfg: Config, args: argparse.Namespace) -> Config:
 
 
 def read_benchmark(name: str, encode: dict) -> tuple[str, Config]:
-    """Read the config of a benchmark, and let its data end in the model's inputs.
+    """Read the config of a benchmark, and append the transform of the model to its pipeline.
 
     Args:
-        name (str): Below ``configs/_base_/datasets``, or a path that ends in ``.py``.
-        encode (dict): The model's last transform.
+        name (str): The name of a file in ``configs/_base_/datasets``, or a path that ends in ``.py``.
+        encode (dict): The transform that makes the inputs of the model.
 
     Returns:
-        tuple[str, Config]: The name, in which dots, which separate keys, are underscores; and the config.
+        tuple[str, Config]: The name, with underscores instead of dots because dots separate keys, and the config.
 
     Raises:
-        LaunchError: If there is no such file, or it is no benchmark.
+        LaunchError: If there is no such file, or it is not a benchmark.
     """
     path = Path(name)
     if path.suffix != '.py':
@@ -102,10 +102,10 @@ def read_benchmark(name: str, encode: dict) -> tuple[str, Config]:
 
 
 def table(results: dict[str, dict]) -> str:
-    """A line for each value of each benchmark.
+    """The table with a line for each value of each benchmark.
 
     Args:
-        results (dict[str, dict]): ``samples`` and ``metrics`` of every benchmark.
+        results (dict[str, dict]): ``samples`` and ``metrics`` of each benchmark.
     """
     rows = [
         (name, metric, f'{value:.3f}' if isinstance(value, Real) else str(value), str(found['samples']))
@@ -123,7 +123,7 @@ def table(results: dict[str, dict]) -> str:
 
 
 def plain(value: object) -> float | str:
-    """What JSON can hold of a value: infinity and what is no number become text."""
+    """A value as JSON can hold it: infinity, NaN and values that are not numbers become text."""
     return float(value) if isinstance(value, Real) and math.isfinite(value) else str(value)
 
 

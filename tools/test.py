@@ -10,21 +10,21 @@ from mergemix_mm.engine import launch
 
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
-    """Parse the command line, or ``arguments`` if given."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description='Test a model')
     parser.add_argument('config', help='config file')
-    parser.add_argument('checkpoint', help="checkpoint file, or 'none': model.vlm.pretrained as it is")
+    parser.add_argument('checkpoint', help="checkpoint file, or 'none' for the weights of model.vlm.pretrained")
     launch.add_common_arguments(parser)
     parser.add_argument('--out', help='file for the results (.pkl, .json or .yaml)')
-    parser.add_argument('--out-item', choices=['metrics', 'pred'], help='what --out holds; predictions if left out')
+    parser.add_argument('--out-item', choices=['metrics', 'pred'], help='what --out holds (default: pred)')
     parser.add_argument('--show-dir', help='folder for drawn predictions')
     parser.add_argument('--show', action='store_true', help='show the predictions in a window')
     parser.add_argument('--interval', type=int, default=1, help='draw every n-th sample')
-    parser.add_argument('--wait-time', type=float, default=2, help='seconds that a window stays')
+    parser.add_argument('--wait-time', type=float, default=2, help='seconds that a window stays open')
     parser.add_argument(
         '--tta',
         action='store_true',
-        help='test-time augmentation: tta_model and tta_pipeline of the config, or else the mean over flips',
+        help='test-time augmentation with tta_model and tta_pipeline of the config, by default the mean over flips',
     )
     args = parser.parse_args(arguments)
     if args.out_item is not None and args.out is None:
@@ -33,7 +33,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def merge_args(cfg: Config, args: argparse.Namespace) -> Config:
-    """Apply the flags of testing to the config, and ``--cfg-options`` after them."""
+    """Apply the flags to the config, and ``--cfg-options`` after them."""
     launch.merge_common_args(cfg, args)
     cfg.load_from = args.checkpoint
     if args.amp:
@@ -51,7 +51,7 @@ def merge_args(cfg: Config, args: argparse.Namespace) -> Config:
     launch.merge_options(cfg, args.cfg_options)
     if cfg.load_from == 'none':
         launch.use_own_weights(cfg)
-    # Wraps the model: the keys of --cfg-options are those of the config, with and without --tta.
+    # This wraps the model, so it comes last: the keys of --cfg-options are the same with and without --tta.
     if args.tta:
         _use_test_time_augmentation(cfg)
     return cfg
@@ -60,7 +60,7 @@ def merge_args(cfg: Config, args: argparse.Namespace) -> Config:
 def _use_test_time_augmentation(cfg: Config) -> None:
     """Average over views of each image, by default over the image and its mirror image.
 
-    After MMPretrain's tools/test.py (Apache-2.0), which has the same keys and the same default.
+    This follows MMPretrain's tools/test.py (Apache-2.0), which has the same keys and the same default.
     """
     dataset = cfg.test_dataloader.dataset
     pipeline = cfg.get('tta_pipeline')

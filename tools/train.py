@@ -8,7 +8,7 @@ from mergemix_mm.engine import launch
 
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
-    """Parse the command line, or ``arguments`` if given."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description='Train a model')
     parser.add_argument('config', help='config file')
     launch.add_common_arguments(parser)
@@ -17,16 +17,16 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
         nargs='?',
         const='auto',
         metavar='CHECKPOINT',
-        help='resume from this checkpoint, or without a value from the newest one in the work directory that loads',
+        help='resume from this checkpoint; without a value, from the newest one in the work directory that loads',
     )
     parser.add_argument('--no-validate', action='store_true', help='train without validation')
-    parser.add_argument('--auto-scale-lr', action='store_true', help='scale the learning rate with the batch size')
+    parser.add_argument('--auto-scale-lr', action='store_true', help='scale the learning rate by the total batch size')
     parser.add_argument('--no-persistent-workers', action='store_true', help='restart data loader workers each epoch')
     return parser.parse_args(arguments)
 
 
 def merge_args(cfg: Config, args: argparse.Namespace) -> Config:
-    """Apply the flags of training to the config, and ``--cfg-options`` last."""
+    """Apply the flags to the config, and ``--cfg-options`` after them."""
     launch.merge_common_args(cfg, args)
     if args.no_validate:
         cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None

@@ -226,7 +226,7 @@ def test_images_of_several_sizes_and_samples_without_a_partner(browse, tmp_path)
 
 def test_text_alone_has_no_page(browse, tmp_path):
     printed = browse(write_records(tmp_path, [conversation(), conversation()]), '-n', '2')
-    assert browse.drawn is None and 'No page is written' in printed and printed.count('«Cat<|im_end|>»') == 2
+    assert browse.drawn is None and 'No figure is written' in printed and printed.count('«Cat<|im_end|>»') == 2
 
 
 def test_without_a_model_images_are_known_by_their_token(browse, tmp_path):

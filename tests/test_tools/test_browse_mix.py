@@ -96,12 +96,12 @@ def test_config_options_override(browse_mix, config, tmp_path):
 
 def test_plain_image_classifier_is_told_the_way_out(browse_mix, config):
     config.write_text(CONFIG.replace("type='MergeMix', num_merge=4", "type='Mixup', alpha=1.0"))
-    with pytest.raises(TypeError, match=r"model.type is ImageClassifier.*model.type='MixupClassifier'"):
+    with pytest.raises(SystemExit, match='model.type=ImageClassifier'):
         browse_mix.main([str(config), '--cfg-options', 'model.type=ImageClassifier'])
 
 
 def test_config_that_never_mixes_is_refused(browse_mix, config):
-    with pytest.raises(RuntimeError, match=r'none of 7 batches was mixed.*model.train_cfg'):
+    with pytest.raises(SystemExit, match=r'none of 7 batches.*model.train_cfg'):
         browse_mix.main([str(config), '--cfg-options', 'model.train_cfg=None'])
 
 
@@ -119,5 +119,5 @@ def test_missing_config_is_named_with_its_closest_match(browse_mix, config):
 def test_config_without_training_data_is_refused(browse_mix, tmp_path):
     path = tmp_path / 'empty.py'
     path.write_text("model = dict(type='MixupClassifier')\n")
-    with pytest.raises(KeyError, match='no train_dataloader'):
+    with pytest.raises(SystemExit, match='train_dataloader'):
         browse_mix.main([str(path)])

@@ -79,7 +79,7 @@ def test_every_unusable_record_is_named_with_file_and_line(check, records, worke
             rf"{path}:7: has 'videos'; videos cannot be trained on",
             rf'{path}:10: all answers are cut off by max_length=50',
             r'train_dataloader\.dataset \(ConversationDataset\): 10 records read, 5 cannot be used',
-            r"  on_error='skip': in training, others take the places",
+            r"  on_error='skip': in training",
             r'  keys that are not trained on: id \(4\), source \(1\)',
             r'  tokens: min \d+, median \d+, max \d+$',
             r'  cut off by max_length=50: 1, of min (\d+), median \1, max \1 tokens',

@@ -61,7 +61,7 @@ def test_mismatches_are_listed_with_the_way_out_and_nothing_is_written(mix, tmp_
         '  other: only in synthetic\n'
         '  body.weight: float32 [2, 2] in real, float32 [2] in synthetic\n'
         '  head.weight: only in real\n'
-        'What --include or --exclude leaves out is taken from REAL, and not compared.'
+        'What --include or --exclude leaves out is taken from REAL and is not compared.'
     )
     assert set(tmp_path.rglob('*')) == before
     with pytest.raises(SystemExit, match='body.weight: .*in real'):

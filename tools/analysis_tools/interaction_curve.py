@@ -1,6 +1,6 @@
-"""Measures the cross-modal interaction of a model layer by layer (https://arxiv.org/abs/2511.22663), over samples.
+"""Measures the cross-modal interaction of a model in each layer (https://arxiv.org/abs/2511.22663), over samples.
 
-The result is a JSON file that `AIAHook(preset=...)` takes as targets, and a figure beside it.
+It writes a JSON file, which `AIAHook(preset=...)` reads as targets, and a figure beside it.
 """
 
 import argparse
@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from mmengine.device import get_device
 from mmengine.registry import DATASETS, MODELS, init_default_scope
 from torch.utils.data import Dataset
 
@@ -35,21 +34,21 @@ from mergemix_mm.visualization import draw_interaction_curves, save_image
 
 UNIFIED = dict(emu3='Emu3Model', janus='JanusModel')
 TASK_NAMES = dict(gen='generation', und='understanding')
-# Where a record may say what kind of prompt it has.
+# Keys of records that may hold the kind of their prompt.
 TYPE_KEYS = ('question_type', 'category')
-# Words of the usual instructions (LLaVA-v1.5) -> kind of prompt.
+# Words of the instructions of LLaVA-v1.5, and the kind of prompt that they mean.
 INSTRUCTIONS = {'single word or phrase': 'short answer', "option's letter": 'multiple choice'}
 OTHER_TYPE = dict(gen='prompt', und='open question')
 
 
 @dataclass
 class Sample:
-    """What one sample gave.
+    """The measurement of one sample.
 
     Args:
         intensity (np.ndarray): [layers] in [0, 1].
-        kind (str): of the prompt.
-        length (int): Text tokens of the prompt.
+        kind (str): The kind of the prompt.
+        length (int): The number of text tokens of the prompt.
     """
 
     intensity: np.ndarray
@@ -68,26 +67,19 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         'data',
         nargs='+',
         type=Path,
-        help='conversations (.json, .jsonl), prompts with images (the same), or a config (.py), whose training dataset '
-        'is taken with its pipeline; one or two, for both tasks',
+        help='conversations or prompts with images (.json, .jsonl), or a config (.py), whose training dataset is used '
+        'with its pipeline; one file, or two for both tasks',
     )
-    parser.add_argument('--out', type=Path, required=True, help='the JSON file; the figure gets its name with .png')
+    parser.add_argument('--out', type=Path, required=True, help='the JSON file; the figure has the same name with .png')
     parser.add_argument(
-        '--compare', nargs='+', type=Path, default=[], metavar='JSON', help='earlier results to draw beside this one'
+        '--compare', nargs='+', type=Path, default=[], metavar='JSON', help='earlier results to draw in the same figure'
     )
-    parser.add_argument('--num-samples', type=int, default=100, help='of each task (default: %(default)s)')
-    parser.add_argument('--seed', type=int, default=0, help='of the choice of samples (default: %(default)s)')
-    parser.add_argument('--image-root', default='', help='where relative paths of images begin (default: here)')
-    parser.add_argument('--type-key', help='key of the records by which prompts are told apart (default: found out)')
-    parser.add_argument('--chat-template', help="name of a template of this repository, or a file (default: MODEL's)")
-    parser.add_argument(
-        '--dtype',
-        choices=('float32', 'bfloat16', 'float16'),
-        help='of the weights (default: bfloat16 on an accelerator, float32 on a CPU)',
-    )
-    parser.add_argument('--device', help="e.g. 'cuda:1' or 'cpu' (default: the accelerator, if there is one)")
+    parser.add_argument('--num-samples', type=int, default=100, help='samples of each task (default: %(default)s)')
+    parser.add_argument('--seed', type=int, default=0, help='seed of the choice of samples (default: %(default)s)')
+    parser.add_argument('--image-root', default='', help='folder of relative image paths (default: the current one)')
+    parser.add_argument('--type-key', help='key of the kind of prompt (default: question_type or category)')
+    launch.add_model_arguments(parser)
     launch.add_trust_argument(parser)
-    parser.add_argument('--trust-remote-code', action='store_true', help='run code that comes with the weights')
     args = parser.parse_args(argv)
     if args.num_samples < 1:
         parser.error(f'--num-samples {args.num_samples} must be at least 1')
@@ -96,15 +88,14 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def load_model(name: str, dtype: str | None, device: str, trust_remote_code: bool) -> VisionLanguageModel:
-    """The model in evaluation mode: a unified one where there is a class for it.
+def load_model(name: str, dtype: str, device: str, trust_remote_code: bool) -> VisionLanguageModel:
+    """The model in evaluation mode, as a unified model if its family has a class for it.
 
     Raises:
-        SystemExit: If it cannot be found, or is of an unknown family.
+        SystemExit: If the model cannot be found, or its family is unknown.
     """
     from transformers import AutoConfig
 
-    dtype = dtype or ('float32' if torch.device(device).type == 'cpu' else 'bfloat16')
     options = dict(pretrained=name, dtype=dtype, trust_remote_code=trust_remote_code)
     try:
         model_type = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code).model_type
@@ -127,16 +118,16 @@ def load_processor(vlm: VisionLanguageModel, name: str, trust_remote_code: bool)
     except (OSError, ValueError) as error:
         raise launch.LaunchError(f'MODEL: {name} has no processor: {error}') from error
     if type(processor).__name__ == 'JanusProcessor':
-        # The class knows the number of the released models alone.
+        # The class only knows the number of the released models.
         processor.num_image_tokens = vlm.family.model.config.vision_config.num_image_tokens
     return processor
 
 
 def load_datasets(path: Path, vlm: VisionLanguageModel, args: argparse.Namespace) -> dict[str, Dataset]:
-    """The datasets in a file by their task.
+    """The datasets of a file by their task.
 
     Raises:
-        SystemExit: If there is no such file, or no usable data in it.
+        SystemExit: If there is no such file, or it has no usable data.
     """
     if not path.is_file():
         raise launch.LaunchError(f'DATA: there is no file {path}')
@@ -161,20 +152,20 @@ def _of_records(path: Path, vlm: VisionLanguageModel, args: argparse.Namespace) 
     processor = load_processor(vlm, args.model, args.trust_remote_code)
     options = dict(ann_file=str(path), data_prefix=dict(img_path=args.image_root))
     first = JsonRecords(path)[0]
-    # In conversations `prompt` may be a list of messages.
+    # A `prompt` that is a list of messages belongs to a conversation.
     if any(isinstance(first.get(key), str) for key in PROMPT_KEYS) and 'conversations' not in first:
         return dict(gen=TextToImageDataset(pipeline=[EncodeGeneration(processor)], **options))
     return dict(und=ConversationDataset(pipeline=[EncodeConversation(processor, args.chat_template)], **options))
 
 
 def choose(dataset: Dataset, seed: int) -> Iterator[int]:
-    """Indices of records with images, shuffled."""
+    """The indices of the records with images, shuffled."""
     with_images = np.flatnonzero(dataset.modalities)
     yield from np.random.default_rng(seed).permutation(with_images).tolist()
 
 
 def kind_of(task: str, record: dict, type_key: str | None = None) -> str:
-    """The kind of a record's prompt: what the record says, or what the usual instructions in its text mean.
+    """The kind of the prompt of a record, from its keys or from the usual instructions in its text.
 
     Raises:
         SystemExit: If the record lacks `type_key`.
@@ -198,15 +189,15 @@ def measure(
     seed: int = 0,
     type_key: str | None = None,
 ) -> list[Sample]:
-    """Record one sample after the other; those without queries or keys are passed over.
+    """Record samples one by one. Those without queries or keys are skipped.
 
     Args:
-        vlm (VisionLanguageModel): In eval mode.
+        vlm (VisionLanguageModel): The model in eval mode.
         task (str): ``'gen'`` or ``'und'``.
         dataset (Dataset): With ``get_data_info``, ``pipeline`` and ``modalities``.
-        num_samples (int): At most; fewer if the dataset has fewer. Defaults to 100.
-        seed (int): Of the choice. Defaults to 0.
-        type_key (str, optional): See `kind_of`. Defaults to None.
+        num_samples (int): The largest number of samples. Defaults to 100.
+        seed (int): Seed of the choice of samples. Defaults to 0.
+        type_key (str, optional): See :func:`kind_of`. Defaults to None.
     """
     collate, device, samples = UnifiedCollate(), next(vlm.parameters()).device, []
     with InteractionRecorder(vlm) as recorder:
@@ -220,7 +211,7 @@ def measure(
             if not recording.valid.item():
                 continue
             vlm.hidden(batch, **recording.attention_kwargs)
-            # Sums of probabilities exceed 1 by their rounding.
+            # Rounding lets sums of probabilities exceed 1.
             intensity = recording.intensity()[:, 0].clamp(0, 1).cpu().numpy().astype(np.float64)
             prompt = (modality == TEXT) & (labels == -100)
             samples.append(Sample(intensity, kind_of(task, record, type_key), int(prompt.sum())))
@@ -230,19 +221,19 @@ def measure(
 
 
 def summarize(samples: Sequence[Sample]) -> dict:
-    """The curve of some samples: mean and standard deviation of each layer, and how many there are."""
+    """The curve of some samples: mean and standard deviation in each layer, and the number of samples."""
     values = np.stack([sample.intensity for sample in samples])
     return dict(mean=values.mean(0).tolist(), std=values.std(0).tolist(), samples=len(samples))
 
 
 def length_range(length: int) -> str:
-    """The power of two that a length belongs to: 17 to 32 are ``'17-32'``."""
+    """The range between powers of two that a length lies in, for example ``'17-32'``."""
     end = 1 << max(length - 1, 7).bit_length()
     return f'{end // 2 + 1}-{end}' if end > 8 else f'0-{end}'
 
 
 def describe(samples: Sequence[Sample]) -> dict:
-    """The curve over all samples, and those of the kinds and of the lengths of prompts."""
+    """The curve over all samples, and the curves by kind and by length of the prompt."""
     by_kind, by_length = defaultdict(list), defaultdict(list)
     for sample in samples:
         by_kind[sample.kind].append(sample)
@@ -255,7 +246,7 @@ def describe(samples: Sequence[Sample]) -> dict:
 
 
 def draw(path: Path, compare: Sequence[Path]) -> np.ndarray:
-    """The figure: the curves of this result and of others."""
+    """Draw the curves of this result and of others."""
     curves = {}
     for file in (path, *compare):
         for task, (mean, std) in read_curves(file).items():
@@ -264,7 +255,7 @@ def draw(path: Path, compare: Sequence[Path]) -> np.ndarray:
 
 
 def report(result: dict) -> str:
-    """A line per task, and how the two go together."""
+    """A line for each task, and the correlation of the two."""
     lines = []
     for task in TASKS:
         if task in result:
@@ -291,7 +282,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             read_curves(file)
     except ValueError as error:
         raise launch.LaunchError(f'--compare: {error}') from error
-    vlm = load_model(args.model, args.dtype, args.device or get_device(), args.trust_remote_code)
+    device, dtype = launch.device_and_dtype(args.device, args.dtype)
+    vlm = load_model(args.model, dtype, device, args.trust_remote_code)
     datasets = {}
     for path in args.data:
         with launch.safe_checkpoints(args.trust_checkpoint):

@@ -1,40 +1,36 @@
-"""Estimates what a training of a config holds on each GPU, by DDP and by FSDP2, and says which of them fits.
+"""Estimates the memory that training a config takes on each GPU, with DDP and with FSDP2, and tells which fits.
 
-A step is simulated at full size on tensors without content: the same code, any size, no GPU and no download.
+A step of the same code is simulated at full size on tensors without content. This needs no GPU and no download.
 """
 
 import argparse
-import sys
 from collections.abc import Sequence
-from pathlib import Path
-
-sys.path.append(str(Path(__file__).parent))  # Also where a test or a notebook loads this file.
-
-from _planning import add_model_arguments, explained, hub_configs, load_config, markdown_table
 
 from mergemix_mm.engine import launch
 from mergemix_mm.engine.planning import GIB, PlanError, TrainingPlan, UnknownBatchError, plan_memory
+from mergemix_mm.engine.planning.command import add_arguments, explained, hub_configs, read_model_config
+from mergemix_mm.utils.tables import markdown_table
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__,
-        epilog='weights: parameters and buffers. gradients: with the buckets of DDP, which are as large again. '
-        'optimizer: its states. step: what a step holds beside them at its peak; of FSDP2 also the layers that are '
-        'gathered. total: with 2 GiB for CUDA, NCCL and what the allocator cannot use. host: in the memory of the '
-        'machine, per GPU.',
+        epilog='weights: parameters and buffers. gradients: for DDP with its buckets, which are as large again. '
+        'optimizer: its states. step: what a step holds in addition at its peak; for FSDP2 this includes the gathered '
+        'layers. total: the sum, with 2 GiB for CUDA, NCCL and fragmentation. host: in the memory of the machine, for '
+        'each GPU.',
     )
     parser.add_argument('config', metavar='CONFIG', help='a config that trains')
     parser.add_argument('--gpus', type=int, default=1, help='number of GPUs (default: %(default)s)')
-    parser.add_argument('--gpu-memory', type=float, default=80, help='of each, in GiB (default: %(default)s)')
+    parser.add_argument('--gpu-memory', type=float, default=80, help='of each GPU, in GiB (default: %(default)s)')
     parser.add_argument(
         '--text-tokens',
         type=int,
-        help='tokens of a text, beside those of its image (default: what the max_length of the pipeline leaves room '
-        'for, which is the longest that can come)',
+        help='tokens of a text, without those of its image (default: the longest text that max_length of the pipeline '
+        'leaves room for)',
     )
-    add_model_arguments(parser)
+    add_arguments(parser)
     args = parser.parse_args(argv)
     for name, value, least in (('gpus', args.gpus, 1), ('text-tokens', args.text_tokens, 2)):
         if value is not None and value < least:
@@ -45,7 +41,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def describe(plan: TrainingPlan, gpus: int, gpu_memory: float) -> str:
-    """The plan as text: what was simulated, and a table."""
+    """The plan as text: the batches that were simulated, and a table."""
     lines = []
     for task, shape in plan.batches.items():
         if len(shape) == 2:
@@ -65,10 +61,14 @@ def describe(plan: TrainingPlan, gpus: int, gpu_memory: float) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Print the plan."""
+    """Print the plan.
+
+    Args:
+        argv (Sequence[str], optional): The command line. Defaults to that of the process.
+    """
     args = parse_args(argv)
     hub = hub_configs(args.hub_config)
-    cfg = load_config(args.config, args.cfg_options)
+    cfg = read_model_config(args.config, args.cfg_options)
     with explained():
         try:
             plan = plan_memory(cfg, args.gpus, hub, args.text_tokens)

@@ -1,4 +1,4 @@
-"""Says what a finished training run reached and where its log, checkpoint and figure are."""
+"""Prints what a training run reached, and the paths of its log, checkpoint and figure."""
 
 import argparse
 import json
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def find_run(work_dir: Path) -> Path:
-    """Find the folder of the last run in a work directory: MMEngine names them by their time."""
+    """Find the folder of the last run in a work directory. MMEngine names the folders by time."""
     runs = sorted(path.parent.parent for path in work_dir.glob('*/vis_data/scalars.json'))
     if not runs:
         raise SystemExit(f'WORK_DIR={work_dir}: no training run has written its values there yet')
@@ -14,13 +14,13 @@ def find_run(work_dir: Path) -> Path:
 
 
 def last_value(scalars: Path, key: str) -> float | None:
-    """Read the last logged value of a key; None if it was never logged."""
+    """Read the last logged value of a key, or None if it was never logged."""
     records = [json.loads(line) for line in scalars.read_text().splitlines() if line.strip()]
     return next((record[key] for record in reversed(records) if key in record), None)
 
 
 def newest(folder: Path, pattern: str) -> Path | None:
-    """Find the file that was written last; None if there is none."""
+    """Find the file that was written last, or None if there is none."""
     return max(folder.rglob(pattern), key=lambda path: path.stat().st_mtime, default=None)
 
 
@@ -29,10 +29,10 @@ def summarize(work_dir: Path, key: str = 'accuracy/top1') -> str:
 
     Args:
         work_dir (Path): The run's ``--work-dir``.
-        key (str): The metric. Defaults to ``'accuracy/top1'``.
+        key (str): The name of the metric. Defaults to ``'accuracy/top1'``.
 
     Returns:
-        str: Metric, log, checkpoint and figure; "none" for what the run did not write.
+        str: Metric, log, checkpoint and figure; "none" for those that the run did not write.
     """
     run = find_run(work_dir)
     value = last_value(run / 'vis_data' / 'scalars.json', key)
@@ -49,8 +49,8 @@ def summarize(work_dir: Path, key: str = 'accuracy/top1') -> str:
 def main() -> None:
     """Print the summary."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('work_dir', type=Path)
-    parser.add_argument('--key', default='accuracy/top1', help='the metric to report')
+    parser.add_argument('work_dir', type=Path, help='the --work-dir of the training')
+    parser.add_argument('--key', default='accuracy/top1', help='the metric to print (default: %(default)s)')
     args = parser.parse_args()
     print(summarize(args.work_dir, args.key))
 

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 
 import torch
-from lib.measure import add_common_arguments, markdown_table, measure_arms, prepare, ratio_cells, write_json
+from lib.measure import add_common_arguments, measure_arms, prepare, ratio_cells, write_json
 from lib.steps import (
     TASKS,
     TINY_JANUS,
@@ -20,6 +20,7 @@ from lib.steps import (
 )
 
 from mergemix_mm.models.tuners import UnifiedTuner
+from mergemix_mm.utils.tables import markdown_table
 
 NTP, FUSED, MAPS = 'next tokens alone', 'AIA, fused', 'AIA, attention maps'
 BACKENDS = {NTP: None, FUSED: 'fused', MAPS: 'eager'}

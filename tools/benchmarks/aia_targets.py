@@ -1,10 +1,9 @@
-"""Does the target of AIA matter? A tiny Janus learns to answer questions on drawn shapes and to draw them, with targets
-measured from teachers that learnt one of the tasks only, with the same ones swapped between the tasks, and with flat
-ones.
+"""Does the target of AIA matter? A tiny Janus learns to answer questions on drawn shapes and to draw them.
 
-The arms of one seed share weights, batches and dropped prompts, so that differences are paired. Every finished run is
-written to --output at once, and a run that is started again skips what is there; the teachers' curves are kept beside
-it.
+The targets are those of teachers that learnt only one of the tasks, the same targets swapped between the tasks, and
+flat targets. The arms of one seed share weights, batches and dropped prompts, so that differences are paired. Every
+finished run is written to --output at once. A benchmark that is started again skips these runs. The curves of the
+teachers are kept beside them.
 """
 
 import argparse
@@ -15,15 +14,16 @@ from pathlib import Path
 
 import torch
 from lib.janus import TASKS, build_tuner, encode, measure_task, train, true_images
-from lib.measure import markdown_table, write_json
+from lib.measure import write_json
 from lib.runs import Runs, add_run_arguments, paired_table, run_missing
 from torch import Tensor
 
 from mergemix_mm.models.losses import AIALoss
 from mergemix_mm.models.losses.aia_loss import resampled_curve
+from mergemix_mm.utils.tables import markdown_table
 
 NONE = 'no AIA'
-# Name -> kind of targets, and how many times the weights of the released code.
+# The kind of the targets, and a factor on the weights of the released code.
 ARMS = {
     NONE: ('teachers', 0),
     'teachers, weight x 0.1': ('teachers', 0.1),
@@ -40,7 +40,7 @@ Curves = dict[str, dict[str, list[float]]]
 
 
 def targets(kind: str, curves: Curves) -> dict[str, list[dict]]:
-    """Stages of `AIALoss`, one per layer: the curves, those of the other task, or the mean of each over the layers."""
+    """Stages of `AIALoss`, one for each layer: the curves, those of the other task, or their means over the layers."""
     found = {}
     for task, other in zip(TASKS, reversed(TASKS), strict=True):
         curve = curves[other if kind == 'swapped' else task]
@@ -55,7 +55,7 @@ def targets(kind: str, curves: Curves) -> dict[str, list[dict]]:
 
 
 def run(arm: str, seed: int, steps: int, num_train: int, num_test: dict[str, int], curves: Curves) -> dict[str, float]:
-    """Train one arm with one seed, and test it on new images.
+    """Train one arm with one seed and test it on new images.
 
     Returns:
         dict: of :func:`measure_task` for both tasks; ``distance`` and ``teacher_distance``, mean of |I - T| over layers
@@ -88,7 +88,7 @@ def run(arm: str, seed: int, steps: int, num_train: int, num_test: dict[str, int
 
 
 def train_teachers(steps: int, num_train: int, num_test: dict[str, int]) -> dict[str, dict]:
-    """A model per task that learns nothing else, with as many batches as the arms have of it.
+    """Train a model for each task that learns nothing else, with as many batches of the task as the arms have.
 
     Returns:
         dict: per task ``mean`` and ``std`` of the interaction over new samples, one number per layer, and what
@@ -106,7 +106,7 @@ def train_teachers(steps: int, num_train: int, num_test: dict[str, int]) -> dict
 
 
 def load_teachers(path: Path, settings: dict) -> Curves:
-    """Their curves from a file, which is made if it is not there; `AIAHook` takes it as a preset, too."""
+    """Read the curves of the teachers from a file, or train them and write it. `AIAHook` can read it as a preset."""
     if not path.exists():
         write_json(path, dict(settings=settings, **train_teachers(**settings)))
     stored = json.loads(path.read_text())
@@ -116,7 +116,7 @@ def load_teachers(path: Path, settings: dict) -> Curves:
 
 
 def curve_table(runs: Runs, seeds: int, curves: Curves) -> str:
-    """The interaction of each layer in percent, mean over the seeds; first the teachers'."""
+    """The table of the interaction of each layer in percent, as the mean over the seeds. The teachers come first."""
     layers = range(len(curves['gen']['mean']))
     lines = [['teachers', *(f'{100 * curves[task]["mean"][layer]:.1f}' for task in TASKS for layer in layers)]]
     for arm in ARMS:
@@ -134,7 +134,7 @@ def _correlation(first: Tensor, second: Tensor) -> float:
 
 
 def main(argv: list[str] | None = None) -> Runs:
-    """Train the teachers if they are not there, run what is missing, print the tables."""
+    """Train the teachers if their file is missing, run what is missing, and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     add_run_arguments(parser, seeds=3, steps=400, output='aia_targets.json')
     args = parser.parse_args(argv)

@@ -1,4 +1,4 @@
-"""Time and memory of the language model's head in preference tuning: answer tokens in chunks against full logits."""
+"""Time and memory of the head of a language model in preference tuning: answer tokens in chunks against full logits."""
 
 import argparse
 import itertools
@@ -10,7 +10,6 @@ from lib.measure import (
     DTYPES,
     add_common_arguments,
     add_device_arguments,
-    markdown_table,
     measure_arms,
     prepare,
     ratio_cells,
@@ -19,12 +18,15 @@ from lib.measure import (
 from torch import Tensor
 
 from mergemix_mm.functional import answer_logps, simpo_loss
+from mergemix_mm.utils.tables import markdown_table
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('--pairs', type=int, nargs='+', default=[1, 4], help='winners, and as many losers')
+    parser.add_argument(
+        '--pairs', type=int, nargs='+', default=[1, 4], help='winners, with as many losers (default: 1 4)'
+    )
     parser.add_argument('--length', type=int, default=700, help='tokens of a sequence (default: %(default)s)')
     parser.add_argument('--answer', type=int, default=60, help='answer tokens of a sequence (default: %(default)s)')
     parser.add_argument('--vocabulary', type=int, default=32000, help='(default: %(default)s)')
@@ -39,9 +41,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def full_logits(chosen: Tensor, rejected: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
-    """The plain way: logits of every position; cross-entropy for the first term, log-softmax and gather for the other.
+    """The plain way: logits of every position, with cross-entropy for the first term and a gather for the other.
 
-    The release works like this, but runs the winner a second time and gives the loser no gradient.
+    The release does the same, but it runs the winner twice and gives the loser no gradient.
     """
     won, lost = (hidden @ weight.T for hidden in (chosen, rejected))
     targets = labels[:, 1:]
@@ -57,7 +59,7 @@ def _gather(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def answer_tokens(chosen: Tensor, rejected: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
-    """The way of `VLMTuner`: one call for winners and losers, in which only answer tokens meet the head."""
+    """The way of `VLMTuner`: one call for winners and losers, in which the head sees only answer tokens."""
     sums, lengths = answer_logps(torch.cat([chosen, rejected]), weight, labels.repeat(2, 1))
     (won, lost), (length, _) = sums.chunk(2), lengths.chunk(2)
     return -won.sum() / length.sum() + simpo_loss(won / length, lost / length, beta=1.0, margin=0.5).mean()
@@ -107,14 +109,16 @@ def measure(args: argparse.Namespace, pairs: int, trained: bool) -> dict:
         def step() -> Tensor:
             loss = loss_of(chosen, rejected, weight, labels)
             loss.backward()
-            for tensor in (chosen, rejected, weight):  # Nothing stays that the next measurement would count as freed.
+            # Gradients that stayed would be freed in the next measurement of memory.
+            for tensor in (chosen, rejected, weight):
                 tensor.grad = None
             return loss.detach()
 
         return step
 
     arms = dict(full=arm(full_logits), answers=arm(answer_tokens))
-    tolerance = 1e-4 if args.dtype == 'float32' else 1e-2  # The plain way sums log-probabilities of rounded logits.
+    # The plain way sums log-probabilities of rounded logits.
+    tolerance = 1e-4 if args.dtype == 'float32' else 1e-2
     torch.testing.assert_close(arms['answers'](), arms['full'](), rtol=tolerance, atol=tolerance, check_dtype=False)
     return measure_arms(arms, args.rounds, args.device)
 

@@ -1,8 +1,8 @@
-"""AIA's attention on a GPU: which way to the intensity is the fastest at which head width and length, by which kernel.
+"""Attention of AIA on a GPU: the fastest way to the intensity by head width, length and kernel.
 
-Forward, and backward through output and intensity, of one attention layer: torch's attention without the intensity,
-`attention_with_intensity` by each of its backends, each with the kernel that torch picks and with others, and
-FlexAttention, which hands out its log-sum-exp. Before they are timed, they are compared with attention maps in float64.
+It times one attention layer, forward, and backward through output and intensity. The ways are torch's attention without
+the intensity, each backend of `attention_with_intensity` with the kernel that torch picks and with others, and
+FlexAttention, which returns its log-sum-exp. Before they are timed, they are compared with attention maps in float64.
 """
 
 import argparse
@@ -22,7 +22,6 @@ from lib.measure import (
     add_device_arguments,
     interleaved_times,
     kernels_by_name,
-    markdown_table,
     peak_memory,
     prepare,
     write_json,
@@ -33,6 +32,7 @@ from torch.nn.attention import flex_attention as flex
 
 from mergemix_mm.functional import attention_with_intensity
 from mergemix_mm.functional.lse_attention import Places
+from mergemix_mm.utils.tables import markdown_table
 
 PLAIN, FLEX, MAPS = 'sdpa, no intensity', 'flex_attention', 'eager'
 WAYS = (PLAIN, 'fused', 'lse', FLEX, MAPS)
@@ -42,7 +42,7 @@ KERNELS = dict(
     cudnn=SDPBackend.CUDNN_ATTENTION,
     efficient=SDPBackend.EFFICIENT_ATTENTION,
 )
-# Maps in float32 that the eager way and its backward hold at the same time, about.
+# Approximate number of float32 maps that the eager way and its backward pass hold at the same time.
 MAPS_AT_ONCE = 8
 # Length of the comparison with float64.
 SMALL_LENGTH = 256
@@ -50,14 +50,15 @@ SMALL_LENGTH = 256
 
 @dataclass(frozen=True)
 class Case:
-    """What is measured together.
+    """Ways that are measured together.
 
     Args:
-        width (int): of a head.
-        length (int): Tokens.
-        task (str): ``'gen'``: the image, all tokens after the prompt, looks at the prompt. ``'und'``: the last tokens,
-            as many as the prompt has, look at the image, which is half of all. Defaults to ``'gen'``.
-        kernel (str): One of KERNELS. Defaults to ``'picked'``: by torch.
+        width (int): The width of a head.
+        length (int): The number of tokens.
+        task (str): In ``'gen'``, the image, which is all tokens after the prompt, attends to the prompt. In ``'und'``,
+            as many tokens as the prompt has, at the end, attend to the image, which is half of all tokens. Defaults
+            to ``'gen'``.
+        kernel (str): One of KERNELS. Defaults to ``'picked'``, the one that torch picks.
         ways (tuple[str, ...]): Some of WAYS. Defaults to those that need no compiler.
     """
 
@@ -72,9 +73,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__,
-        epilog='Rows are written to --output as soon as they are measured: first what decides most, the first length '
-        'at every width. The ways of a case take turns. ms: of a call; busy: of its kernels; MB: of tensors, above the '
-        'inputs; errors: of the intensity, and relative ones of the gradients.',
+        epilog='Rows are written to --output as soon as they are measured. The most important cases come first: '
+        'the first length at every width. The ways of a case take turns. ms: of a call; busy: of its kernels; '
+        'MB: tensors above the inputs; error, dq, dk: error of the intensity, relative errors of the gradients.',
     )
     parser.add_argument('--widths', type=int, nargs='+', default=[64, 128, 96], help='(default: %(default)s)')
     parser.add_argument('--lengths', type=int, nargs='+', default=[2304, 1152, 4608], help='(default: %(default)s)')
@@ -94,7 +95,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def cases(args: argparse.Namespace) -> list[Case]:
-    """All cases, the most valuable first."""
+    """All cases, the most important first."""
     first, *others = args.lengths
     kernels = list(KERNELS)[1:] if args.device.type == 'cuda' else []
     found = [Case(width, first) for width in args.widths]
@@ -104,13 +105,13 @@ def cases(args: argparse.Namespace) -> list[Case]:
     ]
     found.append(Case(args.widths[0], first, 'und'))
     found += [Case(width, length) for length, width in itertools.product(others, args.widths)]
-    # Last, as it compiles for every shape.
+    # FlexAttention comes last, because it compiles for every shape.
     found += [Case(width, first, ways=(PLAIN, 'lse', FLEX)) for width in args.widths]
     return [replace(case, ways=tuple(way for way in case.ways if way in args.ways)) for case in found]
 
 
 class Inputs:
-    """Query, key and value as layers lay them out, masks and gradients; the same for all ways of a case."""
+    """Query, key and value in the memory layout of layers, masks and gradients. All ways of a case share them."""
 
     def __init__(self, args: argparse.Namespace, case: Case, batch: int, length: int) -> None:
         generator = torch.Generator(args.device).manual_seed(args.seed)
@@ -124,7 +125,7 @@ class Inputs:
             image = (places >= args.prompt) & (places < args.prompt + length // 2)
             self.masks = places >= length - args.prompt, image
         self.places = tuple(Places.of(mask) for mask in self.masks)
-        # Gradients of about the same size through output and intensity: each must be seen in the errors.
+        # The gradients through output and intensity have about the same size, so that errors of both show.
         self.grads = grad / math.sqrt(case.width), torch.full((shape[0],), float(args.heads * length), **options)
         for tensor in self.tensors:
             tensor.requires_grad_()
@@ -139,7 +140,7 @@ class Inputs:
 
 
 def forward(inputs: Inputs, way: str) -> tuple[Tensor, Tensor | None]:
-    """Output, and intensity unless there is none."""
+    """The output, and the intensity if the way computes it."""
     if way == PLAIN:
         return F.scaled_dot_product_attention(*inputs.tensors, is_causal=True), None
     if way == FLEX:
@@ -156,11 +157,11 @@ def step(inputs: Inputs, way: str, kernel: str = 'picked') -> tuple[Tensor, Tens
     return output, intensity, torch.autograd.grad(roots, inputs.tensors, grads)
 
 
-# --- FlexAttention: a way that is not in the package unless it wins --------------------------------------------------
+# --- FlexAttention, which the package does not use --------------------------------------------------
 
 
 def flex_way(inputs: Inputs) -> tuple[Tensor, Tensor]:
-    """Output and intensity by flex_attention's log-sum-exp, whose gradient it knows."""
+    """Output and intensity from the log-sum-exp of flex_attention, which is differentiable."""
     query, key, value = inputs.tensors
     scale = query.size(-1) ** -0.5
     request = dict(return_aux=flex.AuxRequest(lse=True)) if hasattr(flex, 'AuxRequest') else dict(return_lse=True)
@@ -186,15 +187,16 @@ def _causal(length: int, device: torch.device) -> flex.BlockMask:
     return flex.create_block_mask(lambda b, h, q, k: q >= k, None, None, length, length, device=device)
 
 
-# --- what is measured ------------------------------------------------------------------------------------------------
+# --- Measurements ------------------------------------------------------------------------------------------------
 
 
 def errors(args: argparse.Namespace, case: Case, way: str) -> dict[str, float]:
     """Largest error of the intensity, and relative errors (in the norm) of the rest, against float64 maps.
 
-    With the gradient through both, and through the intensity alone.
+    The gradients are those through output and intensity, and those through the intensity only.
     """
-    if way == FLEX:  # Another size would have to be compiled.
+    if way == FLEX:
+        # A smaller size would have to be compiled as well.
         inputs = Inputs(args, case, args.batch, case.length)
     else:
         inputs = Inputs(args, case, 1, min(case.length, SMALL_LENGTH))
@@ -211,7 +213,7 @@ def errors(args: argparse.Namespace, case: Case, way: str) -> dict[str, float]:
 
 
 def measure(args: argparse.Namespace, case: Case) -> list[dict]:
-    """A row for every way: what it costs, how exact it is, and which kernels ran; or why it does not run."""
+    """A row for each way: its cost, its errors and its kernels, or the reason why it does not run."""
     inputs, functions = Inputs(args, case, args.batch, case.length), {}
     rows = {way: dict(vars(case), ways=None, way=way) for way in case.ways}
     for way, row in rows.items():
@@ -223,7 +225,8 @@ def measure(args: argparse.Namespace, case: Case) -> list[dict]:
             function()
             row['memory_mb'] = peak_memory(function, args.device)
             found = kernels_by_name(function, args.device) or {}
-        except Exception as error:  # Kernels refuse widths in ways of their own: that is a result too.
+        except Exception as error:
+            # Kernels raise various errors for widths that they do not support. This is a result as well.
             row['error'] = f'{type(error).__name__}: {error}'.splitlines()[0][:300]
             continue
         row['kernel_milliseconds'] = 1000 * sum(map(sum, found.values())) or None
@@ -237,14 +240,14 @@ def measure(args: argparse.Namespace, case: Case) -> list[dict]:
 
 
 def maps_fit(args: argparse.Namespace, case: Case) -> bool:
-    """Whether the eager way can run in half of the GPU's free memory."""
+    """Whether the eager way fits into half of the free memory of the GPU."""
     if args.device.type != 'cuda':
         return True
     return 4 * MAPS_AT_ONCE * args.batch * args.heads * case.length**2 < torch.cuda.mem_get_info()[0] / 2
 
 
 def table(rows: Sequence[dict]) -> str:
-    """One line per row: median times, also without the waiting for work, and the name of the longest kernel."""
+    """A line for each row: median time, time of the kernels, memory, errors, and the name of the longest kernel."""
     lines = []
     for row in rows:
         found, times, busy = row.get('errors', {}), row.get('milliseconds'), row.get('kernel_milliseconds')

@@ -1,8 +1,8 @@
-"""Accuracy and calibration on cluttered digits with 20 training images per class, for every way to mix.
+"""Accuracy and calibration on cluttered digits with 20 training images for each class, for every way to mix.
 
-All arms see the same images in the same order and take the same number of gradient steps; each seed has its own
-training images, weights and order, shared by the arms, so that differences are paired. Half of the batches are mixed.
-Every finished run is written to --output at once, and a run that is started again skips what is there.
+All arms see the same images in the same order and take the same number of gradient steps. Each seed has its own
+training images, weights and order, which the arms share, so that differences are paired. Half of the batches are mixed.
+Every finished run is written to --output at once. A benchmark that is started again skips these runs.
 """
 
 import argparse
@@ -29,10 +29,10 @@ REFERENCE = 'CutMix'
 
 
 def run(arm: str, seed: int, steps: int, prob: float, num_test: int | None) -> dict[str, float]:
-    """Train one arm with one seed and test it on all the digits it has not seen.
+    """Train one arm with one seed and test it on all digits that it has not seen.
 
     Returns:
-        dict: top-1 accuracy and expected calibration error in percent, and the seconds it took.
+        dict: Top-1 accuracy and expected calibration error in percent, and the seconds of training and test.
     """
     torch.set_num_threads(1)
     start = time.perf_counter()
@@ -50,7 +50,7 @@ def run(arm: str, seed: int, steps: int, prob: float, num_test: int | None) -> d
 
 
 def main(argv: list[str] | None = None) -> Runs:
-    """Run what is missing, print the table."""
+    """Run what is missing and print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     add_run_arguments(parser, seeds=5, steps=1600, output='digits_accuracy.json')
     parser.add_argument('--prob', type=float, default=0.5, help='share of mixed batches (default: %(default)s)')

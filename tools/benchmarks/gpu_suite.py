@@ -1,7 +1,7 @@
-"""Everything that can only be shown on a GPU, in one command of some minutes: random weights, drawn data, no network.
+"""Runs everything that needs a GPU in one command of some minutes, with random weights, drawn data and no network.
 
-The parts are programs of their own, most valuable first. Each has a time limit, and its results are in the output file
-as soon as it has ended, whatever happens to the next. What a part measured before it was stopped is kept as well.
+The parts are separate programs, the most important first. Each has a time limit. Its results are written to the output
+file as soon as it ends, including what it measured before it was stopped.
 """
 
 import argparse
@@ -22,14 +22,16 @@ from pathlib import Path
 
 import psutil
 from lib import test_report
-from lib.measure import markdown_table, write_json
+from lib.measure import write_json
+
+from mergemix_mm.utils.tables import markdown_table
 
 ROOT = Path(__file__).parents[2]
-# Below this a part could not even import what it measures.
+# In less time a part cannot even import its modules.
 LEAST_SECONDS = 15
-# Processes of the tests.
+# Number of processes that run the tests.
 WORKERS = 8
-# A variable of all processes that belong to a part.
+# An environment variable that marks all processes of a part.
 MARK = 'MERGEMIX_SUITE_PART'
 DONE = 'done'
 
@@ -39,10 +41,10 @@ class Part:
     """A program of the suite.
 
     Args:
-        title (str): What it shows.
-        seconds (int): On a GPU it is stopped after this time, so that the others get theirs.
-        program (str): Path below the repository, or ``'pytest'``.
-        options (str): Of the program, on a GPU; ``--quick`` has its own sizes.
+        title (str): What the program measures.
+        seconds (int): The time limit on a GPU.
+        program (str): The path in the repository, or ``'pytest'``.
+        options (str): The options on a GPU. ``--quick`` has its own sizes.
     """
 
     title: str
@@ -82,9 +84,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         description=__doc__,
         epilog='Parts: ' + '; '.join(f'{name} - {part.title}' for name, part in PARTS.items()),
     )
-    parser.add_argument('--minutes', type=float, default=8, help='for all parts together (default: %(default)s)')
+    parser.add_argument('--minutes', type=float, default=8, help='time for all parts together (default: %(default)s)')
     parser.add_argument('--output', type=Path, required=True, help='JSON file of the results, written after each part')
-    parser.add_argument('--resume', action='store_true', help='keep the parts that are done in --output already')
+    parser.add_argument('--resume', action='store_true', help='keep the parts that are done in --output')
     parser.add_argument('--parts', nargs='+', choices=PARTS, default=list(PARTS), help='(default: all)')
     parser.add_argument('--device', choices=('cuda', 'cpu'), default='cuda', help='(default: %(default)s)')
     parser.add_argument('--tiny', action='store_true', help='tiny sizes: shows that it runs, measures nothing')
@@ -99,10 +101,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def command_of(name: str, args: argparse.Namespace, results: Path) -> list[str]:
-    """The command line of a part, which writes its results to a file."""
+    """The command line of a part, which writes its results to the given file."""
     part = PARTS[name]
     if part.program == 'pytest':
-        # On a CPU these tests show again what others show: one file of them is enough.
+        # One file is enough on a CPU, where `make test` runs all of them.
         tests = 'tests/test_cuda/test_functional.py' if args.tiny else 'tests/test_cuda'
         workers = ['-n', str(WORKERS)] if find_spec('xdist') and args.device == 'cuda' else []
         options = ['-q', '--tb=short', '--show-capture=no', '-p', 'lib.test_report', '-m', 'cuda', *workers]
@@ -116,12 +118,12 @@ def run(command: list[str], seconds: float, log: Path, **environment: str) -> in
 
     Args:
         command (list[str]): The command line.
-        seconds (float): After this time it is killed, with all that it has started.
-        log (Path): File of what it prints.
-        **environment (str): More variables.
+        seconds (float): After this time, the command is killed with all processes that it has started.
+        log (Path): The file for its output.
+        **environment (str): Additional environment variables.
 
     Returns:
-        int | None: its exit status; None if it was killed.
+        int | None: The exit status; None if it was killed.
     """
     paths = [str(ROOT), str(Path(__file__).parent), *filter(None, [os.environ.get('PYTHONPATH')])]
     mark = uuid.uuid4().hex
@@ -139,7 +141,7 @@ def run(command: list[str], seconds: float, log: Path, **environment: str) -> in
 
 
 def _end_all(mark: str) -> None:
-    """Kill what a part has started: it may have left its group and its session, and would disturb the next part."""
+    """Kill all processes that a part has started, also those in other groups and sessions, before the next part."""
     while True:
         left = []
         for one in psutil.process_iter():
@@ -153,7 +155,7 @@ def _end_all(mark: str) -> None:
 
 
 def test_results(lines: Iterable[str]) -> dict:
-    """Counts, failures with their message, and the slowest tests, from the lines of `lib/test_report.py`."""
+    """Counts, failures with their messages, and the slowest tests, from the lines of `lib/test_report.py`."""
     ended = [json.loads(line) for line in lines]
     counts = Counter(test['outcome'] for test in ended)
     slowest = sorted(ended, key=lambda test: -test['seconds'])[:10]
@@ -167,12 +169,15 @@ def test_results(lines: Iterable[str]) -> dict:
 
 
 def run_part(name: str, args: argparse.Namespace, seconds: float) -> dict:
-    """Run a part, and say how it ended and what it measured.
+    """Run a part.
 
     Args:
         name (str): One of PARTS.
-        args (argparse.Namespace): Of the suite.
-        seconds (float): The time that it may take.
+        args (argparse.Namespace): The options of the suite.
+        seconds (float): The time limit.
+
+    Returns:
+        dict: How the part ended, its seconds, command, output, and results.
     """
     with tempfile.TemporaryDirectory() as folder:
         results, log = Path(folder) / 'results', Path(folder) / 'log'
@@ -191,13 +196,13 @@ def run_part(name: str, args: argparse.Namespace, seconds: float) -> dict:
 
 
 def main(argv: Sequence[str] | None = None) -> dict:
-    """Run the parts that are asked for and not done yet, in their order of value.
+    """Run the parts that are asked for and not done yet, the most important first.
 
     Args:
         argv (Sequence[str], optional): The command line. Defaults to that of the process.
 
     Returns:
-        dict: by part: how it ended, seconds, command, output, results.
+        dict: The dictionary of :func:`run_part` for each part.
     """
     args = parse_args(argv)
     if args.device == 'cuda':
@@ -212,7 +217,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
             parts.setdefault(name, dict(status='not run: no time left'))
             continue
         print(f'==> {name}: {PARTS[name].title}', flush=True)
-        # Tiny sizes run on whatever machine tests run on, busy or not.
+        # With tiny sizes there is no limit for a part, because the machine of the tests may be busy.
         parts[name] = run_part(name, args, left if args.tiny else min(PARTS[name].seconds, left))
         write_json(args.output, dict(benchmark='gpu_suite', options=vars(args), parts=parts))
         print('\n'.join(parts[name]['output'].splitlines()[-40:]), flush=True)
@@ -223,10 +228,10 @@ def main(argv: Sequence[str] | None = None) -> dict:
 
 
 def check_cuda() -> None:
-    """Stop where torch sees no GPU.
+    """Check that torch sees a GPU.
 
     Raises:
-        SystemExit: with one line.
+        SystemExit: If it does not.
     """
     import torch
 

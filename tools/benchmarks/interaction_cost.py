@@ -1,17 +1,18 @@
-"""Time and memory of recording interaction intensity, by each backend, against attention maps, as AIA's release has it.
+"""Time and memory of recording the interaction intensity by each backend, and from attention maps as the AIA release.
 
-For one attention layer at several lengths, and for a whole language model (forward, losses and backward).
+It measures one attention layer at several lengths, and a whole language model (forward, losses and backward).
 """
 
 import argparse
 from collections.abc import Callable, Sequence
 
 import torch
-from lib.measure import add_common_arguments, markdown_table, measure_arms, prepare, ratio_cells, write_json
+from lib.measure import add_common_arguments, measure_arms, prepare, ratio_cells, write_json
 from torch import Tensor, nn
 
 from mergemix_mm.models.attention import InteractionRecorder
 from mergemix_mm.models.losses import AIALoss
+from mergemix_mm.utils.tables import markdown_table
 
 PLAIN, FUSED, LSE, MAPS = 'sdpa, not recorded', 'fused intensity', 'log-sum-exp', 'attention maps'
 BACKENDS = {FUSED: 'fused', LSE: 'lse'}
@@ -26,12 +27,16 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         'torch tensors, above weights and inputs. The first tokens are the prompt, the others the image.',
     )
     parser.add_argument(
-        '--lengths', type=int, nargs='+', default=[576, 1152, 2304, 4608], help='of the layer (default: %(default)s)'
+        '--lengths',
+        type=int,
+        nargs='+',
+        default=[576, 1152, 2304, 4608],
+        help='tokens of the layer (default: %(default)s)',
     )
     parser.add_argument('--model-length', type=int, default=1152, help='tokens of the model (default: %(default)s)')
     parser.add_argument('--model-layers', type=int, default=8, help='layers of the model (default: %(default)s)')
     parser.add_argument('--prompt', type=int, default=40, help='prompt tokens (default: %(default)s)')
-    parser.add_argument('--heads', type=int, default=16, help='of width --head-width (default: %(default)s)')
+    parser.add_argument('--heads', type=int, default=16, help='heads of width --head-width (default: %(default)s)')
     parser.add_argument('--head-width', type=int, default=64, help='(default: %(default)s)')
     parser.add_argument('--rounds', type=int, default=5, help='calls per arm (default: %(default)s)')
     add_common_arguments(parser)
@@ -62,13 +67,13 @@ def build_model(args: argparse.Namespace, num_layers: int, attention: str) -> nn
 
 
 def spans(args: argparse.Namespace, length: int) -> tuple[Tensor, Tensor]:
-    """Masks of the queries (image) and the keys (prompt), [1, length]."""
+    """The masks of the queries (image) and of the keys (prompt), [1, length] bool."""
     prompt = torch.arange(length)[None] < args.prompt
     return ~prompt, prompt
 
 
 def map_intensity(weights: Tensor, queries: Tensor, keys: Tensor) -> Tensor:
-    """Intensity [B] from an attention map [B, H, L, L], by slicing it as the release does."""
+    """The intensity [B] from an attention map [B, H, L, L], which is sliced as in the release."""
     return weights[:, :, queries[0]][..., keys[0]].sum(dim=-1).mean(dim=(1, 2))
 
 
@@ -81,7 +86,8 @@ def layer_arm(args: argparse.Namespace, length: int, arm: str) -> Callable[[], T
     rotary = model.model.rotary_emb(states, torch.arange(length)[None])
     recorder = InteractionRecorder(model, backend=BACKENDS.get(arm, 'eager'))
     mask = None
-    if arm == MAPS:  # The library's eager attention knows no causality but by a mask.
+    if arm == MAPS:
+        # Eager attention of transformers is causal only by its mask.
         mask = torch.full((1, 1, length, length), torch.finfo(states.dtype).min).triu(1)
     elif arm in BACKENDS:
         recorder.start()
@@ -95,7 +101,8 @@ def layer_arm(args: argparse.Namespace, length: int, arm: str) -> Callable[[], T
             intensity = recording.intensity()[0] if recording else map_intensity(weights, queries, keys)
             loss = loss + intensity.sum()
         loss.backward()
-        for tensor in (states, *layer.parameters()):  # Nothing stays that the next call would find.
+        # Gradients that stayed would be counted in the next call.
+        for tensor in (states, *layer.parameters()):
             tensor.grad = None
         return None if intensity is None else intensity.detach()
 
@@ -139,7 +146,7 @@ def measure(args: argparse.Namespace, arms: dict[str, Callable[[], Tensor | None
 
 
 def table(measured: dict[str, dict]) -> str:
-    """One row per arm of each measurement, against the plain arm of the same."""
+    """One row for each arm of each measurement, against the plain arm of the same measurement."""
     rows = []
     for title, results in measured.items():
         for name, seconds in results['times'].items():
@@ -149,7 +156,7 @@ def table(measured: dict[str, dict]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> dict:
-    """Measure the layer at every length, then the model."""
+    """Measure the layer at every length, and then the model."""
     args = parse_args(argv)
     prepare(args)
     names, measured = (PLAIN, *BACKENDS, MAPS), {}

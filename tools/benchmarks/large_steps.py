@@ -1,5 +1,5 @@
-"""Steps of full-size models with random weights on one GPU: mixed SimPO with LoRA of a LLaVA-1.5-7B, and AIA of a
-Janus-Pro-1B, against transformers' own loop.
+"""Steps of full-size models with random weights on one GPU, against the loop of transformers: mixed SimPO with LoRA on
+a LLaVA-1.5-7B, and AIA on a Janus-Pro-1B.
 """
 
 import argparse
@@ -15,7 +15,6 @@ from lib.measure import (
     add_common_arguments,
     add_device_arguments,
     interleaved_times,
-    markdown_table,
     median_ratio,
     peak_memory,
     prepare,
@@ -50,8 +49,9 @@ from torch import Tensor, nn
 from mergemix_mm import config_path
 from mergemix_mm.engine.planning.released import RELEASED
 from mergemix_mm.functional.interaction import BACKENDS
+from mergemix_mm.utils.tables import markdown_table
 
-# What is trained, and how: LoRA, parts, MergeMix and checkpointing come from these configs.
+# LoRA, the parts that train, MergeMix and checkpointing come from these configs.
 RECIPES = dict(
     llava='simpo/llava-v1.5-7b_8xb16-simpo-mergemix-lora-coslr-1e_llava-mix665k.py',
     janus='aia/janus-pro-1b_8xb16-aia-coslr-1e_llava-mix665k-t2i.py',
@@ -67,7 +67,7 @@ SIZES = dict(
 )
 TINY = dict(llava=small_llava(**TINY_LLAVA), janus=small_janus(**TINY_JANUS))
 LIBRARY, SFT, NTP = "transformers' loop", 'SFT', 'next tokens alone'
-# How far apart losses, and norms of gradients, may be that two ways compute of the same.
+# Relative tolerances of losses, and of norms of gradients, that two arms must agree on.
 TOLERANCE = dict(float32=(1e-4, 1e-3), bfloat16=(1e-2, 5e-2), float16=(1e-2, 5e-2))
 GIB = 2**30
 
@@ -77,12 +77,12 @@ class Group:
     """Steps that are compared with each other.
 
     Args:
-        model (str): What trains.
-        batch (str): On what.
-        arms (dict[str, Callable]): The steps by name, that of transformers' loop first; each returns its losses.
-        tuner (nn.Module): Owns the weights that all of them train.
-        tokens (int): In the batch.
-        same (tuple[str, ...]): Names of losses that all arms that have them must agree on.
+        model (str): The name of the model.
+        batch (str): The kind of the batch.
+        arms (dict[str, Callable]): The steps by name, first that of transformers' loop. Each returns its losses.
+        tuner (nn.Module): Owns the weights that all arms train.
+        tokens (int): The number of tokens in the batch.
+        same (tuple[str, ...]): Names of losses that must be equal in all arms that have them.
     """
 
     model: str
@@ -97,10 +97,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__,
-        epilog='The arms share one model, whose weights stay as they are (learning rate 0), and take turns; each is '
-        "compared with transformers' loop in the same round. A step is mixing, forwards, backward and AdamW "
-        'update, with gradient checkpointing. Tokens are those of the batch, image tokens included, each counted once. '
-        'Frozen weights have --dtype, those that train are float32 under autocast, in all arms.',
+        epilog='The arms share one model, whose weights do not change (learning rate 0), and take turns. Each step is '
+        "compared with the step of transformers' loop in the same round. A step is mixing, forward passes, backward "
+        'pass and AdamW update, with gradient checkpointing. Tokens are those of the batch with image tokens, each '
+        'counted once. In all arms, frozen weights have --dtype, and weights that train are float32 under autocast.',
     )
     parser.add_argument('--models', nargs='+', choices=RECIPES, default=list(RECIPES), help='(default: both)')
     parser.add_argument('--batch-size', type=int, default=8, help='(default: %(default)s)')
@@ -120,7 +120,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def recipe(name: str, args: argparse.Namespace) -> dict:
-    """The config of a tuner as its recipe has it, but with random weights."""
+    """The config of the tuner of a recipe, with random weights."""
     model = Config.fromfile(config_path(RECIPES[name])).model.to_dict()
     del model['vlm']['pretrained'], model['processor']
     config = (TINY if args.quick else SIZES)[name]
@@ -133,8 +133,9 @@ def llava_groups(args: argparse.Namespace) -> Iterator[Group]:
     model = recipe('llava', args)
     config, mixer = model['vlm']['config'], model['mixer']
     if args.quick:
-        del mixer['num_merge']  # Of 576 patches; a tiny tower has less.
-    with args.device:  # Weights are drawn where they stay: none of them passes through the host.
+        del mixer['num_merge']  # The number is for 576 patches; a tiny tower has fewer.
+    # Weights are drawn on the device, so that they do not pass through the memory of the host.
+    with args.device:
         sft = build_llava(model['vlm'])
     sft.to(args.device)
     batch = on_device(random_conversations(config, args.batch_size, args.prompt, args.answer), args.device)
@@ -154,10 +155,10 @@ def llava_groups(args: argparse.Namespace) -> Iterator[Group]:
 
 
 def check_losers(tuner: nn.Module, batch: dict) -> None:
-    """Make sure that the pairs differ.
+    """Check that winners and losers differ.
 
     Raises:
-        RuntimeError: if a mixed image is the clean one.
+        RuntimeError: If a mixed image equals the clean one.
     """
     mix = tuner.mix(batch)
     if any(torch.equal(*pair) for pair in zip(mix.images, mix.clean, strict=True)):
@@ -165,7 +166,7 @@ def check_losers(tuner: nn.Module, batch: dict) -> None:
 
 
 def janus_groups(args: argparse.Namespace) -> Iterator[Group]:
-    """Alignment of a Janus that trains as a whole, but for its tower: generation, then understanding."""
+    """Alignment of a Janus that trains except for its tower: generation, then understanding."""
     model = recipe('janus', args)
     config = model['vlm']['config']
     with args.device:
@@ -176,20 +177,23 @@ def janus_groups(args: argparse.Namespace) -> Iterator[Group]:
     for task, batch in random_tasks(config, args.batch_size, length, args.answer).items():
         batch = on_device(batch, args.device)
         arms = {LIBRARY: training_step(partial(plain_janus_losses, tuner, batch), optimizer)}
-        backends = {NTP: None} | {f'AIA, {one}': one for one in BACKENDS if one != 'auto'}  # One of the others.
+        backends = {NTP: None} | {
+            f'AIA, {one}': one for one in BACKENDS if one != 'auto'
+        }  # 'auto' is one of the others.
         arms |= {name: janus_step(tuner, batch, optimizer, backend) for name, backend in backends.items()}
         same = (f'loss_ntp_{task}', f'loss_aia_{task}')
         yield Group('Janus-Pro-1B, all weights', TASKS[task], arms, tuner, args.batch_size * length, same)
 
 
 def first_steps(group: Group, args: argparse.Namespace) -> list[dict]:
-    """A step of each arm: losses, norm of the gradients, peak memory (GiB); or why there is none."""
+    """Take a step of each arm: losses, norm of the gradients and peak memory (GiB), or the error."""
     rows = []
     for name, arm in group.arms.items():
         row = dict(model=group.model, batch=group.batch, arm=name, tokens=group.tokens)
         try:
             row |= _first_step(arm, group.tuner, args)
-        except Exception as error:  # One that cannot run, or needs too much memory, must not take the others along.
+        except Exception as error:
+            # An arm that fails, or that needs too much memory, must not end the others.
             row['error'] = f'{type(error).__name__}: {" ".join(str(error).split())[:300]}'
             group.tuner.alignment = None
         rows.append(row)
@@ -198,7 +202,7 @@ def first_steps(group: Group, args: argparse.Namespace) -> list[dict]:
 
 
 def _first_step(arm: Callable[[], dict[str, Tensor]], tuner: nn.Module, args: argparse.Namespace) -> dict:
-    torch.manual_seed(args.seed)  # Of dropout, the same in all arms.
+    torch.manual_seed(args.seed)  # All arms get the same dropout.
     losses = {}
     above = peak_memory(lambda: losses.update(arm()), args.device) / 2**10
     peak = torch.cuda.max_memory_allocated(args.device) / GIB if args.device.type == 'cuda' else None
@@ -208,14 +212,14 @@ def _first_step(arm: Callable[[], dict[str, Tensor]], tuner: nn.Module, args: ar
 
 
 def release_memory(device: torch.device) -> None:
-    """Give back what nobody holds any more."""
+    """Release memory that is not used any more."""
     gc.collect()
     if device.type == 'cuda':
         torch.cuda.empty_cache()
 
 
 def problems_of(group: Group, rows: Sequence[dict], dtype: str) -> list[str]:
-    """What is wrong with the first steps of a group: numbers that are not finite, or that should agree and do not."""
+    """The problems of the first steps of a group: errors, numbers that are not finite or do not agree."""
     loss_tolerance, norm_tolerance = TOLERANCE[dtype]
     problems, found = [], {}
     for row in rows:
@@ -236,7 +240,7 @@ def problems_of(group: Group, rows: Sequence[dict], dtype: str) -> list[str]:
 
 
 def measure(group: Group, args: argparse.Namespace, keep: Callable[[list[dict], list[str]], None]) -> None:
-    """Check the arms of a group, time those that run, and hand over what is known after either."""
+    """Check the arms of a group and time those that run. ``keep`` gets the rows after each of the two."""
     rows = first_steps(group, args)
     problems = problems_of(group, rows, args.dtype)
     keep(rows, problems)
@@ -256,7 +260,7 @@ def measure(group: Group, args: argparse.Namespace, keep: Callable[[list[dict], 
 
 
 def table(rows: Sequence[dict]) -> str:
-    """One line per arm, against transformers' loop on the same batch."""
+    """A line for each arm, against transformers' loop on the same batch."""
     header = ('model', 'batch', 'step', 'tokens/s', f'time / {LIBRARY}', 'range', 'peak (GiB)', 'above weights (GiB)')
     return markdown_table(header, [[row['model'], row['batch'], row['arm'], *_cells(row)] for row in rows])
 
@@ -274,7 +278,7 @@ def _cells(row: dict) -> list[str | None]:
 
 
 def main(argv: Sequence[str] | None = None) -> dict:
-    """Measure all arms of both models, and print them as they come."""
+    """Measure all arms of both models and print each group when it is done."""
     args = parse_args(argv)
     prepare(args)
     results = dict(benchmark='large_steps', options=vars(args), rows=[], problems=[])

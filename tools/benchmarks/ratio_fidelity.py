@@ -1,8 +1,8 @@
-"""Which label matches what can be seen: mixing ratios against the visible share of the own digit.
+"""Which label matches what can be seen? Mixing ratios against the visible share of the own digit.
 
-Digits on clutter come with the mask of their ink, so that what a mixed image shows of either digit can be counted. One
-encoder, trained once without mixing, scores the patches of images it has not seen. Beside it stands how far that
-saliency can be trusted.
+Digits on clutter come with masks of their ink, so that the pixels of either digit in a mixed image can be counted. One
+encoder, trained without mixing, scores the patches of images that it has not seen. The program also measures how far
+its saliency can be trusted.
 """
 
 import argparse
@@ -12,18 +12,20 @@ import numpy as np
 import torch
 from lib.digit_mixes import measure_clean_against_mixed, measure_saliency, mix_all_ways, score
 from lib.digits import Digits, build_classifier, predict, train
-from lib.measure import add_common_arguments, markdown_table, prepare, write_json
+from lib.measure import add_common_arguments, prepare, write_json
 from torch import Tensor, nn
+
+from mergemix_mm.utils.tables import markdown_table
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__,
-        epilog='Visible share = ink of the own digit that the mixed image shows / ink of both digits that it shows. '
-        'Where no ink is visible the share is undefined: such cases are counted and left out.',
+        epilog='Visible share = ink of the own digit in the mixed image / ink of both digits in the mixed image. If no '
+        'ink is visible, the share is undefined; such cases are counted and left out.',
     )
-    parser.add_argument('--steps', type=int, default=2000, help='of training the encoder (default: %(default)s)')
+    parser.add_argument('--steps', type=int, default=2000, help='training steps of the encoder (default: %(default)s)')
     parser.add_argument('--batch-size', type=int, default=32, help='images mixed together (default: %(default)s)')
     parser.add_argument('--repeats', type=int, default=20, help='mixes per test image (default: %(default)s)')
     parser.add_argument('--num-merge', type=int, help='patches merged (default: half of them)')
@@ -39,14 +41,14 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def measure_fidelity(encoder: nn.Module, test: Digits, args: argparse.Namespace) -> list[dict]:
-    """|ratio - visible share| of every arm: mean over the images, each of which is mixed several times."""
+    """|ratio - visible share| of every arm, as the mean over the images, each of which is mixed several times."""
     generator = torch.Generator().manual_seed(args.seed)
     np.random.seed(args.seed)
     num_images = len(test.images)
     ratios: dict[str, list] = {}
     for _ in range(args.repeats):
         drawn: dict[str, Tensor] = {}
-        # Only full batches: the gaussian ratio is normalised over the batch.
+        # All batches are full, because the gaussian ratio is normalised over the batch.
         order = torch.randperm(num_images, generator=generator)[: num_images // args.batch_size * args.batch_size]
         for chosen in order.split(args.batch_size):
             scores = {
@@ -64,7 +66,7 @@ def measure_fidelity(encoder: nn.Module, test: Digits, args: argparse.Namespace)
 
 
 def _errors(table: Tensor) -> Tensor:
-    """[repeats, N, (ratio, own ink, partner's ink)] -> |ratio - share| [repeats, N], NaN where no ink is visible."""
+    """[repeats, N, (ratio, own ink, partner's ink)] -> |ratio - share| [repeats, N]; NaN if no ink is visible."""
     ratio, own, other = table.unbind(dim=-1)
     return (ratio - own / (own + other)).abs()
 
@@ -73,7 +75,7 @@ def _fidelity_row(name: str, table: Tensor, error: Tensor, reference: Tensor) ->
     ratio, own, other = table.unbind(dim=-1)
     share = own / (own + other)
     valid = ~share.isnan()
-    # Both NaN patterns apply to the difference: only mixes in which both arms show ink are compared.
+    # The difference is NaN if one of the two is, so only mixes in which both arms show ink are compared.
     mean, standard_error = _mean_over_images(error)
     difference, difference_error = _mean_over_images(error - reference)
     return dict(
@@ -98,7 +100,7 @@ def _mean_over_images(values: Tensor) -> tuple[float, float]:
 
 
 def main(argv: Sequence[str] | None = None) -> dict:
-    """Train the encoder, measure, print the tables, and write them if asked to.
+    """Train the encoder, measure, print the tables, and write the numbers if asked to.
 
     Args:
         argv (Sequence[str], optional): The command line. Defaults to that of the process.

@@ -1,10 +1,11 @@
-"""What a detector gains from its backbone: a small Mask R-CNN on drawn shapes, started from classifiers of shapes.
+"""What does a detector gain from its backbone? A small Mask R-CNN on drawn shapes, started from classifiers of shapes.
 
-A ViT from scratch, trained plainly, or trained with MergeMix, below a simple pyramid; and frozen encoders, one alone or
-two with mixed embeddings. All arms see the same images in the same order and take the same number of steps; classifiers
-too. Each seed has its own weights and order, shared by the arms, so that differences are paired. Every detector on a
-ViT is tested a second time with patches merged in it. Last comes what merging saves in a detector of full width. Every
-finished run is written to --output at once, and a run that is started again skips what is there.
+The backbones are a ViT with a simple pyramid, from scratch, trained without mixing, or trained with MergeMix; and
+frozen encoders, one or two with mixed embeddings. All arms see the same images in the same order and take the same
+number of steps, as do the classifiers. Each seed has its own weights and order, which the arms share, so that
+differences are paired. Every detector on a ViT is also tested with merged patches. At the end, the speed-up of merging
+is measured in a detector of full width. Every finished run is written to --output at once. A benchmark that is started
+again skips these runs.
 """
 
 import argparse
@@ -24,19 +25,20 @@ from lib.detection import (
     train_detector,
 )
 from lib.digits import predict, train
-from lib.measure import interleaved_times, markdown_table, ratio_cells
+from lib.measure import interleaved_times, ratio_cells
 from lib.runs import Runs, add_run_arguments, paired_table, run_missing
 from mmengine.registry import MODELS, init_default_scope
 
 from mergemix_mm.missing_ops import INSTALL, has_ops
+from mergemix_mm.utils.tables import markdown_table
 
-# Kind of encoder, and the augment of its training.
+# The kind of each encoder, and the augment of its training.
 ENCODERS = {
     'ViT, plain': ('ViT', None),
     'ViT, MergeMix': ('ViT', dict(type='MergeMix')),
     'ConvNeXt, plain': ('ConvNeXt', None),
 }
-# Encoders of a detector, and whether they stand frozen in a MultiBackbone.
+# The encoders of each detector, and whether they are frozen in a MultiBackbone.
 ARMS = {
     'from scratch': ([], False),
     'trained plainly': (['ViT, plain'], False),
@@ -45,15 +47,15 @@ ARMS = {
     'frozen ConvNeXt': (['ConvNeXt, plain'], True),
     'frozen ViT and ConvNeXt': (['ViT, MergeMix', 'ConvNeXt, plain'], True),
 }
-MERGED = (0.3, 0.5)  # Shares of the patches that a detector trained without merging is tested with.
+MERGED = (0.3, 0.5)  # Shares of merged patches in the test. No detector trains with merging.
 FULL = 'transfer/mask-rcnn-tome-deit-small_32xb2-mergemix-lsj-100e_coco.py'
 
 
 def run_encoder(arm: str, seed: int, steps: int, num_train: int, folder: str) -> dict[str, float]:
-    """Train one classifier, keep its encoder.
+    """Train one classifier and keep its encoder.
 
     Returns:
-        dict: top-1 accuracy in percent on new images, and the seconds it took.
+        dict: Top-1 accuracy in percent on new images, and the seconds of training.
     """
     torch.set_num_threads(1)
     start = time.perf_counter()
@@ -70,8 +72,8 @@ def run_detector(arm: str, seed: int, steps: int, num_train: int, num_val: int, 
     """Train one detector and test it.
 
     Returns:
-        dict: ``bbox`` and ``segm``, mAP in percent; ``seconds``; without a MultiBackbone also ``bbox_merged_30`` and
-        so on, from the same weights with 30% of the patches merged.
+        dict: ``bbox`` and ``segm``, mAP in percent; ``seconds``; and without a MultiBackbone ``bbox_merged_30`` and so
+            on, from the same weights with 30% of the patches merged.
     """
     torch.set_num_threads(1)
     names, mixed = ARMS[arm]
@@ -97,7 +99,7 @@ def _weights(folder: str, arm: str, seed: int) -> Path:
 
 @torch.inference_mode()
 def time_merging(size: int, rounds: int, backbone: dict) -> list[list[str]]:
-    """Rows of a table: speed of the backbone alone and of the whole detector, against the one that merges nothing."""
+    """Rows of a table: the speed-up of the backbone, and of backbone, neck and RPN, against no merging."""
     init_default_scope('mmdet')
     cfg = deepcopy(load_config(FULL).model)
     cfg.backbone.update(img_size=size, init_cfg=None, **backbone)
@@ -121,7 +123,7 @@ def time_merging(size: int, rounds: int, backbone: dict) -> list[list[str]]:
 
 
 def main(argv: list[str] | None = None) -> Runs:
-    """Run what is missing, print the tables."""
+    """Run what is missing and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     add_run_arguments(parser, seeds=3, steps=150, output='shapes_detection.json')
     parser.add_argument('--rounds', type=int, default=9, help='forwards per timed model (default: %(default)s)')

@@ -1,9 +1,9 @@
-"""Does preference tuning make a model look? A tiny LLaVA learns drawn shapes with an 80/20 prior of the answers, and
-is tested with the prior flipped: who answers by the prior alone falls from 80% to 20%.
+"""Does preference tuning make a model look at the image? A tiny LLaVA learns drawn shapes with an 80/20 prior of the
+answers and is tested with the prior flipped. A model that answers only by the prior falls from 80% to 20%.
 
-All arms start from one pre-trained tower, see the same batches and take the same number of steps; each seed has its own
-weights and order, shared by the arms, so that differences are paired. Every finished run is written to --output at
-once, and a run that is started again skips what is there.
+All arms start from one pre-trained tower, see the same batches and take the same number of steps. Each seed has its own
+weights and order, which the arms share, so that differences are paired. Every finished run is written to --output at
+once. A benchmark that is started again skips these runs.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from lib.runs import Runs, add_run_arguments, paired_table, run_missing
 from lib.tower import pretrain_tower
 
 SIMPO = dict(type='SimPOHead')
-# The loser 'none', the clean image itself, gives no gradient (test_an_unchanged_loser_gives_no_gradient): it is SFT.
+# A loser that is the clean image gives no gradient (test_an_unchanged_loser_gives_no_gradient), which makes SFT of it.
 ARMS = {
     'SFT': (dict(type='SFTHead'), None),
     'Mixup': (SIMPO, dict(type='Mixup', alpha=1.0)),
@@ -32,11 +32,12 @@ TEST_SEED = 2  # Settings were chosen on the images of seed 1.
 
 
 def run(arm: str, seed: int, steps: int, num_train: int, num_test: int, tower: str) -> dict[str, float]:
-    """Train one arm with one seed, and test it.
+    """Train one arm with one seed and test it.
 
     Returns:
-        dict: of :func:`evaluate` with the prior flipped, on new images; ``accuracy_unseen``, the same on pairs of
-        colour and shape that never appear in training; ``accuracy_same``, with the prior of the training; ``seconds``.
+        dict: The numbers of :func:`evaluate` on new images with the prior flipped; ``accuracy_unseen``, the same on
+            pairs of colour and shape that are not in training; ``accuracy_same``, with the prior of training;
+            ``seconds``.
     """
     torch.set_num_threads(1)
     head, mixer = ARMS[arm]
@@ -52,7 +53,7 @@ def run(arm: str, seed: int, steps: int, num_train: int, num_test: int, tower: s
 
 
 def main(argv: list[str] | None = None) -> Runs:
-    """Pre-train the tower if it is not there, run what is missing, print the table."""
+    """Pre-train the tower if it is missing, run what is missing, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     add_run_arguments(parser, seeds=3, steps=150, output='shapes_preference.json')
     args = parser.parse_args(argv)

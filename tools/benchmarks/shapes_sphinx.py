@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from lib.measure import markdown_table
 from lib.runs import Runs, add_run_arguments, mean_and_deviation, paired_table, run_missing
 from lib.sphinx import (
     build_tuner,
@@ -31,6 +30,7 @@ from lib.sphinx import (
 
 from mergemix_mm.functional import mix_weights
 from mergemix_mm.toy.scenes import shapes_facts
+from mergemix_mm.utils.tables import markdown_table
 
 TEST_SEED = 2  # Settings were chosen on the images of seed 1.
 BETAS = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -38,7 +38,7 @@ Found = dict[str, float]
 
 
 class Sizes(NamedTuple):
-    """How much of everything: gradient steps per run, records per task to train and to test on."""
+    """Gradient steps of a run, and records of a task in training and in the test."""
 
     steps: int
     num_train: int
@@ -46,7 +46,7 @@ class Sizes(NamedTuple):
 
 
 class Study(NamedTuple):
-    """One question: a function of arm, seed, sizes and folder; its share of --steps; arms; what its table shows."""
+    """One question: a function of arm, seed, sizes and folder; its share of --steps; its arms; the table."""
 
     run: Callable[[dict, int, Sizes, Path], Found]
     steps: float
@@ -56,7 +56,7 @@ class Study(NamedTuple):
 
 
 def embeddings(options: dict, seed: int, sizes: Sizes, folder: Path) -> Found:
-    """Questions that need colour and shape, by either encoder alone or both."""
+    """Questions about colour and shape, for each encoder and for both."""
     tuner = build_tuner(folder, seed, **options)
     train(tuner, encode_mix((('color', 1), ('shape', 1)), sizes.num_train), sizes.steps, seed)
     found = evaluate(tuner, 'color', sizes.num_test, TEST_SEED) | evaluate(tuner, 'shape', sizes.num_test, TEST_SEED)
@@ -64,7 +64,7 @@ def embeddings(options: dict, seed: int, sizes: Sizes, folder: Path) -> Found:
 
 
 def views(options: dict, seed: int, sizes: Sizes, folder: Path) -> Found:
-    """Small things: the whole image alone, or its crops as well."""
+    """Small things, with the whole image only or with its crops as well."""
     tuner = build_tuner(folder, seed, **options)
     mix = encode_mix((('vqa', 1), ('grounding', 1)), sizes.num_train, small=True, **options)
     train(tuner, mix, sizes.steps, seed)
@@ -76,7 +76,7 @@ def views(options: dict, seed: int, sizes: Sizes, folder: Path) -> Found:
 
 
 def tasks(options: dict, seed: int, sizes: Sizes, folder: Path) -> Found:
-    """Five tasks at once, whose prompts say which it is, or do not."""
+    """Five tasks at once, with prompts that name the task or do not."""
     tuner, names = build_tuner(folder, seed), ('vqa', 'grounding', 'detection', 'caption', 'grounded_caption')
     mix = encode_mix(tuple((name, 1) for name in names), sizes.num_train, **options)
     train(tuner, mix, sizes.steps, seed)
@@ -87,7 +87,7 @@ def tasks(options: dict, seed: int, sizes: Sizes, folder: Path) -> Found:
 
 
 def weights(options: dict, seed: int, sizes: Sizes, folder: Path) -> Found:
-    """Two specialists that branch from one start, their mixes, and who learns both; ``beta/task`` for each."""
+    """Two specialists that branch from one start, their mixes, and a model that learns both; ``beta/task`` for each."""
     start = build_tuner(folder, seed)
     train(start, encode_mix((('color', 1), ('shape', 1)), sizes.num_train), sizes.steps, seed)
     branches = {}
@@ -98,7 +98,7 @@ def weights(options: dict, seed: int, sizes: Sizes, folder: Path) -> Found:
         branches[name] = tuner.state_dict()
     models = dict(start=start.state_dict(), both=branches['both'])
     models |= {f'beta {beta}': mix_weights(branches['color'], branches['shape'], beta) for beta in BETAS}
-    # A model of its own: state dicts share the memory of theirs.
+    # The tests use another model, because the state dicts share memory with the trained ones.
     tested, found = build_tuner(folder, seed), {}
     for name, state in models.items():
         tested.load_state_dict(state)
@@ -108,7 +108,7 @@ def weights(options: dict, seed: int, sizes: Sizes, folder: Path) -> Found:
 
 
 def unfreezing(options: dict, seed: int, sizes: Sizes, folder: Path) -> Found:
-    """A language model that knows facts learns to see: is it frozen, and does it see the facts again?"""
+    """A language model that knows facts learns to see, frozen or not, and with or without texts on these facts."""
     tuner = build_tuner(folder, seed, trainable=options['trainable'])
     load_language_model(tuner, folder, seed)
     before = evaluate(tuner, 'text_only', len(shapes_facts()), TEST_SEED)['text_only']
@@ -175,7 +175,7 @@ def run(arm: str, seed: int, folder: str, **sizes: int) -> Found:
     """Train and test one arm, named ``study: arm``, with one seed.
 
     Returns:
-        dict: what the study finds, and ``seconds``.
+        dict: The numbers of the study, and ``seconds``.
     """
     torch.set_num_threads(1)
     name, _, arm = arm.partition(': ')
@@ -187,7 +187,7 @@ def run(arm: str, seed: int, folder: str, **sizes: int) -> Found:
 
 
 def pretrain(folder: Path, args: argparse.Namespace) -> None:
-    """Train what the arms share and is not there yet."""
+    """Train the parts that the arms share, unless they exist."""
     torch.set_num_threads(1)
     if not folder.exists():
         pretrain_encoders(folder, **dict(steps=2, num_images=8) if args.quick else dict(steps=800))
@@ -197,7 +197,7 @@ def pretrain(folder: Path, args: argparse.Namespace) -> None:
 
 
 def table(name: str, runs: Runs, seeds: int) -> str:
-    """The results of a study."""
+    """The table of a study."""
     study = STUDIES[name]
     if not study.columns:
         return weight_table(runs, name, seeds)
@@ -206,7 +206,7 @@ def table(name: str, runs: Runs, seeds: int) -> str:
 
 
 def weight_table(runs: Runs, name: str, seeds: int) -> str:
-    """One row per model of the study of weights: each branch, each mix."""
+    """The table of the study of weights, with a row for each branch and each mix."""
     own = [runs[f'{name}: {arm}/{seed}'] for arm in STUDIES[name].arms for seed in range(seeds)]
     models = list(dict.fromkeys(key.rpartition('/')[0] for key in own[0] if '/' in key))
     lines = []
@@ -218,10 +218,12 @@ def weight_table(runs: Runs, name: str, seeds: int) -> str:
 
 
 def main(argv: list[str] | None = None) -> Runs:
-    """Pre-train what is not there, run what is missing, print a table per study."""
+    """Pre-train what is missing, run what is missing, and print a table for each study."""
     parser = argparse.ArgumentParser(description=__doc__)
     add_run_arguments(parser, seeds=3, steps=600, output='shapes_sphinx.json')
-    parser.add_argument('--study', nargs='+', choices=STUDIES, default=list(STUDIES), help='which (default: all)')
+    parser.add_argument(
+        '--study', nargs='+', choices=STUDIES, default=list(STUDIES), help='the studies to run (default: all)'
+    )
     args = parser.parse_args(argv)
     sizes = Sizes(args.steps, num_train=5000, num_test=400)
     if args.quick:

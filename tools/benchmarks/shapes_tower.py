@@ -6,20 +6,21 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from lib.measure import add_common_arguments, markdown_table, prepare, write_json
+from lib.measure import add_common_arguments, prepare, write_json
 from lib.tower import AttributeHeads, batches, pretrain_tower
 from transformers import CLIPVisionModel
 
 from mergemix_mm.models.vision_encoders import build_vision_encoder, score_patches
 from mergemix_mm.toy.scenes import GRID
+from mergemix_mm.utils.tables import markdown_table
 
 
 @torch.no_grad()
 def measure(tower: CLIPVisionModel, heads: AttributeHeads, split: str, num_images: int = 512, seed: int = 1) -> dict:
-    """How well the heads read a split.
+    """Measure how well the heads read a split.
 
     Returns:
-        dict: share of the things whose ``color`` and ``shape`` are read rightly from their cell, in [0, 1].
+        dict: The share of the things whose ``color`` and ``shape`` are read correctly from their cell, in [0, 1].
     """
     images, *labels, _ = next(batches(split, 1, num_images, tower.config.image_size, seed))
     _, in_cell = heads(tower(images))
@@ -33,12 +34,12 @@ def measure(tower: CLIPVisionModel, heads: AttributeHeads, split: str, num_image
 
 @torch.no_grad()
 def measure_saliency(tower: CLIPVisionModel, split: str = 'val', num_images: int = 512, seed: int = 1) -> list[dict]:
-    """Where MergeMix would look, per layer (half of the patches merged before it).
+    """Measure where MergeMix looks in each layer, with half of the patches merged before it.
 
     Returns:
         list[dict]: ``layer``; ``asked`` and ``things``, the shares of the saliency on the patches that the things
         asked about touch and on those of all cells with a thing; ``asked_area`` and ``things_area``, their shares of
-        the image, which a saliency that knows nothing would score. Images without a thing asked about are left out.
+        the image, which a uniform saliency would score. Images without a thing asked about are left out.
     """
     images, colors, _, masks = next(batches(split, 1, num_images, tower.config.image_size, seed))
     chosen = masks.flatten(1).any(dim=1)
@@ -60,10 +61,10 @@ def measure_saliency(tower: CLIPVisionModel, split: str = 'val', num_images: int
 
 
 def main(argv: Sequence[str] | None = None) -> dict:
-    """Train, measure, save; returns what is measured."""
+    """Train, measure and save the tower, and return the measurements."""
     parser = argparse.ArgumentParser(description=__doc__)
     add_common_arguments(parser)
-    parser.add_argument('--steps', type=int, default=1000, help='of pre-training (default: %(default)s)')
+    parser.add_argument('--steps', type=int, default=1000, help='steps of pre-training (default: %(default)s)')
     parser.add_argument('--save', type=Path, help="folder for the tower, in transformers' format")
     args = parser.parse_args(argv)
     prepare(args)

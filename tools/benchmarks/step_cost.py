@@ -1,4 +1,4 @@
-"""Cost of one training step with each way of mixing, in time and memory, and the memory of scoring by image size."""
+"""Cost of one training step with each way of mixing, in time and memory, and memory of scoring by image size."""
 
 import argparse
 import statistics
@@ -12,7 +12,6 @@ from lib.measure import (
     autocast,
     interleaved_times,
     kernels,
-    markdown_table,
     median_ratio,
     peak_memory,
     prepare,
@@ -26,6 +25,7 @@ from mmpretrain.registry import BATCH_AUGMENTS
 from mmpretrain.structures import DataSample
 
 from mergemix_mm.models import MergeMix, MixupClassifier
+from mergemix_mm.utils.tables import markdown_table
 
 REFERENCE = 'CutMix'
 NUM_CLASSES = 100
@@ -40,11 +40,11 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         'mixing, forward, backward and AdamW update. Memory is that of torch tensors, above weights, gradients and '
         'optimizer state.',
     )
-    parser.add_argument('--arch', default='deit-s', help='of the VisionTransformer (default: %(default)s)')
+    parser.add_argument('--arch', default='deit-s', help='arch of the VisionTransformer (default: %(default)s)')
     parser.add_argument('--batch-size', type=int, default=16, help='(default: %(default)s)')
     parser.add_argument('--image-size', type=int, default=224, help='in pixels (default: %(default)s)')
     parser.add_argument('--patch-size', type=int, default=16, help='in pixels (default: %(default)s)')
-    parser.add_argument('--num-merge', type=int, help='patches merged in scoring (default: half of them)')
+    parser.add_argument('--num-merge', type=int, help='patches that are merged in scoring (default: half of them)')
     parser.add_argument('--layers', type=int, nargs='+', default=[6, 9, 12], help='scored layers (default: 6 9 12)')
     parser.add_argument('--rounds', type=int, default=7, help='steps per arm (default: %(default)s)')
     parser.add_argument(
@@ -79,7 +79,7 @@ def build_backbone(args: argparse.Namespace, image_size: int) -> torch.nn.Module
 
 
 def build_model(args: argparse.Namespace) -> MixupClassifier:
-    """A classifier with random weights, without mixing so far."""
+    """A classifier with random weights, without an augment."""
     backbone = build_backbone(args, args.image_size)
     preprocessor = dict(type='ClsDataPreprocessor', num_classes=NUM_CLASSES, _scope_='mmpretrain')
     loss = dict(type='LabelSmoothLoss', label_smooth_val=0.1, mode='original')
@@ -90,7 +90,7 @@ def build_model(args: argparse.Namespace) -> MixupClassifier:
 
 
 def build_arms(args: argparse.Namespace) -> dict[str, Callable | None]:
-    """The augment of each arm, by name; None does not mix."""
+    """The augment of each arm by name; None does not mix."""
     arms = {'no mixing': None}
     for name, alpha in (('Mixup', 0.8), (REFERENCE, 1.0), ('ResizeMix', 1.0)):
         arms[name] = BATCH_AUGMENTS.build(dict(type=name, alpha=alpha))
@@ -102,7 +102,7 @@ def build_arms(args: argparse.Namespace) -> dict[str, Callable | None]:
 
 
 def measure_steps(args: argparse.Namespace) -> list[dict]:
-    """Time and peak memory of one step per arm, all with the same model and images."""
+    """Time and peak memory of a step of each arm, with the same model and images."""
     model = build_model(args)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
     images = torch.randn(args.batch_size, 3, args.image_size, args.image_size, device=args.device)
@@ -115,7 +115,7 @@ def measure_steps(args: argparse.Namespace) -> list[dict]:
             losses = model(images, samples, mode='loss')
         losses['loss'].backward()
         optimizer.step()
-        optimizer.zero_grad(set_to_none=False)  # Gradients stay allocated: no arm pays for them alone.
+        optimizer.zero_grad(set_to_none=False)  # Gradients stay allocated, so that no arm has to allocate them.
         model.mix_result = None
 
     def score(augment: MergeMix) -> None:
@@ -150,7 +150,7 @@ def measure_steps(args: argparse.Namespace) -> list[dict]:
 
 
 def measure_scoring_memory(args: argparse.Namespace) -> list[dict]:
-    """Peak memory of one scoring pass over one image per image size: MergeMix and the release's scheme."""
+    """Peak memory of scoring one image at each size, by MergeMix and by the scheme of the release."""
     layer = args.layers[len(args.layers) // 2]
     return [_scoring_memory(args, image_size, layer) for image_size in args.memory_sizes]
 
@@ -167,13 +167,13 @@ def _scoring_memory(args: argparse.Namespace, image_size: int, layer: int) -> di
 
 
 def main(argv: Sequence[str] | None = None) -> dict:
-    """Measure, print the tables, and write them if asked to.
+    """Measure, print the tables, and write the numbers if asked to.
 
     Args:
         argv (Sequence[str], optional): The command line. Defaults to that of the process.
 
     Returns:
-        dict: ``steps`` and ``scoring_memory``, one dictionary per row of the tables.
+        dict: ``steps`` and ``scoring_memory``, a dictionary for each row of the tables.
     """
     args = parse_args(argv)
     prepare(args)
@@ -185,7 +185,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
     header = ('arm', 'step (s)', f'/ {REFERENCE}', 'lowest - highest', 'scoring alone (s)', 'peak memory (MB)')
     print(markdown_table(header, [_step_row(row) for row in results['steps']]))
     if args.device.type == 'cuda':
-        print('\nThe same, the time of the kernels only: what is left when launching them costs nothing\n')
+        print('\nThe same steps by the time of their kernels, without the cost of launching them\n')
         header = ('arm', 'kernels', 'of a step (s)', f'/ {REFERENCE}', 'of scoring (s)')
         reference = next(row['kernel_seconds'] for row in results['steps'] if row['arm'] == REFERENCE)
         print(markdown_table(header, [_kernel_row(row, reference) for row in results['steps']]))

@@ -1,6 +1,7 @@
-"""Throughput of ToMeVisionTransformer by share of merged tokens, against MMPretrain's own VisionTransformer.
+"""Throughput of ToMeVisionTransformer by share of merged tokens, against the VisionTransformer of MMPretrain.
 
-On a GPU also as CUDA graphs (what ``torch.compile(mode='reduce-overhead')`` makes), whose kernels wait for no launch.
+On a GPU, the models also run as CUDA graphs, as ``torch.compile(mode='reduce-overhead')`` makes them, without the cost
+of launching kernels.
 """
 
 import argparse
@@ -15,7 +16,6 @@ from lib.measure import (
     add_device_arguments,
     interleaved_times,
     kernels_by_name,
-    markdown_table,
     median_ratio,
     peak_memory,
     prepare,
@@ -25,6 +25,7 @@ from lib.measure import (
 from mmengine.registry import MODELS
 
 import mergemix_mm  # noqa: F401  registers ToMeVisionTransformer
+from mergemix_mm.utils.tables import markdown_table
 
 REFERENCE = 'VisionTransformer'
 TINY_ARCH = dict(embed_dims=32, num_layers=4, num_heads=2, feedforward_channels=64)
@@ -33,14 +34,18 @@ TINY_ARCH = dict(embed_dims=32, num_layers=4, num_heads=2, feedforward_channels=
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(
-        description=__doc__, epilog='The models have the same weights and take turns; ratios are those within a round.'
+        description=__doc__, epilog='The models have the same weights and take turns. Ratios are taken within a round.'
     )
     parser.add_argument('--arch', default='deit-s', help='(default: %(default)s)')
     parser.add_argument('--batch-size', type=int, default=16, help='(default: %(default)s)')
     parser.add_argument('--image-size', type=int, default=224, help='in pixels (default: %(default)s)')
     parser.add_argument('--patch-size', type=int, default=16, help='in pixels (default: %(default)s)')
-    parser.add_argument('--merged', type=int, nargs='+', default=[0, 30, 50], help='percent of the patches (0 30 50)')
-    parser.add_argument('--inflection', type=float, default=0.0, help='of the schedule (default: %(default)s)')
+    parser.add_argument(
+        '--merged', type=int, nargs='+', default=[0, 30, 50], help='percent of merged patches (default: 0 30 50)'
+    )
+    parser.add_argument(
+        '--inflection', type=float, default=0.0, help='inflection of the schedule (default: %(default)s)'
+    )
     parser.add_argument('--rounds', type=int, default=15, help='forwards per model (default: %(default)s)')
     add_common_arguments(parser)
     add_device_arguments(parser)
@@ -51,13 +56,13 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> dict:
-    """Measure, print the table, and write it if asked to.
+    """Measure, print the table, and write the numbers if asked to.
 
     Args:
         argv (Sequence[str], optional): The command line. Defaults to that of the process.
 
     Returns:
-        dict: ``models``, one dictionary per row of the table.
+        dict: ``models``, a dictionary for each row of the table.
     """
     args = parse_args(argv)
     prepare(args)
@@ -77,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
         models[f'ToMeVisionTransformer, {percent}% merged'] = model
     options = dict(device=args.device, dtype=DTYPES[args.dtype])
     for model in models.values():
-        model.to(**options).eval()  # Not chained: MMPretrain's backbones return None.
+        model.to(**options).eval()  # Its result is not used: eval() of MMPretrain's backbones returns None.
     images = torch.randn(args.batch_size, 3, args.image_size, args.image_size, **options)
 
     results = dict(benchmark='tome_throughput', options=vars(args), models=[])
@@ -99,7 +104,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
 
 
 def measure(args: argparse.Namespace, models: dict, arms: dict[str, Callable[[], object]], run: str) -> list[dict]:
-    """Time the forwards of the models; one row of the table for each."""
+    """Time the forward passes of the models; a row of the table for each."""
     times = interleaved_times(arms, args.rounds, device=args.device)
     rows = []
     for name, arm in arms.items():
@@ -123,11 +128,11 @@ def measure(args: argparse.Namespace, models: dict, arms: dict[str, Callable[[],
 
 
 def captured(function: Callable[[], object]) -> Callable[[], None]:
-    """A call on a GPU as one CUDA graph, which is launched as a whole."""
+    """Capture a call on a GPU as one CUDA graph, which is launched as a whole."""
     aside = torch.cuda.Stream()
     aside.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(aside):
-        function()  # Libraries allocate on first use, which a capture does not allow.
+        function()  # The first call may allocate memory of libraries, which a capture does not allow.
     torch.cuda.current_stream().wait_stream(aside)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):

@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 from functools import partial
 
-from lib.measure import add_common_arguments, markdown_table, measure_arms, prepare, ratio_cells, write_json
+from lib.measure import add_common_arguments, measure_arms, prepare, ratio_cells, write_json
 from lib.release_scheme import ReleaseScheme
 from lib.steps import (
     TINY_LLAVA,
@@ -16,6 +16,8 @@ from lib.steps import (
     small_llava,
     training_step,
 )
+
+from mergemix_mm.utils.tables import markdown_table
 
 SFT = 'SFT'
 MIXERS = {

@@ -1,17 +1,18 @@
-"""Encoding the views of SPHINX: one call per encoder for all views of a batch, against a loop over views and encoders,
-and what skipping views of padding saves.
+"""Time of encoding the views of SPHINX: one call of each encoder for all views of a batch, against a loop over views
+and encoders, and the saving by skipping views that are padding.
 """
 
 import argparse
 from collections.abc import Callable, Sequence
 
 import torch
-from lib.measure import add_common_arguments, interleaved_times, markdown_table, prepare, ratio_cells, write_json
+from lib.measure import add_common_arguments, interleaved_times, prepare, ratio_cells, write_json
 from mmengine.registry import MODELS
 from torch import Tensor
 
 from mergemix_mm.functional import real_views, split_views
 from mergemix_mm.models.vlms.sphinx import ViewEncoder
+from mergemix_mm.utils.tables import markdown_table
 
 LOOP, BATCHED = 'loop over views and encoders', 'one call per encoder'
 # Height and width of the original image.
@@ -22,8 +23,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__,
-        epilog='A vision transformer and a ConvNeXt of MMPretrain, frozen, and a neck on a grid of 14 x 14; forward '
-        'alone. The arms take turns, and times are compared within a round. Images lie in the corner of their square.',
+        epilog='The model is a frozen vision transformer and a frozen ConvNeXt of MMPretrain with a neck on a grid of '
+        '14 x 14. Only the forward pass is timed. The arms take turns, and ratios are taken within a round. Images lie '
+        'in the corner of their square.',
     )
     parser.add_argument('--batch-sizes', type=int, nargs='+', default=[1, 4], help='images (default: %(default)s)')
     parser.add_argument('--view-size', type=int, default=224, help='in pixels (default: %(default)s)')
@@ -38,7 +40,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def build_encoder(args: argparse.Namespace, grid: int) -> ViewEncoder:
-    """The backbones and their neck, with random weights."""
+    """The backbones and their neck with random weights."""
     torch.manual_seed(args.seed)
     size = args.view_size
     vit = dict(type='mmpretrain.VisionTransformer', arch=args.vit, img_size=size, patch_size=16, out_type='raw')
@@ -50,7 +52,7 @@ def build_encoder(args: argparse.Namespace, grid: int) -> ViewEncoder:
 
 
 def encode_in_a_loop(encoder: ViewEncoder, images: Tensor) -> Tensor:
-    """Each view of the batch by itself, through one encoder after the other: as the release encodes."""
+    """Encode each view separately, one encoder after the other, as the release does."""
     size = images.size(-1) // encoder.crop_grid
     views = split_views(images, encoder.crop_grid, size).unbind(1)
     maps = [tuple(branch(view) for branch in encoder.backbone.branches) for view in views]
@@ -60,12 +62,12 @@ def encode_in_a_loop(encoder: ViewEncoder, images: Tensor) -> Tensor:
 
 @torch.no_grad()
 def run(function: Callable[..., Tensor], *args) -> Callable[[], Tensor]:
-    """An arm: the call, without gradients."""
+    """An arm: the call without gradients."""
     return torch.no_grad()(lambda: function(*args))
 
 
 def measure_batching(args: argparse.Namespace) -> tuple[list[tuple], dict]:
-    """Rows of the first table, and all times by grid and batch size."""
+    """The rows of the first table, and all times by grid and batch size."""
     rows, times = [], {}
     for grid in (2, 3):
         encoder = build_encoder(args, grid)
@@ -80,7 +82,7 @@ def measure_batching(args: argparse.Namespace) -> tuple[list[tuple], dict]:
 
 
 def measure_skipping(args: argparse.Namespace) -> tuple[list[tuple], dict]:
-    """Rows of the second table, and all times by grid and shape."""
+    """The rows of the second table, and all times by grid and shape."""
     rows, times, batch_size = [], {}, args.batch_sizes[-1]
     for grid in (2, 3):
         encoder = build_encoder(args, grid)
@@ -98,7 +100,7 @@ def measure_skipping(args: argparse.Namespace) -> tuple[list[tuple], dict]:
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, dict]:
-    """Measure both, and print the tables.
+    """Measure both and print the tables.
 
     Returns:
         dict: ``batching`` and ``skipping``, the times (s) of the arms.

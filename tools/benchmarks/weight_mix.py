@@ -1,4 +1,4 @@
-"""Memory and time of mixing two checkpoints on disk, against a process that only reads both and writes one copy."""
+"""Memory and time of mixing two checkpoints on disk, against a process that reads both and writes a copy of one."""
 
 import argparse
 import json
@@ -13,10 +13,11 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import torch
-from lib.measure import add_common_arguments, markdown_table, prepare, ratio_cells, write_json
+from lib.measure import add_common_arguments, prepare, ratio_cells, write_json
 
 from mergemix_mm.engine.weights import StoredWeights, mix_files
 from mergemix_mm.utils.processes import end_with_parent
+from mergemix_mm.utils.tables import markdown_table
 
 MB = 2**20
 BLOCK = 8 * MB
@@ -24,11 +25,11 @@ NUM_SHARDS = 4
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Read the command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__,
-        epilog='The arms take turns, each in a process of its own, and what was written is on disk before the next one '
-        'starts. Caches are not dropped.',
+        epilog='The arms take turns, each in its own process. Files are flushed to the disk before the next arm '
+        'starts. Caches of the file system are not dropped.',
     )
     parser.add_argument('--size', type=float, default=4.0, help='GB of each checkpoint (default: %(default)s)')
     parser.add_argument('--rows', type=int, default=32000, help='of the largest tensor (default: %(default)s)')
@@ -43,7 +44,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def make_checkpoint(folder: Path, args: argparse.Namespace, seed: int) -> None:
-    """Write a folder as transformers does: bfloat16, an embedding first, then square matrices up to the size."""
+    """Write a folder as transformers does, in bfloat16: an embedding, then square matrices up to the size."""
     from safetensors.torch import save_file
 
     generator, left, number, weight_map = torch.Generator().manual_seed(seed), args.size * 2**30, 0, {}
@@ -62,7 +63,7 @@ def make_checkpoint(folder: Path, args: argparse.Namespace, seed: int) -> None:
 
 
 def nothing(folder: Path) -> None:
-    """The bare process."""
+    """Do nothing, to measure the bare process."""
 
 
 def copy(folder: Path) -> None:
@@ -78,12 +79,12 @@ def copy(folder: Path) -> None:
 
 
 def mix(folder: Path) -> None:
-    """What tools/mix_weights.py does, hashes included."""
+    """Mix as tools/mix_weights.py does, including hashes."""
     mix_files(StoredWeights(folder / 'real'), StoredWeights(folder / 'syn'), folder / 'out', 0.5)
 
 
 def run_alone(arm: Callable[[Path], None], folder: Path, threads: int | None) -> dict[str, float]:
-    """Run an arm in a fresh process: time, processor time (s), and the peak of the process's resident memory (MB)."""
+    """Run an arm in a new process: time, processor time (s), and peak resident memory (MB)."""
     with ProcessPoolExecutor(1, multiprocessing.get_context('spawn'), end_with_parent) as pool:
         measured = pool.submit(_measured, arm, folder, threads).result()
     shutil.rmtree(folder / 'out', ignore_errors=True)
@@ -97,13 +98,13 @@ def _measured(arm: Callable[[Path], None], folder: Path, threads: int | None) ->
     start, processor = time.perf_counter(), time.process_time()
     arm(folder)
     seconds, processor = time.perf_counter() - start, time.process_time() - processor
-    # Not getrusage: its peak can be that of the process that started this one.
+    # The peak of getrusage can be that of the parent process.
     status = dict(line.split(':', 1) for line in Path('/proc/self/status').read_text().splitlines())
     return dict(seconds=seconds, processor=processor, memory=int(status['VmHWM'].split()[0]) / 1024)
 
 
 def measure(folder: Path, args: argparse.Namespace) -> dict[str, dict[str, list[float]]]:
-    """What `run_alone` gives of all arms, as lists over the rounds."""
+    """The measurements of :func:`run_alone` for all arms, as lists over the rounds."""
     arms = {arm.__name__: arm for arm in (nothing, copy, mix)}
     found = {name: dict(seconds=[], processor=[], memory=[]) for name in arms}
     for i in range(args.rounds):
@@ -115,7 +116,7 @@ def measure(folder: Path, args: argparse.Namespace) -> dict[str, dict[str, list[
 
 
 def table(measured: dict[str, dict[str, list[float]]]) -> str:
-    """The arms, against the bare process in memory and against the copy in time."""
+    """The table of the arms: memory above the bare process, and time against the copy."""
     bare, rows = max(measured['nothing']['memory']), []
     for name, label in dict(copy='both read, one written', mix='mix_weights').items():
         seconds, memory = measured[name]['seconds'], max(measured[name]['memory'])
@@ -133,7 +134,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
         argv (Sequence[str], optional): The command line. Defaults to that of the process.
 
     Returns:
-        dict: Per arm, what `run_alone` gives of all rounds; and the size of the largest tensor (MB).
+        dict: The result of :func:`measure`, and ``largest_mb``, the size of the largest tensor (MB).
     """
     args = parse_args(argv)
     prepare(args)

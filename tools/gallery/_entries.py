@@ -1,4 +1,4 @@
-"""What the gallery shows: the commands of each method, and the function that reads its results."""
+"""The methods of the gallery: their commands, and the functions that read their results."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -16,14 +16,14 @@ from _results import (
 
 
 class Step(NamedTuple):
-    """A command, with ``{folder}`` and ``{checkpoint}``, and what --quick appends to it."""
+    """A command, in which ``{folder}`` and ``{checkpoint}`` are replaced, and what --quick appends to it."""
 
     command: str
     quick: str
 
 
 class Entry(NamedTuple):
-    """A method: its place and headline, a few words, its steps, its results, and the modules that it needs."""
+    """A method: its folder, headline, text, commands, the function of its results, and the modules that it needs."""
 
     name: str
     title: str
@@ -34,7 +34,7 @@ class Entry(NamedTuple):
 
 
 def _train(config: str, folder: str = '{folder}', options: str = '', quick: str = '') -> Step:
-    # `--resume` starts from the beginning where there is no checkpoint yet.
+    # Without a checkpoint, `--resume` starts from the beginning.
     return _step(f'tools/train.py configs/{config}.py --work-dir {folder} --resume', options, quick)
 
 
@@ -44,7 +44,7 @@ def _test(config: str, quick: str, options: str = '') -> Step:
 
 
 def _step(command: str, options: str, quick: str) -> Step:
-    # What --quick appends goes on after the options, if there are any.
+    # The quick options continue the list of --cfg-options, if there is one.
     return Step(f'{command} --cfg-options {options}', quick) if options else Step(command, f'--cfg-options {quick}')
 
 

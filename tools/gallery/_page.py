@@ -1,4 +1,4 @@
-"""The HTML page of the gallery: one file, images inside."""
+"""The HTML page of the gallery, one file that contains its images."""
 
 import base64
 import os
@@ -18,7 +18,7 @@ STYLE = Path(__file__).with_name('page.css')
 
 
 class Section(NamedTuple):
-    """A method: its entry, what was run (``command``, ``seconds``), its results, or why there are none."""
+    """A method on the page: its entry, the finished commands, and its results or the reason why there are none."""
 
     entry: 'Entry'
     done: Sequence[dict]
@@ -27,15 +27,15 @@ class Section(NamedTuple):
 
 
 def make_page(sections: Sequence[Section], quick: bool, root: Path) -> str:
-    """Write the page.
+    """Make the page.
 
     Args:
-        sections (Sequence[Section]): In order.
-        quick (bool): Whether the runs were cut short, which the page then says.
-        root (Path): The repository, which is left out of paths.
+        sections (Sequence[Section]): The methods in order.
+        quick (bool): Whether the runs were cut short, which the page mentions.
+        root (Path): The repository, which paths on the page are relative to.
 
     Returns:
-        str: HTML that refers to no other file.
+        str: HTML that does not refer to other files.
     """
     links = ''.join(f'<a href="#{one.entry.name}">{escape(one.entry.title)}</a>' for one in sections)
     warning = '<p><b>Cut short by --quick: these numbers mean nothing.</b></p>' if quick else ''

@@ -1,4 +1,4 @@
-"""Reads what the runs of the gallery left: numbers of their logs, figures of their hooks, predictions as figures."""
+"""Reads the results of the runs of the gallery: numbers of logs, figures of hooks, and predictions as figures."""
 
 import io
 import json
@@ -27,7 +27,7 @@ class Figure(NamedTuple):
 
 
 class Shown(NamedTuple):
-    """What a page has of a method: values by their names, and figures."""
+    """The results of a method: values by their names, and figures."""
 
     numbers: dict[str, str]
     figures: list[Figure]
@@ -152,7 +152,7 @@ def show_detection(folder: Path) -> Shown:
 
 
 def read_log(folder: Path) -> list[dict]:
-    """The logged values of a training, in order, over all its interruptions."""
+    """The logged values of a training in order, including those before interruptions."""
     return [
         json.loads(line)
         for path in sorted(folder.glob('*/vis_data/scalars.json'))
@@ -162,43 +162,43 @@ def read_log(folder: Path) -> list[dict]:
 
 
 def read_metrics(folder: Path) -> list[dict]:
-    """What the last test of a folder measured, as one record of a log."""
+    """The metrics of the last test of a folder, as one record of a log."""
     return [json.loads(max(folder.glob('*/*.json')).read_text())]
 
 
 def read_config(folder: Path) -> Config:
-    """The config of a run, with its options, as MMEngine wrote it down."""
+    """The config of a run with its options, as MMEngine saved it."""
     return Config.fromfile(next(folder.glob('*.py')))
 
 
 def last(log: list[dict], key: str) -> float:
-    """The last value of a key; nan if it was never logged."""
+    """The last value of a key, or NaN if it was never logged."""
     return next((record[key] for record in reversed(log) if key in record), float('nan'))
 
 
 def percent(log: list[dict], key: str) -> str:
-    """The last value of a key that is in percent."""
+    """The last value of a key in percent."""
     return f'{last(log, key):.1f}%'
 
 
 def hook_figure(folder: Path, name: str, caption: str) -> Figure:
-    """The last picture of this name that a hook or a metric wrote."""
+    """The last figure of this name that a hook or a metric wrote."""
     pictures = folder.glob(f'*/vis_data/vis_image/{name}*.png')
     return Figure(caption, max(pictures, key=lambda path: path.stat().st_mtime).read_bytes())
 
 
 def captions_of(samples: list[dict]) -> list[str]:
-    """The prompts of drawings."""
+    """The prompts of generated images."""
     return [sample['prompt'] for sample in samples]
 
 
 def to_pixels(image) -> np.ndarray:
-    """A tensor [3, H, W] in [0, 1] -> [H, W, 3] uint8."""
+    """Convert a tensor [3, H, W] in [0, 1] to [H, W, 3] uint8."""
     return (image.permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)
 
 
 def to_png(image: np.ndarray) -> bytes:
-    """[H, W, 3] uint8 -> the bytes of a PNG file."""
+    """Encode [H, W, 3] uint8 as the bytes of a PNG file."""
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, format='PNG', optimize=True)
     return buffer.getvalue()

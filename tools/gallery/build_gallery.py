@@ -1,4 +1,4 @@
-"""Trains the tiny config of every method in turn, and writes one HTML page with their figures and numbers."""
+"""Trains the tiny config of every method and writes one HTML page with their figures and numbers."""
 
 import argparse
 import importlib.util
@@ -24,23 +24,27 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__,
-        epilog='A run that is done is not run again, and an interrupted one goes on: remove its folder to start anew.',
+        epilog='Finished runs are not repeated, and an interrupted run continues. Remove its folder to start again.',
     )
     parser.add_argument(
-        '--work-dir', type=Path, help='default: work_dirs/gallery, with --quick work_dirs/gallery_quick'
+        '--work-dir', type=Path, help='(default: work_dirs/gallery, with --quick work_dirs/gallery_quick)'
     )
-    parser.add_argument('--only', nargs='+', choices=[entry.name for entry in ENTRIES], help='which (default: all)')
-    parser.add_argument('--quick', action='store_true', help='a few steps each: shows that it runs, and nothing else')
+    parser.add_argument(
+        '--only', nargs='+', choices=[entry.name for entry in ENTRIES], help='methods to show (default: all)'
+    )
+    parser.add_argument(
+        '--quick', action='store_true', help='a few steps each, which show that it runs and nothing else'
+    )
     args = parser.parse_args(argv)
     args.work_dir = args.work_dir or Path('work_dirs', 'gallery_quick' if args.quick else 'gallery')
     return args
 
 
 def execute(command: list[str], log: Path) -> None:
-    """Run a tool of this repository in a process of its own.
+    """Run a tool of this repository in a separate process.
 
     Raises:
-        SystemExit: If it fails; the message names its log.
+        SystemExit: If it fails. The message names its log.
     """
     with log.open('a') as output:
         done = subprocess.run([sys.executable, *command], cwd=ROOT, stdout=output, stderr=subprocess.STDOUT)
@@ -52,16 +56,16 @@ def run_entry(entry: Entry, folder: Path, quick: bool, execute: Execute) -> list
     """Run the commands of an entry that are not done yet.
 
     Args:
-        entry (Entry): What to run.
-        folder (Path): Its place, which remembers what is done.
-        quick (bool): Whether with the quick options.
-        execute (Callable): Runs a command of words, given the file for its output.
+        entry (Entry): The method.
+        folder (Path): Its folder, which records the finished commands.
+        quick (bool): Whether to use the quick options.
+        execute (Callable): Runs a command, given as words, with the file for its output.
 
     Returns:
         list[dict]: ``command`` and ``seconds`` of each command.
 
     Raises:
-        SystemExit: If the folder holds the results of other commands, or one fails.
+        SystemExit: If the folder holds the results of other commands, or a command fails.
     """
     folder.mkdir(parents=True, exist_ok=True)
     state = folder / STATE
@@ -85,13 +89,13 @@ def run_entry(entry: Entry, folder: Path, quick: bool, execute: Execute) -> list
 
 
 def last_checkpoint(folder: Path) -> str:
-    """The checkpoint that the last training of a folder wrote; '' before there is one."""
+    """The checkpoint that the last training of a folder wrote; '' if there is none."""
     marker = folder / 'last_checkpoint'
     return marker.read_text().strip() if marker.exists() else ''
 
 
 def main(argv: Sequence[str] | None = None, execute: Execute = execute) -> Path:
-    """Run what is missing, and write the page anew after each entry.
+    """Run what is missing and write the page again after each entry.
 
     Args:
         argv (Sequence[str], optional): The command line. Defaults to that of the process.

@@ -1,4 +1,4 @@
-"""Writes the backbone of a trained classifier for a detector's `init_cfg`: every weight, fitted to its image size."""
+"""Writes all weights of the backbone of a trained classifier for the `init_cfg` of a detector, fitted to its images."""
 
 import argparse
 import ast
@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from mmengine.config import Config
-from mmengine.registry import MODELS, init_default_scope
+from mmengine.registry import MODELS
 from mmengine.utils import to_2tuple
 from mmpretrain.models.utils import resize_pos_embed
 from torch import Tensor, nn
@@ -30,25 +30,25 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         description=__doc__,
         epilog="In the config: backbone=dict(..., init_cfg=dict(type='Pretrained', checkpoint=OUT))",
     )
-    parser.add_argument('config', help='path of the config that is to start from the backbone, a detector for instance')
+    parser.add_argument('config', help='path of the config that will start from the backbone, e.g. of a detector')
     parser.add_argument('checkpoint', type=Path, help='checkpoint of the classifier, a file of MMEngine')
-    parser.add_argument('out', type=Path, help='the file to write; one that is there is replaced')
+    parser.add_argument('out', type=Path, help='the file to write; an existing file is replaced')
     parser.add_argument(
         '--backbone',
         default='model.backbone',
         metavar='KEY',
-        help='where the backbone stands in the config (default: %(default)s); in a MultiBackbone for instance '
+        help='place of the backbone in the config (default: %(default)s); in a MultiBackbone for example '
         'model.backbone.encoders.0.encoder',
     )
     parser.add_argument(
-        '--drop', metavar='REGEX', help="weights that the backbone does without, for instance '^ln2' of a pooled output"
+        '--drop', metavar='REGEX', help="weights that the backbone does not have, for example '^ln2' of a pooled output"
     )
     parser.add_argument(
         '--grid',
         nargs=2,
         type=int,
         metavar=('ROWS', 'COLUMNS'),
-        help="patches of the classifier's images; read from the config in the checkpoint, or square, if left out",
+        help='patches of an image of the classifier (default: from the config in the checkpoint, or square)',
     )
     launch.add_trust_argument(parser)
     args = parser.parse_args(argv)
@@ -57,20 +57,20 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     try:
         re.compile(args.drop or '')
     except re.error as error:
-        parser.error(f'--drop {shown(args.drop)}: no regular expression: {error}')
+        parser.error(f'--drop {shown(args.drop)}: not a regular expression: {error}')
     return args
 
 
 def read_backbone(
     path: Path, drop: str | None = None, trust: bool = False
 ) -> tuple[dict[str, Tensor], list[tuple[int, int]]]:
-    """Read the weights of a classifier's backbone; no code of the file runs without ``trust``.
+    """Read the weights of the backbone of a classifier. No code of the file runs without ``trust``.
 
     Returns:
-        tuple: the weights by their names in the backbone, and what :func:`read_grids` finds.
+        tuple: The weights by their names in the backbone, and the result of :func:`read_grids`.
 
     Raises:
-        SystemExit: If this is no checkpoint with a backbone.
+        SystemExit: If the file is not a checkpoint with a backbone.
     """
     try:
         content = read_checkpoint(path, trust)
@@ -88,9 +88,10 @@ def read_backbone(
 
 
 def read_grids(checkpoint: dict) -> list[tuple[int, int]]:
-    """The patch grids that a classifier's images may have by the config in its checkpoint; none if there is no config.
+    """The patch grids that the config in the checkpoint of a classifier allows; none if there is no config.
 
-    The config is text, which is read and never run. Images that are not made of whole patches are padded or cut.
+    The config is a text, which is parsed and never run. There are two grids if the images do not consist of whole
+    patches, because some backbones pad such images and others cut them.
     """
     meta = checkpoint.get('meta')
     text = meta.get('cfg') if isinstance(meta, dict) else None
@@ -110,7 +111,7 @@ def read_grids(checkpoint: dict) -> list[tuple[int, int]]:
 
 
 def _plain(node: ast.AST) -> Any:
-    """The value of dict(...) and of literals; anything else is None."""
+    """The value of ``dict(...)`` and of literals; None for anything else."""
     if isinstance(node, ast.Call) and getattr(node.func, 'id', None) == 'dict' and not node.args:
         return {keyword.arg: _plain(keyword.value) for keyword in node.keywords}
     if isinstance(node, ast.Dict):
@@ -130,16 +131,18 @@ def _up(length: int, patch: int) -> int:
 def fit_position(
     weights: dict[str, Tensor], backbone: nn.Module, grids: Sequence[tuple[int, int]], given: tuple[int, int] | None
 ) -> dict[str, Tensor]:
-    """The same weights with the position embedding in the backbone's grid. MMPretrain takes every grid for a square.
+    """The weights with the position embedding resized to the grid of the backbone.
+
+    MMPretrain itself assumes that every grid is square.
 
     Args:
-        weights (dict[str, Tensor]): Of the classifier's backbone.
-        backbone (nn.Module): The one that is to take them; what has no grid of patches is left to its own loading.
-        grids (Sequence[tuple[int, int]]): Rows and columns that the checkpoint's config says.
-        given (tuple[int, int], optional): Those of the command line, which come first.
+        weights (dict[str, Tensor]): The weights of the backbone of the classifier.
+        backbone (nn.Module): The backbone that will load them. Without a grid of patches, the weights stay as they are.
+        grids (Sequence[tuple[int, int]]): Rows and columns by the config in the checkpoint.
+        given (tuple[int, int], optional): Rows and columns of the command line, which have priority.
 
     Raises:
-        SystemExit: If the grid is not known, or is not that of the weights.
+        SystemExit: If the grid is unknown, or does not fit the weights.
     """
     found, own, target = (
         weights.get(POSITION),
@@ -149,11 +152,11 @@ def fit_position(
     if found is None or not isinstance(own, Tensor) or not target or found.ndim != 3:
         return weights
     length, prefix = found.size(1), own.size(1) - math.prod(target)
-    # A class token that the backbone does without is left out.
+    # The classifier may have a class token that the backbone does not have; it is left out.
     prefixes = [prefix] if getattr(backbone, 'cls_token', None) is not None else [prefix, prefix + 1]
     fits = {grid: n for grid in [given or (0, 0), *grids] for n in prefixes if math.prod(grid) == length - n > 0}
     grid = next(iter(fits), None)
-    told = f'{length} position embeddings, {prefix} of them of no patch'
+    told = f'{length} position embeddings, of which {prefix} belong to no patch'
     if given is not None and grid != given:
         raise launch.LaunchError(f'--grid {given[0]} {given[1]}: {math.prod(given)} patches, but there are {told}')
     if grid is None:
@@ -163,9 +166,7 @@ def fit_position(
         said = f', of which its config says {" or ".join(f"{a} x {b}" for a, b in grids)} patches' if grids else ''
         if grid is None or said:
             raise launch.LaunchError(f'CHECKPOINT: {told}{said}: name its patches with --grid ROWS COLUMNS')
-        print(
-            f'{POSITION}: taken for a square of {grid[0]} x {grid[1]} patches; if it is not, give --grid ROWS COLUMNS'
-        )
+        print(f'{POSITION}: assumed to be a square of {grid[0]} x {grid[1]} patches; if not, give --grid ROWS COLUMNS')
     patches = found[:, fits[grid] - prefix :]
     if grid != tuple(target):
         print(f'{POSITION}: from {grid[0]} x {grid[1]} patches to {target[0]} x {target[1]}')
@@ -174,10 +175,10 @@ def fit_position(
 
 
 def find_backbone(cfg: Config, key: str) -> dict:
-    """The part of the config at a dotted key, in which numbers count the entries of lists.
+    """The part of the config at a dotted key, in which numbers are indices of lists.
 
     Raises:
-        SystemExit: If there is no config of a module.
+        SystemExit: If there is no config of a module at this key.
     """
     part = cfg
     for name in key.split('.'):
@@ -186,7 +187,7 @@ def find_backbone(cfg: Config, key: str) -> dict:
         except (KeyError, IndexError, ValueError, TypeError):
             raise launch.LaunchError(f'--backbone {key}: the config has no {name!r} there') from None
     if not isinstance(part, dict) or 'type' not in part:
-        raise launch.LaunchError(f'--backbone {key}: the config has {part!r} there, which is no dict(type=...)')
+        raise launch.LaunchError(f'--backbone {key}: the config has {part!r} there, which is not dict(type=...)')
     return part
 
 
@@ -199,7 +200,7 @@ def convert(
     trust: bool = False,
     grid: tuple[int, int] | None = None,
 ) -> None:
-    """Load the classifier's backbone into the one of the config, every weight of both, and write it."""
+    """Load all weights of the backbone of the classifier into that of the config, which must fit, and write it."""
     weights, grids = read_backbone(checkpoint, drop, trust)
     backbone = MODELS.build({**find_backbone(cfg, key), 'init_cfg': None})
     try:
@@ -208,7 +209,7 @@ def convert(
         what = ' '.join(str(error).split())
         raise launch.LaunchError(
             f'{checkpoint} and the {type(backbone).__name__} at {key} differ: {what} '
-            'Give it the arch, patch_size and layers of the classifier; --drop leaves out weights that it does without'
+            'Give it the arch, patch_size and layers of the classifier; --drop leaves out weights that it does not have'
         ) from None
     fitted = backbone.state_dict()
     for name, weight in weights.items():
@@ -219,10 +220,13 @@ def convert(
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Convert and say where the result is."""
+    """Convert, and print the path of the result.
+
+    Args:
+        argv (Sequence[str], optional): The command line. Defaults to that of the process.
+    """
     args = parse_args(argv)
-    cfg = launch.load_config(args.config)
-    init_default_scope(cfg.default_scope)
+    cfg = launch.read_config(args.config)
     grid = None if args.grid is None else tuple(args.grid)
     convert(cfg, args.checkpoint, args.out, args.backbone, args.drop, args.trust_checkpoint, grid)
     print(f'Backbone written to {args.out}')

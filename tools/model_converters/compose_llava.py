@@ -1,7 +1,7 @@
-"""Makes an untrained LLaVA-1.5 of a trained vision tower and a trained language model, with a new projector between.
+"""Makes a LLaVA-1.5 from a trained vision tower, a trained language model and a new projector.
 
-This is what stage 1 of LLaVA (https://arxiv.org/abs/2310.03744) starts from: everything but the projector is trained.
-All weights are written in the dtype of the language model.
+Stage 1 of LLaVA (https://arxiv.org/abs/2310.03744) starts from such a model. All weights are written in the dtype of
+the language model.
 """
 
 import argparse
@@ -19,14 +19,14 @@ from mergemix_mm.models.vlms.hf.saving import check_replaceable, replaced_folder
 from mergemix_mm.models.vlms.weight_names import old_options
 from mergemix_mm.utils.text import one_line
 
-# model_type of a config -> transformers' class of the tower alone, and whether a class token stands before the patches.
+# model_type of a config -> the class of the tower in transformers, and whether the tower has a class token.
 TOWERS = dict(
     clip=('CLIPVisionModel', True),
     clip_vision_model=('CLIPVisionModel', True),
     siglip=('SiglipVisionModel', False),
     siglip_vision_model=('SiglipVisionModel', False),
 )
-# The library pads vocabularies so for the sake of tensor cores.
+# Vocabularies are padded to a multiple of this, which suits tensor cores.
 VOCAB_MULTIPLE = 64
 
 
@@ -34,14 +34,14 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        'vision', help='CLIP or SigLIP: name on the hub or folder, e.g. openai/clip-vit-large-patch14-336'
+        'vision', help='CLIP or SigLIP: name on the hub, or folder, e.g. openai/clip-vit-large-patch14-336'
     )
-    parser.add_argument('language', help='causal language model: name on the hub or folder, e.g. lmsys/vicuna-7b-v1.5')
+    parser.add_argument('language', help='causal language model: name on the hub, or folder, e.g. lmsys/vicuna-7b-v1.5')
     parser.add_argument('out', type=Path, help='the folder to write; a model there is replaced')
     parser.add_argument(
         '--chat-template',
         default='llava',
-        help='saved with the processor: name of a template of this repository, or a file (default: %(default)s)',
+        help='template to save with the processor: a name of this repository, or a file (default: %(default)s)',
     )
     parser.add_argument('--seed', type=int, default=0, help='of the projector and new tokens (default: %(default)s)')
     return parser.parse_args(argv)
@@ -68,12 +68,12 @@ def load_vision(name: str) -> tuple[nn.Module, object, bool]:
             f'VISION: the processor of {name} makes images of {dict(size)}, the tower takes '
             f'{tower.config.image_size} x {tower.config.image_size}; repair its preprocessor_config.json'
         )
-    # SigLIP's processor squeezes an image into the square; CLIP's would cut its borders off.
+    # The processor of SigLIP squeezes an image into a square. That of CLIP would cut off its borders.
     return tower, pad_to_square(images) if has_class_token else images, has_class_token
 
 
 def load_language(name: str) -> tuple[nn.Module, object]:
-    """The language model, and its tokenizer with the tokens ``<image>`` and, unless it pads already, ``<pad>``.
+    """The language model, and its tokenizer with ``<image>`` and, unless it has a padding token, ``<pad>``.
 
     Raises:
         SystemExit: If there is no such model, or it has no fast tokenizer.
@@ -85,11 +85,11 @@ def load_language(name: str) -> tuple[nn.Module, object]:
     except (OSError, ValueError) as error:
         raise LaunchError(f'LANGUAGE: {error}') from None
     language = _load('LANGUAGE', AutoModelForCausalLM, name, dtype='auto', config=config).eval()
-    # Named, so that the templates of plain transformers know it.
+    # The token is named, so that templates of transformers find it.
     tokenizer = _load('LANGUAGE', AutoTokenizer, name, extra_special_tokens=dict(image_token='<image>'))
     if not tokenizer.is_fast:
-        raise LaunchError(f'LANGUAGE: {name} has no fast tokenizer, which labels are found with')
-    # A token that means something else as well would be masked out or never be learnt.
+        raise LaunchError(f'LANGUAGE: {name} has no fast tokenizer, which is needed to find labels')
+    # A padding token with a second meaning would be masked out or never be learnt.
     used = {tokenizer.unk_token, tokenizer.bos_token, tokenizer.eos_token, None}
     if tokenizer.pad_token in used:
         tokenizer.add_special_tokens(dict(pad_token='<pad>'))
@@ -97,20 +97,21 @@ def load_language(name: str) -> tuple[nn.Module, object]:
 
 
 def compose(vision: nn.Module, language: nn.Module, tokenizer, has_class_token: bool, seed: int = 0) -> nn.Module:
-    """Put a projector between the two, whose modules become those of the result.
+    """Join tower and language model by a projector. Their modules become those of the result.
 
     Args:
         vision (nn.Module): CLIPVisionModel or SiglipVisionModel.
         language (nn.Module): A causal language model.
         tokenizer (PreTrainedTokenizerFast): Knows ``<image>`` and a padding token.
-        has_class_token (bool): Whether the tower's first token is none of the patches.
-        seed (int): Of the projector, drawn as torch draws linear layers, and of the new tokens. Defaults to 0.
+        has_class_token (bool): Whether the first token of the tower is a class token.
+        seed (int): Seed of the projector, which has torch's default initialization, and of the new tokens. Defaults
+            to 0.
 
     Returns:
-        LlavaForConditionalGeneration: Its embeddings have room for all tokens, in a multiple of 64.
+        LlavaForConditionalGeneration: The model. The size of its embeddings is a multiple of 64.
 
     Raises:
-        SystemExit: If the language model's logits are more than its base, and a matrix (bias, scale, cap).
+        SystemExit: If the head of the language model is more than a matrix (bias, scale, cap).
     """
     from transformers import GenerationConfig, LlavaConfig, LlavaForConditionalGeneration
     from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
@@ -134,7 +135,7 @@ def compose(vision: nn.Module, language: nn.Module, tokenizer, has_class_token: 
     rows = max(len(tokenizer), language.config.vocab_size)
     model.resize_token_embeddings(rows, pad_to_multiple_of=VOCAB_MULTIPLE)
     language.config.pad_token_id = config.pad_token_id = tokenizer.pad_token_id
-    # Vicuna's own asks for a temperature without sampling, which the library refuses to save.
+    # That of Vicuna sets a temperature without sampling, which transformers refuses to save.
     ends = {key: getattr(language.generation_config, key) for key in ('bos_token_id', 'eos_token_id')}
     model.generation_config = GenerationConfig(**ends, pad_token_id=tokenizer.pad_token_id)
     return model
@@ -142,24 +143,24 @@ def compose(vision: nn.Module, language: nn.Module, tokenizer, has_class_token: 
 
 @torch.no_grad()
 def _check_same(model: nn.Module, language: nn.Module) -> None:
-    """Refuse language models that compute what LLaVA's code leaves out."""
+    """Refuse language models with computations that the code of LLaVA leaves out."""
     ids = torch.arange(4)[None]
     if not torch.equal(model(input_ids=ids).logits, language(input_ids=ids).logits):
         raise LaunchError(
-            f'LANGUAGE: inside of LLaVA, {type(language).__name__} gives other logits than alone (a bias, scale or cap '
-            'of its head is left out there); take Llama, Vicuna, Mistral or Qwen2'
+            f'LANGUAGE: {type(language).__name__} gives other logits inside of LLaVA, which leaves out a bias, scale '
+            'or cap of its head; take Llama, Vicuna, Mistral or Qwen2'
         )
 
 
 def _load(argument: str, loader: type, name: str, **options):
     try:
         return loader.from_pretrained(name, trust_remote_code=False, **options)
-    except Exception as error:  # A damaged file can raise whatever Python has.
+    except Exception as error:  # A damaged file can raise any exception.
         raise LaunchError(f'{argument}: {loader.__name__} cannot load {name}: {one_line(error, 300)}') from error
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Compose, write, and say where the result is.
+    """Compose and write the model, and print its path.
 
     Args:
         argv (Sequence[str], optional): The command line. Defaults to that of the process.

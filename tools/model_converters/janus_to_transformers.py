@@ -1,5 +1,5 @@
-"""Turns a checkpoint in DeepSeek's layout of Janus, as AIA is released (https://arxiv.org/abs/2511.22663), into
-transformers' format.
+"""Converts a Janus in DeepSeek's layout, which the release of AIA (https://arxiv.org/abs/2511.22663) has, to the format
+of transformers.
 """
 
 import argparse
@@ -21,12 +21,12 @@ from mergemix_mm.models.vlms.hf.saving import replaced_folder, save_processor, w
 from mergemix_mm.utils.safe_load import CheckpointError, safe_load
 from mergemix_mm.utils.text import shown
 
-# What a checkpoint may hold that transformers' model has no place for: statistics of the codebook, the pooling of the
+# Tensors of a checkpoint that the model of transformers does not have: statistics of the codebook, the pooling of the
 # vision tower, and frequencies that are computed.
 UNUSED = re.compile(
     r'gen_vision_model\.quantize\.codebook_used|vision_model\.vision_tower\.attn_pool\..*|.*\.rotary_emb\.inv_freq'
 )
-# Names without numbers that are counted anew; the first that matches as a whole counts.
+# Names whose numbers stay the same. The first pattern that matches the whole name is used.
 RENAMED = [
     (r'language_model\.(lm_head\..*)', r'\1'),
     (r'language_model\.model\.(.*)', r'model.language_model.\1'),
@@ -57,9 +57,9 @@ RENAMED = [
     (r'gen_vision_model\.decoder\.conv_blocks\.(\d+)\.((?:attn|upsample)\..*)', r'model.vqmodel.decoder.up.\1.\2'),
 ]
 MERGED = re.compile(r'vision_model\.vision_tower\.blocks\.(\d+)\.attn\.qkv\.(weight|bias)')
-# Linear layers of a projector stand between activations, which have numbers as well.
+# The linear layers of a projector have every other number, because activations are numbered as well.
 PROJECTOR = re.compile(r'(gen_)?aligner\.layers\.(\d+)\.(weight|bias)')
-PREFIX = 'module.'  # Of wrappers.
+PREFIX = 'module.'  # Wrappers add it to names.
 NESTS = ('state_dict', 'model', 'module')  # Keys of the weights in files that training scripts write.
 
 TOWERS = dict(
@@ -68,20 +68,21 @@ TOWERS = dict(
     )
 )
 SPECIAL_TOKENS = dict(image_token='<image_placeholder>', boi_token='<begin_of_image>', eoi_token='<end_of_image>')
-PAD_TOKEN = '<｜▁pad▁｜>'  # The tokenizer's own entry may be the end of a sentence, which has to be learnt.
+# The padding token of the tokenizer may be its end-of-sentence token, which has to be learnt.
+PAD_TOKEN = '<｜▁pad▁｜>'
 SHARD_BYTES = 2 << 30
 
 
 @dataclass(frozen=True)
 class Piece:
-    """A tensor to write: its name, where it comes from, which third of the source's rows it is (None: all)."""
+    """A tensor to write: its name, that of its source, and which third of the source's rows it is (None: all)."""
 
     target: str
     source: str
     third: int | None = None
 
     def shape(self, source: Sequence[int]) -> tuple[int, ...]:
-        """Its shape, given that of the source."""
+        """The shape of the tensor, given that of the source."""
         if self.third is not None:
             return (source[0] // 3, *source[1:])
         return tuple(source[1:]) if self.drops_batch else tuple(source)
@@ -90,12 +91,12 @@ class Piece:
         """The tensor, given the source."""
         if self.third is not None:
             tensor = tensor.chunk(3)[self.third]
-        # A copy: thirds and mapped tensors may share memory, which safetensors do not.
+        # Thirds and mapped tensors may share memory, which safetensors refuses. Hence a copy.
         return (tensor[0] if self.drops_batch else tensor).clone(memory_format=torch.contiguous_format)
 
     @property
     def drops_batch(self) -> bool:
-        """Whether the source has a dimension of size 1 in front, as the positions of the vision tower have."""
+        """Whether the first dimension of the source has size 1, as that of the positions of the vision tower."""
         return self.source.endswith('.pos_embed')
 
 
@@ -103,23 +104,23 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        'source', metavar='IN', type=Path, help='folder, or one file: safetensors, or weights in .bin, .pt or .pth'
+        'source', metavar='IN', type=Path, help='folder or one file: safetensors, or weights in .bin, .pt or .pth'
     )
-    parser.add_argument('out', metavar='OUT', type=Path, help='the folder to write; one that exists is replaced')
+    parser.add_argument('out', metavar='OUT', type=Path, help='the folder to write; an existing one is replaced')
     parser.add_argument(
         '--like',
         metavar='MODEL',
-        help="name on the hub, or folder, of a Janus in transformers' format whose config and processor are taken, "
-        'e.g. deepseek-community/Janus-Pro-7B (default: config.json and tokenizer of IN, which are translated)',
+        help="a Janus in transformers' format, on the hub or in a folder, whose config and processor are used, "
+        'e.g. deepseek-community/Janus-Pro-7B (default: config.json and tokenizer of IN are translated)',
     )
     return parser.parse_args(argv)
 
 
 def pieces_of(name: str) -> list[Piece]:
-    """What becomes of a tensor; nothing, if its name is unknown.
+    """The pieces that a tensor becomes; none if its name is unknown.
 
     Args:
-        name (str): In DeepSeek's layout, e.g. ``'aligner.layers.0.weight'``.
+        name (str): The name in DeepSeek's layout, e.g. ``'aligner.layers.0.weight'``.
     """
     plain = name.removeprefix(PREFIX)
     if found := MERGED.fullmatch(plain):
@@ -137,14 +138,14 @@ def pieces_of(name: str) -> list[Piece]:
 
 
 def plan(shapes: dict[str, Sequence[int]], wanted: dict[str, Sequence[int]]) -> list[Piece]:
-    """Which tensor goes where, all of them checked before any is read.
+    """The pieces to write, all of which are checked before any is read.
 
     Args:
-        shapes (dict): Of the checkpoint, by names in DeepSeek's layout.
-        wanted (dict): Of the model, by names in transformers' layout.
+        shapes (dict): The shapes of the checkpoint by names in DeepSeek's layout.
+        wanted (dict): The shapes of the model by names in the layout of transformers.
 
     Raises:
-        SystemExit: If the two do not match; all names are listed.
+        SystemExit: If the two do not match. The error lists all names that differ.
     """
     found: dict[str, Piece] = {}
     unknown, wrong = [], []
@@ -207,21 +208,21 @@ def _read_json(path: Path, key: str | None = None) -> dict:
     try:
         content = json.loads(path.read_text(encoding='utf-8'))
     except (OSError, ValueError, RecursionError) as error:
-        raise LaunchError(f'IN: {path} is no JSON file: {shown(error, 200)}') from None
+        raise LaunchError(f'IN: {path} is not a JSON file: {shown(error, 200)}') from None
     found = content.get(key) if key is not None and isinstance(content, dict) else content
     if not isinstance(found, dict) or (key == 'weight_map' and not all(isinstance(x, str) for x in found.values())):
-        raise LaunchError(f'IN: {path} holds no dict{f" {key!r}" if key else ""}')
+        raise LaunchError(f'IN: {path} does not hold a dict{f" {key!r}" if key else ""}')
     return found
 
 
 class Weights:
-    """The tensors of some files by name, read one by one; a context manager.
+    """The tensors of some files by name, which are read one by one. A context manager.
 
     Args:
-        files (Sequence[Path]): safetensors, or what torch.save wrote of tensors alone.
+        files (Sequence[Path]): Files of safetensors, or files of torch.save with tensors only.
 
     Raises:
-        SystemExit: If a file cannot be read without running code of it, or two hold the same name.
+        SystemExit: If a file cannot be read without running its code, or two files have the same name.
     """
 
     def __init__(self, files: Sequence[Path]) -> None:
@@ -231,7 +232,7 @@ class Weights:
         for path in files:
             for name, shape, read in self._entries(path):
                 if name in self.shapes:
-                    raise LaunchError(f'IN: {name} stands in two files, one of them {path}; name one of them alone')
+                    raise LaunchError(f'IN: {name} is in two files, one of them {path}; name only one of them')
                 self.shapes[name], self._read[name] = tuple(shape), read
 
     def __enter__(self) -> 'Weights':
@@ -250,12 +251,12 @@ class Weights:
             try:
                 file = self._open.enter_context(safe_open(path, framework='pt'))
             except (SafetensorError, OSError) as error:
-                raise LaunchError(f'IN: {path} is no safetensors file: {error}') from None
-            for name in file.keys():  # noqa: SIM118 - it is no dict
+                raise LaunchError(f'IN: {path} is not a safetensors file: {error}') from None
+            for name in file.keys():  # noqa: SIM118 - it is not a dict
                 yield name, file.get_slice(name).get_shape(), lambda name=name, file=file: file.get_tensor(name)
             return
         try:
-            # Mapped, not read; the format of old files cannot be.
+            # Mapping reads only what is used. The old format of torch.save cannot be mapped.
             weights = safe_load(path, 'cpu', flag='torch.load(weights_only=False)', mmap=zipfile.is_zipfile(path))
         except CheckpointError as error:
             raise LaunchError(f'IN: {error}') from None
@@ -268,10 +269,10 @@ class Weights:
 
 
 def translate_config(release: dict):
-    """DeepSeek's config.json as transformers' JanusConfig.
+    """Translate DeepSeek's config.json into a JanusConfig of transformers.
 
     Raises:
-        SystemExit: If it is of another model, or of a tower that is not known.
+        SystemExit: If it belongs to another model, or its vision tower is unknown.
     """
     from transformers import JanusConfig, JanusVisionConfig, JanusVQVAEConfig, LlamaConfig
 
@@ -308,7 +309,7 @@ def translate_config(release: dict):
 
 
 def translate_processor(folder: Path):
-    """The tokenizer and the image processor of DeepSeek's folder as transformers' JanusProcessor."""
+    """Translate the tokenizer and the image processor of DeepSeek's folder into a JanusProcessor of transformers."""
     from transformers import AutoTokenizer, JanusImageProcessor, JanusProcessor
 
     try:
@@ -328,7 +329,7 @@ def translate_processor(folder: Path):
 
 
 def find_config(source: Path, like: str | None):
-    """The config and the processor of the result; both know the special tokens.
+    """The config and the processor of the result. Both know the special tokens.
 
     Raises:
         SystemExit: If neither IN nor ``--like`` has them.
@@ -364,7 +365,7 @@ def find_config(source: Path, like: str | None):
 
 
 def generation_config(config, tokenizer):
-    """What generating needs to know; the last entry is read where images are generated."""
+    """The generation config. Its last two entries are read when images are generated."""
     from transformers import GenerationConfig
 
     text = config.text_config
@@ -378,7 +379,7 @@ def generation_config(config, tokenizer):
 
 
 def wanted_shapes(config) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the model's weights, without any weight."""
+    """Names and shapes of the weights of the model, which is built without weights."""
     from transformers import JanusForConditionalGeneration
 
     with torch.device('meta'):
@@ -387,7 +388,7 @@ def wanted_shapes(config) -> dict[str, tuple[int, ...]]:
 
 
 def write_weights(weights: Weights, pieces: Sequence[Piece], folder: Path, shard_bytes: int = SHARD_BYTES) -> None:
-    """Write the tensors in their order; no more than one shard is in memory."""
+    """Write the tensors in order, with at most one shard in memory."""
     shards: list[list[str]] = []
     batch: dict[str, Tensor] = {}
     size, total, dtype = 0, 0, dtype_of(weights, pieces)
@@ -411,7 +412,7 @@ def write_weights(weights: Weights, pieces: Sequence[Piece], folder: Path, shard
 
 
 def dtype_of(weights: Weights, pieces: Sequence[Piece]) -> torch.dtype:
-    """The dtype that all weights get: that of the language model's head."""
+    """The dtype of all weights, which is that of the head of the language model."""
     return next(weights[piece.source].dtype for piece in pieces if piece.target == 'lm_head.weight')
 
 
@@ -423,7 +424,11 @@ def _write_shard(tensors: dict[str, Tensor], folder: Path, number: int) -> list[
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Convert, and say where the result is."""
+    """Convert, and print the path of the result.
+
+    Args:
+        argv (Sequence[str], optional): The command line. Defaults to that of the process.
+    """
     args = parse_args(argv)
     files = find_files(args.source)
     config, processor = find_config(args.source, args.like)

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from mmengine.config import Config, DictAction
-from mmengine.registry import MODELS, TRANSFORMS, init_default_scope
+from mmengine.config import Config
+from mmengine.registry import MODELS, TRANSFORMS
 
 from mergemix_mm.engine import launch
 from mergemix_mm.engine.weights import read_state_dict
@@ -27,18 +27,18 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     launch.add_trust_argument(parser)
     parser.add_argument(
         '--dtype',
-        choices=('float32', 'bfloat16', 'float16'),
-        help='of the saved weights; default: that of model.vlm, to which weights that trained in float32 are rounded',
+        choices=launch.DTYPES,
+        help='of the saved weights (default: that of model.vlm; weights that trained in float32 are rounded to it)',
     )
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='config keys to override, key=value')
+    launch.add_config_options(parser)
     return parser.parse_args(argv)
 
 
 def load_weights(path: Path, trust: bool = False) -> dict[str, torch.Tensor]:
-    """Read the weights of the checkpoint's ``vlm``; no code of the file runs without ``trust``.
+    """Read the weights of ``vlm`` in a checkpoint. No code of the file runs without ``trust``.
 
     Raises:
-        SystemExit: If this is no checkpoint of a tuned vision-language model.
+        SystemExit: If the file is not a checkpoint of a tuned vision-language model.
     """
     if not path.is_file():
         raise launch.LaunchError(
@@ -49,7 +49,7 @@ def load_weights(path: Path, trust: bool = False) -> dict[str, torch.Tensor]:
         weights = read_state_dict(path, trust)
     except (OSError, ValueError) as error:
         raise launch.LaunchError(f'CHECKPOINT: {error}') from None
-    # As MMEngine reads them: with or without what wrapped the model.
+    # MMEngine also reads checkpoints whose names have the prefixes of wrappers.
     weights = {re.sub(r'^((module|_orig_mod)\.)+', '', name): weight for name, weight in weights.items()}
     found = {name.removeprefix('vlm.'): weight for name, weight in weights.items() if name.startswith('vlm.')}
     if not found:
@@ -63,7 +63,7 @@ def load_weights(path: Path, trust: bool = False) -> dict[str, torch.Tensor]:
 def convert(
     cfg: Config, checkpoint: Path, out: Path, merge_lora: bool = False, trust: bool = False, dtype: str | None = None
 ) -> None:
-    """Build the config's model, load the checkpoint and write the folder."""
+    """Build the model of the config, load the checkpoint and write the folder."""
     try:
         check_replaceable(out)
     except OSError as error:
@@ -72,7 +72,8 @@ def convert(
     if cfg.get('model') is None or cfg.model.get('vlm') is None:
         raise launch.LaunchError('CONFIG: there is no model.vlm; name the config of a VLMTuner')
     vlm = MODELS.build(cfg.model.vlm)
-    widen_trained(vlm.parameters())  # As the tuner did: what was trained is not rounded to the dtype of the rest.
+    # As in the tuner, so that loading does not round trained weights to the dtype of the frozen ones.
+    widen_trained(vlm.parameters())
     try:
         vlm.load_state_dict(weights)
     except (RuntimeError, ValueError) as error:
@@ -88,11 +89,13 @@ def convert(
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Convert and say where the result is."""
+    """Convert, and print the path of the result.
+
+    Args:
+        argv (Sequence[str], optional): The command line. Defaults to that of the process.
+    """
     args = parse_args(argv)
-    cfg = launch.load_config(args.config)
-    launch.merge_options(cfg, args.cfg_options)
-    init_default_scope(cfg.default_scope)
+    cfg = launch.read_config(args.config, args.cfg_options)
     convert(cfg, args.checkpoint, args.out, args.merge_lora, args.trust_checkpoint, args.dtype)
     print(f'Model written to {args.out}')
 

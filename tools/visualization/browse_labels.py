@@ -1,7 +1,7 @@
-"""Prints what would be trained for the first samples of a config, and draws their images, clean and mixed.
+"""Prints which tokens of the first samples of a config would be trained, and draws their images, clean and mixed.
 
-Without --no-images, a page of images is written as well. Weights are loaded only if the VLM's own tower has to score
-patches for the mixer.
+Weights are loaded only if the vision tower of the VLM itself has to score patches for the mixer. --no-images leaves
+the figure out.
 """
 
 import argparse
@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.logging import MMLogger
-from mmengine.registry import MODELS, init_default_scope
+from mmengine.registry import MODELS
 from mmengine.runner import Runner, load_checkpoint, set_random_seed
 from mmpretrain.registry import BATCH_AUGMENTS
 
@@ -36,17 +36,17 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         '-o',
         '--output-dir',
         default='work_dirs/browse_labels',
-        help='a folder for the images, or a file that ends in .png (default: %(default)s)',
+        help='a folder for the figure, or a file that ends in .png (default: %(default)s)',
     )
-    parser.add_argument('--no-images', action='store_true', help='print only: nothing is mixed, no weights are loaded')
+    parser.add_argument('--no-images', action='store_true', help='only print: nothing is mixed, no weights are loaded')
     parser.add_argument(
         '--no-colour',
         action='store_true',
-        help='mark what is trained with « » instead of green, as outside of a terminal',
+        help='mark trained tokens with « » instead of green, as is done outside of a terminal',
     )
-    parser.add_argument('--seed', type=int, default=0, help='of the mixing (default: %(default)s)')
+    parser.add_argument('--seed', type=int, default=0, help='seed of the mixing (default: %(default)s)')
     launch.add_trust_argument(parser)
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='config keys to override, key=value')
+    launch.add_config_options(parser)
     args = parser.parse_args(argv)
     if args.number < 1:
         parser.error(f'--number {args.number} must be at least 1')
@@ -54,22 +54,20 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def load_samples(cfg: Config, number: int) -> tuple[list[dict], dict, Any]:
-    """The samples that a run on one device begins with.
+    """The first samples that a run on one device would read.
 
     Args:
-        cfg (Config): The whole config; its seed orders the samples.
-        number (int): Samples that are wanted.
+        cfg (Config): The whole config. Its seed orders the samples.
+        number (int): The number of samples.
 
     Returns:
-        tuple[list[dict], dict, ProcessorMixin]: The samples one by one, one batch of them, and what encoded them.
+        tuple[list[dict], dict, ProcessorMixin]: The samples, a batch of them, and the processor that encoded them.
 
     Raises:
-        LaunchError: If there are none, one of them is unusable, or they are not of EncodeConversation.
+        LaunchError: If there are no samples, one of them cannot be used, or EncodeConversation did not make them.
     """
     loader_cfg = cfg.train_dataloader
-    loader_cfg.update(num_workers=0, persistent_workers=False)
-    for key in ('prefetch_factor', 'timeout', 'worker_init_fn'):
-        loader_cfg.pop(key, None)
+    launch.read_in_this_process(loader_cfg)
     loader = Runner.build_dataloader(loader_cfg, seed=(cfg.get('randomness') or {}).get('seed'))
     indices = list(islice(chain.from_iterable(loader.batch_sampler), number))
     if not indices:
@@ -116,11 +114,11 @@ def build_vlm(model: dict) -> torch.nn.Module | None:
 
 
 def build_tuner(model: dict, load_from: str | None = None) -> VLMTuner | None:
-    """Build the tuner, with weights only where its VLM has to score patches.
+    """Build the tuner. Its VLM gets weights only if it has to score patches.
 
     Args:
         model (dict): Its config.
-        load_from (str, optional): Checkpoint that a run would begin with. Defaults to None.
+        load_from (str, optional): The checkpoint that a run would start from. Defaults to None.
 
     Returns:
         VLMTuner | None: None if the config has no model.
@@ -144,7 +142,7 @@ def build_tuner(model: dict, load_from: str | None = None) -> VLMTuner | None:
 
 
 def _scores_itself(mixer: dict | None) -> bool:
-    """Whether a mixer scores with the VLM's own tower."""
+    """Whether a mixer scores with the vision tower of the VLM itself."""
     if mixer is None:
         return False
     mixer_class = BATCH_AUGMENTS.get(mixer.type) if isinstance(mixer.type, str) else mixer.type
@@ -152,10 +150,10 @@ def _scores_itself(mixer: dict | None) -> bool:
 
 
 def token_texts(tokenizer, ids: Sequence[int]) -> list[str]:
-    """What each token adds to the text, spaces included.
+    """The text that each token adds, including spaces.
 
-    A token is decoded behind the one before it, since tokenizers drop the space in front of a text. A character of
-    several tokens is with the last one of them.
+    A token is decoded after the one before it, because tokenizers drop the space at the start of a text. A character of
+    several tokens is given to the last one of them.
     """
     texts, first, shown = [], 0, ''
     for last in range(len(ids)):
@@ -169,7 +167,7 @@ def token_texts(tokenizer, ids: Sequence[int]) -> list[str]:
 
 
 def kinds_of(inputs: dict, vlm: torch.nn.Module | None, image_token_id: int) -> torch.Tensor:
-    """What each token of a batch is, [B, L]; without a VLM, image tokens are told by their id alone."""
+    """The modality of each token of a batch, [B, L]. Without a VLM, only the id of the image token tells images."""
     if vlm is not None:
         return vlm.modality(inputs)
     kinds = torch.where(inputs['input_ids'] == image_token_id, IMAGE, TEXT)
@@ -177,20 +175,20 @@ def kinds_of(inputs: dict, vlm: torch.nn.Module | None, image_token_id: int) -> 
 
 
 def count_line(inputs: dict, row: int, num_images: int) -> str:
-    """The numbers of one sample of a batch."""
+    """The line with the counts of one sample of a batch."""
     tokens, labelled = int(inputs['attention_mask'][row].sum()), int((inputs['labels'][row] != -100).sum())
     return f'{tokens} tokens, {labelled} labelled, {num_images} image{"" if num_images == 1 else "s"}'
 
 
 def show_sample(tokenizer, inputs: dict, kinds: torch.Tensor, row: int, colour: bool) -> str:
-    """The tokens of one sample of a batch, without padding."""
+    """The text of one sample of a batch, without padding, with its trained tokens marked."""
     real = inputs['attention_mask'][row] != 0
     ids, labels = inputs['input_ids'][row][real].tolist(), inputs['labels'][row][real].tolist()
     return format_labels(token_texts(tokenizer, ids), labels, kinds[row][real].tolist(), colour=colour)
 
 
 def mixing_line(result: CanvasMix, row: int, margin: str | float) -> str:
-    """How the images of one sample were mixed."""
+    """The line that says how the images of one sample were mixed."""
     own = result.owner == row
     if not result.mixed[own].any():
         return 'not mixed: no preference term'
@@ -201,7 +199,7 @@ def mixing_line(result: CanvasMix, row: int, margin: str | float) -> str:
 
 
 def mix(tuner: VLMTuner, inputs: dict) -> CanvasMix | None:
-    """Mix the images of a batch; without a mixer they stay as the model sees them. None for text alone."""
+    """Mix the images of a batch. Without a mixer they stay as the model sees them. None if the batch is only text."""
     if 'pixel_values' not in inputs:
         return None
     result = tuner.mix(inputs) if tuner.mixer is not None else None
@@ -220,14 +218,14 @@ def print_samples(
     mixing: Sequence[str] | None,
     colour: bool,
 ) -> None:
-    """Print of each sample its source, numbers, how it was mixed, and tokens; of a pair those of both answers.
+    """Print the source, the counts, the mixing and the tokens of each sample, and of a pair the tokens of both answers.
 
     Args:
         processor (ProcessorMixin): Has the tokenizer.
-        samples (Sequence[dict]): The samples one by one.
-        inputs (dict): The batch of them.
-        vlm (nn.Module, optional): Knows what each token is.
-        mixing (Sequence[str], optional): A line on each sample.
+        samples (Sequence[dict]): The samples.
+        inputs (dict): The batch of these samples.
+        vlm (nn.Module, optional): The model, which knows the modality of each token.
+        mixing (Sequence[str], optional): The line of :func:`mixing_line` for each sample.
         colour (bool): Whether the terminal shows colours.
     """
     tokenizer, image_token_id = processor.tokenizer, ImageTokens(processor).token_id
@@ -245,22 +243,20 @@ def print_samples(
 
 
 def main(argv: Sequence[str] | None = None) -> Path | None:
-    """Print the samples and write the page.
+    """Print the samples and write the figure.
 
     Args:
         argv (Sequence[str], optional): The command line. Defaults to that of the process.
 
     Returns:
-        Path | None: The page; None with ``--no-images``, or where there is no image.
+        Path | None: The file of the figure; None with ``--no-images``, or if no sample has an image.
     """
     args = parse_args(argv)
-    cfg = launch.load_config(args.config)
-    launch.merge_options(cfg, args.cfg_options)
+    cfg = launch.read_config(args.config, args.cfg_options)
     if cfg.get('train_dataloader') is None:
         raise launch.LaunchError(f'CONFIG: {args.config} has no train_dataloader to take samples from; add one')
     launch.check_data_roots(cfg, 'train')
-    init_default_scope(cfg.default_scope)
-    # MMEngine logs how every single weight was initialized, unless there is a logger that leaves it out.
+    # Without this logger, MMEngine logs how every weight was initialized.
     MMLogger.get_instance('browse_labels').setLevel('WARNING')
 
     with launch.safe_checkpoints(args.trust_checkpoint):
@@ -277,20 +273,16 @@ def main(argv: Sequence[str] | None = None) -> Path | None:
     if result is not None:
         return write_page(result, processor, args)
     if not args.no_images:
-        print(
-            'No page is written: the samples have no images, or the config has no model.vlm to show them.', flush=True
-        )
+        print('No figure is written: the samples have no images, or the config has no model.vlm.', flush=True)
     return None
 
 
 def write_page(result: CanvasMix, processor, args: argparse.Namespace) -> Path:
-    """Draw the images of a batch, named like the samples printed."""
+    """Draw the images of a batch, with the numbers of the printed samples as labels."""
     mean, std = pixel_scale(processor, result.clean)
     names = [f'#{row + 1}' for row in result.owner.tolist()]
     page = draw_mixed_samples(result, mean, std, labels=names, max_rows=len(names))
-    output = Path(args.output_dir)
-    if output.suffix.lower() != '.png':
-        output = output / f'{Path(args.config).stem}.png'
+    output = launch.figure_path(args.output_dir, args.config)
     print(f'Images written to {save_image(page, output)}', flush=True)
     return output
 

@@ -1,13 +1,13 @@
-"""Writes the page of mixed samples of a config, without training: clean, partner, saliency, mask and mixed images."""
+"""Draws the mixed samples of a config without training: clean images, partners, saliency, masks and mixed images."""
 
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.logging import MMLogger
-from mmengine.registry import MODELS, init_default_scope
+from mmengine.registry import MODELS
 from mmengine.runner import Runner, load_checkpoint, set_random_seed
 
 from mergemix_mm.engine import launch
@@ -27,12 +27,20 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         default='work_dirs/browse_mix',
         help='a folder, or a file that ends in .png (default: %(default)s)',
     )
-    parser.add_argument('--num-images', type=int, default=8, help='rows of the page (default: %(default)s)')
-    parser.add_argument('--checkpoint', help='weights of the encoder that scores; without them it is as initialized')
+    parser.add_argument('--num-images', type=int, default=8, help='rows of the figure (default: %(default)s)')
+    parser.add_argument(
+        '--checkpoint',
+        help='weights of the model whose encoder scores (default: load_from of the config, or random weights)',
+    )
     launch.add_trust_argument(parser)
-    parser.add_argument('--channel-order', choices=('rgb', 'bgr'), default='rgb', help='of the images in the model')
-    parser.add_argument('--seed', type=int, default=0, help='of the images and of the mixing (default: %(default)s)')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='config keys to override, key=value')
+    parser.add_argument(
+        '--channel-order',
+        choices=('rgb', 'bgr'),
+        default='rgb',
+        help='of the images that the model reads (default: %(default)s)',
+    )
+    parser.add_argument('--seed', type=int, default=0, help='of images and mixing (default: %(default)s)')
+    launch.add_config_options(parser)
     args = parser.parse_args(argv)
     if args.num_images < 1:
         parser.error(f'--num-images {args.num_images} must be at least 1')
@@ -44,40 +52,40 @@ def build_model(cfg: Config, checkpoint: str | None) -> torch.nn.Module:
 
     Args:
         cfg (Config): The whole config.
-        checkpoint (str, optional): Path or URL of its weights; the config's own ``load_from`` stands in for it.
+        checkpoint (str, optional): Path or URL of its weights. Defaults to ``load_from`` of the config.
 
     Raises:
-        TypeError: If the model cannot mix a batch by itself.
+        LaunchError: If the model cannot mix a batch by itself.
     """
     model = MODELS.build(cfg.model)
     if not hasattr(model, 'mix'):
-        raise TypeError(
-            f'browse_mix draws what a MixupClassifier mixes, but model.type is {type(model).__name__}, which has no '
+        raise launch.LaunchError(
+            f'CONFIG: browse_mix draws what a MixupClassifier mixes, but model.type={type(model).__name__} has no '
             "mix(). Set model.type='MixupClassifier' and move the batch augments from data_preprocessor.batch_augments "
-            'to model.train_cfg; add encoder=dict(...) to MergeMix where the backbone itself cannot score.'
+            'to model.train_cfg; add encoder=dict(...) to MergeMix if the backbone itself cannot score.'
         )
     model.init_weights()
     checkpoint = checkpoint or cfg.get('load_from')
     if checkpoint:
         load_checkpoint(model, checkpoint, map_location='cpu')
     else:
-        print('No --checkpoint given: the encoder that scores has the weights of its initialization.', flush=True)
+        print('No --checkpoint given: the encoder that scores has random weights.', flush=True)
     return model.eval()
 
 
 def mix_batches(model: torch.nn.Module, dataloader, num_images: int) -> tuple[list, list]:
-    """Mix batches until there are enough images.
+    """Mix batches until enough images are mixed.
 
     Args:
         model (torch.nn.Module): A MixupClassifier.
-        dataloader (Iterable): Gives its batches.
-        num_images (int): Images that are wanted.
+        dataloader (Iterable): Yields the batches.
+        num_images (int): The number of images to draw.
 
     Returns:
         tuple[list, list]: The MixResult of each batch, and its labels.
 
     Raises:
-        RuntimeError: If the data ends, or too many batches stay unmixed, before anything was mixed.
+        LaunchError: If the data ends, or too many batches stay unmixed, before anything was mixed.
     """
     results, labels, unmixed = [], [], 0
     for data_batch in dataloader:
@@ -94,30 +102,28 @@ def mix_batches(model: torch.nn.Module, dataloader, num_images: int) -> tuple[li
         if sum(len(done.images) for done in results) >= num_images:
             break
     if not results:
-        raise RuntimeError(
-            f'browse_mix: none of {unmixed} batches was mixed. Check model.train_cfg: it needs augments, probs '
+        raise launch.LaunchError(
+            f'CONFIG: none of {unmixed} batches was mixed. Check model.train_cfg: it needs augments, probs '
             'above 0, and batches of at least 2 images.'
         )
     return results, labels
 
 
 def main(argv: Sequence[str] | None = None) -> Path:
-    """Write the page and print where it is.
+    """Write the figure and print its path.
 
     Args:
         argv (Sequence[str], optional): The command line. Defaults to that of the process.
 
     Returns:
-        Path: The file written.
+        Path: The file.
     """
     args = parse_args(argv)
-    cfg = launch.load_config(args.config)
-    launch.merge_options(cfg, args.cfg_options)
+    cfg = launch.read_config(args.config, args.cfg_options)
     if cfg.get('train_dataloader') is None:
-        raise KeyError(f'browse_mix: {args.config} has no train_dataloader to take images from; add one to the config.')
+        raise launch.LaunchError(f'CONFIG: {args.config} has no train_dataloader to take images from; add one')
     launch.check_data_roots(cfg, 'train')
-    init_default_scope(cfg.default_scope)
-    # MMEngine logs how every single weight was initialized, unless there is a logger that leaves it out.
+    # Without this logger, MMEngine logs how every weight was initialized.
     MMLogger.get_instance('browse_mix').setLevel('WARNING')
     set_random_seed(args.seed)
     with launch.safe_checkpoints(args.trust_checkpoint):
@@ -126,9 +132,8 @@ def main(argv: Sequence[str] | None = None) -> Path:
     # Several small batches show several mixing ratios, and no more images are loaded than drawn.
     loader_cfg = cfg.train_dataloader
     batch_size = max(2, min(IMAGES_PER_BATCH, args.num_images, loader_cfg.get('batch_size', IMAGES_PER_BATCH)))
-    loader_cfg.update(batch_size=batch_size, num_workers=0, persistent_workers=False, drop_last=True)
-    for key in ('prefetch_factor', 'timeout', 'worker_init_fn'):
-        loader_cfg.pop(key, None)
+    loader_cfg.update(batch_size=batch_size, drop_last=True)
+    launch.read_in_this_process(loader_cfg)
     with launch.safe_checkpoints(args.trust_checkpoint), launch.explain_corrupt_images('train'):
         dataloader = Runner.build_dataloader(loader_cfg, seed=args.seed)
         results, labels = mix_batches(model, dataloader, args.num_images)
@@ -141,9 +146,7 @@ def main(argv: Sequence[str] | None = None) -> Path:
         max_rows=args.num_images,
         channel_order=args.channel_order,
     )
-    output = Path(args.output_dir)
-    if output.suffix.lower() != '.png':
-        output = output / f'{Path(args.config).stem}.png'
+    output = launch.figure_path(args.output_dir, args.config)
     print(f'Mixed samples written to {save_image(page, output)}', flush=True)
     return output
 

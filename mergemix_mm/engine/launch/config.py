@@ -8,38 +8,13 @@ from logging import WARNING
 from pathlib import Path
 from typing import Any
 
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.hooks import CheckpointHook
 from mmengine.logging import print_log
 from mmengine.optim import AmpOptimWrapper, OptimWrapper
-from mmengine.registry import DATASETS, HOOKS, MODELS, OPTIM_WRAPPERS, Registry
+from mmengine.registry import DATASETS, HOOKS, MODELS, OPTIM_WRAPPERS, Registry, init_default_scope
 
 from .errors import LaunchError
-
-
-def add_common_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the flags that training and testing share, named as in MMPretrain's tools."""
-    parser.add_argument('--work-dir', help='folder for logs, checkpoints and metrics; ./work_dirs/<config> if left out')
-    parser.add_argument('--amp', action='store_true', help='automatic mixed precision')
-    parser.add_argument('--no-pin-memory', action='store_true', help='switch pin_memory off in all data loaders')
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        help='override config entries: key=value, with dots for nested keys, key="[a,b]" for lists',
-    )
-    add_trust_argument(parser)
-    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none', help='job launcher')
-    parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help='set by the launcher')
-
-
-def add_trust_argument(parser: argparse.ArgumentParser) -> None:
-    """Add ``--trust-checkpoint``, which allows files that hold more than weights."""
-    parser.add_argument(
-        '--trust-checkpoint',
-        action='store_true',
-        help='also read checkpoints and annotations that hold more than plain data; such a file can run any code',
-    )
 
 
 def load_config(path: str | os.PathLike, argument: str = 'CONFIG') -> Config:
@@ -71,6 +46,22 @@ def merge_common_args(cfg: Config, args: argparse.Namespace) -> None:
         cfg.work_dir = args.work_dir
     elif cfg.get('work_dir') is None:
         cfg.work_dir = str(Path('work_dirs', Path(args.config).stem))
+
+
+def read_config(path: str | os.PathLike, options: dict | None = None) -> Config:
+    """Read a config for a tool without a Runner: with ``--cfg-options`` applied and its scope as the default one.
+
+    Args:
+        path (str | os.PathLike): The file.
+        options (dict, optional): The value of ``--cfg-options``. Defaults to None.
+
+    Raises:
+        LaunchError: If the config does not exist.
+    """
+    cfg = load_config(path)
+    merge_options(cfg, options)
+    init_default_scope(cfg.default_scope)
+    return cfg
 
 
 def merge_options(cfg: Config, options: dict | None) -> None:
@@ -117,6 +108,29 @@ def use_amp(cfg: Config) -> None:
         )
     cfg.optim_wrapper.type = 'AmpOptimWrapper'
     cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
+
+
+def figure_path(output: str | os.PathLike, config: str | os.PathLike) -> Path:
+    """The file of a figure that a tool draws for a config.
+
+    Args:
+        output (str | os.PathLike): The value of ``--output-dir``: a file that ends in ``.png``, or a folder, in which
+            the figure gets the name of the config.
+        config (str | os.PathLike): The config.
+    """
+    path = Path(output)
+    return path if path.suffix.lower() == '.png' else path / f'{Path(config).stem}.png'
+
+
+def read_in_this_process(loader: dict) -> None:
+    """Let a data loader start no worker processes, for tools that read a few samples.
+
+    Args:
+        loader (dict): Its config, changed in place.
+    """
+    loader.update(num_workers=0, persistent_workers=False)
+    for key in ('prefetch_factor', 'timeout', 'worker_init_fn'):
+        loader.pop(key, None)
 
 
 def set_loader_defaults(cfg: Config, *splits: str, pin_memory: bool = True, persistent_workers: bool = True) -> None:

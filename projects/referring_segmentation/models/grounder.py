@@ -3,13 +3,13 @@
 from pathlib import Path
 
 import torch
-from mmengine.device import get_device
 from PIL import Image
 from torch import Tensor
 
 from mergemix_mm.datasets import EncodeConversation, GroundingTask, SphinxProcessor
 from mergemix_mm.datasets.collate import ConversationCollate
 from mergemix_mm.datasets.conversations.prompts import question_messages
+from mergemix_mm.engine.launch import device_and_dtype
 from mergemix_mm.evaluation.metrics.answer_boxes import read_boxes
 from mergemix_mm.models.vlms import SphinxModel
 from mergemix_mm.models.vlms.sphinx.files import LANGUAGE_MODEL
@@ -31,8 +31,7 @@ class Grounder:
     """
 
     def __init__(self, folder: str, device: str | None = None) -> None:
-        device = device or get_device()
-        dtype = 'float32' if torch.device(device).type == 'cpu' else 'bfloat16'
+        device, dtype = device_and_dtype(device)
         self.processor = SphinxProcessor.from_pretrained(folder)
         self.encode = EncodeConversation(self.processor, generate=True)
         language_model = dict(pretrained=str(Path(folder, LANGUAGE_MODEL)), dtype=dtype)

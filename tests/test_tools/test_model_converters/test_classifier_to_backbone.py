@@ -129,7 +129,7 @@ def test_an_encoder_of_several_is_found_by_its_key(tool, checkpoint, tmp_path):
     for key, message in (('model.neck', "no 'neck' there"), ('model.backbone.encoders.2', "no '2' there")):
         with pytest.raises(SystemExit, match=message):
             tool.main([*arguments, key])
-    with pytest.raises(SystemExit, match=r'which is no dict\(type=\.\.\.\)'):
+    with pytest.raises(SystemExit, match=r'--backbone .*dict\(type=\.\.\.\)'):
         tool.main([*arguments, 'model.backbone.encoders'])
 
 
@@ -200,18 +200,16 @@ def test_without_a_config_the_grid_is_an_option_and_a_square_is_said_to_be_one(
     path, trained = checkpoint(img_size=(64, 256))
     arguments = [detector(), str(path), str(tmp_path / 'out.pth')]
     tool.main(arguments)
-    assert 'taken for a square of 16 x 16 patches; if it is not, give --grid ROWS COLUMNS' in capsys.readouterr().out
+    assert '16 x 16 patches; if not, give --grid ROWS COLUMNS' in capsys.readouterr().out
     tool.main([*arguments, '--grid', '8', '32'])
     found = torch.load(tmp_path / 'out.pth', weights_only=True)['state_dict']['pos_embed']
     torch.testing.assert_close(found, resized(trained.pos_embed, (8, 32), (8, 6), 1))
 
     (tmp_path / 'out.pth').unlink()
     path, _ = checkpoint(img_size=(32, 48))
-    with pytest.raises(
-        SystemExit, match='^CHECKPOINT: 25 position embeddings, 1 of them of no patch: .*--grid ROWS COL'
-    ):
+    with pytest.raises(SystemExit, match='^CHECKPOINT: 25 position embeddings.*--grid ROWS COLUMNS'):
         tool.main(arguments)
-    with pytest.raises(SystemExit, match='^--grid 5 5: 25 patches, but there are 25 position embeddings, 1 of them'):
+    with pytest.raises(SystemExit, match='^--grid 5 5: 25 patches, but there are 25 position embeddings'):
         tool.main([*arguments, '--grid', '5', '5'])
     other = with_config(path, img_size=(32, 64))
     with pytest.raises(SystemExit, match='of which its config says 4 x 8 patches: .*--grid ROWS COLUMNS'):
@@ -233,7 +231,7 @@ def test_the_config_of_a_checkpoint_is_read_and_never_run(tool, tmp_path, monkey
     ('flags', 'message'),
     [
         (['--grid', '-4', '-4'], '--grid -4 -4: rows and columns must be at least 1'),
-        (['--drop', '('], r'--drop \(: no regular expression: missing \)'),
+        (['--drop', '('], r'--drop \(: .*: missing \)'),
     ],
 )
 def test_flags_that_cannot_be_used_are_named(tool, capsys, flags, message):

@@ -1,1 +1,1 @@
-"""What the programs of tools/benchmarks share. They import it from their own folder, as Python finds it: ``lib``."""
+"""What the programs of tools/benchmarks share. They find it as ``lib``, because it is in their folder."""

@@ -1,7 +1,7 @@
-"""Trains small encoders as classifiers and detectors that start from them, on drawn shapes, in plain loops.
+"""Trains small encoders as classifiers, and detectors that start from them, on drawn shapes in plain loops.
 
-Models and data are those of configs/transfer; the loops replace MMEngine's Runner, whose logging and checkpoints would
-outweigh runs of a minute.
+Models and data are those of configs/transfer. The loops replace MMEngine's Runner, whose logging and checkpoints would
+take longer than runs of a minute.
 """
 
 import contextlib
@@ -29,18 +29,18 @@ from .loops import warmup_cosine
 
 CONFIG = 'transfer/tiny-mask-rcnn-vit_1xb16-scratch-coslr-6e_shapes.py'
 MIX_CONFIG = 'transfer/tiny-mask-rcnn-vit-convnext_1xb16-scratch-coslr-6e_shapes.py'
-CROP = 48  # Pixels of the classifiers' images, half of the detectors'.
-GRIDS = (1, 2, 3)  # Cells of 48, 24 and 16 pixels: things as large as in the detectors' images.
+CROP = 48  # Side in pixels of the images of classifiers, which is half of that of detectors.
+GRIDS = (1, 2, 3)  # Cells of 48, 24 and 16 pixels, so that things are as large as in the images of detectors.
 
 
 @lru_cache(maxsize=2)
 def load_config(path: str) -> Config:
-    """A config of this project; not to be changed."""
+    """A config of this project, which is cached and must not be changed."""
     return Config.fromfile(config_path(path))
 
 
 def encoder_config(name: str) -> dict:
-    """The small ``'ViT'`` or ``'ConvNeXt'`` of the configs, for a classifier's images."""
+    """The small ``'ViT'`` or ``'ConvNeXt'`` of the configs, for the images of a classifier."""
     vit, convnext = (deepcopy(entry.encoder) for entry in load_config(MIX_CONFIG).model.backbone.encoders)
     if name == 'ViT':
         return dict(vit, img_size=CROP, out_type='cls_token')
@@ -48,7 +48,7 @@ def encoder_config(name: str) -> dict:
 
 
 def build_classifier(name: str, augment: dict | None, seed: int) -> nn.Module:
-    """A `MixupClassifier` of shapes, half of whose batches are mixed; None mixes none."""
+    """A `MixupClassifier` of shapes that mixes half of its batches by an augment; None does not mix."""
     torch.manual_seed(seed)
     np.random.seed(seed)
     head = 'VisionTransformerClsHead' if name == 'ViT' else 'LinearClsHead'
@@ -65,7 +65,7 @@ def build_classifier(name: str, augment: dict | None, seed: int) -> nn.Module:
 
 
 def draw_crops(length: int, seed: int) -> Digits:
-    """Images [N, 3, 48, 48] of one shape each, normalised as the detectors' are, and which shape it is."""
+    """Images [N, 3, 48, 48] of one shape each, normalised as those of detectors, and the labels of the shapes."""
     settings = load_config(CONFIG).model.data_preprocessor
     mean, std = (torch.tensor(settings[key]).view(-1, 1, 1) for key in ('mean', 'std'))
     rng = np.random.default_rng((seed, CROP))
@@ -80,16 +80,16 @@ def draw_crops(length: int, seed: int) -> Digits:
 
 
 def build_detector(encoders: Sequence[tuple[str, Path]], mixed: bool, num_merge: float = 0.0) -> nn.Module:
-    """The config's Mask R-CNN, started from encoders of classifiers.
+    """The Mask R-CNN of the config, started from encoders of classifiers.
 
     Args:
-        encoders (Sequence[tuple[str, Path]]): Kind and weights of each; none of them means a ViT from scratch.
-        mixed (bool): Whether the encoders stand frozen in a `MultiBackbone`, with an `EmbeddingMixNeck` before the
-            simple pyramid; otherwise the only one, a ViT, trains below the pyramid.
+        encoders (Sequence[tuple[str, Path]]): Kind and weights of each encoder. Without any, a ViT starts from scratch.
+        mixed (bool): Whether the encoders are frozen in a `MultiBackbone`, with an `EmbeddingMixNeck` before the simple
+            pyramid. Otherwise the only encoder is a ViT, which trains.
         num_merge (float): Share of the patches that a ViT merges. Defaults to 0.0.
     """
     init_default_scope('mmdet')
-    MMLogger.get_current_instance().setLevel('WARNING')  # How every weight was initialised.
+    MMLogger.get_current_instance().setLevel('WARNING')  # It would log how every weight was initialised.
     cfg = deepcopy(load_config(MIX_CONFIG if mixed else CONFIG).model)
     if mixed:
         both = dict(zip(('ViT', 'ConvNeXt'), cfg.backbone.encoders, strict=True))
@@ -106,7 +106,7 @@ def build_detector(encoders: Sequence[tuple[str, Path]], mixed: bool, num_merge:
 
 
 def open_dataset(folder: Path, split: str, num_train: int, num_val: int):
-    """A split of the drawn set, through the config's pipelines."""
+    """A split of the drawn set with the pipeline of the config."""
     init_default_scope('mmdet')
     cfg = deepcopy(load_config(CONFIG)[f'{split}_dataloader'].dataset)
     # Squares of one size, as docs/benchmarks/detection.md says; the pipelines do not resize them.
@@ -115,7 +115,7 @@ def open_dataset(folder: Path, split: str, num_train: int, num_val: int):
 
 
 def train_detector(model: nn.Module, dataset, steps: int, seed: int, batch_size: int = 8) -> None:
-    """The config's optimizer, with warm-up over a tenth of the steps and cosine decay."""
+    """Train with the optimizer of the config and the schedule of :func:`warmup_cosine`."""
     torch.manual_seed(seed)
     np.random.seed(seed)
     optim_wrapper = build_optim_wrapper(model, load_config(CONFIG).optim_wrapper)
@@ -130,7 +130,7 @@ def train_detector(model: nn.Module, dataset, steps: int, seed: int, batch_size:
 
 @torch.no_grad()
 def evaluate(model: nn.Module, dataset, folder: Path, batch_size: int = 16) -> dict[str, float]:
-    """``bbox`` and ``segm``: COCO's mAP in percent on the val split."""
+    """Test on the val split. ``bbox`` and ``segm`` are the mAP of COCO in percent."""
     with contextlib.redirect_stdout(io.StringIO()):
         metric = METRICS.build(
             dict(

@@ -26,7 +26,7 @@ from .digits import Digits
 
 RATIOS = ('area', 'attention', 'gaussian')
 RESIZEMIX_RANGE = (0.1, 0.8)  # MMPretrain's lam_min and lam_max.
-# Fewer kept patches than this say nothing about a correlation.
+# With fewer kept patches than this, a correlation means nothing.
 MIN_KEPT = 8
 
 
@@ -39,22 +39,22 @@ def score(
 
 
 def copied(scores: PatchScores) -> Tensor:
-    """Saliency [N, L'] as it were if each patch got its group's attention whole, instead of its part of it."""
+    """The saliency [N, L'] if each patch had the whole attention of its group instead of its part of it."""
     return scores.saliency * scores.groups.restore(scores.groups.size)[:, scores.num_prefix_tokens :]
 
 
 def ink_of(masks: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Share of ink in every patch: masks [N, H, W] bool -> [N, L']."""
+    """The share of ink in every patch: masks [N, H, W] bool -> [N, L']."""
     return nn.functional.adaptive_avg_pool2d(masks.float()[:, None], grid).flatten(1)
 
 
 def visible_ink(masks: Tensor, partner_masks: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
-    """Pixels of either digit that a mixed image shows.
+    """Count the pixels of either digit that a mixed image shows.
 
     Args:
-        masks (Tensor): [B, H, W] bool, ink of the images' own digits.
-        partner_masks (Tensor): [B, H, W] bool, ink of the partners' digits, where the mix would put it.
-        own (Tensor): [B, H, W] bool, True where the image keeps its own pixels.
+        masks (Tensor): [B, H, W] bool, the ink of the own digits.
+        partner_masks (Tensor): [B, H, W] bool, the ink of the partners' digits at the places of the mix.
+        own (Tensor): [B, H, W] bool, True where an image keeps its own pixels.
 
     Returns:
         tuple[Tensor, Tensor]: [B] pixels of the own digit, [B] pixels of the partner's.
@@ -71,7 +71,7 @@ def to_pixels(mask: Tensor, grid: tuple[int, int], size: tuple[int, int]) -> Ten
 
 
 def cut_boxes(lam: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """CutMix's box for every lambda [B]: own pixels [B, H, W] bool, and the ratio [B] corrected to the clipped box."""
+    """The boxes of CutMix for lambdas [B]: own pixels [B, H, W] bool, and ratios [B] corrected to the clipped boxes."""
     own, ratio = torch.ones(len(lam), *size, dtype=torch.bool), torch.empty(len(lam))
     augment = CutMix(alpha=1.0)
     for i, value in enumerate(lam.tolist()):
@@ -81,7 +81,7 @@ def cut_boxes(lam: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
 
 
 def resize_into(masks: Tensor, own: Tensor) -> Tensor:
-    """Masks [B, H, W] scaled down into the box that `own` leaves, as ResizeMix pastes the whole partner there."""
+    """Scale masks [B, H, W] down into the boxes outside of ``own``, as ResizeMix does with whole partners."""
     pasted = torch.zeros_like(masks)
     for mask, keep, target in zip(masks, own, pasted, strict=True):
         rows, cols = (~keep).any(dim=1).nonzero().flatten(), (~keep).any(dim=0).nonzero().flatten()
@@ -94,16 +94,16 @@ def resize_into(masks: Tensor, own: Tensor) -> Tensor:
 def mix_all_ways(
     scores: dict[str, PatchScores], masks: Tensor, alpha: float, generator: torch.Generator
 ) -> dict[str, tuple]:
-    """Mix one batch in every way, with the same partners and the same lambdas.
+    """Mix one batch in every way, with the same partners and lambdas.
 
     Args:
-        scores (dict[str, PatchScores]): of the batch, ``merged`` and ``unmerged``.
-        masks (Tensor): [B, H, W] bool, the digits' ink.
-        alpha (float): lambda ~ Beta(alpha, alpha), one for each image.
-        generator (torch.Generator): Source of randomness; CutMix's boxes come from numpy's.
+        scores (dict[str, PatchScores]): The scores of the batch, ``merged`` and ``unmerged``.
+        masks (Tensor): [B, H, W] bool, the ink of the digits.
+        alpha (float): Each image has its own lambda ~ Beta(alpha, alpha).
+        generator (torch.Generator): Source of randomness, except for the boxes of CutMix, which draw from numpy.
 
     Returns:
-        dict[str, tuple]: per arm the ratio, the visible ink of the own digit and that of the partner's, [B] each.
+        dict[str, tuple]: For each arm the ratio, the visible ink of the own digit and that of the partner, [B] each.
     """
     merged, unmerged = scores['merged'], scores['unmerged']
     size, grid, prefix = tuple(masks.shape[1:]), merged.grid, merged.num_prefix_tokens
@@ -139,31 +139,31 @@ def mix_all_ways(
 
 
 def ranks(values: Tensor) -> Tensor:
-    """Ranks of each row [N, M], equal values sharing the mean of their ranks."""
+    """The ranks in each row [N, M]. Equal values share the mean of their ranks."""
     below = (values.unsqueeze(1) < values.unsqueeze(2)).sum(dim=2)
     equal = (values.unsqueeze(1) == values.unsqueeze(2)).sum(dim=2)
     return below + (equal - 1) / 2
 
 
 def pearson(a: Tensor, b: Tensor) -> Tensor:
-    """Correlation of each pair of rows [N, M] -> [N]; NaN where a row is constant."""
+    """The correlation of each pair of rows [N, M] -> [N]; NaN if a row is constant."""
     a, b = (x.double() - x.double().mean(dim=1, keepdim=True) for x in (a, b))
     return (a * b).sum(dim=1) / (a.norm(dim=1) * b.norm(dim=1))
 
 
 def spearman(a: Tensor, b: Tensor) -> Tensor:
-    """Rank correlation of each pair of rows [N, M] -> [N]."""
+    """The rank correlation of each pair of rows [N, M] -> [N]."""
     return pearson(ranks(a), ranks(b))
 
 
 def top_overlap(a: Tensor, b: Tensor, share: float = 0.2) -> Tensor:
-    """How much of the top 20% of one row is in the top 20% of the other: [N, M] -> [N]. By chance: about 0.2."""
+    """The share of the top 20% of one row that is in the top 20% of the other: [N, M] -> [N]. About 0.2 by chance."""
     first, second = topk_mask(a, share), topk_mask(b, share)
     return (first & second).sum(dim=1) / first.sum(dim=1).clamp(min=1)
 
 
 def measure_saliency(encoder: nn.Module, test: Digits, args: argparse.Namespace) -> list[dict]:
-    """Per layer: does saliency find the digit, and does it agree with that of the encoder without merging?"""
+    """Measure in each layer whether saliency finds the digit and agrees with the saliency without merging."""
     rows = []
     for layer in range(2, len(build_vision_encoder(encoder).layers) + 1):
         plain = score(encoder, test.images, 0, layer)
@@ -193,7 +193,7 @@ def measure_saliency(encoder: nn.Module, test: Digits, args: argparse.Namespace)
 
 
 def measure_clean_against_mixed(encoder: nn.Module, test: Digits, args: argparse.Namespace) -> list[dict]:
-    """Saliency of an image, on the patches that it keeps, alone and inside the mixed image (scored without merging)."""
+    """Compare the saliency of an image on the patches that it keeps, clean and inside the mixed image."""
     generator = torch.Generator().manual_seed(args.seed)
     np.random.seed(args.seed)
     clean = score(encoder, test.images, 0, args.layer)
@@ -216,7 +216,7 @@ def measure_clean_against_mixed(encoder: nn.Module, test: Digits, args: argparse
     for name, own in kept.items():
         mixed = torch.where(own.unsqueeze(1), test.images, test.images[partner])
         saliency = score(encoder, mixed, 0, args.layer).saliency
-        # Patches that a box of CutMix cuts through belong to both images: they are left out.
+        # Patches that a box of CutMix cuts belong to both images and are left out.
         mask = ink_of(own, clean.grid) == 1
         rows.append(dict(arm=name, **_masked_agreement(clean.saliency, saliency, mask)))
     return rows
@@ -228,7 +228,7 @@ def _agreement(a: Tensor, b: Tensor) -> dict:
 
 
 def _masked_agreement(a: Tensor, b: Tensor, mask: Tensor) -> dict:
-    """As :func:`_agreement`, on each row's own choice of patches; rows with few of them are left out."""
+    """As :func:`_agreement`, on the masked patches of each row. Rows with few of them are left out."""
     pairs = [(x[keep][None], y[keep][None]) for x, y, keep in zip(a, b, mask, strict=True) if keep.sum() >= MIN_KEPT]
     if not pairs:
         return dict(images=0)

@@ -1,7 +1,8 @@
 """Trains small classifiers on scikit-learn's digits in a plain loop, for benchmarks that need many short runs.
 
-Model and data are those of a config; the loop replaces MMEngine's Runner, whose logging and checkpoints would outweigh
-runs of a minute. Batches and weights depend on the seed alone: two arms with one seed differ in their augment only.
+Model and data are those of a config. The loop replaces MMEngine's Runner, whose logging and checkpoints would take
+longer than runs of a minute. Batches and weights depend only on the seed, so that two arms with one seed differ only in
+their augment.
 """
 
 from copy import deepcopy
@@ -27,9 +28,9 @@ class Digits:
     """One split as tensors.
 
     Args:
-        images (Tensor): [N, 3, 32, 32], normalised as in the config.
+        images (Tensor): [N, 3, H, W], normalised as in the config.
         labels (Tensor): [N] int64.
-        masks (Tensor, optional): [N, 32, 32] bool, True on the digit's ink; cluttered digits only.
+        masks (Tensor, optional): [N, H, W] bool, True on the ink of the digit. Only cluttered digits have them.
     """
 
     images: Tensor
@@ -37,9 +38,9 @@ class Digits:
     masks: Tensor | None
 
     @classmethod
-    @lru_cache(maxsize=2)  # Both splits of a seed, which all its arms share.
+    @lru_cache(maxsize=2)  # All arms of a seed share its two splits.
     def load(cls, split: str, **kwargs) -> 'Digits':
-        """Load a split of `DigitsDataset`, normalised as in the config; kwargs as there."""
+        """Load a split of `DigitsDataset` with the given arguments, normalised as in the config."""
         dataset = DATASETS.build(dict(type='DigitsDataset', split=split, **kwargs))
         samples = [dataset.get_data_info(i) for i in range(len(dataset))]
         images = torch.stack([torch.from_numpy(sample['img']).permute(2, 0, 1) for sample in samples]).float()
@@ -51,23 +52,23 @@ class Digits:
 
 
 def build_classifier(augment: dict | None, prob: float, seed: int) -> nn.Module:
-    """The config's `MixupClassifier`, mixing with one augment (a config of BATCH_AUGMENTS).
+    """The `MixupClassifier` of the config with one augment (a config of BATCH_AUGMENTS).
 
     The weights are those that torch draws when it builds the modules, so the position embedding starts at zero. The
-    Runner would call ``init_weights()``, which draws the position embedding; from 200 images a digit that may be
-    anywhere is learned far better without.
+    Runner would call ``init_weights()``, which draws the position embedding. From 200 images, a digit that can be
+    anywhere is learnt far better without it.
     """
     cfg = deepcopy(Config.fromfile(config_path(CONFIG)).model)
     cfg.train_cfg = None if augment is None else dict(augments=[augment], probs=[prob])
     torch.manual_seed(seed)
-    np.random.seed(seed)  # MMPretrain's augments, and the choice among them, draw from numpy.
+    np.random.seed(seed)  # Augments of MMPretrain, and the choice among them, draw from numpy.
     return MODELS.build(cfg)
 
 
 def train(
     model: nn.Module, data: Digits, steps: int, seed: int, batch_size: int = 32, lr: float = 2e-3, shift: int = 8
 ) -> None:
-    """AdamW with a tenth of warm-up and cosine decay; each image is shifted by up to `shift` pixels."""
+    """Train by AdamW with warm-up and cosine decay. Each image is shifted by up to ``shift`` pixels."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.05)
     schedule = warmup_cosine(optimizer, steps)
     order = torch.Generator().manual_seed(seed)
@@ -92,7 +93,7 @@ def predict(model: nn.Module, images: Tensor, batch_size: int = 512) -> Tensor:
 
 
 def _shift(images: Tensor, limit: int, generator: torch.Generator) -> Tensor:
-    """Shift each image by its own whole number of pixels; what comes in repeats the border."""
+    """Shift each image by its own whole number of pixels. New pixels repeat the border."""
     size = images.size(-1)
     padded = nn.functional.pad(images, [limit] * 4, mode='replicate')
     steps = torch.arange(size)

@@ -1,7 +1,7 @@
-"""Trains a tiny Janus to read and to write drawn shapes in a plain loop, for benchmarks that need many short runs.
+"""Trains a tiny Janus to read and to draw shapes in a plain loop, for benchmarks that need many short runs.
 
-Model and data are those of a config, with smaller images; the loop replaces MMEngine's Runner. Batches, weights and
-dropped prompts depend on the seed alone.
+Model and data are those of a config, with smaller images. The loop replaces MMEngine's Runner. Batches, weights and
+dropped prompts depend only on the seed.
 """
 
 from collections.abc import Sequence
@@ -26,17 +26,17 @@ from mergemix_mm.toy.mosaic_codes import MosaicCodes
 from .loops import Batch, fit, random_rows, rows
 
 CONFIG = 'aia/tiny-janus_1xb32-ntp-coslr-400i_shapes.py'
-IMAGE_SIZE = 48  # 6 x 6 tokens and codes, which takes half the time of the config's 8 x 8.
+IMAGE_SIZE = 48  # 6 x 6 tokens and codes take half the time of the 8 x 8 of the config.
 TASKS = ('gen', 'und')
 
 
 @lru_cache(maxsize=1)
 def load_config() -> Config:
-    """The config, with images of `IMAGE_SIZE`."""
+    """The config with images of `IMAGE_SIZE`."""
     cfg = Config.fromfile(config_path(CONFIG))
     vision = cfg.model.vlm.config.vision_config
     vision.update(image_size=IMAGE_SIZE, num_image_tokens=(IMAGE_SIZE // vision.patch_size) ** 2)
-    cfg.model.vlm.init_cfg = None  # `build_tuner` sets the codes; MMEngine's way logs every weight.
+    cfg.model.vlm.init_cfg = None  # `build_tuner` sets the codes, because MMEngine would log every weight.
     datasets = cfg.train_dataloader.dataset
     for processor in (cfg.model.processor, *(datasets[task].pipeline[0].processor for task in TASKS)):
         processor.image_size = IMAGE_SIZE
@@ -46,7 +46,7 @@ def load_config() -> Config:
 
 
 def build_tuner(seed: int) -> UnifiedTuner:
-    """The config's model with random weights; the VQ model is the same for all seeds."""
+    """The model of the config with random weights. All seeds have the same VQ model."""
     torch.manual_seed(seed)
     tuner = MODELS.build(deepcopy(load_config().model))
     MosaicCodes()(tuner.vlm)
@@ -55,7 +55,7 @@ def build_tuner(seed: int) -> UnifiedTuner:
 
 @lru_cache(maxsize=8)
 def encode(task: str, length: int, seed: int = 0, generate: bool = False) -> tuple[Batch, list[DataSample]]:
-    """A batch of all records of the config's dataset of a task; images to be generated are codes already."""
+    """A batch of all records of the dataset of a task, with codes instead of the images to be generated."""
     settings = deepcopy(load_config().train_dataloader.dataset[task])
     settings.update(length=length, seed=seed)
     settings.pipeline[0].generate = generate
@@ -69,7 +69,7 @@ def encode(task: str, length: int, seed: int = 0, generate: bool = False) -> tup
 
 
 def true_images(length: int, seed: int) -> dict[str, float]:
-    """``color`` and ``position``, as :func:`measure_task` has them, of drawn images behind the VQ model."""
+    """``color`` and ``position`` of :func:`measure_task` for drawn images that the VQ model encodes and decodes."""
     batch, samples = encode('gen', length, seed)
     vlm, samples = build_tuner(0).vlm.eval(), deepcopy(samples)
     with torch.no_grad():
@@ -87,15 +87,15 @@ def train(
     aia: AIALoss | None = None,
     batch_size: int = 32,
 ) -> None:
-    """AdamW with the config's settings: warm-up over a tenth of the steps, cosine decay, clipped gradients.
+    """Train with the optimizer of the config and the schedule of :func:`fit`.
 
     Args:
         tuner (UnifiedTuner): Trained in place.
         batches (dict[str, dict]): The samples of each task. The tasks take turns.
-        steps (int): Of all tasks together.
-        seed (int): Of the order of the samples, and of the dropped prompts.
-        aia (AIALoss, optional): Defaults to None: next tokens only.
-        batch_size (int): Samples per step. Defaults to 32.
+        steps (int): Number of steps of all tasks together.
+        seed (int): Seed of the order of the samples and of the dropped prompts.
+        aia (AIALoss, optional): The loss of AIA. Defaults to None, which trains next tokens only.
+        batch_size (int): Samples in a step. Defaults to 32.
     """
     settings = load_config().optim_wrapper
     torch.manual_seed(seed)
@@ -116,15 +116,16 @@ def measure_task(
     """Test a task on new images of the pairs of colour and shape that training shows.
 
     Args:
-        tuner (UnifiedTuner): Put into eval mode.
+        tuner (UnifiedTuner): The tuner, which is put into eval mode.
         task (str): ``'gen'`` or ``'und'``.
         length (int): Number of samples.
-        seed (int): Of the samples; training has 0.
-        batch_size (int): Samples at a time, which `length` is to be a multiple of, or smaller. Defaults to 200.
+        seed (int): Seed of the samples. That of training is 0.
+        batch_size (int): Samples at a time. ``length`` must be a multiple of it, or smaller. Defaults to 200.
 
     Returns:
-        tuple: numbers by name - ``ntp_<task>``, the next-token loss in nats per 100 tokens; ``accuracy`` of answers, or
-        ``color`` and ``position`` of generated images, in percent - and the interaction [layers, samples].
+        tuple: Numbers by name, and the interaction [layers, samples]. The numbers are ``ntp_<task>``, the next-token
+            loss in nats per 100 tokens, and in percent ``accuracy`` of answers, or ``color`` and ``position`` of
+            generated images.
     """
     tuner.eval()
     batch, _ = encode(task, length, seed)
@@ -147,7 +148,7 @@ def measure_interaction(tuner: UnifiedTuner, task: str, batch: Batch) -> Tensor:
     with InteractionRecorder(tuner.vlm) as recorder:
         recording = recorder.recording(*interaction_spans(task, tuner.vlm.modality(batch), batch['labels']))
         tuner.vlm.hidden(batch, **recording.attention_kwargs)
-    return recording.intensity().clamp(0, 1)  # Sums of probabilities exceed 1 by their rounding.
+    return recording.intensity().clamp(0, 1)  # Rounding lets sums of probabilities exceed 1.
 
 
 def _metrics(task: str, samples: Sequence[DataSample]) -> dict[str, float]:

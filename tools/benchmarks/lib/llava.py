@@ -1,7 +1,7 @@
 """Trains a tiny LLaVA on drawn shapes in a plain loop, for benchmarks that need many short runs.
 
-Model and data are those of a config; the loop replaces MMEngine's Runner, whose logging and checkpoints would outweigh
-runs of a minute. Batches and weights depend on the seed alone: two arms with one seed differ in their losers only.
+Model and data are those of a config. The loop replaces MMEngine's Runner. Batches and weights depend only on the seed,
+so that two arms with one seed differ only in their losers.
 """
 
 from copy import deepcopy
@@ -27,7 +27,7 @@ CONFIG = 'simpo/tiny-llava_1xb64-sft-coslr-300i_shapes.py'
 
 @lru_cache(maxsize=4)
 def encode(length: int, generate: bool = False, **kwargs) -> tuple[dict[str, Tensor], list[DataSample]]:
-    """A batch of all records of a `ShapesConversationDataset`; kwargs as there."""
+    """A batch of all records of a `ShapesConversationDataset` with the given arguments, and their data samples."""
     pipeline = deepcopy(Config.fromfile(config_path(CONFIG)).train_dataloader.dataset.pipeline)
     pipeline[0].generate = generate
     dataset = DATASETS.build(dict(type='ShapesConversationDataset', length=length, pipeline=pipeline, **kwargs))
@@ -36,32 +36,32 @@ def encode(length: int, generate: bool = False, **kwargs) -> tuple[dict[str, Ten
 
 
 def build_tuner(tower: Path, head: dict, mixer: dict | None, seed: int) -> VLMTuner:
-    """The config's model with the pre-trained tower, another head and mixer."""
+    """The model of the config with the pre-trained tower and the given head and mixer."""
     from transformers import CLIPVisionModel
 
     cfg = deepcopy(Config.fromfile(config_path(CONFIG)).model)
     cfg.vlm.trainable = ['projector', 'language_model']
     cfg.head, cfg.mixer = head, mixer
     torch.manual_seed(seed)
-    np.random.seed(seed)  # MMPretrain's augments draw from numpy.
+    np.random.seed(seed)  # Augments of MMPretrain draw from numpy.
     tuner = MODELS.build(cfg)
     tuner.vlm.vision_encoder.load_state_dict(CLIPVisionModel.from_pretrained(tower).state_dict())
     return tuner
 
 
 def train(tuner: VLMTuner, batch: dict[str, Tensor], steps: int, seed: int, batch_size: int = 64) -> None:
-    """AdamW with the config's settings: warm-up over a tenth of the steps, cosine decay, clipped gradients."""
+    """Train with the optimizer of the config and the schedule of :func:`fit`."""
     settings = Config.fromfile(config_path(CONFIG)).optim_wrapper
     fit(tuner, random_rows([batch], batch_size, seed), steps, settings.optimizer, settings.clip_grad.max_norm)
 
 
 @torch.no_grad()
 def evaluate(tuner: VLMTuner, length: int, batch_size: int = 250, **kwargs) -> dict[str, float]:
-    """Answer the questions of a `ShapesConversationDataset`; kwargs as there.
+    """Answer the questions of a `ShapesConversationDataset` with the given arguments.
 
     Returns:
-        dict: ``accuracy``, ``f1`` (of the yes/no questions) and ``calibration_error`` in percent; ``logp_gap``, by how
-        much the log-probability of the right answer falls when each image is exchanged for another sample's.
+        dict: ``accuracy``, ``f1`` (of the yes/no questions) and ``calibration_error`` in percent; ``logp_gap``, the
+            decrease in the log-probability of the right answer if each image is replaced by that of another sample.
     """
     tuner.eval()
     prompts, samples = encode(length, generate=True, **kwargs)

@@ -1,4 +1,4 @@
-"""What the benchmarks share: timing and peak memory on a CPU or a GPU, tables in Markdown, results in JSON."""
+"""Timing and peak memory on a CPU or a GPU, common options, and results in JSON."""
 
 import argparse
 import gc
@@ -12,7 +12,8 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-os.environ.setdefault('KINETO_LOG_LEVEL', '99')  # Before torch loads its profiler, which reports every start and stop.
+# torch's profiler reports every start and stop, unless this is set before it is loaded.
+os.environ.setdefault('KINETO_LOG_LEVEL', '99')
 
 import torch
 from torch.profiler import ProfilerActivity, profile
@@ -24,22 +25,22 @@ DTYPES = dict(float32=torch.float32, bfloat16=torch.bfloat16, float16=torch.floa
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options that every benchmark has: --output, --seed, --threads, --quick."""
-    parser.add_argument('--output', type=Path, help='write the numbers to this JSON file as well')
-    parser.add_argument('--seed', type=int, default=0, help='of weights, images and draws (default: %(default)s)')
-    parser.add_argument('--threads', type=int, help="threads of torch (default: torch's own choice)")
-    parser.add_argument('--quick', action='store_true', help='tiny sizes: shows that it runs, measures nothing')
+    parser.add_argument('--output', type=Path, help='also write the numbers to this JSON file')
+    parser.add_argument('--seed', type=int, default=0, help='seed of weights, images and draws (default: %(default)s)')
+    parser.add_argument('--threads', type=int, help='threads of torch (default: its own choice)')
+    parser.add_argument('--quick', action='store_true', help='tiny sizes, which show that it runs and measure nothing')
 
 
 def add_device_arguments(parser: argparse.ArgumentParser) -> None:
     """Add --device and --dtype, for benchmarks that run on a GPU as well."""
     parser.add_argument('--device', type=torch.device, default='cpu', help='cpu or cuda (default: %(default)s)')
     parser.add_argument(
-        '--dtype', choices=DTYPES, default='float32', help='of autocast, or of the tensors (default: %(default)s)'
+        '--dtype', choices=DTYPES, default='float32', help='dtype of autocast, or of the tensors (default: %(default)s)'
     )
 
 
 def prepare(args: argparse.Namespace) -> None:
-    """Set the threads and the seed that the command line asks for."""
+    """Set the threads and the seed of the command line."""
     if args.threads is not None:
         torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
@@ -53,22 +54,22 @@ def autocast(args: argparse.Namespace) -> torch.autocast:
 def interleaved_times(
     arms: Mapping[str, Callable[[], object]], rounds: int, warmup: int = 1, device: torch.device | str = 'cpu'
 ) -> dict[str, list[float]]:
-    """Time the arms round robin, so that whatever else the machine does hits all of them alike.
+    """Time the arms in turns, so that other load on the machine affects all of them alike.
 
-    Every other round runs backwards: no arm always follows the same one.
+    Every other round has the reverse order, so that no arm always follows the same one.
 
     Args:
-        arms (Mapping[str, Callable]): What to time, by name.
-        rounds (int): How often to time each arm, >= 1.
-        warmup (int): Rounds before these that are not counted. Defaults to 1.
-        device (torch.device | str): Where they run. CUDA: events around the call, after what is queued has ended.
-            Defaults to ``'cpu'``.
+        arms (Mapping[str, Callable]): The functions to time, by name.
+        rounds (int): Number of times that each arm is timed, >= 1.
+        warmup (int): Number of rounds before these, which are not counted. Defaults to 1.
+        device (torch.device | str): The device of the arms. On CUDA, events around the call are used after the queue is
+            empty. Defaults to ``'cpu'``.
 
     Returns:
-        dict[str, list[float]]: seconds per arm and round.
+        dict[str, list[float]]: The seconds of each arm in each round.
 
     Raises:
-        ValueError: if rounds < 1.
+        ValueError: If rounds < 1.
     """
     if rounds < 1:
         raise ValueError(f'rounds={rounds} must be at least 1')
@@ -96,7 +97,7 @@ def _seconds(function: Callable[[], object], device: torch.device) -> float:
 
 
 def median_ratio(times: Sequence[float], reference: Sequence[float]) -> float:
-    """Median over the rounds of time / reference time of the same round."""
+    """The median over the rounds of the ratio of time and reference time in the same round."""
     return statistics.median(a / b for a, b in zip(times, reference, strict=True))
 
 
@@ -107,7 +108,7 @@ def ratio_range(times: Sequence[float], reference: Sequence[float]) -> tuple[flo
 
 
 def ratio_cells(times: Sequence[float], reference: Sequence[float]) -> tuple[str, str]:
-    """Median ratio and range of the ratios, as cells of a table."""
+    """The median ratio and the range of the ratios, as cells of a table."""
     low, high = ratio_range(times, reference)
     return f'{median_ratio(times, reference):.2f}', f'{low:.2f} - {high:.2f}'
 
@@ -115,24 +116,24 @@ def ratio_cells(times: Sequence[float], reference: Sequence[float]) -> tuple[str
 def measure_arms(
     arms: Mapping[str, Callable[[], object]], rounds: int, device: torch.device | str = 'cpu'
 ) -> dict[str, dict]:
-    """Times (s, per round) and peak memory (MB) of the arms, by name."""
+    """The ``times`` (s, for each round) and the peak ``memory`` (MB) of the arms, by name."""
     times = interleaved_times(arms, rounds, device=device)
     return dict(times=times, memory={name: peak_memory(arm, device) for name, arm in arms.items()})
 
 
 def peak_memory(function: Callable[[], object], device: torch.device | str = 'cpu') -> float:
-    """Peak of the tensor memory that a call allocates, above what is held when it starts.
+    """The peak of the tensor memory that a call allocates, above what is held when it starts.
 
-    On a CPU it is summed up from every allocation that torch's profiler records. Unlike the resident set of the process
-    this depends neither on what malloc keeps nor on the arms that ran before, and it repeats; workspaces that a BLAS
-    library allocates by itself are not in it. On a GPU torch's caching allocator counts it.
+    On a CPU, it is the sum over all allocations that torch's profiler records. Unlike the resident memory of the
+    process, it depends neither on what malloc keeps nor on the arms that ran before, and it is repeatable. It does not
+    include workspaces of a BLAS library. On a GPU, torch's caching allocator counts it.
 
     Args:
         function (Callable): Called once.
-        device (torch.device | str): Whose memory. Defaults to ``'cpu'``.
+        device (torch.device | str): The device whose memory is measured. Defaults to ``'cpu'``.
 
     Returns:
-        float: MB (2**20 bytes).
+        float: The peak in MB (2**20 bytes).
     """
     gc.collect()
     device = torch.device(device)
@@ -148,8 +149,9 @@ def peak_memory(function: Callable[[], object], device: torch.device | str = 'cp
         # them, it would parse all events, which takes longer than the call itself.
         warnings.simplefilter('ignore', UserWarning)
         profiler = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
-    with profiler:
-        function()
+        profiler.start()
+    function()
+    profiler.stop()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / 'trace.json'
         profiler.export_chrome_trace(str(path))
@@ -163,13 +165,13 @@ def peak_memory(function: Callable[[], object], device: torch.device | str = 'cp
 
 
 def kernels(function: Callable[[], object], device: torch.device | str) -> tuple[int, float] | None:
-    """Number and summed time (s) of the kernels that a call runs on a GPU; None on a CPU.
+    """Number and total time (s) of the kernels that a call runs on a GPU; None on a CPU.
 
-    Where the call takes longer than its kernels, the GPU waits to be given work.
+    If the call takes longer than its kernels, the GPU waits for work.
 
     Args:
         function (Callable): Called once.
-        device (torch.device | str): Where it runs.
+        device (torch.device | str): The device of the call.
     """
     found = kernels_by_name(function, device)
     return found and (sum(len(times) for times in found.values()), sum(map(sum, found.values())))
@@ -180,7 +182,7 @@ def kernels_by_name(function: Callable[[], object], device: torch.device | str) 
 
     Args:
         function (Callable): Called once.
-        device (torch.device | str): Where it runs.
+        device (torch.device | str): The device of the call.
     """
     if torch.device(device).type != 'cuda':
         return None
@@ -194,22 +196,8 @@ def kernels_by_name(function: Callable[[], object], device: torch.device | str) 
     return dict(sorted(found.items(), key=lambda item: -sum(item[1])))
 
 
-def markdown_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """A table in Markdown: text columns to the left, numbers to the right; None becomes a dash."""
-    cells = [['-' if cell is None else str(cell) for cell in row] for row in rows]
-    widths = [max(len(name), 3, *(len(row[i]) for row in cells)) for i, name in enumerate(header)]
-    right = [all(not row[i] or row[i][0] in '-+.0123456789' for row in cells) for i in range(len(header))]
-
-    def line(row: Sequence[str]) -> str:
-        padded = (cell.rjust(w) if r else cell.ljust(w) for cell, w, r in zip(row, widths, right, strict=True))
-        return f'| {" | ".join(padded)} |'
-
-    rule = ['-' * (w - 1) + (':' if r else '-') for w, r in zip(widths, right, strict=True)]
-    return '\n'.join([line(header), line(rule), *(line(row) for row in cells)])
-
-
 def machine_info() -> dict:
-    """What the numbers depend on besides the code."""
+    """The versions and the machine, on which the numbers depend besides the code."""
     return dict(
         torch=torch.__version__,
         python=platform.python_version(),
@@ -222,10 +210,10 @@ def machine_info() -> dict:
 
 
 def write_json(path: Path, results: dict) -> None:
-    """Write results with the machine's description; the file is complete or not there at all.
+    """Write results with a description of the machine. The file is either complete or does not exist.
 
     Args:
-        path (Path): The file. Its folder is made.
+        path (Path): The file. Its folder is created.
         results (dict): Numbers, strings, lists and dictionaries.
     """
     files.write_json(path, dict(machine=machine_info(), **results), default=str)

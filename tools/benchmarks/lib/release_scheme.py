@@ -1,4 +1,4 @@
-"""How the MergeMix release scores patches, re-created from a description of it to measure what it costs."""
+"""The scoring of patches in the MergeMix release, written from a description of it to measure its cost."""
 
 import torch
 import torch.nn.functional as F
@@ -13,9 +13,9 @@ class ReleaseScheme(MergeMix):
     """MergeMix with the scoring pass of the release.
 
     It keeps the gradient through the scoring pass, materialises the attention map of every layer, finds one matching
-    for the whole batch (keys averaged over batch and heads), knows no proportional attention, and carries a dense
-    source matrix [B, L, K] from layer to layer by matrix products. Like ours it stops at the scored layer and lets go
-    of the graph once the patches have their scores, so that the difference in cost comes from these points alone.
+    for the whole batch (keys averaged over batch and heads), has no proportional attention, and carries a dense source
+    matrix [B, L, K] from layer to layer by matrix products. Like the scoring of this package, it stops at the scored
+    layer and frees the graph once the patches have scores. So the difference in cost comes only from these points.
     """
 
     def score(self, images: Tensor, encoder: nn.Module | None = None) -> PatchScores:
@@ -48,7 +48,7 @@ class ReleaseScheme(MergeMix):
 
 
 def _merge_matrix(metric: Tensor, r: int, protected: int) -> Tensor:
-    """Which of N tokens go into which of N - r, the same for every image: metric [N, C] -> [N, N - r] of 0 and 1."""
+    """The matrix of 0 and 1 that merges N tokens into N - r, for every image alike: metric [N, C] -> [N, N - r]."""
     unit = F.normalize(metric.detach(), dim=-1)
     tokens = torch.arange(len(unit), device=unit.device)
     even, odd = tokens[protected::2], tokens[protected + 1 :: 2]

@@ -1,4 +1,4 @@
-"""Many short trainings: arms by seeds, in several processes, every finished run written down at once."""
+"""Many short runs: arms and seeds, in several processes, with every finished run stored at once."""
 
 import argparse
 import json
@@ -9,45 +9,47 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
 from mergemix_mm.utils.processes import end_with_parent
+from mergemix_mm.utils.tables import markdown_table
 
-from .measure import markdown_table, write_json
+from .measure import write_json
 
 Runs = dict[str, dict[str, float]]
 
 
 def add_run_arguments(parser: argparse.ArgumentParser, seeds: int, steps: int, output: str) -> None:
-    """Add the options that benchmarks of trainings share: --seeds, --steps, --workers, --output, --quick."""
-    parser.add_argument('--seeds', type=int, default=seeds, help='paired runs per arm (default: %(default)s)')
-    parser.add_argument('--steps', type=int, default=steps, help='gradient steps per run (default: %(default)s)')
-    parser.add_argument('--workers', type=int, default=2, help='processes, of one thread each (default: %(default)s)')
+    """Add the options of benchmarks that train: --seeds, --steps, --workers, --output, --quick."""
+    parser.add_argument('--seeds', type=int, default=seeds, help='paired runs of each arm (default: %(default)s)')
+    parser.add_argument('--steps', type=int, default=steps, help='gradient steps of a run (default: %(default)s)')
+    parser.add_argument('--workers', type=int, default=2, help='processes with one thread each (default: %(default)s)')
     parser.add_argument('--output', type=Path, default=Path('work_dirs/benchmarks', output))
     parser.add_argument(
-        '--quick', action='store_true', help='two steps, two seeds: shows that it runs, measures nothing'
+        '--quick', action='store_true', help='two steps and two seeds, which show that it runs and measure nothing'
     )
 
 
 def run_missing(
     run: Callable[..., dict[str, float]], arms: Sequence[str], args: argparse.Namespace, settings: dict
 ) -> Runs:
-    """Run every arm with every seed, but for what the output file holds already.
+    """Run every arm with every seed, except for runs that the output file holds.
 
     Args:
-        run (Callable): ``run(arm, seed, **settings)`` -> what was measured; a function of a module.
+        run (Callable): ``run(arm, seed, **settings)`` returns the measured numbers. It must be a function of a module,
+            so that other processes can import it.
         arms (Sequence[str]): Names of the arms.
-        args (argparse.Namespace): Of :func:`add_run_arguments`.
-        settings (dict): What the runs depend on besides arm and seed.
+        args (argparse.Namespace): The options of :func:`add_run_arguments`.
+        settings (dict): Everything that the runs depend on besides arm and seed.
 
     Returns:
-        dict: ``'arm/seed'`` -> what was measured.
+        dict: The measured numbers of each ``'arm/seed'``.
 
     Raises:
-        SystemExit: if the output file holds runs with other settings.
+        SystemExit: If the output file holds runs with other settings.
     """
     stored = json.loads(args.output.read_text()) if args.output.exists() else dict(settings=settings, runs={})
     if stored['settings'] != settings:
         raise SystemExit(f'--output {args.output} holds runs with {stored["settings"]}, not {settings}: name another')
     runs = stored['runs']
-    # Seed by seed, so that an interrupted benchmark has whole pairs.
+    # The order is seed by seed, so that an interrupted benchmark has complete pairs.
     missing = [(arm, seed) for seed in range(args.seeds) for arm in arms if f'{arm}/{seed}' not in runs]
 
     def finish(arm: str, seed: int, result: dict[str, float]) -> None:
@@ -69,14 +71,14 @@ def run_missing(
 
 
 def paired_table(runs: Runs, arms: Sequence[str], seeds: int, columns: dict[str, str], reference: str) -> str:
-    """Mean, standard deviation and paired difference to the reference arm of every arm.
+    """The table of mean, standard deviation and paired difference to the reference arm, for each arm.
 
     Args:
-        runs (dict): Of :func:`run_missing`.
+        runs (dict): The result of :func:`run_missing`.
         arms (Sequence[str]): The rows.
-        seeds (int): Runs per arm.
-        columns (dict[str, str]): What was measured -> its heading.
-        reference (str): An arm.
+        seeds (int): Number of runs of each arm.
+        columns (dict[str, str]): The names of the measured numbers and their headings.
+        reference (str): The name of an arm.
     """
     rows = []
     for arm in arms:
@@ -91,6 +93,6 @@ def paired_table(runs: Runs, arms: Sequence[str], seeds: int, columns: dict[str,
 
 
 def mean_and_deviation(values: Sequence[float], sign: str = '') -> str:
-    """'12.30 ± 0.40'."""
+    """Mean and standard deviation, for example '12.30 ± 0.40'."""
     deviation = statistics.stdev(values) if len(values) > 1 else 0.0
     return f'{statistics.mean(values):{sign}.2f} ± {deviation:.2f}'

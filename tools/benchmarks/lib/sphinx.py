@@ -27,40 +27,40 @@ from mergemix_mm.models.backbones.encoder_branch import EncoderBranch
 from mergemix_mm.toy import ShapesTaskDataset
 from mergemix_mm.toy.scenes import ANSWERS, shapes_facts
 from mergemix_mm.utils.files import replaced_file, replaced_folder
+from mergemix_mm.utils.tables import markdown_table
 
 from .loops import Batch, fit, rows
-from .measure import markdown_table
 from .tower import labelled, pretrain_tower
 
 SIZE, PATCH = 48, 8
 WIDTH = 64
-GRIDS = (3, 6)  # Things of 16 and of 8 pixels: both views of the study of small things.
+GRIDS = (3, 6)  # Things of 16 and of 8 pixels, for both arms of the study of small things.
 TRAIN_SEED, TEST_SEED = 10, 11
 
 
 def grey(images: Tensor) -> Tensor:
-    """The mean of the channels [B, 3, H, W]: all shapes, and of the colours no more than how bright they are."""
+    """The mean of the channels [B, 3, H, W], which shows all shapes, but only the brightness of colours."""
     return images.mean(dim=1, keepdim=True).expand_as(images)
 
 
 def blurred(images: Tensor) -> Tensor:
-    """One tone for about every patch [B, 3, H, W]: the colours and roughly where they are."""
+    """About one tone for each patch [B, 3, H, W], which shows the colours and roughly their places."""
     tones = resize(images, tuple(side // PATCH for side in images.shape[-2:]))
     return resize(tones, tuple(images.shape[-2:]))
 
 
-# Name -> what it sees, and the share of the images in pre-training that keep their colours.
+# What each encoder sees, and the share of the images in pre-training that keep their colours.
 ENCODERS = dict(grey=(grey, 0.0), colour=(blurred, 1.0))
 
 
 class SeeingEncoder(nn.Module):
-    """A tower that sees a part of what is in an image, and knows where its patches are; gives a map [B, C, h, w].
+    """A tower that sees a part of an image. It gives a map [B, C, h, w] with an embedding of the places of patches.
 
-    Pre-training asks what is in a cell and not where it is, so the tower forgets the places. A fixed embedding of them
-    is added to its output.
+    Pre-training asks for the content of a cell and not for its place, so the tower forgets the places. A fixed
+    embedding of them is added to its output.
 
     Args:
-        tower (CLIPVisionModel): Sees it.
+        tower (CLIPVisionModel): The tower.
         name (str): One of `ENCODERS`.
     """
 
@@ -75,7 +75,7 @@ class SeeingEncoder(nn.Module):
 
 
 def scenes(steps: int, batch_size: int, seed: int, grids: tuple[int, ...] = GRIDS) -> Iterator[tuple[Tensor, ...]]:
-    """Images, colours and shapes of so many batches; large and small things take turns."""
+    """Batches of images, colours and shapes. Large and small things take turns."""
     sets = [ShapesTaskDataset('caption', length=steps * batch_size, image_size=SIZE, grid=g, seed=seed) for g in grids]
     for step in range(steps):
         dataset = sets[step % len(sets)]
@@ -84,7 +84,7 @@ def scenes(steps: int, batch_size: int, seed: int, grids: tuple[int, ...] = GRID
 
 
 def pretrain_encoders(folder: Path, steps: int, num_images: int = 512) -> None:
-    """Train both, write them to a folder that is there when both are, and print how well they read new images."""
+    """Train both encoders, write them to a folder as a whole, and print how well they read new images."""
     lines = []
     sizes = dict(hidden_size=WIDTH, intermediate_size=2 * WIDTH, num_hidden_layers=3, num_attention_heads=4)
     with replaced_folder(folder) as part:
@@ -105,7 +105,7 @@ def pretrain_encoders(folder: Path, steps: int, num_images: int = 512) -> None:
 
 @lru_cache(maxsize=4)
 def load_encoder(folder: Path, name: str) -> SeeingEncoder:
-    """One of `pretrain_encoders`; nobody may train it."""
+    """An encoder of :func:`pretrain_encoders`, which is cached and must not be trained."""
     return SeeingEncoder(CLIPVisionModel.from_pretrained(folder / name), name)
 
 
@@ -118,7 +118,7 @@ DECIMALS = 2
 
 
 class Task(NamedTuple):
-    """How a task is written and scored."""
+    """The transforms of a task, its longest answer, and its score."""
 
     transforms: list[dict]
     max_new_tokens: int
@@ -138,7 +138,7 @@ TASKS = dict(
 
 
 class Mix(NamedTuple):
-    """The encoded records of several tasks: a batch for each modality, and where in it a record is."""
+    """The encoded records of several tasks: a batch for each modality, and the place of each record in its batch."""
 
     dataset: TaskMixDataset
     batches: list[Batch]
@@ -147,7 +147,7 @@ class Mix(NamedTuple):
 
 @lru_cache(maxsize=1)
 def load_config() -> Config:
-    """The config whose language model, processor and tuner the benchmark has."""
+    """The config with the language model, the processor and the tuner of the benchmark."""
     return Config.fromfile(config_path(CONFIG))
 
 
@@ -159,15 +159,15 @@ def build_tuner(
     views: int = 1,
     trainable: Sequence[str] = ('projector', 'language_model'),
 ) -> VLMTuner:
-    """The config's model with frozen encoders of a folder.
+    """The model of the config with frozen encoders of a folder.
 
     Args:
-        folder (Path): Of `pretrain_encoders`.
-        seed (int): Of the weights.
+        folder (Path): The folder of :func:`pretrain_encoders`.
+        seed (int): Seed of the weights.
         encoders (Sequence[str]): Some of `ENCODERS`. Defaults to all.
-        fuse (str): Of the neck. Defaults to ``'concat'``.
-        views (int): Crops per side; 1 is the whole image alone. Defaults to 1.
-        trainable (Sequence[str]): Parts that train.
+        fuse (str): ``fuse`` of the neck. Defaults to ``'concat'``.
+        views (int): Crops on each side; 1 is only the whole image. Defaults to 1.
+        trainable (Sequence[str]): Parts that train. Defaults to the projector and the language model.
     """
     parts = [dict(encoder=load_encoder(folder, name), input_size=SIZE) for name in encoders]
     model = deepcopy(load_config().model).to_dict()
@@ -191,11 +191,11 @@ def dataset_config(
     Args:
         task (str): One of `TASKS`.
         length (int): Number of records.
-        seed (int): Of the images.
+        seed (int): Seed of the images.
         generate (bool): Whether only prompts are encoded. Defaults to False.
-        views (int): As the model's. Defaults to 1.
-        small (bool): Whether the image is twice as large, and its things as small as before. Defaults to False.
-        instructed (bool): Whether the prompt says which task it is. Defaults to True.
+        views (int): ``views`` of the model. Defaults to 1.
+        small (bool): Whether the image is twice as large, with things of the same size. Defaults to False.
+        instructed (bool): Whether the prompt names the task. Defaults to True.
     """
     image_size = 2 * SIZE if small else SIZE
     processor = dict(load_config().processor, image_size=image_size, grid=views)
@@ -210,7 +210,7 @@ def dataset_config(
 
 @lru_cache(maxsize=16)
 def encode_mix(tasks: tuple[tuple[str, float], ...], length: int, seed: int = 0, **options) -> Mix:
-    """Encode so many records of each of some tasks, given with their weights; options of :func:`dataset_config`."""
+    """Encode ``length`` records of each task, which has a weight; options are those of :func:`dataset_config`."""
     dataset = TaskMixDataset(
         {name: dict(dataset=dataset_config(name, length, seed, **options), weight=weight) for name, weight in tasks}
     )
@@ -224,7 +224,7 @@ def encode_mix(tasks: tuple[tuple[str, float], ...], length: int, seed: int = 0,
 
 @lru_cache(maxsize=16)
 def encode_test(task: str, length: int, seed: int, **options) -> tuple[Batch, list[DataSample]]:
-    """Encode the test of a task: prompts, or whole conversations where answers are scored and not written."""
+    """Encode the test of a task: prompts, or whole conversations if given answers are scored."""
     generate = TASKS[task].max_new_tokens > 0
     dataset = DATASETS.build(dataset_config(task, length, seed, generate=generate, **options))
     batch = ConversationCollate('left' if generate else 'right')([dataset[i] for i in range(length)])
@@ -232,7 +232,7 @@ def encode_test(task: str, length: int, seed: int, **options) -> tuple[Batch, li
 
 
 def mixed_rows(mix: Mix, batch_size: int, seed: int) -> Iterator[Batch]:
-    """Endless batches, as `TaskMixSampler` gives them, cut to their longest conversation."""
+    """Endless batches of `TaskMixSampler`, cut to their longest conversation."""
     sampler, groups = TaskMixSampler(mix.dataset, batch_size, seed=seed), mix.dataset.groups
     for epoch in count():
         sampler.set_epoch(epoch)
@@ -244,12 +244,12 @@ def mixed_rows(mix: Mix, batch_size: int, seed: int) -> Iterator[Batch]:
 
 
 def train(tuner: VLMTuner, mix: Mix, steps: int, seed: int, batch_size: int = 16) -> None:
-    """AdamW on batches of the mix; `seed` is that of their order."""
+    """Train by AdamW on batches of the mix. ``seed`` is that of their order."""
     fit(tuner, mixed_rows(mix, batch_size, seed), steps, OPTIMIZER, MAX_NORM)
 
 
 def pretrain_language_model(folder: Path, steps: int, seed: int) -> None:
-    """Teach a language model the facts of the task of text alone; a folder of encoders gets its weights."""
+    """Teach a language model the facts of the text-only task, and write its weights to a folder of encoders."""
     tuner, length = build_tuner(folder, seed, trainable=('language_model',)), len(shapes_facts())
     train(tuner, encode_mix((('text_only', 1),), length), steps, seed)
     loss = evaluate(tuner, 'text_only', length, seed)['text_only']
@@ -265,7 +265,7 @@ def load_language_model(tuner: VLMTuner, folder: Path, seed: int) -> None:
 
 
 def language_model_path(folder: Path, seed: int) -> Path:
-    """Where it is."""
+    """The file of :func:`pretrain_language_model`."""
     return folder / f'language_model_{seed}.pt'
 
 
@@ -278,15 +278,15 @@ def evaluate(tuner: VLMTuner, task: str, length: int, seed: int, batch_size: int
     """Test a task on new images of the pairs of colour and shape that training shows.
 
     Args:
-        tuner (VLMTuner): Put into eval mode.
+        tuner (VLMTuner): The tuner, which is put into eval mode.
         task (str): One of `TASKS`.
         length (int): Number of records.
-        seed (int): Of the records; training has 0.
+        seed (int): Seed of the records. That of training is 0.
         batch_size (int): Records at a time. Defaults to 200.
-        **options: Of :func:`dataset_config`.
+        **options: Those of :func:`dataset_config`.
 
     Returns:
-        dict: the score of the task by its name, and what else its metric says, by ``task/name``.
+        dict: The score of the task by its name, and other values of its metric by ``task/name``.
     """
     tuner.eval()
     inputs, samples = encode_test(task, length, seed, **options)

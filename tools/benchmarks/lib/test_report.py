@@ -1,4 +1,4 @@
-"""A plugin of pytest that writes how each test ended to a file at once, so that a stopped run loses nothing."""
+"""A plugin of pytest that writes the result of each test to a file at once, so that a stopped run loses nothing."""
 
 import json
 import os
@@ -10,7 +10,7 @@ FILE = 'MERGEMIX_TEST_REPORT'
 
 
 class Report:
-    """Adds a line for a test: of its call, or of whatever ended it before or after that.
+    """Adds a line for each test: for its call, or for a failure or skip before or after it.
 
     Args:
         file (Path): The file.
@@ -32,6 +32,6 @@ class Report:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Report, unless this is one of several processes, whose reports come to the first."""
+    """Register the report, except in worker processes, whose reports come to the first process."""
     if not hasattr(config, 'workerinput'):
         config.pluginmanager.register(Report(Path(os.environ[FILE])))

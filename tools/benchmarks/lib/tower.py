@@ -17,7 +17,7 @@ MEAN = STD = 127.5  # As in `ShapesProcessor`.
 
 
 def tower_config(image_size: int = 48, patch_size: int = 8) -> CLIPVisionConfig:
-    """Four layers of width 96: 0.35 million weights."""
+    """The config of a tower of four layers of width 96, with 0.35 million weights."""
     return CLIPVisionConfig(
         hidden_size=96,
         intermediate_size=192,
@@ -38,27 +38,27 @@ def pretrain_tower(
     coloured: float = 0.5,
     see: Callable[[Tensor], Tensor] | None = None,
 ) -> 'tuple[CLIPVisionModel, AttributeHeads]':
-    """Train a tower on the attributes of the train split's images; no image, and no combination, of val is seen.
+    """Train a tower on the attributes of the images of the train split.
 
-    Linear heads read which colours and shapes there are from the class token, and what stands in each cell of the
-    scene's grid from the mean of the cell's patches. Some colour-shape pairs never appear in train images: a tower
-    that sees shapes in their own colours learns from the colour which shape cannot be. So half of each batch keeps its
-    colours and trains the colour heads, and the other half gets its channels mixed at random and trains the shape
-    heads.
+    Linear heads read the colours and shapes of the scene from the class token, and the content of each cell from the
+    mean of the patches of the cell. Some pairs of colour and shape never appear in the train split, so a tower that
+    sees shapes in their own colours would learn from the colour which shapes are impossible. Therefore half of each
+    batch keeps its colours and trains the colour heads. In the other half, channels are mixed at random, and it trains
+    the shape heads.
 
     Args:
-        steps (int): Optimiser steps, AdamW with a tenth of warm-up and cosine decay. Defaults to 1000.
-        batch_size (int): Images per step, each drawn anew. Defaults to 64.
+        steps (int): Steps of AdamW with warm-up and cosine decay. Defaults to 1000.
+        batch_size (int): Images in a step, which are new in every step. Defaults to 64.
         lr (float): Peak learning rate. Defaults to 1e-3.
-        seed (int): Of weights, images and channel mixes. Defaults to 0.
-        config (CLIPVisionConfig, optional): Of the tower. Defaults to None: :func:`tower_config`.
-        data (Iterable, optional): Images, colours and shapes, for each step. Defaults to None: :func:`batches`.
+        seed (int): Seed of weights, images and channel mixes. Defaults to 0.
+        config (CLIPVisionConfig, optional): Config of the tower. Defaults to None, which is :func:`tower_config`.
+        data (Iterable, optional): Images, colours and shapes of each step. Defaults to None, which is :func:`batches`.
         coloured (float): Share of a batch that keeps its colours. With 1 the tower learns no shapes, with 0 no colours.
             Defaults to 0.5.
-        see (Callable, optional): What the tower sees of images. Defaults to None: all.
+        see (Callable, optional): Maps images to what the tower sees of them. Defaults to None, which is all.
 
     Returns:
-        tuple[CLIPVisionModel, AttributeHeads]: the tower, in eval mode, and its heads, for measuring.
+        tuple[CLIPVisionModel, AttributeHeads]: The tower in eval mode, and its heads for measurements.
     """
     torch.manual_seed(seed)
     tower = CLIPVisionModel(config or tower_config())
@@ -82,20 +82,20 @@ def pretrain_tower(
 
 
 class AttributeHeads(nn.Module):
-    """Linear readings of the colours and shapes of a scene, from the class token and from the patches of each cell.
+    """Linear heads for the colours and shapes of a scene, on the class token and on the patches of each cell.
 
     Args:
-        width (int): Channels of the tower.
+        width (int): Number of channels of the tower.
     """
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        # Presence of each colour and shape; and per cell one class more, nothing.
+        # Cells have one class more than presence, for empty cells.
         self.present = nn.ModuleList([nn.Linear(width, len(COLORS)), nn.Linear(width, len(SHAPES))])
         self.in_cell = nn.ModuleList([nn.Linear(width, len(COLORS) + 1), nn.Linear(width, len(SHAPES) + 1)])
 
     def forward(self, output, grid: int = GRID) -> tuple[list[Tensor], list[Tensor]]:
-        """Logits of presence [B, 6] and per cell [B, grid ** 2, 7], each for colours and for shapes."""
+        """Logits of presence [B, 6] and of each cell [B, grid ** 2, 7], each for colours and for shapes."""
         patches = output.last_hidden_state[:, 1:]
         side = math.isqrt(patches.size(1))
         cells = F.adaptive_avg_pool2d(patches.transpose(1, 2).unflatten(2, (side, side)), grid).flatten(2)
@@ -103,7 +103,7 @@ class AttributeHeads(nn.Module):
         return present, [head(cells.transpose(1, 2)) for head in self.in_cell]
 
     def loss(self, output, colors: Tensor, shapes: Tensor, num_coloured: int) -> Tensor:
-        """Sum of the four losses: colours from the first `num_coloured` images, shapes from the others."""
+        """The sum of the four losses: of colours on the first ``num_coloured`` images, and of shapes on the others."""
         total = output.pooler_output.new_zeros(())
         chosen = slice(None, num_coloured), slice(num_coloured, None)
         logits = self(output, math.isqrt(colors.size(1)))
@@ -119,11 +119,11 @@ class AttributeHeads(nn.Module):
 def batches(
     split: str, steps: int, batch_size: int, image_size: int, seed: int = 0
 ) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
-    """Images drawn one after the other.
+    """Batches of drawn images.
 
     Yields:
-        tuple: images [B, 3, S, S], normalised; colours and shapes [B, 9] int64, 0 for an empty cell; masks [B, S, S]
-        bool of the things that the question is about.
+        tuple: Images [B, 3, S, S], normalised; colours and shapes [B, 9] int64, 0 for an empty cell; masks [B, S, S]
+            bool of the things that the question is about.
     """
     dataset = ShapesConversationDataset(split, length=steps * batch_size, image_size=image_size, seed=seed)
     for start in range(0, len(dataset), batch_size):
@@ -144,12 +144,12 @@ def labelled(records: Sequence[dict], grid: int = GRID) -> tuple[Tensor, Tensor,
 
 
 def to_tensor(image) -> Tensor:
-    """PIL image -> [3, H, W] float32 in [-1, 1], as the processor of the shapes has it."""
+    """Convert a PIL image to [3, H, W] float32 in [-1, 1], as the processor of the shapes does."""
     pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(image.height, image.width, 3)
     return (pixels.permute(2, 0, 1).float() - MEAN) / STD
 
 
 def mix_channels(images: Tensor) -> Tensor:
-    """Each output channel is a random weighted mean of the three: [B, 3, H, W], one mix per image."""
+    """Replace each channel by a random weighted mean of the three channels: [B, 3, H, W], one mix for each image."""
     weight = (2 * torch.randn(len(images), 3, 3)).softmax(dim=-1)
     return torch.einsum('nij,njhw->nihw', weight, images)
