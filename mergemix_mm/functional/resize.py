@@ -1,4 +1,8 @@
-"""Resizing of images and maps, the same everywhere in the package: bilinear, with antialias."""
+"""Resizing of images and maps, the same everywhere in the package: bilinear, with antialias.
+
+Two places differ on purpose. Thumbnails of tiled images are bicubic, as the families' processors make them
+(families/layout.py, families/llava_next.py). Masks take the nearest patch (models/tuners/mix_canvases.py).
+"""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""What the config in a model's folder may build: registered modules, and models of transformers and timm."""
+"""Which types the config in a model's folder may name: registered modules, and models of transformers and timm."""
 
 import json
 import re
@@ -11,7 +11,7 @@ from torch import nn
 
 from ..utils.text import quoted
 
-# A registry imports whatever a dotted name says, and a scope before the first dot.
+# A registry imports any dotted name, and any scope before the first dot.
 SCOPES = ('mmengine', 'mmpretrain')
 # Arguments that run code of the hub, or name a pickle to load.
 CODE = {
@@ -27,7 +27,7 @@ CODE = {
     'weights_only',
 }
 ATTENTION = ('attn_implementation', '_attn_implementation', '_attn_implementation_internal')
-# Where a config says which model of timm is meant; "local-dir:" and "hf-hub:" load a config and weights as well.
+# Arguments that name a model of timm; with "local-dir:" and "hf-hub:" they also load a config and weights.
 TIMM_NAMES = ('model_name', 'architecture', 'backbone')
 DEEPEST = 50
 FLAG = 'trust_remote_code=True (in tools --trust-remote-code)'
@@ -36,17 +36,21 @@ FLAG = 'trust_remote_code=True (in tools --trust-remote-code)'
 def check_parts(parts: dict, source: str, flag: str = FLAG) -> None:
     """Refuse the config of nested parts that came with a folder or a data file if it names more than modules.
 
-    A registry of MMEngine calls any function that ``type`` names with dots. Allowed are the modules that this package,
-    MMPretrain, MMEngine, mmcv and the running program registered, by their name; ``transformers.X`` and
-    ``transformers.X.from_pretrained`` of a model X; ``timm.create_model``; all of them with plain arguments.
+    A registry of MMEngine calls any function that ``type`` names with dots. Allowed are
+
+    - modules that this package, MMPretrain, MMEngine, mmcv and the running program registered, by their name;
+    - ``transformers.X`` and ``transformers.X.from_pretrained`` of a model X;
+    - ``timm.create_model``;
+
+    all of them with plain arguments.
 
     Args:
         parts (dict): The configs by their keys.
         source (str): Where they come from, for the error.
-        flag (str): What lets everything through, for the error. Defaults to the argument and the option of tools.
+        flag (str): What switches this check off, for the error. Defaults to the argument and the option of tools.
 
     Raises:
-        ValueError: If something else is named; key, what was found, and `flag` are said.
+        ValueError: If something else is named. The message has the key, the value and `flag`.
     """
     for key, found, reason in _refused(parts, '', 0):
         raise ValueError(

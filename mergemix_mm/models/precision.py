@@ -1,4 +1,4 @@
-"""Float32 for the weights that train, beside frozen ones of low precision."""
+"""Float32 for weights that train, beside frozen weights of low precision."""
 
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
@@ -10,13 +10,13 @@ LOW = (torch.bfloat16, torch.float16)
 
 
 def widen_trained(parameters: Iterable[nn.Parameter]) -> torch.dtype | None:
-    """Cast parameters that train to float32, in place: a step of 1e-5 is lost in the 8 bits of bfloat16.
+    """Cast parameters that train to float32, in place: the 8 significant bits of bfloat16 would lose a step of 1e-5.
 
     Args:
-        parameters (Iterable[nn.Parameter]): Of a whole model.
+        parameters (Iterable[nn.Parameter]): All parameters of a model.
 
     Returns:
-        torch.dtype | None: the low precision of the frozen ones, if the model has both now: it runs under autocast.
+        torch.dtype | None: As from :func:`low_beside_float32`.
     """
     parameters = list(parameters)
     for parameter in parameters:
@@ -26,25 +26,25 @@ def widen_trained(parameters: Iterable[nn.Parameter]) -> torch.dtype | None:
 
 
 def low_beside_float32(parameters: Iterable[nn.Parameter]) -> torch.dtype | None:
-    """The low precision that a model has beside float32: it runs under autocast. None for a model of one dtype."""
+    """The low precision of a model that also has float32 weights and so needs autocast; None for one dtype."""
     found = {parameter.dtype for parameter in parameters}
     return next((dtype for dtype in LOW if dtype in found and len(found) > 1), None)
 
 
 def autocast_to(dtype: torch.dtype | None, device_type: str) -> AbstractContextManager:
-    """Autocast to `dtype`, unless that is None or the trainer has switched autocast on already."""
+    """Autocast to `dtype`, unless that is None or the trainer has already switched autocast on."""
     if dtype is None or torch.is_autocast_enabled(device_type):
         return nullcontext()
     return torch.autocast(device_type, dtype=dtype)
 
 
 def cast_at_norms(module: nn.Module) -> None:
-    """Let layer norms of low precision take float32 on a CPU as well: autocast sees to that on a GPU only.
+    """Let layer norms of low precision accept float32 inputs on a CPU, which autocast only handles on a GPU.
 
-    Such inputs come from a part that trains before a part that is frozen.
+    Such inputs come from a part that trains and precedes a frozen part.
 
     Args:
-        module (nn.Module): That holds the norms.
+        module (nn.Module): The module that contains the norms.
     """
     for norm in module.modules():
         if isinstance(norm, nn.LayerNorm):

@@ -1,4 +1,4 @@
-"""Recording the interaction intensity of a transformers model's attention layers, at the price of fused attention."""
+"""Records the interaction intensity of a transformers model's attention layers, at the cost of fused attention."""
 
 from .alignment import InteractionAlignment, LayerIntensity, interaction_spans
 from .interaction_recorder import InteractionRecorder, Recording

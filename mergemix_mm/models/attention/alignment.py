@@ -16,26 +16,26 @@ from .interaction_recorder import InteractionRecorder, Recording
 def interaction_spans(
     task: str, modality: Tensor, labels: Tensor, dropped: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """The tokens of a batch whose attention counts, and those that it must go to.
+    """The tokens whose attention is measured (queries), and the tokens that it has to reach (keys).
 
     - ``'und'`` (understanding): from labelled tokens (the answers of all turns with their end tokens) to image tokens;
     - ``'gen'`` (generation): from image tokens to text (BOS and template included); markers and padding are neither.
 
-    A query is the token itself, not the position before it that predicts it. An answer that stands before an image, in
-    a conversation of several turns, counts with the 0 that it can pay to it.
+    A query is the token itself, not the position before it that predicts it. In a conversation of several turns, an
+    answer before an image cannot attend to it, and counts with an intensity of 0.
 
     Args:
         task (str): ``'und'`` or ``'gen'``.
         modality (Tensor): [B, L] int64, as `VisionLanguageModel.modality` gives it for a prepared batch.
         labels (Tensor): [B, L] int64 of the prepared batch, not shifted; -100 where nothing is learnt.
-        dropped (Tensor, optional): [B] bool, samples whose prompt was dropped for guidance: they get no queries, so
-            that they are left out. Defaults to None: none.
+        dropped (Tensor, optional): [B] bool, samples whose prompt was dropped for guidance. They get no queries, which
+            leaves them out. Defaults to None: none.
 
     Returns:
         tuple[Tensor, Tensor]: queries and keys, [B, L] bool each.
 
     Raises:
-        ValueError: for another task.
+        ValueError: For another task.
     """
     if task == 'und':
         queries, keys = labels != IGNORE_INDEX, modality == IMAGE
@@ -48,12 +48,12 @@ def interaction_spans(
 
 @dataclass
 class LayerIntensity:
-    """What the layers recorded in one pass, without gradient.
+    """The intensities that the layers recorded in one pass, without gradient.
 
     Args:
         task (str): ``'gen'`` or ``'und'``.
         sums (Tensor): [layers] float32, the intensity summed over the samples that count.
-        count (Tensor): number of these samples, [] int64.
+        count (Tensor): [] int64, the number of these samples.
     """
 
     task: str
@@ -64,19 +64,17 @@ class LayerIntensity:
 class InteractionAlignment:
     """Records the interaction of a model's layers and compares it with targets.
 
-    `AIAHook` gives one to a tuner, whose clean pass then takes :meth:`kwargs` and whose losses get :meth:`loss`. It
-    belongs to no module: nothing of it is in a checkpoint.
+    `AIAHook` gives one to a tuner. The tuner's clean pass then takes :meth:`kwargs`, and its losses include
+    :meth:`loss`. The alignment is not a module, so checkpoints hold nothing of it.
 
     Args:
         model (nn.Module): The VLM; anything that :class:`InteractionRecorder` takes.
         criterion (AIALoss): Targets and weights.
-        layers (Iterable[int], optional): Layers that are recorded and aligned. Defaults to None: all.
-        backend (str): ``'auto'``, ``'fused'``, ``'lse'`` or ``'eager'``, see
-            :func:`mergemix_mm.functional.attention_with_intensity`. Defaults to ``'fused'``.
-        tasks (Iterable[str]): Tasks that will come, whose targets are looked up at once. Defaults to both.
+        layers, backend: Of :class:`InteractionRecorder`; the recorded layers are aligned.
+        tasks (Iterable[str]): Tasks that the model will train, whose targets are looked up at once. Defaults to both.
 
     Raises:
-        ValueError: if the model cannot be recorded, or a task has no targets that fit its layers.
+        ValueError: If the model cannot be recorded, or a task has no targets that fit its layers.
     """
 
     def __init__(
@@ -94,27 +92,30 @@ class InteractionAlignment:
         self._recording: Recording | None = None
 
     def kwargs(self, query_mask: Tensor, key_mask: Tensor) -> dict:
-        """What ``hidden(batch, **kwargs)`` takes to be recorded; masks [B, L] bool, see :func:`interaction_spans`."""
+        """Arguments with which ``hidden(batch, **kwargs)`` is recorded; masks as from :func:`interaction_spans`."""
         self._recording = self.recorder.recording(query_mask, key_mask)
         return self._recording.attention_kwargs
 
     def loss(self, task: str, ntp_loss: Tensor | None = None) -> dict[str, Tensor]:
         """Compare what the last pass recorded with the targets of its task.
 
-        The mean over all ranks of the loss is that over all their samples. Samples without queries or keys are left
-        out.
+        Samples without queries or keys are left out. The mean of the loss over all ranks is the mean over all their
+        samples.
 
         Args:
             task (str): ``'gen'`` or ``'und'``.
-            ntp_loss (Tensor, optional): The next-token loss of the pass, which a ratio of losses needs. Defaults to
-                None.
+            ntp_loss (Tensor, optional): The next-token loss of the pass, see :class:`AIALoss`. Defaults to None.
 
         Returns:
             dict[str, Tensor]: ``loss_aia_<task>``, and for the log ``interaction_<task>``, the mean over layers and
-            samples of this rank, if any count.
+            samples of this rank, if any sample counts.
+
+        Raises:
+            RuntimeError: If no pass was recorded since the last call.
         """
         recording, self._recording = self._recording, None
-        assert recording is not None  # The loss follows a pass that was recorded.
+        if recording is None:
+            raise RuntimeError('the alignment has no recorded pass: run one with kwargs() before every loss()')
         intensity = recording.intensity()
         valid = recording.valid.to(intensity.device)
         layers = self.recorder.layers

@@ -1,4 +1,4 @@
-"""The attention function and its mask, as transformers' attention interface takes them: SDPA that can be recorded."""
+"""SDPA that can be recorded: the attention function and its mask for transformers' attention interface."""
 
 import weakref
 from typing import TYPE_CHECKING
@@ -14,34 +14,34 @@ if TYPE_CHECKING:
 
 # The name in transformers' registries, for `set_attn_implementation`.
 NAME = 'mergemix_interaction'
-# What layers pass on that torch's attention does not know, by the names that transformers gives them.
+# Arguments of attention layers that torch's SDPA cannot compute, by transformers' names.
 UNKNOWN_TO_SDPA = {'softcap': 'soft-capped logits', 's_aux': 'attention sinks'}
 
 
 class Probe:
-    """The part of a recording that travels through the model.
+    """The part of a :class:`Recording` that is passed through the model.
 
-    It refers to the recording weakly: gradient checkpointing keeps a layer's arguments in the graph, and the recorded
-    intensities keep the graph, which would be a circle that Python cannot collect. It is no dataclass and no container,
-    because wrappers (FSDP) copy those.
+    It is neither a dataclass nor a container, because wrappers (FSDP) copy those.
     """
 
     def __init__(self, recording: 'Recording', query_mask: Tensor, key_mask: Tensor, backend: str) -> None:
         self.query_mask = query_mask
         self.key_mask = key_mask
         self.backend = backend
-        # Looked up once for all layers: their number depends on the data, so that a GPU is waited for.
+        # Looked up once for all layers: the number of places depends on the data, so each lookup waits for the GPU.
         found = backend == 'lse'
         self.places = (Places.of(query_mask), Places.of(key_mask)) if found else None
         self.layers = frozenset(recording.layers)
+        # Weak, because gradient checkpointing keeps a layer's arguments in the graph, and the recorded intensities keep
+        # the graph: a strong reference would close a cycle that Python cannot collect.
         self._recording = weakref.ref(recording)
         self._needs_grad = torch.is_grad_enabled()
 
     def check(self, module: nn.Module, layer: int) -> None:
-        """Refuse what would record wrong values without a word, before the layer computes.
+        """Refuse a layer that would silently record wrong values, before it computes.
 
         Raises:
-            RuntimeError: if gradients were expected and the layer runs without, or if it has recorded already.
+            RuntimeError: If gradients were expected and the layer runs without, or if it has recorded already.
         """
         if self._needs_grad and module.training and not torch.is_grad_enabled():
             raise RuntimeError(
@@ -58,18 +58,18 @@ class Probe:
             )
 
     def record(self, layer: int, intensity: Tensor) -> None:
-        """Keep a layer's intensity [B]; not when gradient checkpointing computes the layer again."""
+        """Keep a layer's intensity [B], unless gradient checkpointing computes the layer again."""
         recording = self._recording()
         if recording is not None and not _in_backward():
             recording.found[layer] = intensity
 
 
 def register() -> None:
-    """Enter the function and its mask into transformers' registries; once or often is the same."""
+    """Enter the function and its mask into transformers' registries; further calls change nothing."""
     from transformers import AttentionInterface, AttentionMaskInterface
 
     AttentionInterface.register(NAME, interaction_attention)
-    # Without a mask function of its own, a name would get no mask at all: padding would be ignored.
+    # A name without a mask function gets no mask at all, and padding would be attended to.
     AttentionMaskInterface.register(NAME, interaction_mask)
 
 
@@ -85,10 +85,10 @@ def interaction_attention(
     interaction: Probe | None = None,
     **kwargs,
 ) -> tuple[Tensor, None]:
-    """Transformers' ``sdpa`` attention that also records its interaction intensity, if it is asked to.
+    """Transformers' ``sdpa`` attention, which also records its interaction intensity on request.
 
-    It is asked by the keyword argument ``interaction``, in the layers that this names; modules without ``layer_idx``
-    (vision towers) never record.
+    The keyword argument ``interaction`` requests it for the layers that it names. Modules without ``layer_idx`` (vision
+    towers) never record.
 
     Args:
         module (nn.Module): The layer's attention module.
@@ -96,17 +96,17 @@ def interaction_attention(
         key (Tensor): [B, Hkv, S, D].
         value (Tensor): [B, Hkv, S, D].
         attention_mask (Tensor, optional): [B, 1, L, >= S] bool or float. None: causal, if the module is.
-        scaling (float, optional): of the logits. Defaults to None: D ** -0.5.
-        dropout (float): of the attention weights. Defaults to 0.0.
+        scaling (float, optional): Factor of the logits. Defaults to None: D ** -0.5.
+        dropout (float): Probability of dropping attention weights. Defaults to 0.0.
         is_causal (bool, optional): Defaults to None: as the module is, if there is no mask.
-        interaction (Probe, optional): of a :class:`Recording`. Defaults to None: records nothing.
-        **kwargs: The library's further arguments.
+        interaction (Probe, optional): Of a :class:`Recording`. Defaults to None: records nothing.
+        **kwargs: Further arguments of the library.
 
     Returns:
         tuple: output [B, L, H, D] and None.
 
     Raises:
-        ValueError: if the layer has soft-capped logits or attention sinks, or records with a position bias.
+        ValueError: If the layer has soft-capped logits or attention sinks, or records with a position bias.
     """
     for name, meaning in UNKNOWN_TO_SDPA.items():
         if kwargs.get(name) is not None:
@@ -151,15 +151,15 @@ def interaction_attention(
 def interaction_mask(
     *, attention_mask: Tensor | None = None, allow_is_causal_skip: bool = True, **kwargs
 ) -> Tensor | None:
-    """Transformers' ``sdpa`` mask, but none for padding on the right where causality alone will do.
+    """Transformers' ``sdpa`` mask, but no mask for a causal batch that is padded on the right.
 
-    No token in front of the padding sees it, and what the padding itself computes is used by nobody. So a batch padded
-    on the right needs no mask [B, 1, L, L], and memory stays linear in L.
+    In such a batch no real token attends to the padding, which comes later, and the output of the padding is not used.
+    Without a mask [B, 1, L, L], memory stays linear in L.
 
     Args:
         attention_mask (Tensor, optional): [B, S], 0 at padding. Defaults to None.
         allow_is_causal_skip (bool): Whether the mask is causal, so that ``is_causal`` may replace it. Defaults to True.
-        **kwargs: The library's further arguments.
+        **kwargs: Further arguments of the library.
     """
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
@@ -171,14 +171,14 @@ def interaction_mask(
 
 
 def _pads_queries_on_the_right(attention_mask: Tensor, sizes: dict) -> bool:
-    # Transformers 5 gives the number of queries instead of their positions.
+    # Transformers 5 passes the number of queries instead of their positions.
     queries = sizes['q_length'] if 'q_length' in sizes else len(sizes['cache_position'])
     if not queries == sizes['kv_length'] == attention_mask.size(1):
-        return False  # There is a cache: queries may come behind the padding.
+        return False  # With a cache, queries may come after the padding.
     real = attention_mask.to(torch.bool)
     return not bool((real[:, 1:] & ~real[:, :-1]).any())
 
 
 def _in_backward() -> bool:
-    """Whether autograd is running this: a layer is computed again."""
+    """Whether autograd is running a backward, in which gradient checkpointing computes layers again."""
     return torch._C._current_graph_task_id() != -1

@@ -1,4 +1,4 @@
-"""Switches the recording of interaction intensities in a transformers model on and off."""
+"""Records the interaction intensities of a transformers model, one recording per forward pass."""
 
 from collections.abc import Iterable
 
@@ -12,14 +12,14 @@ from .interaction_attention import NAME, Probe, register
 class Recording:
     """Interaction intensities of one forward pass (https://arxiv.org/abs/2511.22663).
 
-    Made by :meth:`InteractionRecorder.recording`, one per forward. The forward takes its :attr:`attention_kwargs`; what
-    it recorded lives as long as this object.
+    :meth:`InteractionRecorder.recording` makes one per forward, which takes its :attr:`attention_kwargs`. The recorded
+    values live as long as this object.
 
     Args:
         layers (tuple[int, ...]): The layers to record.
         query_mask (Tensor): [B, L] bool, the queries that count.
         key_mask (Tensor): [B, S] bool, the keys that count; S = L unless there is a cache.
-        backend (str): of :func:`mergemix_mm.functional.attention_with_intensity`. Defaults to ``'fused'``.
+        backend (str): Of :func:`mergemix_mm.functional.attention_with_intensity`. Defaults to ``'fused'``.
     """
 
     def __init__(self, layers: tuple[int, ...], query_mask: Tensor, key_mask: Tensor, backend: str = 'fused') -> None:
@@ -29,19 +29,19 @@ class Recording:
 
     @property
     def attention_kwargs(self) -> dict:
-        """Keyword arguments for the forward of the model, which hands them to every text layer."""
+        """Keyword arguments for the forward of the model, which passes them to every text layer."""
         return dict(interaction=self.probe)
 
     @property
     def valid(self) -> Tensor:
-        """Which samples have both queries and keys, [B] bool; the intensity of the others is 0 and means nothing."""
+        """Which samples have both queries and keys, [B] bool; the intensity of the others is a meaningless 0."""
         return self.probe.query_mask.any(dim=1) & self.probe.key_mask.any(dim=1)
 
     def intensity(self) -> Tensor:
-        """What the layers recorded, [layers, B] float32, with gradient if the forward had one.
+        """The recorded intensities, [layers, B] float32 in [0, 1], with gradient if the forward had one.
 
         Raises:
-            RuntimeError: if a layer recorded nothing.
+            RuntimeError: If a layer recorded nothing.
         """
         missing = [layer for layer in self.layers if layer not in self.found]
         if missing:
@@ -57,21 +57,21 @@ class Recording:
 class InteractionRecorder:
     """Records the interaction intensity (https://arxiv.org/abs/2511.22663) of a model's text layers.
 
-    While it is started, the language model runs transformers' ``sdpa`` attention through one function that can record;
-    forwards without ``attention_kwargs`` record nothing and cost the same. Masks and results belong to one
-    :class:`Recording` per forward, so forwards of several models, or in several threads, do not mix. Gradients flow
-    through what is recorded, under DDP, FSDP and non-reentrant gradient checkpointing too.
+    While the recorder is started, the language model runs transformers' ``sdpa`` attention through one function that
+    can record. Forwards without ``attention_kwargs`` record nothing and cost the same as before. Masks and results
+    belong to one :class:`Recording` per forward, so forwards of several models, or in several threads, do not mix.
+    Gradients flow through the recorded values, also under DDP, FSDP and non-reentrant gradient checkpointing.
 
     Args:
         model (nn.Module): A model of transformers that uses its attention interface, or a module that contains one (a
             `VisionLanguageModel`, a tuner, a peft or DDP wrapper).
-        layers (Iterable[int], optional): Layers to record, from 0, e.g. ``range(10, 20)``; the others cost nothing.
+        layers (Iterable[int], optional): Layers to record, from 0, e.g. ``range(10, 20)``; only these add cost.
             Defaults to None: all.
         backend (str): ``'auto'``, ``'fused'``, ``'lse'`` or ``'eager'``, see
             :func:`mergemix_mm.functional.attention_with_intensity`. Defaults to ``'fused'``.
 
     Raises:
-        ValueError: if an argument cannot be used, or the model cannot be recorded (no attention interface, soft-capped
+        ValueError: If an argument cannot be used, or the model cannot be recorded (no attention interface, soft-capped
             attention).
 
     Examples:
@@ -101,12 +101,12 @@ class InteractionRecorder:
         """Switch the language model's attention to the function that can record.
 
         Raises:
-            ValueError: if the model does not use transformers' attention interface.
+            ValueError: If the model does not use transformers' attention interface.
         """
         config = self._decoder.config
         if self._started:
             return
-        if config._attn_implementation != NAME:  # Else another recorder has switched it, and will switch it back.
+        if config._attn_implementation != NAME:  # Otherwise another recorder has switched it, and switches it back.
             before = config._attn_implementation
             register()
             self._decoder.set_attn_implementation(NAME)
@@ -119,13 +119,13 @@ class InteractionRecorder:
         self._started = True
 
     def stop(self) -> None:
-        """Put back the attention that was there before."""
+        """Restore the previous attention."""
         if self._before is not None:
             self._decoder.set_attn_implementation(self._before)
         self._started, self._before = False, None
 
     def recording(self, query_mask: Tensor, key_mask: Tensor) -> Recording:
-        """Get ready for one forward, which takes ``**recording.attention_kwargs``.
+        """Prepare the recording of one forward, which takes ``**recording.attention_kwargs``.
 
         Args:
             query_mask (Tensor): [B, L] bool, the queries that count, e.g. answer tokens.
@@ -133,7 +133,7 @@ class InteractionRecorder:
                 layers see.
 
         Raises:
-            RuntimeError: if the recorder is not started.
+            RuntimeError: If the recorder is not started.
         """
         if not self._started:
             raise RuntimeError('start() the recorder first, or use it as a context manager: nothing would be recorded')
@@ -148,14 +148,20 @@ class InteractionRecorder:
 
 
 def _find_decoder(model: nn.Module) -> nn.Module:
-    """The transformers model inside `model` whose layers read the text."""
+    """The transformers model inside `model` whose layers read the text.
+
+    A module with several models of transformers in it names the recorded one by its attribute ``recorded_model``.
+    Otherwise it is the outermost one, which contains all others.
+    """
     from transformers import PreTrainedModel
 
-    models = [module for module in model.modules() if isinstance(module, PreTrainedModel)]
+    named = (getattr(module, 'recorded_model', None) for module in model.modules())
+    recorded = next((found for found in named if found is not None), model)
+    models = [module for module in recorded.modules() if isinstance(module, PreTrainedModel)]
     if not models:
         raise ValueError(f'{type(model).__name__} contains no model of transformers, so no attention can be recorded')
     config = models[0].config.get_text_config(decoder=True)
-    # The innermost: switching it leaves the vision tower's attention alone.
+    # The innermost one of this config: switching it leaves the vision tower's attention unchanged.
     decoders = [module for module in models if module.config is config]
     if not decoders or config.is_encoder_decoder:
         raise ValueError(f'{type(models[0]).__name__} has no text decoder whose self-attention could be recorded')

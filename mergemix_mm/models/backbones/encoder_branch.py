@@ -19,20 +19,20 @@ from .token_map import TokenLayout, TokenMap, find_cell
 class EncoderBranch(nn.Module):
     """Resizes and re-normalises images for one encoder, runs it, and reads its output.
 
-    An encoder in another precision than the images gets them in its own; its output comes back in that of the images.
-    Under FSDP a branch is a unit as a whole: parts of encoders are called beside their forward.
+    The images are cast to the encoder's dtype, and its output is cast back to that of the images. Under FSDP a branch
+    has to be one unit: scoring calls parts of the encoder without its forward, so FSDP would not gather inner units.
 
     Args:
         encoder (nn.Module | dict): The encoder, or its config, see :class:`MultiBackbone`.
         input_size (int, optional): Side of the square that images are resized to, in pixels. Defaults to None: images
             stay as they are.
-        mean (Sequence[float], optional): Of the three channels, as the encoder was trained. Defaults to None: images
-            stay as they are normalised.
-        std (Sequence[float], optional): The same.
+        mean (Sequence[float], optional): Of the three channels, as the encoder was trained. Defaults to None: the
+            normalisation of the images is kept.
+        std (Sequence[float], optional): Of the three channels, likewise. Defaults to None.
         frozen (bool): Whether the encoder takes no gradient and stays in eval mode. Defaults to True.
-        common_mean (Sequence[float], optional): What the images that come in are normalised with.
-        common_std (Sequence[float], optional): The same.
-        name (str): Its place in the config, for messages. Defaults to ``'encoder'``.
+        common_mean (Sequence[float], optional): Mean that the incoming images are normalised with. Defaults to None.
+        common_std (Sequence[float], optional): Their standard deviation. Defaults to None.
+        name (str): Place of the encoder in the config, for messages. Defaults to ``'encoder'``.
 
     Raises:
         ValueError: If an argument cannot be used.
@@ -57,7 +57,7 @@ class EncoderBranch(nn.Module):
         self.input_size = input_size
         self.frozen = frozen
         self.encoder = build_encoder(encoder) if isinstance(encoder, dict) else encoder
-        # Weights come with a module, and with what timm, transformers and MMPretrain's TIMMBackbone load in building.
+        # A given module has its weights already, and timm, transformers and TIMMBackbone load theirs while building.
         self.draws_weights = (
             isinstance(encoder, dict) and isinstance(self.encoder, BaseModule) and not self.encoder.is_init
         )
@@ -69,7 +69,8 @@ class EncoderBranch(nn.Module):
                 check_size(self.encoder, (input_size, input_size))
             except ValueError as error:
                 raise ValueError(f'{name}: input_size={input_size}: {error}') from None
-        self.divisor: int | None = None  # Of the sides of images that fit all encoders, for messages.
+        # Set by MultiBackbone: what the sides of images have to be multiples of for all encoders; for messages.
+        self.divisor: int | None = None
         scale, shift = _renormalisation(mean, std, common_mean, common_std, name)
         self.register_buffer('scale', scale, persistent=False)
         self.register_buffer('shift', shift, persistent=False)
@@ -78,24 +79,29 @@ class EncoderBranch(nn.Module):
         self.train()
 
     @property
+    def scoring_encoder(self) -> nn.Module:
+        """The encoder inside, for `build_vision_encoder`; the branch itself may be an FSDP unit."""
+        return self.encoder
+
+    @property
     def renormalises(self) -> bool:
-        """Whether the encoder has a normalisation of its own, other than the common one."""
+        """Whether the encoder's normalisation differs from the common one."""
         return self.scale is not None
 
     @property
     def patch_divisor(self) -> int:
-        """What the sides of images that come in have to be multiples of, as far as is known."""
+        """What the sides of incoming images have to be multiples of, as far as is known."""
         return 1 if self._layout is None or self.input_size is not None else self._layout.divisor
 
     def init_weights(self) -> None:
-        """MMEngine's, for an encoder of OpenMMLab that was built here; others came with their weights."""
+        """Initialise an encoder of OpenMMLab that was built here; all others have their weights already."""
         if self.draws_weights:
             self.encoder.init_weights()
 
     def apply(self, fn: Callable[[nn.Module], None]) -> 'EncoderBranch':
-        """As always, but it leaves alone an encoder that came with its weights.
+        """As in torch, but an encoder that has its weights already is left unchanged.
 
-        With this method MMEngine draws all weights of a model anew that has an `init_cfg`.
+        MMEngine redraws all weights of a model with an `init_cfg` through this method.
         """
         return super().apply(fn) if self.draws_weights else self
 
@@ -104,23 +110,23 @@ class EncoderBranch(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def train(self, mode: bool = True) -> 'EncoderBranch':
-        """As always, but a frozen encoder stays in eval mode."""
+        """As in torch, but a frozen encoder stays in eval mode."""
         super().train(mode)
         if self.frozen:
             self.encoder.eval()
         return self
 
     def forward(self, images: Tensor) -> TokenMap | Tensor:
-        """Images [B, 3, H, W], normalised as all are -> map of tokens, or a Q-Former's queries [B, n, C].
+        """Images [B, 3, H, W] in the common normalisation -> map of tokens, or a Q-Former's queries [B, n, C].
 
         Raises:
-            ValueError: If the images do not fit the encoder, or its output is neither.
+            ValueError: If the images do not fit the encoder, or its output is neither of these.
         """
         inputs = self._prepare(images)
         try:
             check_size(self.encoder, inputs.shape[-2:])
             if self._layout is not None:
-                self._layout.grid(inputs.shape[-2:], self.divisor)
+                self._layout.patch_grid(inputs.shape[-2:], self.divisor)
             with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
                 output = self._run(self.encoder, inputs).to(images.dtype)
             return self._as_map(images, inputs, output)
@@ -136,7 +142,7 @@ class EncoderBranch(nn.Module):
 
     @torch.compiler.disable  # A graph of torch 2.8 loses the cell, an attribute of a tuple.
     def _as_map(self, images: Tensor, inputs: Tensor, output: Tensor) -> TokenMap | Tensor:
-        return self._in_pixels_of(images, inputs, self._read(output, inputs.shape[-2:]))
+        return self._in_pixels_of(images, inputs, self._to_map(output, inputs.shape[-2:]))
 
     @staticmethod
     def _in_pixels_of(images: Tensor, inputs: Tensor, output: TokenMap | Tensor) -> TokenMap | Tensor:
@@ -148,7 +154,7 @@ class EncoderBranch(nn.Module):
         height, width = (cell * whole / resized for cell, whole, resized in sizes)
         return output.with_cell((height, width))
 
-    def _read(self, output: Tensor, image_size: Sequence[int]) -> TokenMap | Tensor:
+    def _to_map(self, output: Tensor, image_size: Sequence[int]) -> TokenMap | Tensor:
         if self._is_sequence:
             return output
         if output.ndim == 4:

@@ -1,4 +1,4 @@
-"""Runs an image encoder of any library: one function per library, each of which gives one tensor."""
+"""Runs an image encoder of any library: one function per library, each of which returns one tensor."""
 
 from collections.abc import Callable, Sequence
 from inspect import signature
@@ -14,11 +14,11 @@ CLIP_TOWERS = {'CLIPVisionTransformer', 'CLIPVisionModel'}
 
 
 def find_run(encoder: nn.Module) -> Run:
-    """How an encoder is run.
+    """Find the function that runs an encoder.
 
     Args:
         encoder (nn.Module): A backbone of MMPretrain, a vision model of transformers or timm, a model with BLIP-2's
-            Q-Former, or a module that gives a map.
+            Q-Former, or a module that returns a map.
 
     Returns:
         Callable: encoder, images [B, 3, H, W] -> tokens [B, L, C], a map [B, C, h, w], or a Q-Former's queries.
@@ -34,7 +34,7 @@ def find_run(encoder: nn.Module) -> Run:
 
 
 def is_qformer(encoder: nn.Module) -> bool:
-    """Whether an encoder is a vision model with BLIP-2's Q-Former behind it, whose outputs are no map."""
+    """Whether an encoder is a vision model followed by BLIP-2's Q-Former, whose outputs are not a map."""
     return all(hasattr(encoder, name) for name in ('vision_model', 'query_tokens', 'qformer'))
 
 
@@ -42,7 +42,7 @@ def check_size(encoder: nn.Module, image_size: Sequence[int]) -> None:
     """Refuse images of another size than the one that an encoder of timm was built for.
 
     Raises:
-        ValueError: Naming the options of timm that help.
+        ValueError: If the size is another one; the message names the options of timm that help.
     """
     model = getattr(encoder, 'timm_model', encoder)  # MMPretrain's TIMMBackbone.
     if any(cls.__module__.split('.')[0] == 'timm' for cls in type(model).__mro__):
@@ -60,15 +60,16 @@ def _run_backbone(encoder: nn.Module, images: Tensor) -> Tensor:
 
 
 def _run_timm(encoder: nn.Module, images: Tensor) -> Tensor:
-    """The features behind the final norm, without pooling."""
+    """The features after the final norm, without pooling."""
     features = encoder.forward_features(images)
     return features.permute(0, 3, 1, 2) if getattr(encoder, 'output_fmt', 'NCHW') == 'NHWC' else features
 
 
 def _run_transformers(encoder: nn.Module, images: Tensor) -> Tensor:
     """The last hidden state, normalised: CLIP itself normalises the class token only."""
-    hidden = _call_transformers(encoder, images)
-    tower = getattr(encoder, 'vision_model', encoder)  # Of transformers 4, or a model with a projection.
+    # Inside a wrapper of transformers 4, or inside a model with a projection, whose output is pooled over the image.
+    tower = getattr(encoder, 'vision_model', encoder)
+    hidden = _call_transformers(tower if hasattr(encoder, 'visual_projection') else encoder, images)
     names = {cls.__name__ for cls in type(tower).__mro__}
     return tower.post_layernorm(hidden) if names & CLIP_TOWERS else hidden
 
@@ -83,7 +84,7 @@ def _run_qformer(encoder: nn.Module, images: Tensor) -> Tensor:
 
 
 def _call_transformers(model: nn.Module, images: Tensor) -> Tensor:
-    """The last hidden state; position embeddings are resized where the model can, and does not do so unasked.
+    """The last hidden state; position embeddings are resized if the model can do that and does not do it unasked.
 
     Raises:
         ValueError: If the model takes one size only, and the images have another.

@@ -17,11 +17,16 @@ KEYS = ('encoder', 'input_size', 'mean', 'std', 'frozen')
 class MultiBackbone(BaseModule):
     """Runs several encoders on the same images, each in its own resolution and normalisation, frozen or not.
 
-    Encoders are backbones of MMPretrain that give tokens or one map (vision transformers with ``out_type='raw'``, which
-    keeps the class token, or ``'featmap'``; ConvNeXt with ``gap_before_final_norm=False``; ResNet, ...), vision models
-    of transformers (CLIP, whose final norm is applied to all tokens here, SigLIP, DINOv2, ConvNeXt, ...) and of timm,
-    and models of transformers with BLIP-2's Q-Former (``Blip2VisionModelWithProjection`` reads the vision half of a
-    checkpoint only). Put :class:`EmbeddingMixNeck` behind it.
+    Encoders are
+
+    - backbones of MMPretrain that return tokens or one map: vision transformers with ``out_type='raw'`` (which keeps
+      the class token) or ``'featmap'``, ConvNeXt with ``gap_before_final_norm=False``, ResNet, ...;
+    - vision models of transformers: CLIP (the final norm is applied to all tokens, a projection is left out), SigLIP,
+      DINOv2, ConvNeXt, ...; and of timm;
+    - models of transformers with BLIP-2's Q-Former (``Blip2VisionModelWithProjection`` only reads the vision half of a
+      checkpoint).
+
+    :class:`EmbeddingMixNeck` takes the output.
 
     Args:
         encoders (Sequence[dict]): One dict per encoder with
@@ -31,16 +36,16 @@ class MultiBackbone(BaseModule):
               encoders of OpenMMLab that are built from a config are initialised by ``init_weights``; all others come
               with their weights and keep them.
             - **input_size** (int, optional): Side of the square that images are resized to (bilinear, antialias), in
-              pixels. Defaults to None: as they come.
+              pixels. Defaults to None: not resized.
             - **mean**, **std** (Sequence[float], optional): What its images are normalised with, [3] each. Defaults to
-              None: as they come.
+              None: the common mean and std.
             - **frozen** (bool): Whether it takes no gradient and stays in eval mode, also through ``train()``: neither
               weights nor buffers change. Defaults to True. With False, parts that do not reach the output (pooling
               heads) get no gradient: set ``find_unused_parameters=True`` for DDP.
 
-        mean (Sequence[float], optional): What the images that come in are normalised with, [3]. Needed if an encoder
-            has its own; all are on one scale, 0 to 1 or 0 to 255. Defaults to None.
-        std (Sequence[float], optional): The same.
+        mean (Sequence[float], optional): Common mean that the incoming images are normalised with, [3]. Needed if an
+            encoder has its own; all are on one scale, 0 to 1 or 0 to 255. Defaults to None.
+        std (Sequence[float], optional): Common standard deviation, likewise. Defaults to None.
         init_cfg (dict, optional): Initialization config, e.g. of a checkpoint of the whole. Defaults to None.
 
     Raises:
@@ -86,7 +91,7 @@ class MultiBackbone(BaseModule):
             [B, C] or None), or the queries of a Q-Former [B, n, C]; in the dtype of the images.
 
         Raises:
-            ValueError: If the images do not fit an encoder, or what it gives is neither.
+            ValueError: If the images do not fit an encoder, or its output is neither of these.
         """
         return tuple(branch(images) for branch in self.branches)
 

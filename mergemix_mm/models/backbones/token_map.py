@@ -1,4 +1,4 @@
-"""What an image encoder gives, whatever its library: a map of patch tokens, with or without a class token."""
+"""The output of an image encoder of any library: a map of patch tokens, with or without a class token."""
 
 import math
 from collections.abc import Sequence
@@ -24,24 +24,25 @@ class TokenMap(_TokenMap):
 
     Attributes:
         cell (tuple[float, float], optional): Height and width of a cell of the map in pixels of the image. Defaults to
-            None: not known, as behind what copies tuples (FSDP).
+            None: not known. Wrappers that copy tuples (FSDP) lose it.
     """
 
     cell: tuple[float, float] | None = None
 
     def with_cell(self, cell: tuple[float, float]) -> 'TokenMap':
-        """The same map, with that cell."""
+        """A copy of the map that knows its cell."""
         token_map = TokenMap(*self)
         token_map.cell = cell
         return token_map
 
 
 class TokenLayout(NamedTuple):
-    """Where the patches are in the tokens [B, L, C] of a vision transformer: behind the others, row by row.
+    """Where the patches are in the tokens [B, L, C] of a vision transformer: after all others, row by row.
 
     Args:
         patch_size (tuple[int, int]): Height and width of a patch in pixels.
-        num_prefix_tokens (int, optional): Class token, registers and the like; None takes what there is.
+        num_prefix_tokens (int, optional): Number of tokens before the patches (class token, registers); None: not
+            known, so whatever precedes the patches is skipped.
         has_class_token (bool): Whether the first of them is a class token.
     """
 
@@ -62,25 +63,26 @@ class TokenLayout(NamedTuple):
     def from_config(cls, encoder: nn.Module) -> 'TokenLayout | None':
         """The layout of another vision transformer of transformers; None if its config names no patch size.
 
-        All of them put a class token first if they put anything before the patches.
+        All of these models begin with a class token if they have any tokens before the patches.
         """
         patch_size = getattr(getattr(encoder, 'config', None), 'patch_size', None)
         return None if patch_size is None else cls(to_2tuple(patch_size), None, True)
 
     @property
     def divisor(self) -> int:
-        """What height and width of an image that is made of whole patches are a multiple of, in pixels."""
+        """What both sides of an image have to be multiples of, in pixels, to consist of whole patches."""
         return math.lcm(*self.patch_size)
 
-    def grid(self, image_size: Sequence[int], divisor: int | None = None) -> tuple[int, int]:
+    def patch_grid(self, image_size: Sequence[int], divisor: int | None = None) -> tuple[int, int]:
         """Rows and columns of patches of an image.
 
         Args:
             image_size (Sequence[int]): Height and width in pixels.
-            divisor (int, optional): The one that the message names, a multiple of its own. Defaults to None: its own.
+            divisor (int, optional): The divisor that the message recommends, a multiple of :attr:`divisor`. Defaults
+                to None: :attr:`divisor`.
 
         Raises:
-            ValueError: If the image is not made of whole patches: libraries would cut or pad the rest.
+            ValueError: If the image does not consist of whole patches: libraries would cut or pad the rest.
         """
         (height, width), (rows, columns) = image_size, self.patch_size
         if height % rows or width % columns:
@@ -92,12 +94,12 @@ class TokenLayout(NamedTuple):
         return height // rows, width // columns
 
     def read(self, tokens: Tensor, image_size: Sequence[int], divisor: int | None = None) -> TokenMap:
-        """Tokens [B, L, C] of images of that size -> map.
+        """Tokens [B, L, C] of images of a size in pixels -> map.
 
         Raises:
             ValueError: If the tokens are not those of the image's patches.
         """
-        rows, columns = self.grid(image_size, divisor)
+        rows, columns = self.patch_grid(image_size, divisor)
         prefix = tokens.size(1) - rows * columns
         if prefix < 0 or self.num_prefix_tokens not in (None, prefix):
             raise ValueError(
@@ -110,10 +112,10 @@ class TokenLayout(NamedTuple):
 
 
 def find_cell(image_size: Sequence[int], map_size: Sequence[int]) -> tuple[float, float]:
-    """Height and width in pixels of the cells of a map: its stride, of which only the sizes are known.
+    """Height and width in pixels of the cells of a map, its stride, from the sizes of image and map.
 
-    Convolutions halve, and round up or down where a size is odd: the power of two that explains both sides. Other maps
-    are taken to cover the image exactly.
+    Convolutions halve a size, and round up or down where it is odd: the stride is the power of two that explains both
+    sides. If there is none, the map is taken to cover the image exactly.
     """
     height, width = (pixels / cells for pixels, cells in zip(image_size, map_size, strict=True))
     stride = 2 ** round(math.log2(height * width) / 2)

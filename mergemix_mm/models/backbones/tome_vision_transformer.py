@@ -14,20 +14,20 @@ from ..vision_encoders import build_vision_encoder, run_layers
 
 @MODELS.register_module()
 class ToMeVisionTransformer(VisionTransformer):
-    """A VisionTransformer that merges similar tokens layer by layer and so computes less. It has no parameters of its
-    own: every checkpoint of the plain model loads.
+    """A VisionTransformer that merges similar tokens layer by layer, which saves computation.
 
-    All outputs have the plain model's shapes: for ``'featmap'``, ``'raw'`` and ``'avg_featmap'`` each original token
-    gets the value of its group. As the backbone of a detector it takes ``out_type='featmap'`` and a share of the
-    patches as `num_merge`, since images differ in size there.
+    It adds no parameters: every checkpoint of the plain model loads. All outputs have the plain model's shapes: for
+    ``'featmap'``, ``'raw'`` and ``'avg_featmap'`` each original token gets the value of its group. As the backbone of a
+    detector it takes ``out_type='featmap'`` and a share of the patches as `num_merge`, because images differ in size
+    there.
 
     The forward calls the parts of the layers, not the layers: hooks and activation checkpointing on whole layers have
-    no effect, and FSDP has to leave the layers in one unit. `torch.jit.trace` and `torch.export` take it: what comes
-    out holds for any batch of images of that size.
+    no effect, and FSDP has to keep the layers in one unit. `torch.jit.trace` and `torch.export` work; the result is
+    valid for any batch of images of the traced size.
 
     Args:
-        num_merge (int | float): Tokens merged over all layers; a float in [0, 1) is the share of the patches of the
-            images at hand, rounded down. Defaults to 0: the plain model.
+        num_merge (int | float): Tokens merged over all layers, >= 0; a float in [0, 1) is the share of the input
+            images' patches, rounded down. Defaults to 0: the plain model.
         inflection (float): Shape of the schedule over the layers in [-1, 1], see
             :func:`mergemix_mm.functional.merge_schedule`. Defaults to 0.0.
         merge_in (Sequence[str]): When to merge: ``'train'``, ``'test'`` or both. Defaults to ``('train', 'test')``.
@@ -35,7 +35,7 @@ class ToMeVisionTransformer(VisionTransformer):
         **kwargs: As for MMPretrain's `VisionTransformer`.
 
     Raises:
-        ValueError: if an argument is out of its range; at the forward, if the images have too few patches for
+        ValueError: If an argument is out of its range; in the forward, if the images have too few patches for
             `num_merge`.
     """
 
@@ -81,7 +81,7 @@ class ToMeVisionTransformer(VisionTransformer):
         return tuple(outs)
 
     def _num_merge(self, num_patches: int) -> int:
-        """How many tokens merge in images of so many patches, in the current mode."""
+        """How many tokens are merged in images of `num_patches` patches, in the current mode."""
         if ('train' if self.training else 'test') not in self.merge_in:
             return 0
         return int(self.num_merge * num_patches) if isinstance(self.num_merge, float) else self.num_merge

@@ -17,7 +17,8 @@ from ...functional import (
     topk_mask,
 )
 from ...utils.numbers import check_number
-from ..vision_encoders import PatchScores, build_vision_encoder, score_patches, scoring_mode
+from ..evaluation_mode import evaluation_mode
+from ..vision_encoders import PatchScores, build_vision_encoder, score_patches
 from ..vlms.weight_names import old_options
 from .base import Mixer, MixResult
 
@@ -153,7 +154,7 @@ class MergeMix(Mixer):
                 "model=dict(type='MixupClassifier', ...), whose backbone scores, or give MergeMix a frozen encoder of "
                 "its own: dict(type='MergeMix', encoder=dict(type='VisionTransformer', ...))"
             )
-        with scoring_mode(encoder, images.device.type):
+        with evaluation_mode(encoder, images.device.type):
             return score_patches(
                 build_vision_encoder(encoder), images, self.num_merge, self.layer, self.inflection, self.prop_attn
             )

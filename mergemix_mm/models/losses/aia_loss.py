@@ -1,4 +1,8 @@
-"""Attention interaction alignment as a loss module (https://arxiv.org/abs/2511.22663)."""
+"""Attention interaction alignment as a loss module (https://arxiv.org/abs/2511.22663), and its targets by layer.
+
+A curve is a pair of lists with one number per layer: targets in [0, 1], and thresholds (delta of the Huber loss) > 0.
+Tasks are generation (``'gen'``) and understanding (``'und'``).
+"""
 
 import json
 from collections.abc import Callable, Sequence
@@ -18,8 +22,7 @@ from ...utils.text import shown
 
 Curve = tuple[list[float], list[float]]
 TASKS = ('gen', 'und')
-# The paper's table (https://arxiv.org/abs/2511.22663): first layer, end, target, delta. The same for both models, but
-# for Emu3's last layer.
+# The paper's table: first layer, end, target, delta. Both models share it, except for Emu3's last layer.
 _STAGES = dict(
     gen=[(0, 10, 0.4, 0.2), (10, 20, 0.4, 0.1), (20, 25, 0.4, 0.1), (25, 30, 0.2, 0.05)],
     und=[(0, 10, 0.1, 0.05), (10, 20, 0.15, 0.05), (20, 25, 0.3, 0.05), (25, 30, 0.3, 0.05)],
@@ -30,9 +33,9 @@ _EMU3 = dict(
 )
 # Name -> number of layers and stages of each task.
 PRESETS = dict(emu3=(32, _EMU3), janus_pro=(30, _STAGES))
-# Thresholds of a measured curve are its standard deviations, but not below the paper's smallest one.
+# Thresholds of a measured curve are its standard deviations, but at least the paper's smallest threshold.
 SMALLEST_DELTA = 0.05
-# Of the released code.
+# Weights per task in the released code.
 RELEASED_WEIGHTS = dict(gen=5.0, und=10.0)
 # Largest weight that a ratio of loss values may ask for: the paper's lambda.
 LARGEST_WEIGHT = 40.0
@@ -49,20 +52,20 @@ class AIALoss(nn.Module):
         targets (str | dict): Where the curves come from:
 
             - ``'janus_pro'`` or ``'emu3'``: the paper's table; for other depths, its ranges by relative depth;
-            - a path that ends in ``.json``: a measured curve, see :func:`.interaction_targets.read_curves`;
+            - a path that ends in ``.json``: a measured curve, see :func:`read_curves`;
             - ``dict(gen=[...], und=[...])``, one of them or both, with stages
               ``dict(layers=(0, 10), target=0.4, delta=0.2)`` (end not included) or ``dict(depth=(0.0, 0.5), ...)``.
 
-            A delta of 1 makes the loss quadratic everywhere: no Huber. Defaults to ``'janus_pro'``.
-        weight (float | dict, optional): A number, ``dict(type='ratio', ntp_over_aia=50)`` (the weight that makes the
-            next-token loss so many times the weighted loss, at most 40), or one of them per task, ``dict(gen=5.0,
-            und=10.0)``. Defaults to None: those of the released code, 5 and 10.
-        schedule (Sequence[tuple[float, float]], optional): Points (progress, factor) with rising progress in [0, 1],
-            linear between them and constant outside: the weight at :meth:`set_progress` is multiplied with it. E.g.
-            ``[(0, 0), (0.1, 1)]`` warms up. Defaults to None: 1.
+            A delta of 1 makes the loss quadratic everywhere, which switches Huber off. Defaults to ``'janus_pro'``.
+        weight (float | dict, optional): A number >= 0; or ``dict(type='ratio', ntp_over_aia=50)``, the weight with
+            which the next-token loss is 50 times the weighted loss, at most 40; or one of these per task,
+            ``dict(gen=5.0, und=10.0)``. Defaults to None: 5 and 10, as in the released code.
+        schedule (Sequence[tuple[float, float]], optional): Points (progress, factor) with rising progress in [0, 1].
+            The weight is multiplied by the factor at the progress given to :meth:`set_progress`: linear between the
+            points, constant outside. ``[(0, 0), (0.1, 1)]`` warms up. Defaults to None: a factor of 1.
 
     Raises:
-        ValueError: if an argument cannot be used.
+        ValueError: If an argument cannot be used.
     """
 
     def __init__(
@@ -79,7 +82,7 @@ class AIALoss(nn.Module):
         self.set_progress(0.0)
 
     def set_progress(self, progress: float) -> None:
-        """Say how far training has come, in [0, 1]; only a schedule makes a difference of it."""
+        """Set the progress of training, in [0, 1], from which a schedule takes its factor."""
         if self.schedule is not None:
             self.factor = _interpolate(self.schedule, progress)
 
@@ -87,7 +90,7 @@ class AIALoss(nn.Module):
         """Targets and thresholds of a task, one each per layer of a model.
 
         Raises:
-            ValueError: for an unknown task, or stages that do not cover the layers.
+            ValueError: For an unknown task, or stages that do not cover the layers.
         """
         if task not in self._curves:
             raise ValueError(f'AIALoss: task={task!r} has no targets; those of {list(self._curves)} are given')
@@ -103,20 +106,23 @@ class AIALoss(nn.Module):
         num_layers: int | None = None,
         share: float | Tensor = 1.0,
     ) -> Tensor:
-        """The weighted loss, a number. With a ratio as weight, a collective: all ranks take the same weight.
+        """Calculate the weighted loss. With a ratio as weight this is a collective: all ranks use the same weight.
 
         Args:
-            intensity (Tensor): [layers, B].
+            intensity (Tensor): [layers, B], in [0, 1].
             task (str): ``'gen'`` or ``'und'``.
             valid (Tensor, optional): [B] bool, the samples that count. Defaults to None: all.
             ntp_loss (Tensor, optional): The next-token loss of this batch, which a ratio needs. Defaults to None.
             layers (Sequence[int], optional): Which layers the rows are. Defaults to None: all, from 0.
-            num_layers (int, optional): of the model. Defaults to None: the number of rows.
-            share (float | Tensor): Number of samples that count here over its mean over the ranks: the mean over the
-                ranks of the loss is then that over all their samples. Defaults to 1.0.
+            num_layers (int, optional): Layers of the model. Defaults to None: the number of rows.
+            share (float | Tensor): Number of samples that count on this rank over the mean of that number over all
+                ranks. DDP's mean over the ranks is then the mean over all samples. Defaults to 1.0.
+
+        Returns:
+            Tensor: [], float32.
 
         Raises:
-            ValueError: if the task or the layers have no targets, or `ntp_loss` is missing.
+            ValueError: If the task or the layers have no targets, or `ntp_loss` is missing.
         """
         num_layers = len(intensity) if num_layers is None else num_layers
         layers = range(num_layers) if layers is None else layers
@@ -137,7 +143,8 @@ class AIALoss(nn.Module):
         values = torch.stack([ntp_loss.detach().to(loss.dtype), loss.detach()])
         all_reduce(values, 'mean')
         wanted = values[0] / weight['ntp_over_aia']
-        # The loss goes with the squared error: without a limit the gradient would grow as the error vanishes.
+        # Near its target the loss falls with the square of the error and its gradient linearly: without a limit, the
+        # weighted gradient would grow as the error vanishes.
         return (wanted / values[1].clamp(min=torch.finfo(loss.dtype).tiny)).clamp(max=LARGEST_WEIGHT)
 
 
@@ -161,14 +168,21 @@ def _weights(weight: float | dict) -> dict[str, float | dict]:
 def _check_schedule(schedule: Sequence[tuple[float, float]] | None) -> list[tuple[float, float]] | None:
     if schedule is None:
         return None
-    points: list[Any] = [tuple(point) if isinstance(point, Sequence) else () for point in schedule]
-    usable = all(len(one) == 2 and is_number(one[0], least=0, most=1) and is_number(one[1], least=0) for one in points)
-    if not points or not usable or not all(a[0] < b[0] for a, b in pairwise(points)):
+    usable = bool(schedule) and all(_is_point(point) for point in schedule)
+    points = [(point[0], point[1]) for point in schedule] if usable else []
+    if not usable or not all(before[0] < after[0] for before, after in pairwise(points)):
         raise ValueError(
             f'AIALoss: schedule={schedule!r} must be points (progress, factor) with rising progress in [0, 1] and '
             'factors >= 0'
         )
     return points
+
+
+def _is_point(point: object) -> bool:
+    """Whether it is a pair of a progress and a factor."""
+    if not isinstance(point, Sequence) or len(point) != 2:
+        return False
+    return is_number(point[0], least=0, most=1) and is_number(point[1], least=0)
 
 
 def _interpolate(points: list[tuple[float, float]], place: float) -> float:
@@ -179,10 +193,14 @@ def _interpolate(points: list[tuple[float, float]], place: float) -> float:
 
 
 def load_targets(targets: str | dict) -> dict[str, Callable[[int], Curve]]:
-    """What `AIALoss(targets=...)` names: for each task a function from the number of layers to the task's curve.
+    """Resolve the targets of :class:`AIALoss`.
+
+    Returns:
+        dict[str, Callable[[int], Curve]]: for each task a function from the number of layers to the task's curve. The
+        function raises a ValueError if its stages do not cover the layers.
 
     Raises:
-        ValueError: if the targets cannot be used; a curve function raises if its stages do not cover the layers.
+        ValueError: If the targets cannot be used.
     """
     if isinstance(targets, str) and targets in PRESETS:
         depth, tasks = PRESETS[targets]
@@ -203,12 +221,12 @@ def stage_curve(stages: Sequence[dict], num_layers: int) -> Curve:
     """The curve of stages that cover all layers once.
 
     Args:
-        stages (Sequence[dict]): each ``dict(layers=(first, end), target=..., delta=...)``, `end` not included, or with
-            ``depth=(first, end)`` instead, shares of the model's depth in [0, 1]: layer l of n lies at (l + 0.5) / n.
-        num_layers (int): of the model.
+        stages (Sequence[dict]): Each ``dict(layers=(first, end), target=..., delta=...)``, `end` not included; or with
+            ``depth=(first, end)`` instead, shares of the model's depth in [0, 1]. Layer l of n lies at (l + 0.5) / n.
+        num_layers (int): Layers of the model.
 
     Raises:
-        ValueError: if a layer belongs to no stage or to several, or a stage goes beyond the last layer.
+        ValueError: If a layer belongs to no stage or to several, or a stage goes beyond the last layer.
     """
     ranges = [_stage_range(stage, num_layers) for stage in stages]
     curve = []
@@ -229,17 +247,17 @@ def read_curves(path: str | Path) -> dict[str, tuple[list[float], list[float]]]:
 
     Args:
         path (str | Path): JSON file with ``{"gen": {"mean": [...], "std": [...]}, "und": {...}}``, one of the tasks or
-            both, one number per layer of the measured model; other keys are ignored.
+            both, with one number per layer of the measured model. Other keys are ignored.
 
     Raises:
-        ValueError: if the file does not hold such curves.
+        ValueError: If the file does not hold such curves.
     """
     try:
         content = json.loads(Path(path).read_text(encoding='utf-8'))
     except OSError as error:
         raise ValueError(f'AIALoss: targets={str(path)!r} cannot be read: {error.strerror}') from error
     except (ValueError, RecursionError) as error:
-        raise ValueError(f'AIALoss: targets={str(path)!r} is no JSON file: {shown(error, 200)}') from error
+        raise ValueError(f'AIALoss: targets={str(path)!r} is not a JSON file: {shown(error, 200)}') from error
     tasks = [task for task in TASKS if isinstance(content, dict) and isinstance(content.get(task), dict)]
     if not tasks:
         raise ValueError(
@@ -252,8 +270,8 @@ def read_curves(path: str | Path) -> dict[str, tuple[list[float], list[float]]]:
 def resampled_curve(mean: Sequence[float], std: Sequence[float], num_layers: int) -> Curve:
     """A measured curve for a model of any depth, linear in the relative depth of the layers.
 
-    Targets are the means. Thresholds are the standard deviations over samples, at least 0.05: within its natural spread
-    a sample's loss is quadratic.
+    Targets are the means. Thresholds are the standard deviations over samples, at least 0.05, so that a sample's loss
+    is quadratic within the natural spread.
     """
     targets, deviations = (_resample(values, num_layers) for values in (mean, std))
     return targets, [max(deviation, SMALLEST_DELTA) for deviation in deviations]
@@ -301,7 +319,7 @@ def _is_share(value: object) -> bool:
 
 
 def _resample(values: Sequence[float], num_layers: int) -> list[float]:
-    """Linear between the middles of the layers, constant outside."""
+    """Interpolate between the middles of the layers; constant outside."""
     count, found = len(values), []
     for layer in range(num_layers):
         place = min(max((layer + 0.5) * count / num_layers - 0.5, 0), count - 1)

@@ -10,15 +10,17 @@ from ...utils.numbers import check_number
 
 @MODELS.register_module()
 class SimPOLoss(nn.Module):
-    """SimPO on mean log-probabilities per answer token, see :func:`mergemix_mm.functional.simpo_loss`.
+    """SimPO on mean log-probabilities per answer token.
+
+    The arguments are those of :func:`mergemix_mm.functional.simpo_loss`, which has the equations.
 
     Args:
-        beta (float): Scale of the reward, > 0. Defaults to 2.0, as in SimPO.
-        label_smoothing (float): Probability that a preference is wrong, in [0, 0.5). Defaults to 0.0.
+        beta (float): Scale of the reward, > 0 and finite. Defaults to 2.0, as in SimPO.
+        label_smoothing (float): In [0, 0.5). Defaults to 0.0.
         loss_type (str): ``'sigmoid'`` or ``'hinge'``. Defaults to ``'sigmoid'``.
 
     Raises:
-        ValueError: if an argument is out of its range.
+        ValueError: If an argument is out of its range.
     """
 
     def __init__(self, beta: float = 2.0, label_smoothing: float = 0.0, loss_type: str = 'sigmoid') -> None:
@@ -28,8 +30,8 @@ class SimPOLoss(nn.Module):
         self.beta = beta
         self.label_smoothing = label_smoothing
         self.loss_type = loss_type
-        self(torch.zeros(1), torch.zeros(1), margin=0.0)  # Refuses bad arguments before a model is loaded and runs.
+        self(torch.zeros(1), torch.zeros(1), margin=0.0)  # Refuses a bad loss_type before a model is loaded.
 
     def forward(self, chosen: Tensor, rejected: Tensor, margin: float | Tensor) -> Tensor:
-        """Losses [B] float32 of pairs: chosen, rejected [B]; margin a number or [B]."""
+        """Losses [B] float32 of pairs: `chosen` and `rejected` are [B], `margin` is a number or [B]."""
         return simpo_loss(chosen, rejected, self.beta, margin, self.label_smoothing, self.loss_type)

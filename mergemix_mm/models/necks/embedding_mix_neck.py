@@ -20,33 +20,32 @@ OUTPUTS = ('tokens', 'featmap')
 
 @MODELS.register_module()
 class EmbeddingMixNeck(BaseModule):
-    """Maps of tokens -> one grid -> channels side by side -> projection -> norm; sequences go in front.
+    """Maps of tokens -> one grid -> channels concatenated -> projection -> norm; sequences are put before the result.
 
-    It takes what :class:`MultiBackbone` gives, or the maps of any other backbone: with several stages of a CNN it
-    brings them onto one grid.
+    The input is the output of :class:`MultiBackbone`, or the maps of any other backbone, such as several stages of a
+    CNN, which are resampled to one grid.
 
     Args:
         in_channels (Sequence[int]): Channels of the maps, in order.
         out_channels (int): Channels of the output, e.g. the width of the language model.
-        sequence_channels (Sequence[int]): Channels of the sequences (Q-Former), in order; each has a projection of its
-            own. Only for ``output='tokens'``. Defaults to ().
-        grid (int | tuple[int, int], optional): Rows and columns that all maps are resampled to, each as a whole.
-            Defaults to None: those of the finest map, on which the others lie by the pixels of their cells.
-        class_token (bool): Whether a class token, mixed and projected as the patches are, stands in front of them: the
-            encoder's own, or the mean of its map where it has none. Only for ``output='tokens'``. Defaults to False.
+        sequence_channels (Sequence[int]): Channels of the sequences (Q-Former), in order; each has its own projection.
+            Only for ``output='tokens'``. Defaults to ().
+        grid (int | tuple[int, int], optional): Rows and columns that all maps are resampled to, each map as a whole.
+            Defaults to None: those of the finest map; the others are sampled at its cells, by position in pixels.
+        class_token (bool): Whether a class token, mixed and projected like the patches, precedes them: the encoder's
+            own, or the mean of its map if it has none. Only for ``output='tokens'``. Defaults to False.
         fuse (str): The projection: ``'concat'``, one linear layer; ``'mlp'``, three with GELU in between, the first
             four times as wide as its input (Prismatic, https://arxiv.org/abs/2402.07865). Defaults to ``'concat'``.
         norm (bool): Whether a LayerNorm follows each projection. Defaults to True.
         output (str): ``'tokens'`` for language models, ``'featmap'`` for heads of OpenMMLab. Defaults to ``'tokens'``.
         scales (Sequence[float]): Levels of ``'featmap'``, relative to `grid`: 2.0 is twice as fine. A level of scale k
-            on cells of s pixels has the stride s / k, as a detector's anchors have it: its cell (i, j) lies around
-            ((i + 0.5) * s / k, (j + 0.5) * s / k), and there are as many as it takes, ceil(k * rows) and
-            ceil(k * columns), also where the last ones reach over the border. All go through the same projection.
-            Defaults to (1,).
+            on cells of s pixels has the stride s / k, as a detector's anchors do: cell (i, j) is centred at
+            ((i + 0.5) * s / k, (j + 0.5) * s / k). A level has ceil(k * rows) by ceil(k * columns) cells; the last ones
+            may reach over the border. All levels share the projection. Defaults to (1,).
         init_cfg (dict, optional): Initialization config. Defaults to None.
 
     Raises:
-        ValueError: If an argument is out of its range, or two do not go together.
+        ValueError: If an argument is out of its range, or two contradict each other.
 
     Examples:
         >>> neck = dict(type='EmbeddingMixNeck', in_channels=[1024, 3072, 1536], sequence_channels=[768],
@@ -98,15 +97,15 @@ class EmbeddingMixNeck(BaseModule):
         """Mix the embeddings of a batch.
 
         Args:
-            inputs (Sequence[TokenMap | Tensor]): Maps, as :class:`TokenMap` or [B, C, h, w], and sequences [B, n, C];
-                these may stand between the maps.
+            inputs (Sequence[TokenMap | Tensor]): Maps, as :class:`TokenMap` or [B, C, h, w], and sequences [B, n, C],
+                in any order.
 
         Returns:
             Tensor | tuple[Tensor, ...]: With ``output='tokens'`` [B, N, out_channels]: the tokens of the sequences, the
             class token, the patches row by row. With ``'featmap'`` one map [B, out_channels, h, w] per scale.
 
         Raises:
-            ValueError: If there are more, fewer or other inputs than the channels say.
+            ValueError: If number or channels of the inputs are not those of the configuration.
         """
         maps, sequences = self._sort(inputs)
         grid = _finest(maps) if self.grid is None else as_grid(self.grid)
@@ -133,7 +132,7 @@ class EmbeddingMixNeck(BaseModule):
         if self.grid is not None:
             return [(rows / grid[0], columns / grid[1]) for rows, columns in sizes]
         known = [m.cell for m in maps if m.cell is not None]
-        if len(known) < len(maps):  # The stages of a backbone; the cells of the finest one are the unit.
+        if len(known) < len(maps):  # Stages of a backbone know no pixels: the cells of the finest stage are the unit.
             known = [find_cell(grid, size) for size in sizes]
         height, width = known[sizes.index(grid)]
         return [(height / rows, width / columns) for rows, columns in known]

@@ -18,20 +18,20 @@ class SimpleFeaturePyramid(BaseModule):
     """Four levels from one map, without a top-down path (section 3 of the paper).
 
     The map of stride s becomes maps of stride s/4 (two deconvolutions), s/2 (one), s and 2s (max pooling); with patches
-    of 16 pixels: 4, 8, 16 and 32. Each then goes through a 1x1 convolution, a norm, a 3x3 convolution and a norm.
-    Further levels halve the last one, as in FPN. The last row or column of an odd level makes one of the next: all have
-    as many cells as their strides ask for, also on a map of one row.
+    of 16 pixels: 4, 8, 16 and 32. Each map then passes a 1x1 convolution, a norm, a 3x3 convolution and a norm. Further
+    levels halve the last one, as in FPN. Sizes are rounded up, so that every level covers the image, even a map of one
+    row.
 
     Args:
         in_channels (int): Channels of the backbone's map, a multiple of 4.
         out_channels (int): Channels of every level. Defaults to 256.
         num_outs (int): Number of levels, >= 4. Defaults to 5.
-        norm_cfg (dict): Config of the norms, of MMPretrain's registry. Defaults to ``dict(type='LN2d', eps=1e-6)``:
-            over the channels of each place.
+        norm_cfg (dict): Config of the norms, from MMPretrain's registry. Defaults to ``dict(type='LN2d', eps=1e-6)``,
+            which normalises over the channels of each position.
         init_cfg (dict, optional): Initialization config. Defaults to None: torch's own.
 
     Raises:
-        ValueError: If an argument is out of its range, or in the forward, if the last input is no map of
+        ValueError: If an argument is out of its range; in the forward, if the last input is not a map of
             ``in_channels`` channels.
     """
 
@@ -64,7 +64,7 @@ class SimpleFeaturePyramid(BaseModule):
             ),
             nn.ConvTranspose2d(in_channels, half, kernel_size=2, stride=2),
             nn.Identity(),
-            nn.MaxPool2d(kernel_size=2, stride=2, ceil_mode=True),  # Of an odd map, the last row too.
+            nn.MaxPool2d(kernel_size=2, stride=2, ceil_mode=True),  # Keeps the last row of an odd map.
         ]
         widths = (quarter, half, in_channels, in_channels)
         self.levels = nn.ModuleList(
@@ -79,8 +79,14 @@ class SimpleFeaturePyramid(BaseModule):
         )
 
     def forward(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """Maps of the backbone, of which the last is used, [B, in_channels, h, w] -> one map per level, finest first:
-        [B, out_channels, 4h, 4w], [.., 2h, 2w], [.., h, w], [.., ceil(h / 2), ceil(w / 2)], ...
+        """Build the levels from the last map of the backbone.
+
+        Args:
+            inputs (Sequence[Tensor]): Maps, of which only the last is used, [B, in_channels, h, w].
+
+        Returns:
+            tuple[Tensor, ...]: one map per level, finest first: [B, out_channels, 4h, 4w], [.., 2h, 2w], [.., h, w],
+            [.., ceil(h / 2), ceil(w / 2)], ...
         """
         x = inputs[-1]
         if x.dim() != 4 or x.size(1) != self.in_channels:

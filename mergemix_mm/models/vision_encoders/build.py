@@ -26,10 +26,9 @@ ADAPTERS: dict[str, str | Callable[[nn.Module], VisionEncoder]] = {
     'transformers.models.siglip.modeling_siglip.SiglipVisionModel': SiglipEncoder,
     'transformers.models.siglip.modeling_siglip.SiglipVisionTransformer': SiglipEncoder,
 }
-# Wrappers, and the attribute that holds the encoder. CLIPVisionModel and SiglipVisionModel are wrappers in
-# transformers 4 only.
+# Wrappers of other libraries and the attribute that holds the encoder. In transformers 5, CLIPVisionModel and
+# SiglipVisionModel are not wrappers and have no such attribute. A wrapper of this package offers `scoring_encoder`.
 WRAPPERS = {
-    f'{__package__.rpartition(".")[0]}.backbones.encoder_branch.EncoderBranch': 'encoder',
     'mmpretrain.models.backbones.timm_backbone.TIMMBackbone': 'timm_model',
     'mmpretrain.models.peft.lora.LoRAModel': 'module',
     'transformers.models.clip.modeling_clip.CLIPVisionModel': 'vision_model',
@@ -42,7 +41,8 @@ def build_vision_encoder(model: nn.Module) -> VisionEncoder:
     """Describe a model's parts to token merging and scoring.
 
     Args:
-        model (nn.Module): A vision transformer of MMPretrain, transformers or timm.
+        model (nn.Module): A vision transformer of MMPretrain, transformers or timm, or a module around one, whose
+            attribute ``scoring_encoder`` is the vision transformer.
 
     Returns:
         VisionEncoder: views on the model. They are cheap to make and need not be kept.
@@ -50,6 +50,8 @@ def build_vision_encoder(model: nn.Module) -> VisionEncoder:
     Raises:
         UnsupportedEncoderError: if merging cannot serve the model (Swin, BEiT, EVA-02, ...).
     """
+    if isinstance(inside := getattr(model, 'scoring_encoder', None), nn.Module):
+        return build_vision_encoder(inside)
     towers = {name: adapter for family in declared() for name, adapter in family.tower_adapters.items()}
     adapters = {**towers, **ADAPTERS}
     names = [f'{cls.__module__}.{cls.__name__}' for cls in type(model).__mro__]

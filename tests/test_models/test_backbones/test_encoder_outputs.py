@@ -47,13 +47,14 @@ def transformers_model(name, config, **options):
 
 
 @pytest.mark.parametrize('size', SIZES)
-@pytest.mark.parametrize('wrapped', [True, False])
+@pytest.mark.parametrize('kind', ['CLIPVisionModel', 'tower', 'CLIPVisionModelWithProjection'])
 @torch.no_grad()
-def test_clip_of_transformers_normalises_all_tokens(size, wrapped):
-    model = transformers_model('CLIPVisionModel', 'CLIPVisionConfig', intermediate_size=32)
+def test_clip_of_transformers_normalises_all_tokens_and_projects_none(size, kind):
+    name = 'CLIPVisionModel' if kind == 'tower' else kind
+    model = transformers_model(name, 'CLIPVisionConfig', intermediate_size=32, projection_dim=24)
     tower = getattr(model, 'vision_model', model)  # The model itself in transformers 5.
-    images, found = run(model if wrapped else tower, *size)
-    output = model(images, interpolate_pos_encoding=True)
+    images, found = run(tower if kind == 'tower' else model, *size)
+    output = tower(images, interpolate_pos_encoding=True)
     tokens = tower.post_layernorm(output.last_hidden_state)
     assert_tokens(found, tokens, (size[0] // 7, size[1] // 7), 1)
     torch.testing.assert_close(found.class_token, output.pooler_output)

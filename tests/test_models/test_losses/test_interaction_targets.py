@@ -90,7 +90,7 @@ def test_a_measured_curve_is_taken_as_it_is_and_resampled_for_other_depths(tmp_p
 @pytest.mark.parametrize(
     ('content', 'message'),
     [
-        ('{', 'is no JSON file'),
+        ('{', 'is not a JSON file'),
         ('[]', 'holds no curve'),
         ('{"generation": {}}', 'holds no curve'),
         ('{"gen": {"mean": [0.1]}}', r'gen.std=None must be a list of numbers in \[0, 1\]'),

@@ -414,7 +414,7 @@ def test_conversations_are_read_as_by_the_family_alone(family):
     assert torch.equal(vlm.hidden(vlm.prepare(batch)), plain.hidden(plain.prepare(batch)))
     assert torch.equal(vlm.modality(batch), plain.modality(batch))
     assert vlm.head_of(batch) is vlm.head is vlm.model.lm_head
-    text = vlm.generate_text(batch, max_new_tokens=3)
+    text = vlm.generate(batch, max_new_tokens=3)
     assert torch.equal(text.sequences, plain.generate(batch, max_new_tokens=3).sequences)
 
 

@@ -73,7 +73,7 @@ def true_images(length: int, seed: int) -> dict[str, float]:
     batch, samples = encode('gen', length, seed)
     vlm, samples = build_tuner(0).vlm.eval(), deepcopy(samples)
     with torch.no_grad():
-        images = vlm.decode_codes(batch['codes'].unflatten(1, vlm.grid(batch)))
+        images = vlm.decode_codes(batch['codes'].unflatten(1, vlm.code_grid(batch)))
     for sample, image in zip(samples, images, strict=True):
         sample.pred_image = ((image + 1) / 2).clamp(0, 1)
     return _metrics('gen', samples)

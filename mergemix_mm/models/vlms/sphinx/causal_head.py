@@ -1,10 +1,10 @@
-"""The head of a causal language model as a module: what the library computes between hidden states and logits."""
+"""The head of a causal language model as a module: all that the library computes from hidden states to logits."""
 
 from typing import Any
 
 from torch import Tensor, nn
 
-# Options of a config by which the library's forward changes the logits of the linear layer.
+# Options of a config with which the library's forward changes the logits of the linear layer.
 SCALES, DIVISORS, CAPS = ('logit_scale',), ('logits_scaling',), ('final_logit_softcapping',)
 
 

@@ -12,7 +12,7 @@ from .network import END, NUM_MARKERS, START, SphinxNetwork
 class SphinxFamily(Family):
     """Views on a :class:`SphinxNetwork`.
 
-    Encoders that are ``frozen`` belong to no part: nothing lets them train.
+    Encoders that are ``frozen`` belong to no part, so nothing can make them train.
     """
 
     def __init__(self, model: SphinxNetwork) -> None:
@@ -21,7 +21,7 @@ class SphinxFamily(Family):
         self.parts = dict(
             vision_tower=tuple(f'vision.backbone.branches.{index}' for index, one in branches if not one.frozen),
             projector=('vision.neck', 'markers'),
-            # The decoder comes first; the head, wherever the library has it, is in the second.
+            # The decoder comes first. The second entry includes the head, wherever the library keeps it.
             language_model=(f'language_model.{model.language_model.base_model_prefix}', 'language_model'),
         )
 
@@ -35,14 +35,14 @@ class SphinxFamily(Family):
 
     @property
     def vision_encoder(self) -> nn.Module | None:
-        """The first encoder whose patches can be scored, and which takes the images as they are normalised."""
+        """The first encoder whose patches can be scored and whose normalisation is the common one."""
         for branch in self.model.vision.backbone.branches:
             try:
-                build_vision_encoder(branch.encoder)
+                build_vision_encoder(branch)
             except UnsupportedEncoderError:
                 continue
             if not branch.renormalises:
-                return branch  # Which FSDP may have made a unit.
+                return branch  # Not the encoder inside: `gathered` looks for FSDP's unit, which is the branch.
         return None
 
     @property

@@ -1,4 +1,4 @@
-"""The folder of a trained SPHINX: a language model as transformers writes it, and the rest in one file beside it."""
+"""The folder of a trained SPHINX: the language model as transformers writes it, and one file with the other weights."""
 
 import json
 from contextlib import suppress
@@ -13,7 +13,7 @@ from .network import SphinxNetwork
 
 LANGUAGE_MODEL, VISION_FILE, CONFIG_FILE = 'language_model', 'vision.safetensors', 'config.json'
 MODEL_TYPE = 'sphinx'
-# The arguments of `SphinxModel` that its folder says.
+# The arguments of `SphinxModel` that its folder stores.
 LAYOUT = ('backbone', 'neck', 'image_token_id', 'grid', 'crop_pool')
 
 
@@ -23,7 +23,7 @@ def is_sphinx(folder: str | Path) -> bool:
 
 
 def save_vision(network: SphinxNetwork, folder: str | Path) -> None:
-    """Write all weights but those of the language model and of frozen encoders."""
+    """Write all weights except those of the language model and of frozen encoders."""
     from safetensors.torch import save_file
 
     weights = {name: value.contiguous() for name, value in _vision_weights(network).items()}
@@ -31,10 +31,10 @@ def save_vision(network: SphinxNetwork, folder: str | Path) -> None:
 
 
 def write_layout(layout: dict, folder: str | Path) -> None:
-    """Write the arguments of `SphinxModel` that are configs; modules that were given cannot be written."""
+    """Write the arguments of `SphinxModel` that are configs; arguments that are modules cannot be written."""
     content = dict(model_type=MODEL_TYPE)
     for name, value in layout.items():
-        # Left out where it, or an encoder in it, is a module.
+        # A TypeError means that the part, or an encoder in it, is a module.
         with suppress(TypeError):
             content[name] = json.loads(json.dumps(value))
     Path(folder, CONFIG_FILE).write_text(json.dumps(content, indent=2) + '\n')
@@ -45,11 +45,11 @@ def read_layout(folder: str | Path, trust_remote_code: bool = False) -> dict:
 
     Args:
         folder (str | Path): The folder.
-        trust_remote_code (bool): Whether its parts may be of any type, and so call any function. Defaults to False.
+        trust_remote_code (bool): Whether its parts may be of any type, which can call any function. Defaults to False.
 
     Raises:
-        OSError: if there is no such file, or it is of another model.
-        ValueError: if it is damaged, or names a type that a folder may not build.
+        OSError: If there is no such file, or it is of another model.
+        ValueError: If it is damaged, or names a type that a folder may not build.
     """
     path = Path(folder, CONFIG_FILE)
     try:
@@ -74,8 +74,8 @@ def load_vision(network: SphinxNetwork, folder: str | Path) -> None:
     """Read what :func:`save_vision` wrote into a network of the same parts.
 
     Raises:
-        OSError: if there is no such file.
-        ValueError: if its weights are others than the network has.
+        OSError: If there is no such file.
+        ValueError: If its weights are not those of the network.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -99,7 +99,7 @@ def load_vision(network: SphinxNetwork, folder: str | Path) -> None:
         )
     network.load_state_dict(found, strict=False)
     for branch in network.vision.backbone.branches:
-        branch.draws_weights &= branch.frozen  # The others came with their weights, here.
+        branch.draws_weights &= branch.frozen  # The encoders that train have just got their weights.
 
 
 def _first(names: list[str]) -> str:

@@ -28,41 +28,40 @@ class SphinxModel(FamilyModel):
     """A language model of transformers that reads images through a mix of vision backbones.
 
     An image is a square canvas (`SphinxProcessor` pads it), of which the backbones see the whole and, with ``grid`` 2
-    or 3, its crops. A view becomes ``[start, sequences, class, patches, end]``: 291 tokens of SPHINX's four encoders.
-    The three markers (start, end, and skip, which stands for a crop that is padding only) are learnt, and shared by
-    all views.
+    or 3, its crops. A view becomes ``[start, sequences, class, patches, end]``: 291 tokens with SPHINX's four encoders.
+    The three markers (start, end, and skip for a crop that only holds padding) are learnt, and shared by all views.
 
-    What a batch must hold: ``input_ids`` with the ids that `SphinxProcessor` writes for images, and ``pixel_values``
-    [N, 3, S, S], normalised as the backbone's common input.
+    A batch must hold ``input_ids`` with the ids that `SphinxProcessor` writes for images, and ``pixel_values``
+    [N, 3, S, S] in the backbone's common normalisation.
 
     Args:
         language_model (dict | nn.Module, optional): The causal language model: ``pretrained`` (name on the hub, or
             folder) or ``config`` (random weights), and further arguments as `HFVisionLanguageModel` has them:
-            ``dtype``, ``revision``, ``attn_implementation``, ``trust_remote_code``. Needed without ``pretrained``, as
-            are the next three.
-        backbone (dict | nn.Module, optional): A `MultiBackbone`. Encoders that are ``frozen``, the default, stay as
-            they are and in eval mode, whatever ``trainable`` says.
+            ``dtype``, ``revision``, ``attn_implementation``, ``trust_remote_code``. This and the next three arguments
+            are required without ``pretrained``. Defaults to None.
+        backbone (dict | nn.Module, optional): A `MultiBackbone`. Encoders that are ``frozen`` (the default) are not
+            changed and stay in eval mode, whatever ``trainable`` says.
         neck (dict | nn.Module, optional): An `EmbeddingMixNeck` whose ``out_channels`` are the language model's width.
         image_token_id (int, optional): Id of the first of the four tokens that `SphinxProcessor` adds to the tokenizer:
             the number of tokens that the tokenizer has without them, 32000 for Llama 2.
-        grid (int, optional): Crops per side: 1 (the whole image alone), 2 or 3. Defaults to None: 1, or that of
-            ``pretrained`` if backbone, neck or id come from there.
-        crop_pool (int, optional): The patches of crops are averaged over squares of so many a side. Defaults to None:
-            they are not, or as ``grid``.
+        grid (int, optional): Crops per side: 1 (only the whole image), 2 or 3. Defaults to None: 1, or that of
+            ``pretrained`` if backbone, neck or id are read from there.
+        crop_pool (int, optional): Side of the squares of patches that are averaged in crops. Defaults to None: patches
+            are not averaged, or as in ``pretrained`` (see ``grid``).
         trainable (Collection[str]): Parts that train: ``'language_model'`` (with its head), ``'projector'`` (neck and
             markers), ``'vision_tower'`` (encoders with ``frozen=False``). Defaults to the first two.
         pretrained (str, optional): A folder of :meth:`save_pretrained`: the weights of neck, markers and encoders that
-            are not frozen, and all that is not given otherwise. Defaults to None.
+            are not frozen, and every argument that is not given here. Defaults to None.
         lora (dict, optional): As for `HFVisionLanguageModel`. Defaults to None.
         gradient_checkpointing (bool): As there. Defaults to False.
-        trust_remote_code (bool): Whether the folder of ``pretrained`` may name any type for its parts, which runs any
-            function, and weights of any kind. Without it, it may build registered modules, and models of transformers
-            and timm. Defaults to False.
+        trust_remote_code (bool): Whether the folder of ``pretrained`` may name any type for its parts, which can run
+            any function, and weights of any kind. If False, it may only name registered modules, and models of
+            transformers and timm. Defaults to False.
         init_cfg (dict, optional): MMEngine's initialisation. Defaults to None.
 
     Raises:
-        ValueError: if an argument is missing or cannot be used, or parts do not fit each other.
-        OSError: if weights cannot be found.
+        ValueError: If an argument is missing or cannot be used, or parts do not fit each other.
+        OSError: If weights cannot be found.
 
     Examples:
         >>> vlm = dict(
@@ -104,7 +103,7 @@ class SphinxModel(FamilyModel):
                 if pretrained is not None
                 else f'SphinxModel: {", ".join(missing)} must be given, or pretrained=, a folder that has them'
             )
-        # What a folder names beside its own weights is read without running code of theirs.
+        # A folder's config may name further weights: these are read without running code that they contain.
         self._guard = nullcontext if trust_remote_code or pretrained is None else _guard
         assert language_model is not None  # Else it is missing.
         with self._guard():
@@ -115,13 +114,13 @@ class SphinxModel(FamilyModel):
         if 'vision_tower' in trainable and not family.parts['vision_tower']:
             raise ValueError(
                 f"SphinxModel: trainable={list(trainable)} asks for 'vision_tower', but all encoders are frozen: set "
-                'frozen=False for those of backbone.encoders that shall train'
+                'frozen=False for those of backbone.encoders that should train'
             )
         super().__init__(family, trainable, lora, gradient_checkpointing, init_cfg)
         self._layout = layout
 
     def init_weights(self) -> None:
-        """Encoders of OpenMMLab get their first weights; those that came with theirs keep them."""
+        """Initialise the encoders of OpenMMLab; encoders that have their weights already keep them."""
         super().init_weights()
         with self._guard():
             self.family.model.vision.backbone.init_weights()
@@ -132,7 +131,7 @@ class SphinxModel(FamilyModel):
         return {**inputs, 'inputs_embeds': embeds}
 
     def encode_images(self, images: Tensor, real: Tensor | None = None) -> Tensor:
-        """What the language model reads of images, without markers; see :class:`ViewEncoder`."""
+        """Tokens of images as the language model gets them, without markers; see :class:`ViewEncoder`."""
         return self.family.model.vision(images, real)
 
     def save_pretrained(self, folder: str | Path, dtype: str | torch.dtype | None = None) -> None:
@@ -140,16 +139,16 @@ class SphinxModel(FamilyModel):
         that are not frozen (frozen ones come from where the config has them); and ``config.json``: the config of
         backbone and neck.
 
-        A folder of that name is replaced in one step, once everything is written.
+        An existing folder of that name is replaced in one step, after everything is written.
 
         Args:
             folder (str | Path): The folder.
-            dtype (str | torch.dtype, optional): Of the language model's weights. Defaults to None: as they were loaded;
-                what trained in float32 is rounded. The others keep theirs.
+            dtype (str | torch.dtype, optional): Of the language model's weights. Defaults to None: the dtype that they
+                were loaded with, to which weights that trained in float32 are rounded. Other weights keep their dtype.
 
         Raises:
-            RuntimeError: if this process holds a shard of the weights only.
-            ValueError: with LoRA: its adapters have to be merged before.
+            RuntimeError: If this process only holds a shard of the weights.
+            ValueError: With LoRA, whose adapters have to be merged before.
         """
         check_whole(self.model)
         if unwrapped(self.model) is not self.family.model:

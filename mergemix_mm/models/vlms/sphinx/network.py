@@ -1,4 +1,8 @@
-"""The modules of SPHINX, and how they make the input of the language model out of tokens and images."""
+"""The modules of SPHINX (https://arxiv.org/abs/2311.07575): views of images, their encoder, markers, language model.
+
+Shapes: B samples, L tokens, N images, V views of each (the whole image, then g x g crops row by row), R views that are
+encoded, T tokens of a view, C channels.
+"""
 
 import torch
 import torch.nn.functional as F
@@ -9,7 +13,7 @@ from ....functional import split_views
 from ....utils.numbers import check_number, is_number
 from .causal_head import causal_head
 
-# Ids behind `image_token_id`, and rows of the learned embeddings of the markers.
+# The markers have the ids that follow `image_token_id`, and one row each in the learned embeddings.
 NUM_MARKERS = 3
 START, END, SKIP = range(NUM_MARKERS)
 # Crops per side of an image.
@@ -17,26 +21,26 @@ GRIDS = (1, 2, 3)
 
 
 class ViewEncoder(BaseModule):
-    """Several vision backbones see the whole image and its crops; a neck mixes what they see.
+    """Several vision backbones encode the whole image and its crops ("mixing of scales"); a neck mixes their outputs.
 
-    Every backbone has its own view size, and is called once for all views of a batch. Views that are padding only are
+    Every backbone has its own view size, and is called once for all views of a batch. Views that only hold padding are
     not encoded.
 
     Args:
         backbone (nn.Module): A `MultiBackbone`.
         neck (nn.Module): An `EmbeddingMixNeck` with ``output='tokens'`` and a fixed ``grid``.
-        grid (int): Crops per side: 1 (the whole image alone), 2 or 3. Defaults to 1.
-        crop_pool (int, optional): The patches of a crop are averaged over squares of so many a side; sequences and
-            class token stay. Defaults to None: they are not.
+        grid (int): Crops per side: 1 (only the whole image), 2 or 3. Defaults to 1.
+        crop_pool (int, optional): Side of the squares of patches that are averaged in crops, a divisor of the neck's
+            grid; sequences and class token stay. Defaults to None: patches are not averaged.
 
     Raises:
-        ValueError: if an argument cannot be used.
+        ValueError: If an argument cannot be used.
     """
 
     def __init__(self, backbone: nn.Module, neck: nn.Module, grid: int = 1, crop_pool: int | None = None) -> None:
         super().__init__()
         if not is_number(grid, integer=True) or grid not in GRIDS:
-            raise ValueError(f'SphinxModel: grid={grid!r} must be one of {GRIDS}: 1 is the whole image alone')
+            raise ValueError(f'SphinxModel: grid={grid!r} must be one of {GRIDS}: 1 is only the whole image')
         if neck.output != 'tokens' or not isinstance(neck.grid, int):
             raise ValueError(
                 f"SphinxModel: neck.output={neck.output!r} and neck.grid={neck.grid!r} must be 'tokens' and a number, "
@@ -49,24 +53,24 @@ class ViewEncoder(BaseModule):
                 f'neck.grid={neck.grid}'
             )
         self.backbone, self.neck, self.crop_pool = backbone, neck, crop_pool
-        # Crops per side; one crop would be the whole image again.
+        # 0 instead of 1: a single crop would be the whole image again.
         self.crop_grid = grid if grid > 1 else 0
 
     @property
     def num_views(self) -> int:
-        """V, the whole image and its crops."""
+        """V: the whole image and its crops."""
         return 1 + self.crop_grid**2
 
     def forward(self, images: Tensor, real: Tensor | None = None) -> Tensor:
         """Encode images.
 
         Args:
-            images (Tensor): [N, 3, S, S], squares, normalised as the backbone's common input.
-            real (Tensor, optional): [N, V] bool, the views to encode; the first of each image is. Defaults to None:
-                all.
+            images (Tensor): [N, 3, S, S], squares in the backbone's common normalisation.
+            real (Tensor, optional): [N, V] bool, the views to encode, always True for the first view of an image.
+                Defaults to None: all views.
 
         Returns:
-            Tensor: [tokens, C], of all encoded views, image by image, view by view.
+            Tensor: [tokens, C] of all encoded views, image by image, view by view.
         """
         if real is None:
             real = torch.ones(len(images), self.num_views, dtype=torch.bool, device=images.device)
@@ -76,12 +80,12 @@ class ViewEncoder(BaseModule):
         return tokens.flatten(0, 1) if self.crop_pool is None else self._pool_crops(tokens, whole[real], self.crop_pool)
 
     def _encode(self, branch: nn.Module, images: Tensor, real: Tensor) -> Tensor | tuple:
-        """What one backbone makes of the views, at its own size."""
+        """The output of one backbone for the views, at its own view size."""
         size = branch.input_size or images.size(-1) // max(self.crop_grid, 1)
         return branch(split_views(images, self.crop_grid, size)[real])
 
     def _pool_crops(self, tokens: Tensor, whole: Tensor, pool: int) -> Tensor:
-        """[R, T, C], of which `whole` [R] are whole images, -> [tokens, C] with fewer tokens of the crops."""
+        """[R, T, C], of which those of `whole` [R] are whole images -> [tokens, C] with fewer tokens for crops."""
         num_patches = self.neck.grid**2
         prefix, patches = tokens[~whole].split([tokens.size(1) - num_patches, num_patches], dim=1)
         maps = patches.transpose(1, 2).unflatten(2, (self.neck.grid, self.neck.grid))
@@ -95,26 +99,25 @@ class ViewEncoder(BaseModule):
 class SphinxNetwork(nn.Module):
     """A language model that reads the views of images between learned markers.
 
-    Four ids stand for what is no word: ``image_token_id`` for one token of a view, and behind it the start of a view,
-    its end, and a view that was left out. They need not be in the vocabulary of the language model.
+    Four ids are not words: ``image_token_id`` for one token of a view, followed by the ids for the start of a view, its
+    end, and a skipped view. They need not be in the vocabulary of the language model.
 
     Args:
         language_model (nn.Module): A causal language model of transformers.
-        vision (ViewEncoder): Makes the tokens of views.
+        vision (ViewEncoder): Computes the tokens of views.
         image_token_id (int): The first of the four ids.
 
     Raises:
-        ValueError: if the neck's channels are not those of the language model.
+        ValueError: If the neck's channels are not those of the language model.
     """
 
-    # Peft asks for the part of a model of transformers that its name begins with; here, no part has one.
+    # Peft asks models of transformers for the name of their base model; this module has none.
     base_model_prefix = ''
 
     def __init__(self, language_model: nn.Module, vision: ViewEncoder, image_token_id: int) -> None:
         super().__init__()
         allowed = 'an integer of at least 0, below 2 ** 31'
         check_number('SphinxModel: image_token_id', image_token_id, allowed, least=0, below=1 << 31, integer=True)
-        # The first module of transformers in here is the one whose attention `InteractionRecorder` records.
         self.language_model = language_model
         self.vision = vision
         embeddings = language_model.get_input_embeddings()
@@ -134,6 +137,11 @@ class SphinxNetwork(nn.Module):
         return self.language_model.config
 
     @property
+    def recorded_model(self) -> nn.Module:
+        """The model of transformers whose attention `InteractionRecorder` records; encoders may be such models too."""
+        return self.language_model
+
+    @property
     def generation_config(self):
         """The language model's."""
         return self.language_model.generation_config
@@ -144,21 +152,21 @@ class SphinxNetwork(nn.Module):
         return causal_head(self.language_model)
 
     def gradient_checkpointing_enable(self, options: dict) -> None:
-        """In the layers of the language model."""
+        """Switch checkpointing on in the layers of the language model."""
         self.language_model.gradient_checkpointing_enable(options)
 
     def views(self, input_ids: Tensor) -> Tensor:
-        """Which views of each image the ids hold, [N, V] bool; in the order of the samples.
+        """Which views of each image the ids hold, [N, V] bool, in the order of the samples.
 
         Raises:
-            ValueError: if the markers are not those of whole images.
+            ValueError: If the markers are not those of complete images.
         """
         marks = input_ids[(input_ids == self._id(START)) | (input_ids == self._id(SKIP))]
         num_views = self.vision.num_views
         if len(marks) % num_views or (marks.view(-1, num_views)[:, 0] == self._id(SKIP)).any():
             raise ValueError(
-                f'SphinxModel: input_ids hold {len(marks)} views, which are no whole images of {num_views}. Give the '
-                f'processor the grid of the model ({max(self.vision.crop_grid, 1)}), and do not let truncation cut '
+                f'SphinxModel: input_ids hold {len(marks)} views, which are not complete images of {num_views}. Give '
+                f'the processor the grid of the model ({max(self.vision.crop_grid, 1)}), and do not let truncation cut '
                 'images: raise max_length'
             )
         return marks.view(-1, num_views) == self._id(START)
@@ -167,7 +175,7 @@ class SphinxNetwork(nn.Module):
         """Tokens [B, L] and images [N, 3, S, S] -> the input of the language model [B, L, C].
 
         Raises:
-            ValueError: if tokens and images do not belong together.
+            ValueError: If tokens and images do not belong together.
         """
         first = self.image_token_id
         is_image, is_marker = input_ids == first, (input_ids > first) & (input_ids <= first + NUM_MARKERS)

@@ -1,4 +1,4 @@
-"""Models that both read images and write them, code by code, with one language model."""
+"""Models that read and generate images with one language model; an image is generated code by code."""
 
 from abc import abstractmethod
 from inspect import signature
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ....functional.preference import IGNORE_INDEX
 from ...evaluation_mode import evaluation_mode
-from ..base import TEXT, Generation
+from ..base import TEXT
 from ..generation import pad_left
 from ..hf.hf_vision_language_model import HFVisionLanguageModel
 
@@ -19,21 +19,22 @@ class UnifiedModel(HFVisionLanguageModel):
     With batches of conversations it is a :class:`HFVisionLanguageModel`. A *generation batch* holds prompts and the
     images to be generated:
 
-    - ``input_ids`` [B, L] and ``attention_mask`` [B, L]: prompts, each of which ends with the token behind which the
-      image begins, padded on either side;
-    - ``target_images`` [B, 3, H, W] in [-1, 1], all of one size, or their ``codes``, if they are known already.
+    - ``input_ids`` [B, L] and ``attention_mask`` [B, L]: prompts, padded on either side. Each ends with the token that
+      begins the image;
+    - ``target_images`` [B, 3, H, W] in [-1, 1], all of one size, or their ``codes``, if these are known already.
 
     `prepare` appends the images to the prompts. Shapes: B samples, L tokens, C channels, T codes of an image.
     """
 
     def prepare(self, batch: dict) -> dict:
-        """A shallow copy; a generation batch gets its images appended, once.
+        """A shallow copy of a batch; the images of a generation batch are appended to its prompts, once.
 
-        Its ``input_ids`` and ``attention_mask`` then cover prompt and image, ``codes`` are those of the images, and
-        ``labels`` [B, L] hold at each position of a code what `head_of` shall predict one position before, else -100.
+        ``input_ids`` and ``attention_mask`` then cover prompt and image, and ``codes`` are those of the images.
+        ``labels`` [B, L] hold, at each position of a code, the target that `head_of` predicts one position before, and
+        -100 elsewhere.
 
         Raises:
-            ValueError: if prompts or images are not as the model wants them.
+            ValueError: If prompts or images do not have the form that the model needs.
         """
         if not self.is_generation(batch):
             return super().prepare(batch)
@@ -60,27 +61,23 @@ class UnifiedModel(HFVisionLanguageModel):
             return self.family.language_model(inputs_embeds=self.embed(batch), **kwargs).last_hidden_state
 
     def modality(self, batch: dict) -> Tensor:
-        """As always; the token before an image, and what else frames it, is ``MARKER``, the rest of a prompt ``TEXT``
-        (also where it was dropped).
+        """As for any model. The tokens that frame an image, such as the one before it, are ``MARKER``; the rest of a
+        prompt is ``TEXT``, dropped or not.
         """
         return super().modality(self.prepare(batch))
 
     def drop_prompts(self, batch: dict, dropped: Tensor) -> dict:
-        """Blank prompts for classifier-free guidance: padding tokens of the same number, which are attended to.
+        """Blank prompts for classifier-free guidance: their text becomes padding tokens, which are attended to.
 
-        What begins the sequence and what begins the image stay, as does all else: a dropped prompt says how long it was
-        and nothing more.
+        The tokens that begin the sequence and the image stay, as does everything else. A dropped prompt therefore still
+        tells its length, and nothing more.
 
         Args:
-            batch (dict): Generation batch, prepared or not, or prompts alone.
+            batch (dict): Generation batch, prepared or not, or only prompts.
             dropped (Tensor): [B] bool.
         """
         places = self.prompt_text(batch) & (batch['input_ids'] != self.special_id('bos')) & dropped[:, None]
         return {**batch, 'input_ids': batch['input_ids'].masked_fill(places, self.special_id('pad'))}
-
-    def generate_text(self, batch: dict, **kwargs) -> Generation:
-        """Answer a batch of prompts; another name of `generate`."""
-        return self.generate(batch, **kwargs)
 
     def generate_image(
         self,
@@ -92,19 +89,19 @@ class UnifiedModel(HFVisionLanguageModel):
         """Generate an image for each prompt, with a key-value cache and in eval mode.
 
         Args:
-            batch (dict): ``input_ids`` [B, L] and ``attention_mask`` [B, L] of prompts that end with the token behind
-                which the image begins, padded on either side.
+            batch (dict): ``input_ids`` [B, L] and ``attention_mask`` [B, L] of prompts that end with the token that
+                begins the image, padded on either side.
             guidance_scale (float): s of classifier-free guidance (https://arxiv.org/abs/2207.12598): logits are
-                uncond + s * (cond - uncond), where uncond are those of the dropped prompt. 1 generates without it,
-                at half the price. Defaults to 5.0, as Janus does; Emu3 takes 3.0.
-            temperature (float): of the choice among codes; 0 takes the most probable. Defaults to 1.0.
-            generator (torch.Generator, optional): Defaults to None: torch's own.
+                uncond + s * (cond - uncond), where uncond are those of the dropped prompt. 1 generates without
+                guidance, at half the cost. Defaults to 5.0, as for Janus; Emu3 uses 3.0.
+            temperature (float): Of the choice among codes, >= 0; 0 takes the most probable code. Defaults to 1.0.
+            generator (torch.Generator, optional): Source of randomness. Defaults to None: torch's global one.
 
         Returns:
             Tensor: [B, 3, H, W] float32 in [0, 1].
 
         Raises:
-            ValueError: if the temperature is negative, or prompts are not as the model wants them.
+            ValueError: If the temperature is negative, or the prompts do not have the form that the model needs.
         """
         if temperature < 0:
             raise ValueError(f'generate_image: temperature={temperature} must be 0 (most probable) or above')
@@ -118,14 +115,14 @@ class UnifiedModel(HFVisionLanguageModel):
         self, prompts: dict, scale: float, temperature: float, generator: torch.Generator | None
     ) -> Tensor:
         """Prompts padded on the left -> codes [B, rows, columns]."""
-        rows, columns = self.grid(prompts)
+        rows, columns = self.code_grid(prompts)
         copies = 1 if scale == 1 else 2
         ids, mask = prompts['input_ids'], prompts['attention_mask']
         if copies == 2:
             without = self.drop_prompts(prompts, torch.ones_like(ids[:, 0], dtype=torch.bool))
             ids, mask = torch.cat([ids, without['input_ids']]), mask.repeat(2, 1)
         model = self.family.language_model
-        # Its name in transformers 4 and early versions of 5, and in later ones.
+        # The argument for the cache has another name in later versions of transformers 5.
         key = 'cache' if 'cache' in signature(model.forward).parameters else 'past_key_values'
         embeds, cache, codes = model.get_input_embeddings()(ids), None, []
         for place in range(1, rows * columns + 1):
@@ -142,14 +139,14 @@ class UnifiedModel(HFVisionLanguageModel):
 
     @staticmethod
     def is_generation(batch: dict) -> bool:
-        """Whether a batch is there to learn generating images."""
+        """Whether a batch trains the generation of images."""
         return batch.get('target_images') is not None or batch.get('codes') is not None
 
     def special_id(self, name: str) -> int:
         """The id of the ``'bos'`` or ``'pad'`` token.
 
         Raises:
-            ValueError: if the model's configs have none.
+            ValueError: If the model's configs have none.
         """
         configs = self.family.model.generation_config, self.family.model.config.get_text_config()
         found = [getattr(config, f'{name}_token_id', None) for config in configs]
@@ -163,27 +160,27 @@ class UnifiedModel(HFVisionLanguageModel):
 
     @abstractmethod
     def head_of(self, batch: dict) -> nn.Module:
-        """Hidden states -> logits of this batch's labels."""
+        """The module that predicts this batch's labels: hidden states -> logits."""
 
     @abstractmethod
     def encode_images(self, images: Tensor) -> Tensor:
-        """Images [B, 3, H, W] in [-1, 1] -> codes, by the frozen VQ model: without gradient, without autocast."""
+        """Images [B, 3, H, W] in [-1, 1] -> codes of the frozen VQ model, without gradient and without autocast."""
 
     @abstractmethod
     def decode_codes(self, codes: Tensor) -> Tensor:
-        """Codes [B, rows, columns] -> images [B, 3, H, W], about in [-1, 1]."""
+        """Codes [B, rows, columns] -> images [B, 3, H, W], approximately in [-1, 1]."""
 
     @abstractmethod
     def check_prompts(self, prompts: dict, codes: Tensor | None = None) -> None:
-        """Refuse prompts that no image can follow, or not one of these codes."""
+        """Refuse prompts that no image can follow, or, with `codes`, no image of these codes."""
 
     @abstractmethod
-    def grid(self, prompts: dict) -> tuple[int, int]:
-        """Rows and columns of the codes of the images to be generated."""
+    def code_grid(self, prompts: dict) -> tuple[int, int]:
+        """Rows and columns of the codes of an image that is generated."""
 
     @abstractmethod
     def image_tokens(self, codes: Tensor) -> tuple[Tensor, Tensor]:
-        """Codes -> what is appended to ``input_ids`` and to ``labels``."""
+        """Codes -> the ids and the labels that are appended to those of the prompts."""
 
     @abstractmethod
     def embed(self, batch: dict) -> Tensor:
@@ -191,14 +188,14 @@ class UnifiedModel(HFVisionLanguageModel):
 
     @abstractmethod
     def embed_codes(self, codes: Tensor, ends_row: bool) -> Tensor:
-        """Codes [B, 1] -> the language model's input [B, 1, C], or more if something follows the end of a row."""
+        """Codes [B, 1] -> the language model's input [B, 1, C], or [B, 2, C] if a token follows the end of a row."""
 
     @abstractmethod
     def code_logits(self, hidden: Tensor) -> Tensor:
         """Hidden states [B, C] -> logits of the codes, [B, codebook size]."""
 
     def prompt_text(self, batch: dict) -> Tensor:
-        """Where the prompt is that `drop_prompts` blanks (BOS may be among it), [B, L] bool."""
+        """The tokens that `drop_prompts` blanks, [B, L] bool; BOS may be included and is kept anyway."""
         return super().modality(batch) == TEXT
 
 
@@ -208,7 +205,7 @@ def _attention_mask(batch: dict) -> Tensor:
 
 
 def last_tokens(mask: Tensor) -> Tensor:
-    """The last True of each row of a mask [B, L], as a mask."""
+    """Mask [B, L] of the last True in each row of a mask [B, L]."""
     return mask & (mask.flip(1).cumsum(dim=1).flip(1) == 1)
 
 

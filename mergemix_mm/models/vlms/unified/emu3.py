@@ -1,4 +1,4 @@
-"""Emu3 (https://arxiv.org/abs/2409.18869): images are text of VQ codes, to read and to write."""
+"""Emu3 (https://arxiv.org/abs/2409.18869) reads and generates images as sequences of VQ codes."""
 
 from collections.abc import Collection, Iterable
 from typing import Any
@@ -18,28 +18,29 @@ class Emu3Model(UnifiedModel):
 
     A prompt is ``<|extra_203|>{prompt}<|image start|>{rows}*{columns}<|image token|>``: the first token begins the
     sequence, and ``rows`` and ``columns`` are those of the image's codes, its height and width in pixels divided by
-    ``2 ** (len(vq_config.channel_multiplier) - 1)`` (8 in the released models). It must end like that: nothing is
-    added. (What Emu3Processor does with ``return_for_image_generation=True``.) All images of a batch are of one size.
+    ``2 ** (len(vq_config.channel_multiplier) - 1)`` (8 in the released models). Prompts must have this form, because
+    nothing is added; Emu3Processor writes it with ``return_for_image_generation=True``. All images of a batch have one
+    size.
 
-    The image follows row by row, each row ended by ``<|extra_200|>``, and ends the sequence. ``labels`` are ids of the
-    vocabulary at the codes alone, as in Emu3's own training: where rows end follows from the size, and so it does in
-    `generate_image`, which chooses among codes only. What would follow the last row is always the same.
+    The image follows row by row, each row ended by ``<|extra_200|>``, and ends the sequence. Only codes are labelled
+    (with their ids in the vocabulary), as in Emu3's own training: the size says where rows end. `generate_image`
+    therefore chooses only among codes. The tokens after the last row are always the same and are left out.
 
     Images to be generated are normalised with mean and standard deviation 0.5. ``codes`` of a batch are
-    [B, rows, columns], those of the codebook.
+    [B, rows, columns], indices into the codebook.
 
     Args:
         pretrained (str, optional): As `HFVisionLanguageModel` takes it, e.g. ``'BAAI/Emu3-Gen-hf'``.
         config (dict | str, optional): As there.
         trainable (Collection[str]): Parts that train: ``'language_model'``, or none. The VQ model never does. Defaults
             to ``('language_model',)``.
-        attention_dropout (float): of the attention weights in training. The config's is 0.1 (the library's default,
-            and of the released models), but then a recorded interaction intensity would be that of what is left after
-            dropout. The layers' outputs are dropped by the config's rate all the same. Defaults to 0.0.
+        attention_dropout (float): Of the attention weights in training, in [0, 1). It replaces the config's 0.1 (the
+            library's default, also in the released models), with which a recorded interaction intensity would be that
+            after dropout. The layers' outputs are still dropped at the config's rate. Defaults to 0.0.
         **kwargs: Further arguments of `HFVisionLanguageModel`.
 
     Raises:
-        ValueError: if the model is no Emu3.
+        ValueError: If the model is not an Emu3.
 
     Examples:
         >>> vlm = dict(type='Emu3Model', pretrained='BAAI/Emu3-Gen-hf', dtype='bfloat16', gradient_checkpointing=True)
@@ -74,19 +75,19 @@ class Emu3Model(UnifiedModel):
         return self.family.model.model.vqmodel.decode(codes)
 
     def check_prompts(self, prompts: dict, codes: Tensor | None = None) -> None:
-        """Refuse prompts that do not end with the size of an image, or of an image of these codes."""
-        grid = self.grid(prompts)
+        """Refuse prompts that do not end with the size of an image, or, with `codes`, with the size of these codes."""
+        grid = self.code_grid(prompts)
         if codes is not None and tuple(codes.shape[1:]) != grid:
             raise ValueError(
                 f'Emu3Model: the prompts announce images of {grid[0]}*{grid[1]} codes, but target_images have codes of '
                 f'shape {list(codes.shape[1:])}: write the size of the resized image into the prompt'
             )
 
-    def grid(self, prompts: dict) -> tuple[int, int]:
-        """As the prompts say, which must agree.
+    def code_grid(self, prompts: dict) -> tuple[int, int]:
+        """The size that the prompts name, which must be the same in all of them.
 
         Raises:
-            ValueError: if they do not, or do not end with a size.
+            ValueError: If it differs, or a prompt does not end with a size.
         """
         real = prompts['attention_mask'].bool()
         found = {self.family.announced_grid(ids[kept]) for ids, kept in zip(prompts['input_ids'], real, strict=True)}
@@ -108,7 +109,7 @@ class Emu3Model(UnifiedModel):
         return self.family.language_model.get_input_embeddings()(batch['input_ids'])
 
     def embed_codes(self, codes: Tensor, ends_row: bool) -> Tensor:
-        """As tokens of the vocabulary, with the line end behind the last code of a row."""
+        """As tokens of the vocabulary, with the line end after the last code of a row."""
         ids = self.family.to_ids(codes[:, None])
         return self.family.language_model.get_input_embeddings()(ids if ends_row else ids[:, :-1])
 

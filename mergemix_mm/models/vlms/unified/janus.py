@@ -1,4 +1,4 @@
-"""Janus and Janus-Pro (https://arxiv.org/abs/2501.17811): a tower to read images, VQ codes to write them."""
+"""Janus and Janus-Pro (https://arxiv.org/abs/2501.17811): a vision tower reads images, VQ codes generate them."""
 
 from collections.abc import Collection
 
@@ -17,16 +17,16 @@ class JanusModel(UnifiedModel):
     r"""``JanusForConditionalGeneration`` with training and sampling of image generation.
 
     A prompt is ``<｜begin▁of▁sentence｜><|User|>: {prompt}\n\n<|Assistant|>:<begin_of_image>``; the tokenizer writes
-    the first token. It must end with ``<begin_of_image>``: nothing is added. (JanusProcessor adds it to a text with
-    ``generation_mode='image'``.) The image follows at once and ends the sequence: the generation head knows codes
-    only, so ``<end_of_image>`` could not be learnt. ``labels`` are ids of the codebook, [0, codebook size).
+    the first token. A prompt must end with ``<begin_of_image>``, because nothing is added; JanusProcessor adds it to a
+    text with ``generation_mode='image'``. The image follows directly and ends the sequence: the generation head only
+    knows codes, so ``<end_of_image>`` cannot be learnt. ``labels`` are indices into the codebook, [0, codebook size).
 
     Images to be generated are squares of ``patches * 2 ** (len(vq_config.channel_multiplier) - 1)`` pixels, where
     ``patches = vision_config.image_size // vision_config.patch_size``: 384 in the released models, with 576 codes;
     normalised with mean and standard deviation 0.5. ``codes`` of a batch are [B, T].
 
-    Codes are nearest by angle, as in training of the VQ model; the library compares lengths along with angles when it
-    encodes (never when it decodes), which gives other codes.
+    An image's codes are the entries of the codebook that are nearest by angle, as in the training of the VQ model. The
+    library also compares lengths when it encodes (never when it decodes), which gives other codes.
 
     Args:
         pretrained (str, optional): As `HFVisionLanguageModel` takes it, e.g. ``'deepseek-community/Janus-Pro-1B'``.
@@ -37,7 +37,7 @@ class JanusModel(UnifiedModel):
         **kwargs: Further arguments of `HFVisionLanguageModel`.
 
     Raises:
-        ValueError: if the model is no Janus.
+        ValueError: If the model is not a Janus.
 
     Examples:
         >>> vlm = dict(type='JanusModel', pretrained='deepseek-community/Janus-Pro-1B', dtype='bfloat16')
@@ -67,7 +67,7 @@ class JanusModel(UnifiedModel):
         """Images [B, 3, H, W] in [-1, 1] -> codes [B, T] int64, row by row.
 
         Raises:
-            ValueError: if the images are of another size than the model's.
+            ValueError: If the images have another size than the model's.
         """
         vq = self._janus.vqmodel
         side = vq.config.num_patches * 2 ** (len(vq.config.channel_multiplier) - 1)
@@ -78,7 +78,8 @@ class JanusModel(UnifiedModel):
             )
         with torch.autocast(images.device.type, enabled=False):
             latents = vq.quant_conv(vq.encoder(images.to(vq.dtype)))
-            # Its entries have different lengths, as they are stored; latents need not be of one length to be compared.
+            # Stored entries have different lengths, so they are normalised. Latents need not be: their length changes
+            # nothing in the comparison.
             codebook = F.normalize(codebook_of(vq.quantize.embedding).float(), dim=-1)
             return nearest_code(latents, codebook).flatten(1)
 
@@ -88,8 +89,8 @@ class JanusModel(UnifiedModel):
     def check_prompts(self, prompts: dict, codes: Tensor | None = None) -> None:
         """Refuse prompts whose last token is not begin-of-image, and codes of another number.
 
-        Without ``generation_kwargs['boi_token_id']`` in the generation config, that token is not known: then all
-        prompts must end with the same token.
+        That token is ``generation_kwargs['boi_token_id']`` of the generation config. Without it, all prompts must end
+        with the same token.
         """
         ids = prompts['input_ids']
         ends = ids[last_tokens(prompts['attention_mask'].bool())]
@@ -101,15 +102,15 @@ class JanusModel(UnifiedModel):
                 f'{"" if known is None else f" ({known})"}, or hold image tokens themselves. Write them as '
                 "'<|User|>: {prompt}\\n\\n<|Assistant|>:<begin_of_image>' and do not truncate them"
             )
-        rows, columns = self.grid(prompts)
+        rows, columns = self.code_grid(prompts)
         if codes is not None and codes.shape[1:] != (rows * columns,):
             raise ValueError(
                 f'JanusModel: codes of shape {list(codes.shape)} must be [B, {rows * columns}], the number of codes of '
                 "the model's images"
             )
 
-    def grid(self, prompts: dict) -> tuple[int, int]:
-        """The same for all images."""
+    def code_grid(self, prompts: dict) -> tuple[int, int]:
+        """The model's own, the same for all images."""
         return (self._janus.vqmodel.config.num_patches,) * 2
 
     def image_tokens(self, codes: Tensor) -> tuple[Tensor, Tensor]:
@@ -122,14 +123,14 @@ class JanusModel(UnifiedModel):
         return embeds.masked_scatter(self.family.placeholders(batch)[..., None], images)
 
     def embed_codes(self, codes: Tensor, ends_row: bool = False) -> Tensor:
-        """Through their own embeddings and aligner; the end of a row is not marked."""
+        """Through the embeddings and the aligner of codes; the end of a row is not marked."""
         return self.family.model.prepare_embeddings_for_image_generation(codes)
 
     def code_logits(self, hidden: Tensor) -> Tensor:
         return self._janus.generation_head(hidden)
 
     def prompt_text(self, batch: dict) -> Tensor:
-        """All but the image and the token before it."""
+        """All tokens but padding, the image and the token before it."""
         text = self.family.modality(batch)
         text = (text != PAD) & (text != IMAGE)
         return text & ~last_tokens(text)

@@ -7,6 +7,8 @@ import torch
 from mmengine.registry import MODELS
 
 from mergemix_mm.functional import split_views
+from mergemix_mm.models.attention import InteractionRecorder
+from mergemix_mm.models.attention.interaction_attention import NAME
 from mergemix_mm.models.vlms import IMAGE, MARKER, PAD, TEXT, SphinxModel
 from mergemix_mm.models.vlms.sphinx import causal_head
 
@@ -367,7 +369,7 @@ def test_a_neck_for_maps_is_refused():
 
 def test_tokens_that_are_not_those_of_the_model_name_the_keys():
     vlm = build(grid=2)
-    with pytest.raises(ValueError, match=r'hold 1 views, which are no whole images of 5.*the grid of the model \(2\)'):
+    with pytest.raises(ValueError, match=r'hold 1 views.* images of 5.*the grid of the model \(2\)'):
         vlm.hidden(encode([([SQUARE], 'what?', 'a')], grid=1))
     with pytest.raises(ValueError, match='view_tokens and crop_tokens'):
         vlm.hidden(encode([([SQUARE], 'what?', 'a')], grid=2, crop_tokens=3))
@@ -384,3 +386,15 @@ def test_scoring_takes_an_encoder_that_sees_the_canvas_as_it_is():
     del config['backbone']['encoders'][0]
     config['neck']['in_channels'] = tiny_sphinx.CHANNELS[1:]
     assert isinstance(vlm := MODELS.build(config), SphinxModel) and vlm.vision_encoder is None
+
+
+def test_aia_records_the_language_model_whichever_part_comes_first():
+    vlm = build()
+    # Encoders of transformers are models that could be recorded as well.
+    parts = vlm.family.model._modules
+    parts['language_model'] = parts.pop('language_model')
+    recorder = InteractionRecorder(vlm)
+    assert recorder.num_layers == 2
+    with recorder:
+        assert vlm.family.model.language_model.config._attn_implementation == NAME
+        assert vlm.family.model.vision.backbone.branches[0].encoder.config._attn_implementation != NAME
