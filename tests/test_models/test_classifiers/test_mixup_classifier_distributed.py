@@ -1,5 +1,4 @@
-"""MixupClassifier on two gloo processes: DDP, FSDP units, and what is refused. All scenarios share one pair of
-processes."""
+"""MixupClassifier on two gloo processes, shared by all scenarios: DDP, FSDP units, and what is refused."""
 
 import sys
 from copy import deepcopy
