@@ -1,5 +1,7 @@
 """What importing the package does, and where its configs are."""
 
+import importlib
+import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -28,7 +30,18 @@ print('mergemix_mm.models' in sys.modules)
 """
     done = run_python(code)
     assert done.returncode == 0, done.stderr
+    (warning,) = (line for line in done.stderr.split('\n') if 'Warning: mergemix_mm' in line)
+    assert '<string>' in warning and 'mmengine, mmcv, mmpretrain' in warning and 'mergemix_mm.functional' in warning
     assert done.stdout.split('\n')[:2] == ['[[True, False, True, False]]', 'False']
+
+
+@pytest.mark.parametrize('missing', [['mmpretrain'], ['mmengine', 'mmcv'], []])
+def test_what_is_missing_is_named_in_one_warning(monkeypatch, recwarn, missing):
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None if name in missing else find_spec(name))
+    importlib.reload(mergemix_mm)
+    found = [str(one.message) for one in recwarn if str(one.message).startswith('mergemix_mm')]
+    assert [text.split(' cannot')[0] for text in found] == [f'mergemix_mm: {", ".join(missing)}'] * bool(missing)
 
 
 def test_an_import_hook_that_forbids_openmmlab_counts_as_its_absence():
