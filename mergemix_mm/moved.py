@@ -19,7 +19,7 @@ MODULES = {
     'datasets.conversation_formats': 'datasets.conversations.formats',
     'datasets.digits': 'toy.digits',
     'datasets.drawn_dataset': 'toy.conversations',
-    'datasets.image_sources': 'datasets.io.images',
+    'datasets.image_sources': 'datasets.io.fields',
     'datasets.json_records': 'datasets.io.json_records',
     'datasets.llava_padding': 'datasets.processors.llava_padding',
     'datasets.plain_pickle': 'datasets.io.plain_pickle',

@@ -9,7 +9,7 @@ from mmengine.registry import DATASETS
 from ..utils.text import quoted
 from .base import RecordDataset
 from .io.coco_file import CocoFile
-from .io.records import check_keys
+from .io.fields import check_keys
 
 KINDS = ('detection', 'layout', 'keypoints', 'captions')
 

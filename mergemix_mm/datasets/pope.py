@@ -11,8 +11,8 @@ from torch.utils.data import ConcatDataset
 from ..utils.text import quoted
 from .base import RecordDataset
 from .conversations.prompts import SHORT_ANSWER, question_messages
+from .io.fields import check_keys, check_texts
 from .io.json_records import JsonRecords
-from .io.records import check_keys, check_texts
 
 
 @DATASETS.register_module()

@@ -9,9 +9,9 @@ from mmengine.registry import DATASETS
 from ..utils.text import quoted
 from .base import RecordDataset
 from .io.coco_file import CocoFile, find_places, is_id
+from .io.fields import check_keys
 from .io.json_records import JsonRecords
 from .io.plain_pickle import load_plain_pickle
-from .io.records import check_keys
 
 
 @DATASETS.register_module()

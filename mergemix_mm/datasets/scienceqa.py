@@ -10,8 +10,8 @@ from mmengine.registry import DATASETS
 from ..utils.text import DataError, quoted
 from .base import RecordDataset
 from .conversations.prompts import OPTION_LETTER, option_lines, question_messages
+from .io.fields import check_keys, check_texts
 from .io.json_records import read_json
-from .io.records import check_keys, check_texts
 
 
 @DATASETS.register_module()

@@ -7,10 +7,10 @@ import numpy as np
 from mmengine.registry import DATASETS
 
 from .base import RecordDataset
-from .io.images import IMAGE_KEYS, images_of, refuse_foreign_image
+from .io.fields import IMAGE_KEYS, REFUSED_MEDIA, images_of, refuse_foreign_image, refuse_keys
 from .io.json_records import JsonRecords
 from .io.parquet import TableRecords
-from .io.records import REFUSED_MEDIA, open_records, refuse_keys
+from .io.records import open_records
 
 
 @DATASETS.register_module()

@@ -7,10 +7,10 @@ from mmengine.registry import DATASETS
 
 from ..utils.text import quoted
 from .base import RecordDataset
-from .io.images import IMAGE_KEYS, images_of
+from .io.fields import IMAGE_KEYS, REFUSED_MEDIA, images_of, refuse_keys
 from .io.json_records import JsonRecords
 from .io.parquet import TableRecords
-from .io.records import REFUSED_MEDIA, open_records, refuse_keys
+from .io.records import open_records
 
 PROMPT_KEYS = ('prompt', 'caption', 'text')
 

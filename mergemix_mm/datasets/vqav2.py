@@ -9,8 +9,8 @@ from mmengine.registry import DATASETS
 from ..utils.text import DataError, quoted
 from .base import RecordDataset
 from .conversations.prompts import SHORT_ANSWER, question_messages
+from .io.fields import check_keys, check_texts
 from .io.json_records import JsonRecords
-from .io.records import check_keys, check_texts
 
 
 @DATASETS.register_module()

@@ -6,11 +6,12 @@ from copy import deepcopy
 from typing import Any
 
 from ...utils.text import quoted
-from ..io.images import (
+from ..io.fields import (
     CONTENT_NAMES,
     IMAGE_KEYS,
     PAIR_KEYS,
     PART_IMAGE_NAMES,
+    REFUSED_KEYS,
     TURN_COLUMNS,
     TURN_KEYS,
     check_image,
@@ -19,8 +20,8 @@ from ..io.images import (
     is_given,
     is_image_part,
     refuse_foreign_image,
+    refuse_keys,
 )
-from ..io.records import REFUSED_KEYS, refuse_keys
 
 # Names of roles in lower case.
 ROLES = dict(

@@ -8,8 +8,8 @@ import numpy as np
 
 from ...utils.text import DataError, quoted
 from .boxes import clip_to_image
+from .fields import check_keys
 from .json_records import JsonRecords
-from .records import check_keys
 
 # In pixels. Larger numbers are not coordinates, and integers above 2**1023 do not fit into floating point numbers.
 MAX_COORDINATE = 1e9

@@ -17,7 +17,7 @@ from mmengine.logging import print_log
 
 from ...utils.files import replaced_file
 from ...utils.text import DataError, RecordError, one_line, quoted
-from .images import IMAGE_KEYS, PART_IMAGE_NAMES, TURN_COLUMNS
+from .fields import IMAGE_KEYS, PART_IMAGE_NAMES, TURN_COLUMNS
 from .json_records import read_json
 
 # A row group is decoded as a whole. Above these sizes that takes too long for one row, so the file is copied once into

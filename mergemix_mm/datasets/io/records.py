@@ -1,30 +1,19 @@
-"""Opens a file of records, whatever its format, and checks which keys a record has."""
+"""Opens a file of records, whatever its format, and counts the keys that nothing uses."""
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
 
 from mmengine.logging import print_log
 
-from ...utils.text import one_line, quoted
-from .images import has_images, is_given
+from ...utils.text import one_line
+from .fields import has_images
 from .json_records import JsonRecords
 from .parquet import TableRecords, is_table
 
 # Keys that the log names; the others are counted.
 NUM_KEYS_SHOWN = 20
-# Keys that a record must not have: we cannot train on what they hold, and without it the record means something else.
-REFUSED_KEYS = {
-    **dict.fromkeys(('video', 'videos', 'video_path', 'video_paths', 'video_url', 'video_urls'), 'videos'),
-    **dict.fromkeys(('video_file', 'video_files', 'video_bytes'), 'videos'),
-    **dict.fromkeys(('audio', 'audios', 'audio_path', 'audio_paths', 'audio_url', 'audio_urls'), 'sound'),
-    **dict.fromkeys(('audio_file', 'audio_files', 'audio_bytes', 'speech', 'sound', 'sounds'), 'sound'),
-    **dict.fromkeys(('tools', 'tool_calls', 'functions', 'function_call', 'function_calls'), 'tools'),
-    **dict.fromkeys(('tool_list', 'available_tools'), 'tools'),
-}
-REFUSED_MEDIA = {key: what for key, what in REFUSED_KEYS.items() if what != 'tools'}
 
 
 def open_records(
@@ -83,38 +72,3 @@ def _decoded(key: str) -> str:
         return key.encode('latin-1').decode('utf-8')
     except UnicodeError:
         return key
-
-
-def check_keys(raw: dict, keys: set[str]) -> None:
-    """Refuse a record that lacks any of the keys."""
-    missing = keys - set(raw)
-    if missing:
-        raise ValueError(f'lacks {sorted(missing)}; its keys are {quoted(sorted(raw), 200)}')
-
-
-def check_texts(raw: Mapping[str, Any], *keys: str) -> None:
-    """Refuse a record in which one of the keys holds anything but a text."""
-    for key in keys:
-        if not isinstance(raw[key], str):
-            raise ValueError(f'{key}={quoted(raw[key])} must be a text')
-
-
-def refuse_keys(raw: Mapping[str, Any], refused: Mapping[str, str], where: str = '') -> None:
-    """Refuse a record, or a turn of it, that has one of the keys with a value.
-
-    Args:
-        raw (Mapping): The record or turn. Empty values are allowed.
-        refused (Mapping[str, str]): The keys, each with what it holds, such as ``'videos'``.
-        where (str): The beginning of the message. Defaults to ''.
-
-    Raises:
-        ValueError: Names the key.
-    """
-    for key, what in refused.items():
-        if (
-            key in raw and is_given(raw[key]) and raw[key] not in ('[]', '{}', 'null')
-        ):  # Some write empty JSON as a text.
-            raise ValueError(
-                f'{where}has {key!r}; {what} cannot be trained on, and without it the record means something else: '
-                'take the record or the key out'
-            )

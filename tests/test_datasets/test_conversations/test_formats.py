@@ -4,7 +4,7 @@ import pytest
 
 from mergemix_mm.datasets.conversations.formats import other_keys, parse_conversation, text_of
 from mergemix_mm.datasets.conversations.prompts import question_messages
-from mergemix_mm.datasets.io.images import has_images
+from mergemix_mm.datasets.io.fields import has_images
 
 IMAGE = dict(type='image')
 

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from mergemix_mm.datasets import ConversationDataset, RecordError, TaskRecordDataset, TextToImageDataset
 from mergemix_mm.datasets.io import parquet as table_records
-from mergemix_mm.datasets.io.images import has_images
+from mergemix_mm.datasets.io.fields import has_images
 from mergemix_mm.datasets.io.parquet import TableRecords, rows_with_images
 
 

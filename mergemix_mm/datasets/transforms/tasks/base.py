@@ -14,7 +14,7 @@ from ....utils.numbers import check_number
 from ....utils.text import RecordError, quoted
 from ...conversations.prompts import question_messages
 from ...io.boxes import clip_to_image
-from ...io.records import check_keys
+from ...io.fields import check_keys
 
 Rows = Sequence[Sequence[float]]
 

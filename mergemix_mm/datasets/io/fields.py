@@ -1,4 +1,4 @@
-"""Images in a record: where they stand, and what stands for one (a path, a URL with its data, or bytes)."""
+"""Fields of a raw record: which of them hold images, which are missing, and which are refused."""
 
 import re
 from collections.abc import Mapping
@@ -20,6 +20,16 @@ FOREIGN_IMAGE_KEY = re.compile(
     r'(?:[_ -]?(?:paths?|files?|file_?names?|names?|lists?|urls?|uris?|bytes|base64|data|\d+))?|jpe?g|png|webp',
     re.IGNORECASE,
 )
+# Keys that a record must not have: we cannot train on what they hold, and without it the record means something else.
+REFUSED_KEYS = {
+    **dict.fromkeys(('video', 'videos', 'video_path', 'video_paths', 'video_url', 'video_urls'), 'videos'),
+    **dict.fromkeys(('video_file', 'video_files', 'video_bytes'), 'videos'),
+    **dict.fromkeys(('audio', 'audios', 'audio_path', 'audio_paths', 'audio_url', 'audio_urls'), 'sound'),
+    **dict.fromkeys(('audio_file', 'audio_files', 'audio_bytes', 'speech', 'sound', 'sounds'), 'sound'),
+    **dict.fromkeys(('tools', 'tool_calls', 'functions', 'function_call', 'function_calls'), 'tools'),
+    **dict.fromkeys(('tool_list', 'available_tools'), 'tools'),
+}
+REFUSED_MEDIA = {key: what for key, what in REFUSED_KEYS.items() if what != 'tools'}
 Source = str | bytes | Mapping[str, Any]
 
 
@@ -121,3 +131,38 @@ def is_image_part(part: dict) -> bool:
     """Whether a part of a message is an image, by its type or, without a type, by its keys."""
     kind = part.get('type')
     return kind in ('image', 'image_url') or (kind is None and any(is_given(part.get(n)) for n in PART_IMAGE_NAMES))
+
+
+def check_keys(raw: dict, keys: set[str]) -> None:
+    """Refuse a record that lacks any of the keys."""
+    missing = keys - set(raw)
+    if missing:
+        raise ValueError(f'lacks {sorted(missing)}; its keys are {quoted(sorted(raw), 200)}')
+
+
+def check_texts(raw: Mapping[str, Any], *keys: str) -> None:
+    """Refuse a record in which one of the keys holds anything but a text."""
+    for key in keys:
+        if not isinstance(raw[key], str):
+            raise ValueError(f'{key}={quoted(raw[key])} must be a text')
+
+
+def refuse_keys(raw: Mapping[str, Any], refused: Mapping[str, str], where: str = '') -> None:
+    """Refuse a record, or a turn of it, that has one of the keys with a value.
+
+    Args:
+        raw (Mapping): The record or turn. Empty values are allowed.
+        refused (Mapping[str, str]): The keys, each with what it holds, such as ``'videos'``.
+        where (str): The beginning of the message. Defaults to ''.
+
+    Raises:
+        ValueError: Names the key.
+    """
+    for key, what in refused.items():
+        if (
+            key in raw and is_given(raw[key]) and raw[key] not in ('[]', '{}', 'null')
+        ):  # Some write empty JSON as a text.
+            raise ValueError(
+                f'{where}has {key!r}; {what} cannot be trained on, and without it the record means something else: '
+                'take the record or the key out'
+            )
