@@ -139,6 +139,7 @@ def _join_images(inputs: Sequence[dict]) -> dict[str, torch.Tensor]:
     joined = {}
     for key in keys:
         tensors = [one[key] for one in with_images]
+        # LLaVA-NeXT's images differ in the number of tiles.
         largest = torch.tensor([tensor.shape[1:] for tensor in tensors]).amax(0).tolist()
         if by_row and key != SIZES_KEY:
             empty = tensors[0].new_zeros(1, *largest)

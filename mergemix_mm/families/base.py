@@ -147,6 +147,9 @@ class Family:
         """
         return None
 
+    def complete_processor(self, processor: Any) -> None:
+        """Set on a processor what its class knows only of the released models, and does not save."""
+
     @property
     def base(self) -> nn.Module:
         """The model without its head."""
@@ -206,7 +209,9 @@ class Family:
         """
         lengths, counts = self.image_lengths(batch), self.placeholders(batch).sum(dim=1)
         ends = counts.cumsum(0)
+        # An image belongs to the first sample whose placeholders end after the first token of the image.
         owners = torch.searchsorted(ends, lengths.cumsum(0) - lengths, right=True)
+        # The sums per sample differ if an image would be split between two samples.
         found = counts.new_zeros(len(counts) + 1).index_add(0, owners, lengths)
         if not torch.equal(found[:-1], counts):
             raise ValueError(
@@ -244,6 +249,7 @@ class Family:
         """What the base model's forward takes, with pixels in the tower's dtype."""
         kwargs = {key: batch[key] for key in self.forward_keys if batch.get(key) is not None}
         if 'pixel_values' in kwargs:
+            # Processors give float32, and the library does not cast for every tower.
             kwargs['pixel_values'] = kwargs['pixel_values'].to(next(self.vision_tower.parameters()).dtype)
         return kwargs
 

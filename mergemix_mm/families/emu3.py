@@ -73,6 +73,9 @@ class Emu3Family(Family):
         options['return_for_image_generation'] = True
         return ImagePrompt(size, False, processor.bos_token, after, options)
 
+    def complete_processor(self, processor: Any) -> None:
+        processor.downsample_ratio = self.model.model.vqmodel.spatial_scale_factor
+
     @property
     def vision_encoder(self) -> None:
         """Emu3 has no tower."""
@@ -103,6 +106,7 @@ class Emu3Family(Family):
                 f'images of {size[0]} x {size[1]} pixels: height and width must be multiples of {factor}, the factor '
                 "of the model's VQ; resize them before"
             )
+        # Low precision would move latents across the borders between codes.
         with torch.autocast(images.device.type, enabled=False):
             # The VQ model reads an image as a video of equal frames.
             frames = images.to(vq.dtype)[:, None].expand(-1, vq.config.temporal_downsample_factor, -1, -1, -1)
@@ -134,6 +138,7 @@ class Emu3Family(Family):
         self.owners(batch)  # Raises if the placeholders are not those of the images.
         if not canvases:
             return batch['input_ids']
+        # Images of one size are encoded in one call. This does not change their codes.
         by_size: dict[tuple, list[int]] = {}
         for place, canvas in enumerate(canvases):
             by_size.setdefault(tuple(canvas.shape), []).append(place)

@@ -114,6 +114,7 @@ class InternVLFamily(Family):
                 'the sizes of the images: add original_sizes [N, 2] (height, width) to the batch, as '
                 'ConversationCollate does, or let the processor make one tile of an image (crop_to_patches=False)'
             )
+        # The size does not matter for an image of one tile.
         sizes = [(1, 1)] * len(counts) if sizes is None else sizes.tolist()
         grids = [
             tile_grid(height, width, count, pixels.shape[-2:])

@@ -67,6 +67,9 @@ class JanusFamily(Family):
         size = image_size or processor.image_processor.size['height']
         return ImagePrompt(size, True, '', processor.image_start_token, dict(generation_mode='image'))
 
+    def complete_processor(self, processor: Any) -> None:
+        processor.num_image_tokens = self.model.config.vision_config.num_image_tokens
+
     def modality(self, batch: dict) -> Tensor:
         return mark_frames(super().modality(batch))
 

@@ -9,6 +9,7 @@ from .base import IMAGE, MARKER, TEXT
 
 def runs(mask: Tensor) -> Tensor:
     """The unbroken stretches of True in a mask [B, L] -> [R, 3] int64: row, first column, length; row by row."""
+    # Zeros around a row give a stretch at its border two edges as well.
     edges = F.pad(mask.long(), (1, 1)).diff(dim=1)
     starts, ends = (edges == 1).nonzero(), (edges == -1).nonzero()
     return torch.cat([starts, ends[:, 1:] - starts[:, 1:]], dim=1)
@@ -44,9 +45,11 @@ def canvas_to_views(canvas: Tensor, views: Tensor, grid: tuple[int, int]) -> Ten
     The processors make the thumbnail of the original file, which a changed canvas does not have: here it is the canvas,
     resized bicubically with antialiasing.
     """
+    # Images that were not mixed keep the thumbnail of the processor exactly.
     if torch.equal(canvas, views_to_canvas(views, grid)):
         return views
     if grid == (1, 1):
         return canvas[None]
+    # In float32: bfloat16 would round the intermediate values of the filter.
     thumbnail = F.interpolate(canvas[None].float(), views.shape[-2:], mode='bicubic', antialias=True)
     return torch.cat([split_canvas(canvas, grid), thumbnail.to(canvas.dtype)])

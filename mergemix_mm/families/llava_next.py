@@ -74,6 +74,7 @@ class LlavaNextFamily(Family):
             if not torch.equal(canvas, old):
                 thumbnail = _resize(canvas[(slice(None), *layout.pixels)], thumbnail)
             views = torch.cat([thumbnail[None], split_canvas(canvas, layout.grid)])
+            # Images of a batch have the same number of tiles: zeros fill up the smaller ones.
             images.append(F.pad(views, (0, 0) * 3 + (0, batch['pixel_values'].size(1) - len(views))))
         return {**batch, 'pixel_values': torch.stack(images)}
 
@@ -114,6 +115,7 @@ class LlavaNextFamily(Family):
 
 def _unpadded_pixels(size: tuple[int, int], best: tuple[int, int]) -> tuple[slice, slice]:
     """Where the processor puts an image of this size on its canvas: rows, columns."""
+    # The processor keeps the aspect ratio, rounds up, and centres the image.
     scale = min(best[0] / size[0], best[1] / size[1])
     used = [min(math.ceil(length * scale), room) for length, room in zip(size, best)]
     starts = [(room - length) // 2 for length, room in zip(used, best)]

@@ -91,6 +91,7 @@ class Qwen2_5_VLFamily(Family):
     def _patch(self, canvas: Tensor) -> Tensor:
         config = self.model.config.vision_config
         size, merge, frames = config.patch_size, config.spatial_merge_size, config.temporal_patch_size
+        # The same order as in `_unpatch`, with the frames as an expanded axis, which copies nothing here.
         blocks = canvas.unflatten(2, (-1, merge, size)).unflatten(1, (-1, merge, size)).permute(1, 4, 2, 5, 0, 3, 6)
         return blocks.unsqueeze(5).expand(*blocks.shape[:5], frames, size, size).flatten(0, 3).flatten(1)
 

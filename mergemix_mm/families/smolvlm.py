@@ -78,6 +78,7 @@ class SmolVLMFamily(Family):
         embeddings = self.vision_tower.embeddings
         kinds: tuple[Any, Any] = (type(embeddings), type(model.config.vision_config))
         if _misplaces_patches(*kinds):
+            # Hooks, so that the class and the names of the weights stay those of the library.
             positions = _Positions(embeddings.num_patches_per_side)
             embeddings.register_forward_pre_hook(positions.find, with_kwargs=True)
             embeddings.position_embedding.register_forward_pre_hook(positions.give)

@@ -62,6 +62,7 @@ class CLIPEncoder(VisionEncoder):
         return self.model.embeddings(images, interpolate_pos_encoding=resized)
 
     def _enter(self, x: Tensor) -> Tensor:
+        # Spelt like this by the library.
         return self.model.pre_layrnorm(x)
 
     def _grid(self, images: Tensor) -> tuple[int, int]:

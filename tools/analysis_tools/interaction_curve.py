@@ -117,9 +117,7 @@ def load_processor(vlm: VisionLanguageModel, name: str, trust_remote_code: bool)
         processor = AutoProcessor.from_pretrained(name, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
         raise launch.LaunchError(f'MODEL: {name} has no processor: {error}') from error
-    if type(processor).__name__ == 'JanusProcessor':
-        # The class only knows the number of the released models.
-        processor.num_image_tokens = vlm.family.model.config.vision_config.num_image_tokens
+    vlm.family.complete_processor(processor)
     return processor
 
 

@@ -212,6 +212,7 @@ def find_chat_template(processor, chat_template: str | None = None) -> ChatTempl
     own = build('of the processor', own)
     if GENERATION_MARK.search(own.text) and _closes_answers(own, processor.tokenizer):
         return own
+    # The template of a released processor marks no answers. One of this package that writes the same prompt does.
     wanted = _prompt(own)
     for name in sorted(repository_templates(), key=lambda name: (name != guess, name)):
         candidate = from_repository(name)

@@ -123,9 +123,9 @@ class EncodeConversation(BaseTransform):
             dict: ``inputs`` with ``input_ids``, ``attention_mask`` and, unless for generation, ``labels`` (-100 where
             nothing is learnt), each [L] int64; ``token_type_ids`` [L] (PaliGemma); the processor's image tensors;
             ``original_sizes`` [n, 2], height and width in pixels of each image; ``pad_token_id``; ``rejected``, a dict
-            with the tokens of the rejected answer, and its image tensors and ``original_sizes`` if it has images of its
-            own. ``data_samples`` with all other entries of the record as fields
-            (but for names that a DataSample has itself).
+            with the tokens of the rejected answer, and with image tensors and ``original_sizes`` if it has its own
+            images. ``data_samples`` has all other entries of the record as fields, except names that a DataSample uses
+            itself.
         """
         try:
             inputs, fields = self._encode(results)
@@ -190,6 +190,7 @@ class EncodeConversation(BaseTransform):
             )
         starts, ends = np.array(tokens.offsets).reshape(-1, 2).T
         labelled = np.zeros(len(tokens.ids), dtype=bool)
+        # Tokens without characters (starts == ends) are added by the tokenizer and are no part of an answer.
         for first, last in spans[-1:] if last_only else spans:
             labelled |= (starts < last) & (ends > first) & (starts < ends)
         in_suffix = np.arange(len(tokens.ids)) >= num_prefix
@@ -201,7 +202,7 @@ class EncodeConversation(BaseTransform):
         bos = self.tokenizer.bos_token
         has_bos = bool(bos) and text.startswith(bos) and not is_record[: len(bos)].any()
         special = not self.image_tokens.family.is_prefix_model and not has_bos
-        # Prefix and suffix of PaliGemma are tokenized as a pair.
+        # PaliGemma tokenizes prefix and suffix one by one: a prompt has the same tokens with and without an answer.
         cut = written.answers[0][0] if self.image_tokens.family.is_prefix_model and written.answers else len(text)
         tokens = self.record_tokenizer(text[:cut], is_record[:cut], special)
         num_prefix = len(tokens.ids)
@@ -241,6 +242,7 @@ class EncodeConversation(BaseTransform):
             )
         length, num_kept = self.max_length, 0
         for place in np.flatnonzero(is_image).tolist():
+            # The frame of an image goes with it: without the image, it would announce one that is missing.
             first = place - (place > 0 and ids[place - 1] == self.image_tokens.start_id)
             last = place + (place + 1 < len(ids) and ids[place + 1] == self.image_tokens.end_id)
             if ends[last] > length:

@@ -66,6 +66,7 @@ class ImageTokens:
             place = list(ids).index(self.token_id)
             expansions = [found[place : len(found) - (len(ids) - place - 1)]]
         else:
+            # In the whole text, the tokens of several images cannot be told apart: each size is processed once, alone.
             expansions = [self._expansion(image) for image in images]
         expanded = expand(ids, self.token_id, expansions)
         if expanded != found or not all(self.token_id in tokens for tokens in expansions):

@@ -93,6 +93,7 @@ def _conversations(cfg: Config, model: BaseTuner, memory: StepMemory, size: int,
     if _learns_pairs(model):
         batch['rejected'] = {key: value.clone() for key, value in batch.items()}
     for name, shape in image.shapes(size).items():
+        # One value in memory, however large the tensor is.
         batch[name] = torch.ones(()).expand(shape) if image.is_read else memory.empty(*shape)
     for name, value in image.values.items():
         batch[name] = torch.tensor([value] * size)

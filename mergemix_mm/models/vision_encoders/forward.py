@@ -109,6 +109,7 @@ def score_patches(
         pass  # Only the last state counts.
     query, key, _ = encoder.layers[layer - 1].query_key_value(x)
     size = groups.size if prop_attn else None
+    # Without a class token, all original queries vote: a merged query counts as often as it has patches.
     if encoder.has_class_token:
         attention = class_attention(query[:, :, 0], key, size)
     else:

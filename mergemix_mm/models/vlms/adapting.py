@@ -82,6 +82,7 @@ def add_lora(family: Family, trainable: Collection[str], options: dict) -> nn.Mo
     options = dict(options)
     targets = _targets(family, options.pop('target_modules', None))
     others = [path for part in trainable if part != 'language_model' for path in part_modules(family, part)]
+    # A projector may lie inside the tower (Qwen's merger): peft saves it with the tower.
     config = LoraConfig(target_modules=targets, modules_to_save=_outermost(others) or None, **options)
     return get_peft_model(family.model, config)
 

@@ -131,6 +131,7 @@ class FamilyModel(VisionLanguageModel):
             raise ValueError(f'{type(self).__name__}.generate: num_beams and num_return_sequences must be 1')
         ends = _as_list(kwargs.get('eos_token_id', self.family.model.generation_config.eos_token_id))
         if ends and self.family.model.generation_config.pad_token_id is None:
+            # The library would choose the same token, with a warning at every call.
             kwargs.setdefault('pad_token_id', ends[0])
         kwargs.setdefault('do_sample', False)
         logps = AnswerLogps(ends)
@@ -139,6 +140,7 @@ class FamilyModel(VisionLanguageModel):
             inputs = self._decoder_inputs(self.family.generate_kwargs(pad_left(batch)))
             kwargs |= dict(max_new_tokens=max_new_tokens, logits_processor=processors)
             found = self.family.generate(**inputs, **kwargs)
+        # Given embeddings instead of ids, the library returns the new tokens only.
         sequences = found if 'inputs_embeds' in inputs else found[:, inputs['input_ids'].size(1) :]
         return Generation(sequences, logps.sums(sequences[:, -1]))
 

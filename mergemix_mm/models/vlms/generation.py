@@ -12,6 +12,7 @@ def pad_left(batch: dict) -> dict:
     """The same batch with the padding of every sample in front of its tokens."""
     if batch.get('attention_mask') is None:
         return dict(batch)
+    # A stable sort keeps the order of the tokens.
     order = batch['attention_mask'].argsort(dim=1, stable=True)
     return {**batch, **{key: batch[key].gather(1, order) for key in token_padding() if batch.get(key) is not None}}
 

@@ -24,4 +24,5 @@ def wrap_decoder_layers(module: nn.Module, recurse: bool, nonwrapped_numel: int)
     Examples:
         >>> strategy = dict(type='FSDPStrategy', model_wrapper=dict(auto_wrap_policy='wrap_decoder_layers', ...))
     """
+    # By name, because each language model has its own class of layers.
     return recurse or type(module).__name__.endswith(('DecoderLayer', 'EncoderBranch'))

@@ -67,6 +67,7 @@ def _load(
 
     for folder in (pretrained, config):
         if isinstance(folder, str):
+            # A program may have been killed while it replaced the folder.
             recover_folder(folder)
     auto_class = getattr(transformers, class_name)
     options: dict[str, Any] = dict(dtype=parse_dtype(dtype), trust_remote_code=trust_remote_code)
@@ -82,6 +83,7 @@ def _load(
     if not trust_remote_code:
         check_attention(found, f'pretrained={pretrained!r}')
     with _explained('pretrained', pretrained):
+        # The library only warns of missing weights, and draws random ones.
         options.update(_old_names(auto_class, found), config=found, revision=revision, output_loading_info=True)
         model, info = auto_class.from_pretrained(pretrained, **options)
     missing = sorted(info['missing_keys'])

@@ -94,10 +94,12 @@ class VisionMerge:
     def _shrink(self, batch: dict, length: int) -> dict:
         """Drop the last placeholders of each image, and pad again on the batch's own side."""
         places = self.family.placeholders(batch)
+        # Which placeholders go does not matter: features replace those that stay.
         keep = ~places | ((places.cumsum(dim=1) - 1) % length < length - self.num_merge)
         mask = batch.get('attention_mask')
         if mask is not None:
             keep &= mask.bool()
+        # A zero in the first column can only be padding on the left.
         left = mask is not None and not bool(mask[:, 0].all())
         values = {key: batch[key] for key in token_padding() if batch.get(key) is not None}
         if mask is None:
