@@ -145,7 +145,7 @@ def test_trains_on_images_and_on_text(path, run, tmp_path):
     losses = {key: log.data[0] for key, log in runner.message_hub.log_scalars.items() if key.startswith('train/loss')}
     assert all(map(math.isfinite, [value for values in losses.values() for value in values]))
     assert len(losses['train/loss_sft']) == 2
-    # One batch of images, and one of text alone where the data have such.
+    # One batch of images, and one of only text where the data have such.
     pairs = 2 if path.stem.endswith('_shapes') else 1
     assert len(losses.get('train/loss_simpo', [])) == pairs * ('-simpo-' in path.stem)
 

@@ -67,7 +67,7 @@ LANGUAGE_MODELS = {
     'meta-llama/Llama-2-7b-hf': (32000, 4096),
     'TinyLlama/TinyLlama-1.1B-intermediate-step-1431k-3T': (32000, 2048),
 }
-# The first stage, but for its data.
+# The first stage, without its data.
 ALIGN = 'sphinx-7b_32xb8-align-coslr-20000i-fsdp'
 BATCH = 2
 

@@ -23,7 +23,6 @@ from repository_configs import (  # noqa: F401
     StopAfterOneEpoch,
     config_files,
     load,
-    loaders,
     parametrize,
     quick_mmengine,
 )
@@ -58,10 +57,7 @@ config_file = parametrize(FILES)
 
 def skip_without_ops(cfg):
     if cfg.model.type in NEED_OPS and not has_ops():
-        pytest.skip(
-            f'{cfg.model.type} needs the compiled ops of onedl-mmcv: lay a wheel into ../shared/wheels for make, or '
-            f'build them in about 20 minutes: {INSTALL}'
-        )
+        pytest.skip(f'{cfg.model.type} needs the compiled ops of onedl-mmcv, built in about 20 minutes: {INSTALL}')
 
 
 def inner(dataset):
@@ -233,7 +229,6 @@ def runner_of(cfg, folder):
     return build_runner(cfg)
 
 
-@pytest.mark.slow
 @config_file
 def test_takes_a_training_and_an_inference_step(path, shapes, tmp_path):
     cfg = shrink(path, shapes)
@@ -271,7 +266,6 @@ def test_takes_a_training_and_an_inference_step(path, shapes, tmp_path):
             assert (boxes >= 0).all() and (boxes <= torch.tensor([width, height] * 2)).all()
 
 
-@pytest.mark.slow
 @parametrize(TINY)
 def test_a_resumed_run_of_a_tiny_config_equals_an_uninterrupted_one(path, shapes, tmp_path):
     cfg = shrink(path, shapes)
@@ -301,7 +295,6 @@ def test_a_resumed_run_of_a_tiny_config_equals_an_uninterrupted_one(path, shapes
     assert metrics == resumed.val() and 'coco/bbox_mAP' in metrics
 
 
-@pytest.mark.slow
 def test_the_tiny_mask_rcnn_learns_to_find_the_shapes_of_a_few_images(shapes, tmp_path):
     cfg = shrink(MASK_RCNN, shapes)
     skip_without_ops(cfg)
@@ -315,17 +308,15 @@ def test_the_tiny_mask_rcnn_learns_to_find_the_shapes_of_a_few_images(shapes, tm
     assert metrics['coco/bbox_mAP_50'] > 0.5 and metrics['coco/segm_mAP_50'] > 0.5
 
 
-@pytest.mark.slow
 def test_detrs_need_no_compiled_ops_and_the_others_are_skipped_with_the_command():
     # As with a plain `pip install onedl-mmcv`: the same tests in a process that cannot import the ops.
     code = "import pytest, sys; sys.modules['mmcv._ext'] = None; sys.exit(pytest.main(sys.argv[1:]))"
     tests = [__file__, '-q', '-rs', '-k', 'takes_a_training and tiny-', '-p', 'no:cacheprovider']
     done = subprocess.run([sys.executable, '-c', code, *tests], capture_output=True, text=True, cwd=ROOT, timeout=HANGS)
     assert '2 passed, 4 skipped' in done.stdout, done.stdout + done.stderr
-    assert 'MaskRCNN needs the compiled ops of onedl-mmcv: lay a wheel' in done.stdout and INSTALL in done.stdout
+    assert 'MaskRCNN needs the compiled ops of onedl-mmcv' in done.stdout and INSTALL in done.stdout
 
 
-@pytest.mark.slow
 def test_an_op_that_is_missing_names_itself_and_the_command_when_it_is_called():
     code = (
         "import sys; sys.modules['mmcv._ext'] = None; import mergemix_mm.missing_ops, torch; from mmcv.ops import nms; "
