@@ -119,6 +119,7 @@ class InteractionAlignment:
         intensity = recording.intensity()
         valid = recording.valid.to(intensity.device)
         layers = self.recorder.layers
+        # The loss is a mean over the samples of this rank, and ranks have different numbers of them.
         share = valid.sum() / mean_over_ranks(valid.sum())
         loss = self.criterion(intensity, task, valid, ntp_loss, layers, self.recorder.num_layers, share)
         sums = torch.where(valid, intensity.detach(), 0).sum(dim=1)

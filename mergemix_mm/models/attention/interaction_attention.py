@@ -126,10 +126,11 @@ def interaction_attention(
             f'{type(module).__name__} has a position bias (position_bias), which the recording leaves out: it would '
             'compute another model. This model cannot be recorded'
         )
-    if attention_mask is not None:
+    if attention_mask is not None:  # A mask for a static cache is longer than the keys.
         attention_mask = attention_mask[..., : key.size(2)]
-    if is_causal is None:
+    if is_causal is None:  # As transformers decides it: one query with a cache sees all keys.
         is_causal = query.size(2) > 1 and attention_mask is None and getattr(module, 'is_causal', True)
+    # Layers may be on several devices, and the masks are on one.
     places = interaction.places
     output, intensity = attention_with_intensity(
         query,

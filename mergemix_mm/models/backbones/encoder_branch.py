@@ -127,6 +127,7 @@ class EncoderBranch(nn.Module):
             check_size(self.encoder, inputs.shape[-2:])
             if self._layout is not None:
                 self._layout.patch_grid(inputs.shape[-2:], self.divisor)
+            # A frozen encoder keeps no graph, even if the images require gradients.
             with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
                 output = self._run(self.encoder, inputs).to(images.dtype)
             return self._as_map(images, inputs, output)
@@ -138,6 +139,7 @@ class EncoderBranch(nn.Module):
             images = resize(images, (self.input_size, self.input_size))
         if self.renormalises:
             images = images * self.scale + self.shift
+        # Cast last, so that resizing and normalising run in the precision of the images.
         return images.to(next((p.dtype for p in self.encoder.parameters() if p.is_floating_point()), images.dtype))
 
     @torch.compiler.disable  # A graph of torch 2.8 loses the cell, an attribute of a tuple.
@@ -181,7 +183,8 @@ def build_encoder(cfg: dict) -> nn.Module:
     if isinstance(config, dict) and 'model_type' in config:
         from transformers import AutoConfig
 
-        config = config.to_dict() if hasattr(config, 'to_dict') else dict(config)  # MMEngine's ConfigDict, nested.
+        # MMEngine's ConfigDict is nested, and transformers wants plain dicts.
+        config = config.to_dict() if hasattr(config, 'to_dict') else dict(config)
         cfg['config'] = AutoConfig.for_model(**config)
     return MODELS.build(cfg | old_options(cfg.get('type')))
 

@@ -76,6 +76,7 @@ class MultiBackbone(BaseModule):
             EncoderBranch(**entry, common_mean=mean, common_std=std, name=f'encoders[{i}]')
             for i, entry in enumerate(encoders)
         )
+        # Images that no branch resizes have to consist of whole patches of all encoders at once.
         divisor = math.lcm(*(branch.patch_divisor for branch in self.branches))
         for branch in self.branches:
             branch.divisor = divisor if branch.input_size is None else None

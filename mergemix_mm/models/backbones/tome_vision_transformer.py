@@ -64,6 +64,7 @@ class ToMeVisionTransformer(VisionTransformer):
         """Images [B, 3, H, W] -> one output per index of ``out_indices``, shaped by ``out_type``."""
         encoder = build_vision_encoder(self)
         x, grid = encoder.embed(x)
+        # A plain int also while tracing: the schedule depends on it.
         prefix, num_tokens = encoder.num_prefix_tokens, static_int(x.size(1))
         num_merge = self._num_merge(num_tokens - prefix)
         try:

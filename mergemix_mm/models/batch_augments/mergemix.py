@@ -85,6 +85,7 @@ class MergeMix(Mixer):
         if ratio not in RATIOS:
             raise ValueError(f'MergeMix: ratio={ratio!r} must be one of {RATIOS}')
         self.alpha = alpha
+        # 'topk' is the ablation without merging.
         self.num_merge = 0 if mask == 'topk' else num_merge
         self.layer = layer
         self.inflection = inflection
@@ -165,6 +166,7 @@ class MergeMix(Mixer):
         return derangement(len(images), generator, images.device)
 
     def _own_encoder(self, device: torch.device) -> nn.Module | None:
+        # MergeMix is not a module, so nothing else moves the encoder.
         return self.encoder.to(device) if self.encoder is not None else None
 
     def _draw_mask(self, scores: PatchScores, generator: torch.Generator | None) -> Tensor:

@@ -92,9 +92,11 @@ class SimPOHead(SFTHead):
         if rejected is None:
             return losses
         assert valid is not None  # Always given with losers.
+        # Truncation may have cut an answer away: then there is nothing to compare.
         valid = valid & (chosen.lengths > 0) & (rejected.lengths > 0)
         losses['loss_simpo'] = self._preference(chosen.means, rejected.means, ratio, valid)
         if self.loser_sft_weight:
+            # Zero sums and lengths leave a sample out of the cross-entropy.
             own = AnswerScores(rejected.sums * valid, rejected.lengths * valid)
             losses['loss_sft_loser'] = self.loser_sft_weight * self.cross_entropy(own)
         return losses | self._log(chosen.means, rejected.means, ratio, valid)
@@ -106,6 +108,7 @@ class SimPOHead(SFTHead):
             margin = 1 - ratio
         rejected = rejected.detach() if self.detach_loser else rejected
         losses = self.simpo(chosen, rejected, margin)
+        # Not a product: the loss of a row without a pair may be infinite, and 0 times infinity is NaN.
         return torch.where(valid, losses, 0).sum() / mean_over_ranks(valid.sum())
 
     @torch.no_grad()

@@ -78,7 +78,7 @@ class AIALoss(nn.Module):
         self.weights = _weights(RELEASED_WEIGHTS if weight is None else weight)
         self.schedule = _check_schedule(schedule)
         self.factor = 1.0
-        self.set_progress(0.0)
+        self.set_progress(0.0)  # The factor at the start, until a hook reports progress.
 
     def set_progress(self, progress: float) -> None:
         """Set the progress of training, in [0, 1], from which a schedule takes its factor."""
@@ -140,6 +140,7 @@ class AIALoss(nn.Module):
         if ntp_loss is None:
             raise ValueError("AIALoss: weight=dict(type='ratio', ...) needs the next-token loss: forward(ntp_loss=...)")
         values = torch.stack([ntp_loss.detach().to(loss.dtype), loss.detach()])
+        # Of all ranks together: with weights of their own, they would average gradients of different losses.
         all_reduce(values, 'mean')
         wanted = values[0] / weight['ntp_over_aia']
         # Near its target the loss falls with the square of the error and its gradient linearly: without a limit, the

@@ -115,12 +115,14 @@ class EmbeddingMixNeck(BaseModule):
         mixed = mix_embeddings([m.features for m in maps], grid, cells)
         if self.class_token:
             mixed = torch.cat([torch.cat([_class_token(m) for m in maps], dim=1).unsqueeze(1), mixed], dim=1)
+        # Sequences first, then the class token, then the patches: SPHINX' order.
         projected = [project(x) for project, x in zip(self.sequence_projections, sequences, strict=True)]
         return torch.cat([*projected, self.projection(mixed)], dim=1)
 
     def _featmap(
         self, maps: list[TokenMap], grid: tuple[int, int], cells: list[tuple[float, float]], scale: float
     ) -> Tensor:
+        # Rounded before ceil: 50 * 1.1 is 55.00000000000001 in floating point, which would give 56 cells.
         rows, columns = (max(1, math.ceil(round(size * scale, 4))) for size in grid)
         cells = [(height / scale, width / scale) for height, width in cells]
         mixed = self.projection(mix_embeddings([m.features for m in maps], (rows, columns), cells))
@@ -129,7 +131,7 @@ class EmbeddingMixNeck(BaseModule):
     def _cells(self, maps: list[TokenMap], grid: tuple[int, int]) -> list[tuple[float, float]]:
         """Height and width of a cell of the grid, in cells of each map."""
         sizes = [tuple(m.features.shape[-2:]) for m in maps]
-        if self.grid is not None:
+        if self.grid is not None:  # A fixed grid is stretched over each map as a whole.
             return [(rows / grid[0], columns / grid[1]) for rows, columns in sizes]
         known = [m.cell for m in maps if m.cell is not None]
         if len(known) < len(maps):  # Stages of a backbone know no pixels: the cells of the finest stage are the unit.

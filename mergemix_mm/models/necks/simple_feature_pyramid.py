@@ -97,5 +97,6 @@ class SimpleFeaturePyramid(BaseModule):
             )
         outs = [level(x) for level in self.levels]
         for _ in range(self.num_outs - NUM_LEVELS):
+            # Subsampling, as FPN makes its extra levels: the kernel is 1.
             outs.append(F.max_pool2d(outs[-1], kernel_size=1, stride=2))
         return tuple(outs)

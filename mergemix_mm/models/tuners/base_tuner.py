@@ -65,6 +65,7 @@ class BaseTuner(BaseModel):
     ) -> None:
         super().__init__(data_preprocessor or dict(type='VLMDataPreprocessor'), init_cfg)
         self.vlm = MODELS.build(vlm) if isinstance(vlm, dict) else vlm
+        # What forward autocasts to; None for a model of one precision.
         self._low_dtype = widen_trained(self.vlm.parameters())
         head = dict(type='SFTHead') if head is None else head
         self.head = MODELS.build(head) if isinstance(head, dict) else head
@@ -157,9 +158,9 @@ class BaseTuner(BaseModel):
         return [AnswerScores(total, length, one.batch) for total, length, one in counted]
 
     def _output(self, head: nn.Module | None = None) -> Tensor | Callable[[Tensor], Tensor]:
-        """The language-model head unless another is given; only its weight if that is all there is.
+        """The head that makes logits: the VLM's unless another is given; its weight if it has nothing else.
 
-        Only the weight needs the least memory. A head with hooks or a wrapper (FSDP, DeepSpeed, LoRA) has to be called.
+        A bare weight needs the least memory. A head with hooks or a wrapper (FSDP, DeepSpeed, LoRA) has to be called.
         """
         head = self.vlm.head if head is None else head
         plain = type(head) is nn.Linear and head.bias is None

@@ -108,6 +108,7 @@ class VLMTuner(BaseTuner):
             if self.mixer is not None and 'pixel_values' in clean:
                 warnings.warn(_NO_PARTNER, stacklevel=2)
             return self.head.loss(*self._score(chosen))
+        # No graph is kept if no term reaches the losers.
         with nullcontext() if self.head.loser_needs_grad else torch.no_grad():
             lost = self._run_vlm(losers.batch)
         return self.head.loss(*self._score(chosen, lost), losers.ratio, losers.valid)
@@ -140,6 +141,7 @@ class VLMTuner(BaseTuner):
         count.index_add_(0, result.owner, torch.ones_like(result.ratio))
         share.index_add_(0, result.owner, result.ratio)
         mixed.index_add_(0, result.owner, result.mixed.float())
+        # A sample without images has nothing that was mixed: its ratio is 1.
         ratio = torch.where(count > 0, share / count.clamp(min=1), 1)
         return Losers(self.vlm.with_canvases(inputs, result.images), ratio, mixed > 0)
 

@@ -2,19 +2,9 @@
 
 import pytest
 import torch
-from mmpretrain.registry import BATCH_AUGMENTS, MODELS
+from mmpretrain.registry import BATCH_AUGMENTS
 
 from mergemix_mm.models import SalientBlur, mix_batch
-
-
-@pytest.fixture
-def vit():
-    torch.manual_seed(0)
-    arch = dict(embed_dims=16, num_layers=4, num_heads=2, feedforward_channels=32)
-    model = MODELS.build(dict(type='VisionTransformer', arch=arch, img_size=32, patch_size=8))
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.3)
-    return model
 
 
 @pytest.fixture

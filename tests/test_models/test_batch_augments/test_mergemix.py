@@ -7,26 +7,11 @@ import torch
 from mmpretrain.models import ImageClassifier
 from mmpretrain.registry import BATCH_AUGMENTS, MODELS
 from mmpretrain.structures import DataSample
+from tiny_vit import VIT
 
 from mergemix_mm.functional import area_ratio, attention_ratio
 from mergemix_mm.models import MergeMix
 from mergemix_mm.models.vision_encoders import UnsupportedEncoderError
-
-VIT = dict(
-    type='VisionTransformer',
-    arch=dict(embed_dims=16, num_layers=4, num_heads=2, feedforward_channels=32),
-    img_size=32,
-    patch_size=8,
-)
-
-
-@pytest.fixture
-def vit():
-    torch.manual_seed(0)
-    model = MODELS.build(VIT)
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.3)
-    return model
 
 
 @pytest.fixture

@@ -8,15 +8,10 @@ import torch
 from mmengine.config import ConfigDict
 from mmpretrain.registry import BATCH_AUGMENTS, MODELS
 from mmpretrain.structures import DataSample
+from tiny_vit import VIT
 
 from mergemix_mm.models.batch_augments import Mixer, MixResult
 
-VIT = dict(
-    type='VisionTransformer',
-    arch=dict(embed_dims=16, num_layers=4, num_heads=2, feedforward_channels=32),
-    img_size=32,
-    patch_size=8,
-)
 HEAD = dict(type='VisionTransformerClsHead', num_classes=5, in_channels=16)
 RESNET = dict(
     backbone=dict(type='ResNet', depth=18),

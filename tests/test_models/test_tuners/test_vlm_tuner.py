@@ -191,17 +191,12 @@ def test_text_only_rows_do_not_enter_the_preference_term(side):
     assert with_text['loss_sft'].item() != pytest.approx(without['loss_sft'].item(), abs=1e-4)
 
 
-def test_a_batch_of_text_alone_is_sft():
+@pytest.mark.parametrize('shown', [[], images(0, 1)], ids=['only text', 'images of one sample'])
+def test_a_batch_without_a_possible_partner_is_sft(shown):
     model = build(head=SIMPO, mixer=MIXERS['MergeMix'])
-    losses = loss_of(model, tiny_vlms.tiny_batch('llava', [([], 'a?', 'b'), ([], 'c?', 'd')]))
+    losses = loss_of(model, tiny_vlms.tiny_batch('llava', [(shown, 'a?', 'b'), ([], 'c?', 'd')]))
     assert 'loss_simpo' not in losses and losses['loss_sft'].isfinite()
     assert model.mix_result is None
-
-
-def test_a_batch_without_a_possible_partner_is_sft():
-    model = build(head=SIMPO, mixer=MIXERS['MergeMix'])
-    losses = loss_of(model, tiny_vlms.tiny_batch('llava', [(images(0, 1), 'a?', 'b'), ([], 'c?', 'd')]))
-    assert 'loss_simpo' not in losses
 
 
 def test_margin_of_several_images_is_one_minus_their_mean_ratio():
@@ -226,11 +221,11 @@ def test_left_and_right_padding_give_equal_losses(family):
         assert left[name].item() == pytest.approx(right[name].item(), rel=1e-4), name
 
 
-def test_losers_may_be_the_rejected_answers_of_the_records():
-    model = build(head=dict(type='SimPOHead', beta=2.0, margin=0.5))
-    batch = tiny_vlms.tiny_batch('llava', samples())
-    other = tiny_vlms.tiny_batch('llava', [(pair[0], pair[1], 'something longer') for pair in samples()])
-    rejected = {key: other[key] for key in ('input_ids', 'attention_mask', 'labels')}
+TOKENS = ('input_ids', 'attention_mask', 'labels')
+
+
+def check_pairs(model, batch, other, rejected):
+    """The preference of `batch` over `rejected`, a part of `other`, is that of plain logits."""
     losses = loss_of(model, {**batch, 'rejected': rejected})
     (won, length), (lost, lost_length) = full_logps(model, batch), full_logps(model, other)
     expected = simpo_loss(won / length, lost / lost_length, 2.0, 0.5).mean()
@@ -240,27 +235,20 @@ def test_losers_may_be_the_rejected_answers_of_the_records():
 @pytest.mark.parametrize('family', tiny_vlms.FAMILIES)
 def test_losers_may_have_images_of_their_own(family):
     model = build(family, head=dict(type='SimPOHead', beta=2.0, margin=0.5))
-    batch = tiny_vlms.tiny_batch(family, samples())
     # Other images, two of them, and none.
     shown = [images(7), images(8, 9), []]
     other = tiny_vlms.tiny_batch(family, [(own, 'what is it?', 'something longer') for own in shown])
-    losses = loss_of(model, {**batch, 'rejected': other})
-    (won, length), (lost, lost_length) = full_logps(model, batch), full_logps(model, other)
-    expected = simpo_loss(won / length, lost / lost_length, 2.0, 0.5).mean()
-    assert losses['loss_simpo'].item() == pytest.approx(expected.item(), rel=1e-5)
-    same = {key: other[key] for key in ('input_ids', 'attention_mask', 'labels')}
-    assert 'pixel_values' in other and set(other) > set(same)
+    check_pairs(model, tiny_vlms.tiny_batch(family, samples()), other, other)
+    assert 'pixel_values' in other and set(other) > set(TOKENS)
 
 
-def test_losers_without_images_do_not_see_those_of_the_winners():
-    model = build(head=dict(type='SimPOHead', beta=2.0, margin=0.5))
-    batch = tiny_vlms.tiny_batch('llava', samples())
-    other = tiny_vlms.tiny_batch('llava', [([], 'what is it?', 'something longer')] * 3)
-    rejected = {**other, 'original_sizes': torch.empty(0, 2, dtype=torch.long)}
-    losses = loss_of(model, {**batch, 'rejected': rejected})
-    (won, length), (lost, lost_length) = full_logps(model, batch), full_logps(model, other)
-    expected = simpo_loss(won / length, lost / lost_length, 2.0, 0.5).mean()
-    assert losses['loss_simpo'].item() == pytest.approx(expected.item(), rel=1e-5)
+@pytest.mark.parametrize('own_images', [False, True])
+def test_losers_see_the_images_of_the_winners_unless_they_say_that_they_have_none(own_images):
+    model, batch = build(head=dict(type='SimPOHead', beta=2.0, margin=0.5)), tiny_vlms.tiny_batch('llava', samples())
+    answers = [([] if own_images else shown, question, 'something longer') for shown, question, _ in samples()]
+    other = tiny_vlms.tiny_batch('llava', answers)
+    sizes = dict(original_sizes=torch.empty(0, 2, dtype=torch.long)) if own_images else {}
+    check_pairs(model, batch, other, {**{key: other[key] for key in TOKENS}, **sizes})
 
 
 def test_head_of_bias_or_hooks_is_called():
@@ -403,7 +391,7 @@ def test_images_without_a_partner_are_warned_of():
 def test_rejected_answers_beside_a_mixer_are_refused():
     model = build(head=SIMPO, mixer=MIXERS['MergeMix'])
     batch = tiny_vlms.tiny_batch('llava', samples())
-    rejected = {key: batch[key] for key in ('input_ids', 'attention_mask', 'labels')}
+    rejected = {key: batch[key] for key in TOKENS}
     with pytest.raises(ValueError, match='remove the mixer'):
         model.loss({**batch, 'rejected': rejected})
 

@@ -179,6 +179,7 @@ class SphinxNetwork(nn.Module):
         """
         first = self.image_token_id
         is_image, is_marker = input_ids == first, (input_ids > first) & (input_ids <= first + NUM_MARKERS)
+        # Ids of images and markers may lie outside the vocabulary; their embeddings are replaced below.
         embeds = self.language_model.get_input_embeddings()(input_ids.masked_fill(is_image | is_marker, 0))
         real = self.views(input_ids)
         num_images = 0 if pixel_values is None else len(pixel_values)

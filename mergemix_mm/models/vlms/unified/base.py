@@ -38,7 +38,7 @@ class UnifiedModel(HFVisionLanguageModel):
         """
         if not self.is_generation(batch):
             return super().prepare(batch)
-        if 'codes' in batch and 'labels' in batch:
+        if 'codes' in batch and 'labels' in batch:  # Prepared before: the images are already appended.
             return dict(batch)
         codes = batch['codes'] if 'codes' in batch else self.encode_images(batch['target_images'])
         prompts = dict(input_ids=batch['input_ids'], attention_mask=_attention_mask(batch))
@@ -118,7 +118,7 @@ class UnifiedModel(HFVisionLanguageModel):
         rows, columns = self.code_grid(prompts)
         copies = 1 if scale == 1 else 2
         ids, mask = prompts['input_ids'], prompts['attention_mask']
-        if copies == 2:
+        if copies == 2:  # The second half of the batch has the dropped prompts.
             without = self.drop_prompts(prompts, torch.ones_like(ids[:, 0], dtype=torch.bool))
             ids, mask = torch.cat([ids, without['input_ids']]), mask.repeat(2, 1)
         model = self.family.language_model
@@ -132,6 +132,7 @@ class UnifiedModel(HFVisionLanguageModel):
             if copies == 2:
                 given, blank = logits.chunk(2)
                 logits = blank + scale * (given - blank)
+            # Both halves continue with the same code.
             codes.append(_choose(logits, temperature, generator))
             embeds = self.embed_codes(codes[-1].repeat(copies)[:, None], ends_row=place % columns == 0).to(embeds.dtype)
             mask = torch.cat([mask, mask.new_ones(len(mask), embeds.size(1))], dim=1)
@@ -214,6 +215,6 @@ def _choose(logits: Tensor, temperature: float, generator: torch.Generator | Non
     if temperature == 0:
         return logits.argmax(dim=-1)
     probabilities = (logits / temperature).softmax(dim=-1)
-    if generator is not None:
+    if generator is not None:  # multinomial needs both on one device.
         probabilities = probabilities.to(generator.device)
     return torch.multinomial(probabilities, 1, generator=generator).squeeze(1).to(logits.device)

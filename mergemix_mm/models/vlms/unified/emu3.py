@@ -102,6 +102,7 @@ class Emu3Model(UnifiedModel):
     def image_tokens(self, codes: Tensor) -> tuple[Tensor, Tensor]:
         """Ids of codes and line ends; the line ends are not labelled."""
         ids = self.family.to_ids(codes)
+        # Without the line ends in the last column.
         labels = ids.unflatten(1, (codes.size(1), -1))[..., :-1]
         return ids, F.pad(labels, (0, 1), value=IGNORE_INDEX).flatten(1)
 

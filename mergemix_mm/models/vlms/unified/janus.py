@@ -76,6 +76,7 @@ class JanusModel(UnifiedModel):
                 f'JanusModel: target_images of shape {list(images.shape)} must be [B, 3, {side}, {side}], the size of '
                 "the model's images; resize them in the pipeline"
             )
+        # Rounded latents would be nearest to other codes.
         with torch.autocast(images.device.type, enabled=False):
             latents = vq.quant_conv(vq.encoder(images.to(vq.dtype)))
             # Stored entries have different lengths, so they are normalised. Latents need not be: their length changes
