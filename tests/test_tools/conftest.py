@@ -11,8 +11,7 @@ import uuid
 from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).parents[2]
+from repository_configs import ROOT, quick_mmengine  # noqa: F401
 
 CONFIG = """
 custom_imports = dict(imports=['mergemix_mm'])
@@ -62,9 +61,9 @@ def config(tmp_path):
     return path
 
 
-@pytest.fixture
+@pytest.fixture(scope='session')
 def load_tool():
-    """Import tools/<name>.py."""
+    """Import tools/<name>.py, as a new module each time."""
 
     def load(name):
         spec = importlib.util.spec_from_file_location(f'tool_{Path(name).stem}', ROOT / 'tools' / f'{name}.py')

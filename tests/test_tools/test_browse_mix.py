@@ -1,7 +1,5 @@
 """Tests of tools/visualization/browse_mix.py, called in this process."""
 
-import importlib.util
-from pathlib import Path
 from unittest import mock
 
 import numpy as np
@@ -11,7 +9,6 @@ from PIL import Image
 
 pytestmark = pytest.mark.slow
 
-TOOL = Path(__file__).parents[2] / 'tools' / 'visualization' / 'browse_mix.py'
 
 CONFIG = """
 default_scope = 'mmpretrain'
@@ -39,11 +36,8 @@ train_dataloader = dict(
 
 
 @pytest.fixture(scope='module')
-def browse_mix():
-    spec = importlib.util.spec_from_file_location('browse_mix', TOOL)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def browse_mix(load_tool):
+    return load_tool('visualization/browse_mix')
 
 
 @pytest.fixture

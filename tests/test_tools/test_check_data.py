@@ -1,14 +1,15 @@
-"""Tests of tools/check_data.py, called in this process, and once as a command."""
+"""Tests of tools/check_data.py, called in this process."""
 
 import json
-import os
 import re
+import runpy
 import sys
 
 import pytest
 import tiny_vlms
 from mmengine.config import Config
 from PIL import Image
+from repository_configs import ROOT
 from torch.utils.data import DataLoader
 
 PROCESSOR = dict(type='ShapesProcessor')
@@ -217,13 +218,14 @@ def test_a_config_without_data_is_refused(check):
         check('--split', 'val', 'test', train=dict(type='ShapesConversationDataset'))
 
 
-@pytest.mark.slow
-def test_the_command_ends_with_status_1_and_reports_after_an_interrupt(records, run_command, tmp_path):
+def test_the_program_ends_with_status_1(records, tmp_path, monkeypatch, capfd):
     path = tmp_path / 'tiny.py'
     loader = dict(batch_size=2, dataset=conversations(records, pipeline=[ENCODE]))
     Config(dict(custom_imports=dict(imports=['mergemix_mm']), train_dataloader=loader)).dump(str(path))
-    command = [sys.executable, 'tools/check_data.py', str(path), '--workers', '2']
-    done = run_command(command, 600, env=os.environ)
-    assert done.returncode == 1, done.stderr
-    assert 'data.jsonl:4: image' in done.stdout and '10 records read, 4 cannot be used' in done.stdout
-    assert 'train_dataloader.dataset: 100%' in done.stderr
+    monkeypatch.setattr(sys, 'argv', ['check_data.py', str(path), '--workers', '2'])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(ROOT / 'tools' / 'check_data.py'), run_name='__main__')
+    printed = capfd.readouterr()
+    assert ended.value.code == 1
+    assert 'data.jsonl:4: image' in printed.out and '10 records read, 4 cannot be used' in printed.out
+    assert 'train_dataloader.dataset: 100%' in printed.err

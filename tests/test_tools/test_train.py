@@ -123,13 +123,14 @@ def test_a_bad_disk_ends_the_run_with_one_line(config, tmp_path, run_tool, kind,
         assert not [path for path in disk.glob('run/.*')]
 
 
-@pytest.mark.parametrize('strategy', [None, 'DDPStrategy'])
-def test_two_processes_train_over_gloo_without_a_gpu(config, tmp_path, run_command, strategy):
-    if strategy is not None:
-        config.write_text(config.read_text() + f'strategy = dict(type={strategy!r})\n')
+@pytest.fixture
+def port():
     with socket.socket() as free:
         free.bind(('127.0.0.1', 0))
-        port = str(free.getsockname()[1])
+        return str(free.getsockname()[1])
+
+
+def test_two_processes_train_over_gloo_without_a_gpu(config, tmp_path, run_command, port):
     environment = dict(os.environ, PYTHON=sys.executable, PORT=port, CUDA_VISIBLE_DEVICES='', OMP_NUM_THREADS='1')
     command = ['bash', ROOT / 'tools' / 'dist_train.sh', config, '2', '--work-dir', tmp_path / 'work']
     done = run_command(command, env=environment, timeout=HANGS)
@@ -138,6 +139,17 @@ def test_two_processes_train_over_gloo_without_a_gpu(config, tmp_path, run_comma
     assert load(tmp_path / 'work' / 'epoch_2.pth')['meta']['iter'] == 4
     scalars = next((tmp_path / 'work').glob('*/vis_data/scalars.json')).read_text().splitlines()
     assert any('accuracy/top1' in json.loads(line) for line in scalars)
+
+
+@pytest.mark.skipif(sys.platform != 'linux' or torch.cuda.is_available(), reason='forks, and needs no GPU')
+def test_a_strategy_trains_over_gloo_without_a_gpu(config, tmp_path, run_tool, port, monkeypatch):
+    config.write_text(config.read_text() + "strategy = dict(type='DDPStrategy')\n")
+    for name, value in dict(
+        RANK='0', LOCAL_RANK='0', WORLD_SIZE='1', MASTER_ADDR='127.0.0.1', MASTER_PORT=port
+    ).items():
+        monkeypatch.setenv(name, value)
+    assert in_child(lambda: run_tool('train', config, '--work-dir', tmp_path / 'work', '--launcher', 'pytorch')) == 0
+    assert load(tmp_path / 'work' / 'epoch_2.pth')['meta']['iter'] == 8
 
 
 def test_a_command_that_takes_too_long_leaves_no_process_behind(run_command):

@@ -1,6 +1,4 @@
-import importlib.util
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +9,6 @@ from PIL import Image
 from mergemix_mm.models.losses import AIALoss
 from mergemix_mm.models.vlms import HFVisionLanguageModel
 
-TOOL = Path(__file__).parents[3] / 'tools' / 'analysis_tools' / 'interaction_curve.py'
 QUESTIONS = [
     ('What is it?\nAnswer the question using a single word or phrase.', 'Cat.'),
     ('Describe it in a few words, please.', 'A cat on a mat, and a dog.'),
@@ -20,11 +17,8 @@ QUESTIONS = [
 
 
 @pytest.fixture(scope='module')
-def tool():
-    spec = importlib.util.spec_from_file_location('interaction_curve', TOOL)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def tool(load_tool):
+    return load_tool('analysis_tools/interaction_curve')
 
 
 @pytest.fixture(scope='module')

@@ -1,4 +1,3 @@
-import importlib.util
 import json
 from pathlib import Path
 
@@ -6,15 +5,10 @@ import pytest
 import tiny_vlms
 import torch
 
-TOOL = Path(__file__).parents[3] / 'tools' / 'model_converters' / 'compose_llava.py'
-
 
 @pytest.fixture(scope='module')
-def tool():
-    spec = importlib.util.spec_from_file_location('compose_llava', TOOL)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def tool(load_tool):
+    return load_tool('model_converters/compose_llava')
 
 
 def save_tokenizer(folder):

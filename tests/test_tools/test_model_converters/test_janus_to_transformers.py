@@ -1,4 +1,3 @@
-import importlib.util
 import json
 import re
 from pathlib import Path
@@ -10,15 +9,10 @@ from safetensors.torch import load_file, save_file
 
 from mergemix_mm.models.vlms import HFVisionLanguageModel
 
-TOOL = Path(__file__).parents[3] / 'tools' / 'model_converters' / 'janus_to_transformers.py'
-
 
 @pytest.fixture(scope='module')
-def tool():
-    spec = importlib.util.spec_from_file_location('janus_to_transformers', TOOL)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def tool(load_tool):
+    return load_tool('model_converters/janus_to_transformers')
 
 
 @pytest.fixture(scope='module')

@@ -1,6 +1,4 @@
-import importlib.util
 import os
-from pathlib import Path
 
 import pytest
 import tiny_vlms
@@ -10,15 +8,10 @@ from mmengine.logging import HistoryBuffer
 from mmengine.registry import MODELS
 from mmengine.runner import Runner
 
-TOOL = Path(__file__).parents[3] / 'tools' / 'model_converters' / 'save_pretrained.py'
-
 
 @pytest.fixture(scope='module')
-def tool():
-    spec = importlib.util.spec_from_file_location('save_pretrained', TOOL)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def tool(load_tool):
+    return load_tool('model_converters/save_pretrained')
 
 
 @pytest.fixture
