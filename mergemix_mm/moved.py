@@ -179,7 +179,7 @@ class _MovedModules(MetaPathFinder, Loader):
         new = _new_name(module.__name__)
         assert new is not None
         _warn(module.__name__, new)
-        # The import system hands out what stands here after the loader is done.
+        # After the loader is done, the import system returns this entry.
         sys.modules[module.__name__] = import_module(new)
 
 

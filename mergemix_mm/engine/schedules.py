@@ -70,7 +70,7 @@ def fit_schedule(cfg: Config) -> None:
     if written is None or written == length:
         _check_begins(parts, key, length)
         return
-    before = [dict(part) for part in parts]
+    before = [dict(part) for part in parts]  # For the log.
     dropped = []
     for part in parts:
         if length < written:
@@ -85,7 +85,7 @@ def fit_schedule(cfg: Config) -> None:
         for old, part in zip(before, parts)
         if id(part) in dropped or old != part
     ]
-    for group in [*groups, schedule]:
+    for group in [*groups, schedule]:  # In place, since the config holds these lists.
         if isinstance(group, list):
             group[:] = [part for part in group if id(part) not in dropped]
     if changed:

@@ -196,5 +196,5 @@ def gaussian_ratio(num_kept_tokens: int, mask: Tensor, generator: torch.Generato
         return area_ratio(mask)
     noise = torch.randn(batch_size, generator=generator, device=generator.device if generator else None)
     drawn = (noise + num_kept_tokens / num_patches).to(mask.device)
-    low, high = drawn.aminmax()
+    low, high = drawn.aminmax()  # Equal numbers would divide by 0.
     return (drawn - low) / (high - low).clamp(min=torch.finfo(drawn.dtype).eps)

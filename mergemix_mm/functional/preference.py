@@ -53,6 +53,7 @@ def answer_logps(
         logps = _linear_logps(states, head, targets, chunk_size)
     else:
         logps = _callable_logps(states, head, targets, chunk_size)
+    # Samples have answers of different lengths: added up by row, instead of padded.
     sums = torch.zeros(len(labels), dtype=torch.float32, device=hidden.device).index_add(0, rows, logps)
     return sums, torch.bincount(rows, minlength=len(labels))
 

@@ -122,7 +122,7 @@ def merge_tokens(x: Tensor, groups: TokenGroups, match: Matching) -> tuple[Tenso
     if match.num_tokens == x.size(1):
         return x, groups
     merged = TokenGroups(match.index.gather(1, groups.index), _sum_merged(groups.size, match))
-    # Weighted sums in float32: sizes reach hundreds, where bf16 no longer counts by ones.
+    # Weighted sums in float32: sizes reach hundreds, and bfloat16 counts by ones only up to 256.
     total = _sum_merged(x.float() * groups.size.unsqueeze(-1), match)
     return (total / merged.size.unsqueeze(-1)).to(x.dtype), merged
 

@@ -88,6 +88,7 @@ def mix_tensors(real: Tensor, synthetic: Tensor, beta: float) -> Tensor:
     mixed = torch.empty_like(real, memory_format=torch.contiguous_format)
     chunks = (tensor.reshape(-1).split(CHUNK) for tensor in (mixed, real, synthetic))
     for out, own, other in zip(*chunks):
+        # lerp keeps numbers that are equal in both; a weighted sum would round them.
         out.copy_(torch.lerp(other.to(out.device, wide), own.to(wide), beta))
     return mixed
 

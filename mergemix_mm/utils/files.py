@@ -53,7 +53,7 @@ def replaced_file(path: str | os.PathLike) -> Iterator[Path]:
             yield temporary
             sync(temporary)
             os.replace(temporary, path)
-            sync(path.parent)
+            sync(path.parent)  # The rename is an entry of the folder, and has to reach the disk as well.
         finally:
             temporary.unlink(missing_ok=True)
             _active.discard(temporary)
@@ -319,6 +319,7 @@ class WriteError(OSError):
 
 def _why(path: str | os.PathLike) -> int | None:
     """The error number of writing a megabyte beside a path; None if that works."""
+    # Torch has swallowed the error number: meet the error again.
     probe = Path(path).absolute().with_name(f'.why.{os.getpid()}.tmp')
     try:
         probe.write_bytes(bytes(1 << 20))

@@ -88,7 +88,7 @@ def read_image(
             ``data:`` URL, the content of a file, a mapping with ``bytes`` or else ``path`` as Hugging Face's datasets
             write it, or an image that Pillow has opened already.
         root (str | os.PathLike): The folder of relative paths. Defaults to ''.
-        background (str | Sequence[int]): The colour behind transparent pixels: a name that Pillow knows ('white',
+        background (str | Sequence[int]): The colour under transparent pixels: a name that Pillow knows ('white',
         '#ff8000')
             or red, green and blue in [0, 255]. Defaults to ``'white'``.
         max_pixels (float, optional): Larger images are refused. Defaults to 100 million; with None only the limit of

@@ -26,6 +26,7 @@ def is_number(
         below (float): The value must be smaller. Defaults to no limit.
         integer (bool): Whether it must be of an integer type. Defaults to False.
     """
+    # A bool is an int to Python, and `beta=True` is a mistake.
     kind = Integral if integer else Real
     if isinstance(value, bool) or not isinstance(value, kind) or not math.isfinite(value):
         return False

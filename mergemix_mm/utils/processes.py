@@ -23,6 +23,7 @@ def end_with_parent(parent: int | None = None) -> None:
     if not sys.platform.startswith('linux'):
         return
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    # The parent may have ended before the call above: no signal would come any more.
     if parent is not None and os.getppid() != parent:
         os._exit(1)
 

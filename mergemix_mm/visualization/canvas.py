@@ -30,8 +30,10 @@ def figure_to_image(figure: 'Figure') -> np.ndarray:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     _make_texts_plain(figure)
+    # Not pyplot, which keeps every figure in a global list and may look for a display.
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
+    # A copy: the buffer is part of the canvas, which does not outlive this function.
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
@@ -42,7 +44,7 @@ def legend_label(name: object) -> str:
 
 
 def style_axes(axes: 'Axes') -> None:
-    """Give axes the look of all figures here: no box, small numbers, light horizontal lines behind the data."""
+    """Give axes the look of all figures here: no box, small numbers, light horizontal lines below the data."""
     axes.spines[['top', 'right']].set_visible(False)
     axes.tick_params(labelsize=8)
     axes.set_axisbelow(True)

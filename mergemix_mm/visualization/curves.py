@@ -52,11 +52,12 @@ def draw_interaction_curves(
         axes.plot(layers, mean, color=colour, label=legend_label(name), linewidth=1.6, marker='.', markersize=5)
         if 'std' in curve:
             _band(axes, layers, mean, np.asarray(curve['std'], dtype=float), colour, alpha=0.2)
-        if name in targets:
+        if name in targets:  # Of every layer, where the curve may be of some.
             target, delta = (np.asarray(values, dtype=float)[layers] for values in targets[name])
             axes.step(layers, target, where='mid', color=colour, linewidth=1.1, linestyle=(0, (4, 3)))
             _band(axes, layers, target, delta, colour, alpha=0.08, step='mid')
     if targets:
+        # One entry in the legend for all targets, which have the colours of their curves.
         axes.plot([], [], color='black', linewidth=1.1, linestyle=(0, (4, 3)), label='target')
     axes.set(ylim=(0, 1), xlabel='layer', ylabel='interaction intensity')
     axes.xaxis.set_major_locator(MaxNLocator(nbins='auto', steps=[1, 2, 2.5, 5, 10], integer=True))

@@ -49,11 +49,13 @@ def draw_image_grid(
     columns = min(columns, len(images))
     rows = -(-len(images) // columns)
     texts = [textwrap.fill(_cut(text), LINE_LENGTH) for text in captions or [''] * len(images)]
+    # All rows are as high as the longest caption needs, so that images are aligned.
     caption = CAPTION_LINE * max(text.count('\n') + 1 for text in texts) + 0.1 if captions else 0.08
     legend = 0.28 if counts.keys() & {'predicted', 'true'} else 0.08
     size = (columns * (CELL + 0.12) + 0.12, rows * (CELL + caption) + legend)
     figure = Figure(figsize=size, dpi=dpi, facecolor='white')
     for number, (image, text) in enumerate(zip(images, texts)):
+        # In inches, from the bottom of the page as matplotlib counts.
         row, column = divmod(number, columns)
         top = size[1] - legend - row * (CELL + caption)
         place = (0.12 + column * (CELL + 0.12), top - CELL, CELL, CELL)

@@ -100,11 +100,13 @@ def _make_rows(batch, mean, std, labels, classes, max_rows, channel_order) -> li
             continue
         row['mixed'] = _to_pixels(batch.images[index], mean, std, channel_order)
         if batch.clean is not None:
+            # The clean partner: that of `images` is mixed itself.
             row['partner'] = _to_pixels(batch.clean[partner], mean, std, channel_order)
         if batch.mask is not None:
             row['mask'] = batch.mask[index].reshape(batch.grid).cpu().numpy()
         if batch.saliency is not None:
             saliency = batch.saliency[index].detach().float().reshape(1, 1, *batch.grid).cpu()
+            # Smooth: edges of patches would distract from what is salient. The mask keeps its edges.
             saliency = F.interpolate(saliency, size=row['mixed'].shape[:2], mode='bilinear', align_corners=False)
             row['saliency'] = saliency[0, 0].numpy()
     return rows
@@ -302,9 +304,11 @@ def pixel_scale(processor, images: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     highest = torch.stack([image.detach().float().amax((1, 2)).cpu() for image in images]).amax(0)
     image_processor = getattr(processor, 'image_processor', None)
     if image_processor is not None:
+        # The images may come from elsewhere. The numbers of the processor are used only if they lead to pixel values.
         mean, std = _of_processor(image_processor)
         if (lowest * std + mean).min() >= -TOLERANCE and (highest * std + mean).max() <= 255 + TOLERANCE:
             return mean, std
+    # One scale for all images and channels, so that colours and brightness stay comparable.
     std = 255 / (highest.max() - lowest.min()).clamp(min=1e-6).reshape(1)
     return -lowest.min() * std, std
 

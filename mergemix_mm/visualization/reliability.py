@@ -30,10 +30,11 @@ def draw_reliability_diagram(
     count, confidence, accuracy = (np.asarray(values) for values in (count, confidence, accuracy))
     share = count / count.sum()
     gap = confidence - accuracy
+    # Expected calibration error: the mean gap over all predictions.
     ece = float((share * np.abs(gap)).sum())
     left = np.arange(len(count)) / len(count)
     width = 1 / len(count)
-    filled = count > 0
+    filled = count > 0  # An empty bin has no accuracy to draw.
 
     figure = Figure(figsize=(4.4, 5.2), dpi=dpi, layout='constrained')
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3.4, 1))

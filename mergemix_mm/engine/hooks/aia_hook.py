@@ -74,6 +74,7 @@ class AIAHook(Hook):
         alignment = InteractionAlignment(tuner.vlm, self.criterion, self.layers, self.backend, tuner.tasks)
         alignment.recorder.start()
         tuner.alignment = alignment
+        # A sum for each layer, and the number of samples at the end.
         self._sums = {task: torch.zeros(len(alignment.recorder.layers) + 1) for task in tuner.tasks}
 
     def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:

@@ -313,6 +313,7 @@ class AtomicCheckpointHook(CheckpointHook):
         self._superseded = []
         best = [] if self.save_best is None else [self._get_best(key) for key in self.key_indicators]
         for path in outdated if is_main_process() else ():
+            # A link may be the user's, and what it points to is not this hook's to delete.
             if path in (self.last_ckpt, *best) or (self._local and Path(path).is_symlink()):
                 continue
             if self.file_backend.isfile(path):
@@ -370,6 +371,7 @@ class AtomicCheckpointHook(CheckpointHook):
         published = {key: value for key, value in found.items() if key in self.published_keys}
         if left := [key for key in found if key not in published]:
             runner.logger.info(f'Left out of the published checkpoint, as published_keys does not name them: {left}')
+        # MMEngine hashes the file and renames it. Here the name is needed first, so the content is hashed.
         digest = hashlib.sha256(pickle.dumps(published)).hexdigest()[:8]
         path = Path(ckpt_path).with_suffix('')
         path = path.with_name(f'{path.name}-{digest}.pth')
@@ -415,7 +417,7 @@ def _gather_gradients(runner) -> list[dict] | None:
 def _together(step) -> list:
     """Run a step on all processes, fail on all if it failed on one, and return the result of the main process.
 
-    A process that failed alone would leave the others waiting in the next collective.
+    If only one process failed, the others would wait for it in the next collective.
     """
     result = error = None
     try:

@@ -52,6 +52,7 @@ class NonFiniteLossHook(Hook):
         self._count = torch.where(bad, count.to(bad.device) + 1, 0)
         if (runner.iter + 1) % self.patience:
             return
+        # The largest count of all processes, so that all of them stop in the same iteration.
         worst = self._count.clone()
         all_reduce(worst, 'max')
         if worst >= self.patience:

@@ -66,6 +66,7 @@ class SavePretrainedHook(Hook):
             )
         if is_main_process():
             clear_leftovers(self._folder(runner).parent, self._folder(runner).name)  # Of a run that was killed.
+        # On all processes: if only the main one stopped, the others would wait for it.
         check_replaceable(self._folder(runner))
 
     def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:

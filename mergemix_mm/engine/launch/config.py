@@ -40,6 +40,7 @@ def load_config(path: str | os.PathLike, argument: str = 'CONFIG') -> Config:
 
 def merge_common_args(cfg: Config, args: argparse.Namespace) -> None:
     """Set launcher and work directory: of the flag, else of the config, else ``./work_dirs/<config>``."""
+    # MMEngine reads the variable. torchrun sets it, older launchers only pass the flag.
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     cfg.launcher = args.launcher
     if args.work_dir is not None:

@@ -105,6 +105,7 @@ def _named_images() -> Iterator[None]:
                 raise
             raise UnreadableImageError(f'failed to load image: {image_name(path)}: {_why(path, error)}') from error
 
+    # On the class: pipelines hold its instances, and workers that are forked later have it too.
     LoadImageFromFile.transform = named
     try:
         yield

@@ -47,11 +47,11 @@ def _newest_checkpoint(runner) -> str | None:
     own = [Path(hook.out_dir, work_dir.name) for hook in hooks if hook.out_dir and '://' not in str(hook.out_dir)]
     folders = list(dict.fromkeys([*own, work_dir]))
     for folder in folders:
-        files.clear_leftovers(folder)
+        files.clear_leftovers(folder)  # Also brings back a folder that was killed between its two renames.
     templates = dict.fromkeys(['epoch_{}.pth', 'iter_{}.pth', *(hook.filename_tmpl for hook in hooks)])
     last = _last_named(work_dir)
     if last is not None and '://' in last:
-        return last
+        return last  # Checking a remote checkpoint would download it twice.
     for path in _candidates(folders, [name_pattern(template) for template in templates], last):
         problem = _find_problem(path)
         if problem is None:

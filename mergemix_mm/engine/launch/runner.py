@@ -46,6 +46,7 @@ def build_runner(cfg: Config) -> Runner | FlexibleRunner:
         fit_schedule(cfg)
     except ValueError as error:
         raise LaunchError(str(error)) from error
+    # A killed run would leave workers that keep its memory, and under torchrun processes that keep its port.
     processes.end_children_with_parent()
     if 'TORCHELASTIC_RUN_ID' in os.environ:
         processes.end_with_parent()
@@ -58,7 +59,7 @@ def build_runner(cfg: Config) -> Runner | FlexibleRunner:
         _start_cpu_process_group(cfg)
     # FlexibleRunner.from_cfg passes None for a missing entry, and so loses the default of its constructor.
     cfg.setdefault('env_cfg', dict(dist_cfg=dict(backend='nccl')))
-    with explain_stops(cfg):
+    with explain_stops(cfg):  # Building opens the log and may write the config.
         if cfg.get('work_dir') and '://' not in cfg.work_dir:
             files.check_writable(cfg.work_dir)
         if cfg.get('runner_type') is not None:

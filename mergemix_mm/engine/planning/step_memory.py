@@ -72,6 +72,7 @@ class StepMemory(TorchDispatchMode):
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         empty = any(isinstance(one, FakeTensor) for one in tree_iter((args, kwargs)))
+        # What a value decides: True and 1 take the branches in which a step does its work.
         if empty and function is _VALUE:
             return True if args[0].dtype is torch.bool else 1 if not args[0].is_floating_point() else 1.0
         if empty and function is _EQUAL:
@@ -93,7 +94,7 @@ class StepMemory(TorchDispatchMode):
 
     def _register(self, tensor: Tensor, size: int | None = None) -> None:
         storage = tensor.untyped_storage()
-        key = storage._cdata
+        key = storage._cdata  # Views are other Python objects of the same storage, which counts once.
         if key in self._known:
             return
         size = storage.nbytes() if size is None else size

@@ -109,13 +109,14 @@ class StoredTensor:
             pieces (Iterable[Tensor]): As :meth:`pieces` yields them.
             progress (Callable): Called with the number of bytes of each piece.
         """
-        with self.path.open('r+b') as file:
+        with self.path.open('r+b') as file:  # Not 'wb', which would empty what `reserve` has laid out.
             file.seek(self.start)
             for piece in pieces:
                 file.write(piece.view(torch.uint8).numpy().data)
                 progress(piece.nbytes)
 
     def _read(self, file: BufferedReader, count: int) -> Tensor:
+        # Read as bytes: numpy has no bfloat16 and no float8.
         elements = torch.empty(count, dtype=self.dtype)
         if file.readinto(elements.view(torch.uint8).numpy().data) != elements.nbytes:
             raise ValueError(f'{self.path} ends within a tensor: it is damaged, or was not copied whole')

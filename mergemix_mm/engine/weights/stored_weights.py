@@ -50,7 +50,7 @@ class StoredWeights:
 
     def __init__(self, path: str | Path) -> None:
         self.path, self.index = Path(path), None
-        recover_folder(self.path)
+        recover_folder(self.path)  # A killed program may have left it between its two renames.
         if self.path.is_dir():
             found = self._find_weights()
             self.index = found if found.suffix == '.json' else None
