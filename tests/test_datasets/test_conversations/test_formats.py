@@ -50,6 +50,7 @@ def test_llava_turns_become_messages_and_other_keys_stay():
         ('What?\n<image>', ['What?', IMAGE]),
         ('<image> and <image>: which?', [IMAGE, ' and ', IMAGE, ': which?']),
         ('<image><image>', [IMAGE, IMAGE]),
+        ('  <image>Q', [IMAGE, 'Q']),
         ('no placeholder', [IMAGE, IMAGE, 'no placeholder']),
         ('<image>\r\n  Q\r\n<image>', [IMAGE, '  Q', IMAGE]),
     ],
@@ -133,8 +134,9 @@ def test_a_system_prompt_beside_the_turns_is_the_first_message(key):
     assert parsed == dict(messages=[system, user(IMAGE, 'Q'), answer('A')], images=['a.png'])
     pair = parse_conversation(dict(prompt='Q', chosen='A', rejected='B', **{key: 'Be brief.'}))
     assert pair['messages'][0] == pair['rejected'][0] == dict(role='system', content=[text('Be brief.')])
-    same = chat(('system', 'Be brief.'), ('user', 'Q'), ('assistant', 'A'), **{key: 'Be brief.'})
-    assert [message['role'] for message in parse_conversation(same)['messages']] == ['system', 'user', 'assistant']
+    for more in ({key: 'Be brief.'}, dict(prompt='Q')):
+        same = parse_conversation(chat(('system', 'Be brief.'), ('user', 'Q'), ('assistant', 'A'), **more))
+        assert [message['role'] for message in same['messages']] == ['system', 'user', 'assistant']
 
 
 @pytest.mark.parametrize('empty', [None, '', '  '])
@@ -287,8 +289,10 @@ def test_a_rejected_response_shares_all_turns_but_the_last(key, rejected):
 
 @pytest.mark.parametrize('key', ['rejected_messages', 'rejected_conversations'])
 def test_a_rejected_response_may_be_the_whole_conversation(key):
-    parsed = parse_conversation(dict(llava('Q', 'A', system='S'), **{key: QB}))
-    assert parsed['rejected'] == [parsed['messages'][0], user('Q'), answer('B')] and key not in parsed
+    for raw in (llava('Q', 'A', system='S'), chat(('system', 'S'), ('user', 'Q'), ('assistant', 'A'))):
+        parsed = parse_conversation(dict(raw, **{key: QB}))
+        assert parsed['rejected'] == [parsed['messages'][0], user('Q'), answer('B')] and key not in parsed
+    assert parse_conversation(dict(llava('Q', 'A'), **{key: QB}))['rejected'] == [user('Q'), answer('B')]
 
 
 def test_rejected_images_take_the_places_of_the_images():
@@ -377,6 +381,7 @@ PARTS = [
         (dict(messages=[dict(role='user', content=7)]), 'content .* 7'),
         (dict(texts=dict(user=['Q', 'R'], assistant=['A'])), 'one length'),
         (dict(prompt=5, completion='A'), 'found 5'),
+        (dict(instruction='Q', input=['R'], output='A'), r"'input'=\['R'\]"),
         # Turns.
         (llava('Q', 'A', 'Q'), 'does not end with'),
         (llava('Q', '  '), 'turn 2 is an empty answer'),
@@ -385,6 +390,8 @@ PARTS = [
         (dict(conversations=[{'from': 'human', 'value': 'x'}] * 2), r"alternate.*\['user', 'user'\]"),
         (dict(messages=[dict(role='system', content='x')]), 'no turns'),
         # Images.
+        (chat(('user', [dict(type='text', text=5)]), ('assistant', 'A')), "'text': 5"),
+        (chat(('user', [dict(type='text', text='x', image='a')]), ('assistant', 'A')), "'image': 'a'"),
         (llava('<image><image>', 'A', image='a.png'), '2 image placeholders, but 1 images'),
         (llava('What does <image> do?', 'A'), r'1 image placeholders, but 0 images.*\\<image>'),
         (llava('<image>Q', 'A', image='a', rejected_images=['b', 'c']), '1 image placeholders, but 2 images'),
@@ -405,6 +412,8 @@ PARTS = [
         (dict(chosen=QA, rejected=[dict(role='user', content='Why?'), THERE]), 'share all turns'),
         (dict(prompt='R', chosen=QA, rejected=QB), "'chosen', which differ"),
         (dict(messages=QA, chosen=QB, rejected=QA), "'chosen', which differ"),
+        (dict(messages=QA, chosen=THERE, rejected=HERE), "'chosen' is not the last answer"),
+        (dict(prompt='Q', chosen='A', rejected='B', rejected_response='C'), "'rejected' and .*'rejected_response'"),
         (dict(prompt='Q', chosen=dict(HERE, loss=False), rejected='B'), 'not to be trained'),
         # Contradictions.
         (dict(llava('Q', 'A'), messages=llava('R', 'A')['conversations']), "turns .*'conversations' and 'messages'"),
