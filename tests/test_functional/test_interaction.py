@@ -145,14 +145,6 @@ def test_a_query_that_may_attend_nowhere_has_output_and_gradient_zero(name, back
     assert output[2, :, 5:].abs().min() > 0 and all(t.grad.isfinite().all() for t in (query, key, value))
 
 
-def test_finite_minima_give_what_a_bool_mask_gives():
-    (query, key, value), masks = draw()
-    results = [each((query, key, value), masks, **CASES[name]) for name in ('left padding', 'minimum', 'half minimum')]
-    (*expected, _), *others = [list(result) for result in results]
-    for *found, _ in others:
-        torch.testing.assert_close(found, expected, rtol=0, atol=0)
-
-
 @pytest.mark.parametrize('backend', WAYS)
 def test_half_precision_stays_within_its_rounding(backend):
     tensors, masks = draw(kv_heads=2)
@@ -266,17 +258,6 @@ def test_the_loss_is_the_mean_huber_of_samples_and_layers():
     assert loss.item() == pytest.approx(sum(expected) / 4)
     loss.backward()
     torch.testing.assert_close(intensity.grad, torch.tensor([[0.05, -0.2], [0.0, 0.01]]) / 4)
-
-
-def test_the_loss_of_one_layer_is_that_of_torch():
-    intensity = torch.rand(1, 50, generator=torch.Generator().manual_seed(0))
-    found = aia_loss(intensity, torch.tensor([0.4]), torch.tensor([0.1]))
-    torch.testing.assert_close(found, F.huber_loss(intensity, torch.full((1, 50), 0.4), delta=0.1))
-
-
-def test_huber_is_taken_of_samples_before_their_mean():
-    intensity = torch.tensor([[0.2, 0.6]])  # Their mean is the target.
-    assert float(aia_loss(intensity, torch.tensor([0.4]), torch.tensor([1.0]))) == pytest.approx(0.02)
 
 
 def test_left_out_samples_count_neither_in_the_loss_nor_in_its_gradient():

@@ -83,13 +83,6 @@ def test_mixed_image_equals_both_sources_pixel_for_pixel(size, grid, memory_form
     assert mixed.data_ptr() != images.data_ptr()
 
 
-def test_full_and_empty_masks_give_the_image_and_its_partner():
-    images, partner = torch.randn(2, 3, 4, 4), torch.tensor([1, 0])
-    mask = torch.tensor([[True] * 4, [False] * 4])
-    mixed = mix_images(images, partner, mask, (2, 2))
-    assert torch.equal(mixed, images[[0, 0]])
-
-
 def test_images_that_do_not_fit_the_grid_are_an_error_with_a_remedy():
     images, partner = torch.randn(2, 3, 10, 8), torch.tensor([1, 0])
     with pytest.raises(ValueError, match=r'10 x 8 pixels .* patch_grid=\(4, 4\): resize or crop'):

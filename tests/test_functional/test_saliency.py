@@ -39,12 +39,6 @@ def test_received_attention_is_the_weighted_mean_over_the_rows_of_the_full_map(h
     torch.testing.assert_close(received_attention(query, key, size, size, chunk_size), expected)
 
 
-def test_size_one_is_plain_attention(heads):
-    query, key, _ = heads
-    ones = torch.ones(2, 9)
-    torch.testing.assert_close(class_attention(query[:, :, 0], key, ones), class_attention(query[:, :, 0], key))
-
-
 @pytest.mark.parametrize('function', ['class', 'received'])
 def test_autocast_changes_nothing(heads, function):
     query, key, size = (tensor.bfloat16() if tensor.ndim == 4 else tensor for tensor in heads)

