@@ -122,6 +122,7 @@ class RecordDataset(Dataset, ABC):
 
     def get_data_info(self, index: int) -> dict[str, Any]:
         """The record, images loaded, as the pipeline gets it."""
+        # A range counts negative indices from the end, and raises IndexError beyond both.
         index = range(len(self))[index]
         try:
             record = self.load_record(index)
@@ -158,6 +159,7 @@ class RecordDataset(Dataset, ABC):
 
     def _prepare(self, index: int) -> Any:
         sample = self.pipeline(self.get_data_info(index))
+        # MMEngine's transforms return None to drop a sample; without a replacement, batches would differ in size.
         if sample is None:
             raise RecordError(f'{self.source(index)}: a transform of the pipeline returned None')
         return sample

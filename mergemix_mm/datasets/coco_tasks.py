@@ -65,10 +65,12 @@ class COCOTaskDataset(RecordDataset):
         keys = np.stack([self.coco.image_places[kept], self.coco.category_ids[kept], kept])
         # The rows of `keys` that tell one record from another: image and category, the image, or the annotation.
         keys = dict(detection=keys[:2], layout=keys[:1]).get(self.kind, keys[2:])
+        # lexsort takes the most important key last.
         order = np.lexsort(keys[::-1])
         changes = (np.diff(keys[:, order]) != 0).any(0)
         # Record i holds the annotations members[starts[i]:starts[i + 1]]: two arrays need less memory than N lists.
         self.members = kept[order]
+        # Without the special case, no annotation at all would make one empty record.
         self.starts = np.flatnonzero(np.r_[True, changes, True]) if len(kept) else np.zeros(1, np.int64)
         return range(len(self.starts) - 1)
 
@@ -101,6 +103,7 @@ class COCOTaskDataset(RecordDataset):
         names, points = category['keypoints'], person['keypoints']
         if len(points) != 3 * len(names):
             raise ValueError(f'{len(points)} numbers must be x, y and visibility of {len(names)} key points')
+        # Visibility 0 means that the point is not annotated; its coordinates are 0 then.
         found = [(name, points[3 * i : 3 * i + 2]) for i, name in enumerate(names) if points[3 * i + 2] > 0]
         return dict(
             box=self.coco.boxes([person], size)[0],
@@ -117,6 +120,7 @@ class COCOTaskDataset(RecordDataset):
 
 
 def _is_no_crowd(annotation: dict) -> bool:
+    # The box of a crowd surrounds many objects, so it is not the right answer for any of them.
     return not annotation.get('iscrowd')
 
 

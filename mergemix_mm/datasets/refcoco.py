@@ -100,6 +100,7 @@ def _read_refs(path: str) -> list[dict]:
         refs = [records[place] for place in range(len(records))]
     else:
         refs = load_plain_pickle(path)
+    # JsonRecords has checked it for JSON; a pickle may hold anything.
     if not isinstance(refs, list):
         raise ValueError(f'{path}: must hold a list of references, found a {type(refs).__name__}.')
     for number, ref in enumerate(refs):

@@ -87,6 +87,7 @@ class VQAv2Dataset(RecordDataset):
             if not annotation.get('answers'):
                 raise ValueError(f'the annotation ({self.annotations.source(index)}) has no answers')
             answers = [one['answer'] for one in annotation['answers']]
+            # OK-VQA has no `multiple_choice_answer`.
             answer = annotation.get('multiple_choice_answer') or Counter(answers).most_common(1)[0][0]
             if not all(isinstance(one, str) for one in [*answers, answer]):
                 raise ValueError(f'the annotation ({self.annotations.source(index)}) has answers that are not texts')

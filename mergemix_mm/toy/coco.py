@@ -66,6 +66,7 @@ def write_shapes_coco(
     if not isinstance(varied, bool):
         raise ValueError(f'drawn shapes: varied={varied!r} must be True or False.')
     folder = Path(folder)
+    # A process that was stopped while it replaced the folder may have left it under another name.
     recover_folder(folder)
     if _is_drawn(folder, settings):
         return

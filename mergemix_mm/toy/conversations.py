@@ -90,6 +90,7 @@ class DrawnDataset(Dataset, ABC):
         if not -self.length <= index < self.length:
             raise IndexError(f'{name}: index {index} is outside the {self.length} records')
         index %= self.length
+        # A generator per record: they can be read in any order and by any process.
         record = self.draw(index, np.random.default_rng((self.seed, SPLITS.index(self.split), index)))
         return {**record, 'source': f'{name}[{index}]'}
 
@@ -164,6 +165,7 @@ class ShapesConversationDataset(DrawnDataset):
         self.questions, self.answer_prior = tuple(questions), answer_prior
 
     def draw(self, index: int, rng: np.random.Generator) -> dict:
+        # In turn rather than at random: every kind has the same number of questions.
         kind = self.questions[index % len(self.questions)]
         scene = draw_scene(kind, draw_answer(kind, self.answer_prior, rng), self.pairs, rng)
         image, mask = _draw(scene, self.image_size, rng)

@@ -87,6 +87,7 @@ class DigitsDataset(BaseDataset):
         self.train_per_class = train_per_class
         self.clutter = clutter
         self.seed = seed
+        # Outside of `test_mode`, BaseDataset replaces samples that the pipeline drops.
         kwargs.setdefault('test_mode', split == 'test')
         super().__init__(ann_file='', pipeline=pipeline, **kwargs)
 

@@ -96,8 +96,10 @@ def read_shape(
         tuple[str, str] | None: Colour and column; None if no colour is there.
     """
     tones = np.array(list(palette.values()))
+    # The brightness of each colour that comes closest to the pixel, by least squares.
     brightness = (image @ tones.T / (tones**2).sum(-1)).clip(*BRIGHTNESS)
     distance = np.linalg.norm(image[:, :, None] - brightness[..., None] * tones, axis=-1)
+    # A pixel counts for its nearest colour only.
     near = (distance == distance.min(-1, keepdims=True)) & (distance < TOLERANCE)
     counts = np.array([part.sum((0, 1)) for part in np.array_split(near, len(columns), axis=1)])
     column, color = map(int, np.unravel_index(counts.argmax(), counts.shape))

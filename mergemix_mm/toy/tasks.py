@@ -186,6 +186,7 @@ def draw_things(
         [size, size] bool.
     """
     canvas, drawn, masks = draw_clutter(size, rng), [], []
+    # Reading order, in which answers name things: a model could not learn a random one.
     for thing in sorted(things, key=lambda thing: thing.cell):
         masks.append(draw_thing(canvas, thing.color, thing.shape, thing.cell, grid, rng))
         drawn.append(dict(vars(thing), box=box_around(masks[-1])))

@@ -56,6 +56,7 @@ class _Worker:
         channel.settimeout(MAX_SECONDS)
         with other:
             self.process = subprocess.Popen(
+                # Isolated (-I): neither the current folder nor the environment decides what it imports.
                 [sys.executable, '-I', jinja_worker.__file__, str(Path(jinja2.__file__).parents[1])],
                 stdin=other.fileno(),
                 stdout=subprocess.DEVNULL,
@@ -83,6 +84,7 @@ class _Worker:
 
 
 def _line(channel: socket.socket) -> bytes:
+    # A message is one line of JSON, which may come in pieces.
     found = bytearray()
     while not found.endswith(b'\n'):
         piece = channel.recv(1 << 16)

@@ -161,6 +161,7 @@ def parse_conversation(raw: dict, answered: bool = True) -> dict[str, Any]:
     images = images_of(raw)
     messages, rejected = _read_turns(raw, answered)
     own_images = images_of(raw, REJECTED_IMAGE_KEYS) or None
+    # Different images are enough for a pair: the answer is the same, and wrong for the other images.
     if own_images is not None and rejected is None:
         rejected = deepcopy(messages)
     if not images and not any('path' in part for message in messages for part in message['content']):
@@ -177,6 +178,7 @@ def parse_conversation(raw: dict, answered: bool = True) -> dict[str, Any]:
             parsed['rejected_images'] = rejected_images
     for message in [*messages, *(rejected or [])]:
         for part in message['content']:
+            # The path served to assign and to compare images; processors take them apart from the messages.
             part.pop('path', None)
         if message['role'] != 'user':
             message['content'] = [dict(type='text', text=text_of(message))]
@@ -284,6 +286,7 @@ def _after(prompt: list[dict], turns: list[dict], name: str) -> list[dict]:
         if name == 'chosen' and prompt[-1]['content'] != turns[-1]['content']:
             raise ValueError("'chosen' is not the last answer of the conversation that is beside it")
         prompt = prompt[:-1]
+    # A copy for each answer of a pair: both write the paths of their images into it.
     return deepcopy(prompt) + turns
 
 

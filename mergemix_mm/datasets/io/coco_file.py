@@ -130,6 +130,7 @@ def find_places(ids: np.ndarray, wanted: np.ndarray, what: str) -> np.ndarray:
     twice = ordered[1:][ordered[1:] == ordered[:-1]]
     if len(twice):
         raise DataError(f'{what} have the id {twice[0]} more than once.')
+    # An id above all others would be placed beyond the end; the next lines find it lost.
     places = np.searchsorted(ordered, wanted).clip(max=len(ids) - 1)
     lost = wanted[ordered[places] != wanted]
     if len(lost):
@@ -145,6 +146,7 @@ def _with_numbers(
     flag: Callable[[dict], bool] | None = None,
 ) -> tuple[JsonRecords, np.ndarray]:
     """The records of a key, and some of their numbers, [N, numbers] int64; -1 for an optional one that is missing."""
+    # Eight bytes per number; in a list, integers of Python take four times as much.
     columns = array('q')
 
     def note(raw: dict) -> bool:

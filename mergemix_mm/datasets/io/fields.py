@@ -71,6 +71,7 @@ def check_image(value: Any, key: str) -> Source:
     Raises:
         ValueError: If the value is not an image; names the key.
     """
+    # The form of an image in Hugging Face's datasets.
     if isinstance(value, Mapping) and set(value) <= {'bytes', 'path'} and is_given(value):
         data, path = value.get('bytes'), value.get('path')
         if isinstance(data, str) and data:  # JSON has no bytes
@@ -93,6 +94,7 @@ def find_image_key(raw: Mapping[str, Any]) -> str | None:
 def _is_image(key: str, value: Any) -> bool:
     if not is_given(value):
         return False
+    # A list of images is told by its first one.
     value = value[0] if isinstance(value, (list, tuple)) else value
     if isinstance(value, Mapping) and isinstance(value.get('bytes'), bytes):
         return True

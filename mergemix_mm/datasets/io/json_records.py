@@ -124,6 +124,7 @@ def parse_json(content: bytes) -> Any:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict:
+    # Of two equal keys, Python keeps the last one silently.
     found = dict(pairs)
     if len(found) < len(pairs):
         keys = [key for key, _ in pairs]
@@ -384,6 +385,7 @@ class _Scanner:
             if found is None:
                 if not self.read():
                     self.fail(f'{depth} brackets are not closed')
+            # Brackets inside a string do not count.
             elif found[0] == '"':
                 while (end := STRING_END.match(self.text, self.place)) is None:
                     if not self.read():
@@ -396,6 +398,8 @@ class _Scanner:
 
     def read(self) -> bool:
         """Append a chunk, at least as large as what is still needed of the last one; False at the end of the file."""
+        # A value of many chunks is parsed from its start after each of them. As the chunks grow with it, this happens
+        # only a few times.
         new = self.file.read(max(CHUNK, len(self.text) - self.place)).decode('latin-1')
         if new:
             self.count_lines()

@@ -177,6 +177,7 @@ class _ParquetFile(_File):
         opened = self.opened()
         if opened['number'] != number:
             opened.update(number=None, table=None)  # Memory never holds two groups.
+            # One thread: the worker processes of a data loader run side by side already.
             opened.update(number=number, table=opened['file'].read_row_group(number, use_threads=False))
         return opened['table']
 
@@ -219,6 +220,7 @@ class _ParquetFile(_File):
         import pyarrow as pa
 
         status = os.stat(self.path)
+        # A file that has changed gets another name, and so another copy.
         name = f'{os.path.abspath(self.path)} {status.st_size} {status.st_mtime_ns} 1'
         folder = Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache', 'mergemix_mm', 'tables')
         target = folder / f'{hashlib.sha256(name.encode()).hexdigest()[:32]}.arrow'
@@ -254,12 +256,14 @@ class _ArrowFile(_File):
 
         with open(self.content, 'rb') as file:
             pages = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        # Rows are read in random order; reading ahead would only fill the memory.
         pages.madvise(mmap.MADV_RANDOM)
         buffer = pa.py_buffer(pages)
         if pages[:6] == b'ARROW1':
             reader = pa.ipc.open_file(buffer)
             batches = [reader.get_batch(number) for number in range(reader.num_record_batches)]
         else:
+            # Arrow reads a stream without its end mark as a shorter one, without an error.
             if pages[-8:] != END_OF_STREAM:
                 raise ValueError('the file is cut off')
             reader = pa.ipc.open_stream(buffer)
@@ -356,6 +360,7 @@ def _saved_files(folder: str) -> list[str]:
     state = read_json(os.path.join(folder, 'state.json'))
     entries = state.get('_data_files') if isinstance(state, dict) else None
     names = [entry.get('filename') if isinstance(entry, dict) else None for entry in entries or ()]
+    # A name with a folder in it could lead out of this one.
     if not names or not all(isinstance(name, str) and name == os.path.basename(name) for name in names):
         raise DataError(f'{folder}/state.json: must name its files under _data_files, found {quoted(entries)}.')
     if isinstance(state.get('_indices_data_files'), list) and state['_indices_data_files']:

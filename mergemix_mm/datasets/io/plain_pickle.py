@@ -108,6 +108,7 @@ class _Interpreter:
         self.data, self.at = data, 0
         self.stack: list = []
         self.marks: list[list] = []
+        # A dict: in a list, a single large index would take all memory.
         self.memo: dict[int, Any] = {}
 
     def run(self) -> Any:
@@ -277,6 +278,7 @@ _BY_CHARACTER = {
     b'e': lambda self: self.append(self.pop_mark()),
     b'u': lambda self: self.set_items(self.pop_mark()),
     b'\x90': _Interpreter.add_items,
+    # A longer number is not a place in the memo, and converting a very long one would take long.
     b'p': lambda self: self.put(int(self.line()[:20])),
     b'q': lambda self: self.put(self.number(1)),
     b'r': lambda self: self.put(self.number(4)),
@@ -319,6 +321,7 @@ _BY_CHARACTER |= {
     b'\x91': _from_mark(_set(frozenset)),
     b's': _set_item,
 }
+# All other operations import, call or build something, or need data from outside.
 STOP = ord('.')
 OPERATIONS = [_BY_CHARACTER.get(bytes([code])) for code in range(256)]
 

@@ -72,9 +72,11 @@ class ModalitySampler(Sampler):
 
     def __iter__(self) -> Iterator[int]:
         epoch = self.epoch + self._skipped_epochs
+        # A generator per epoch: a resumed run starts in any epoch without drawing those before it.
         rng = np.random.default_rng([self.seed, epoch]) if self.shuffle else None
         steps = np.concatenate([self._steps_of(group, rng) for group in range(len(self.steps))])
         order = np.argsort(steps[:, 0], kind='stable') if rng is None else rng.permutation(len(steps))
+        # All ranks compute the same steps, and each takes its own part of every step.
         share = slice(self.rank * self.batch_size, (self.rank + 1) * self.batch_size)
         offset, self._offset = self._offset, 0
         return map(int, steps[order, share].ravel()[offset:])
@@ -135,6 +137,7 @@ def take(members: np.ndarray, needed: int, rng: np.random.Generator | None, spar
     if rng is not None and len(members):
         passes = max(needed - spare, 0) // len(members) + 1
         members = np.concatenate([rng.permutation(members) for _ in range(passes)])
+    # np.resize repeats the array where it is too short; the method of the same name fills it with zeros.
     return np.resize(members, needed)
 
 
@@ -190,6 +193,7 @@ class TaskMixSampler(ModalitySampler):
 
     def _order(self, group: int, needed: int, rng: np.random.Generator | None) -> np.ndarray:
         assert rng is not None  # The order of the tasks is always drawn.
+        # First which task each place of the order gets, then the records of each task for its places.
         slots = rng.permutation(np.repeat(np.arange(self.quotas.shape[1]), self.quotas[group]))
         order = np.empty(needed, np.int64)
         for task in np.flatnonzero(self.quotas[group]):

@@ -99,6 +99,7 @@ class TaskMixDataset(Dataset):
         """Number of the task, and the index in its dataset."""
         index = range(len(self))[index]
         task = bisect_right(self._ends, index)
+        # The ends are cumulative, so the start of a task is its end minus its length.
         return task, index - self._ends[task] + len(self.datasets[task])
 
     def _normalise(self, weights: dict[str, float | None]) -> np.ndarray:

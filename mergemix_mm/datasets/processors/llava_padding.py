@@ -34,5 +34,6 @@ def pad_to_square(images) -> 'LlavaImageProcessor':
     """An image processor with the settings of a CLIP one that pads to a square instead of cropping."""
     from transformers import LlavaImageProcessor
 
+    # The settings that both classes have; they differ in the padding that replaces the crop.
     kept = ('size', 'crop_size', 'image_mean', 'image_std', 'resample', 'rescale_factor', 'do_convert_rgb')
     return LlavaImageProcessor(do_pad=True, **{key: getattr(images, key) for key in kept})

@@ -61,6 +61,8 @@ class SphinxProcessor:
         ...                  image_size=448, grid=2)
     """
 
+    # Attributes that processors of transformers have: by them, image tokens are found and the normalisation is
+    # undone.
     image_token = IMAGE_TOKEN
     do_normalize = do_rescale = True
     rescale_factor = 1 / 255
@@ -162,6 +164,7 @@ class SphinxProcessor:
         """The padded and normalised image, [3, S, S] float32."""
         image = image.convert('RGB')
         side, offset = square_padding(torch.tensor([image.height, image.width]), self.align)
+        # The mean colour becomes 0 after the normalisation, so the padding carries no signal.
         square = Image.new('RGB', (int(side),) * 2, tuple(round(255 * mean) for mean in self.image_mean))
         square.paste(image, tuple(offset.tolist()))
         square = square.resize((self.image_size,) * 2, Image.Resampling.BICUBIC)

@@ -56,6 +56,7 @@ def read_boxes(sample: dict, metric: str, coordinates: str = 'square') -> Tensor
         ValueError: If ``input_size`` is not a height and a width.
     """
     answer, size = (get_field(sample, key, metric) for key in ('pred_answer', 'image_size'))
+    # Models that learnt Chinese write full-width commas and brackets.
     answer = unicodedata.normalize('NFKC', without_thoughts(answer))
     try:
         found = parse_boxes(answer) if coordinates == 'square' else _parse(answer, sample, size, metric, coordinates)

@@ -46,7 +46,9 @@ def normalise_answer(text: str) -> str:
     Returns:
         str: Words, separated by single spaces.
     """
+    # NFKC turns full-width letters and digits into plain ones, but keeps typographic apostrophes and minus signs.
     text = unicodedata.normalize('NFKC', text).casefold().replace('\u2019', "'").replace('\u2212', '-').strip()
+    # 1,250 is one number; in "1,2" the comma separates two.
     words = _WORD.findall(re.sub(r'(?<=\d),(?=\d{3}(?!\d))', '', text))
     return ' '.join([word for word in words if word not in _ARTICLES] or words) or text
 
@@ -54,6 +56,7 @@ def normalise_answer(text: str) -> str:
 def without_thoughts(text: str) -> str:
     """The answer without its thoughts (``<think>...</think>``); '' if it ends within them."""
     text = _THOUGHTS_END.split(text)[-1]
+    # A model that used up its tokens while thinking has not answered.
     return '' if _OPEN_THOUGHTS.match(text) else text
 
 

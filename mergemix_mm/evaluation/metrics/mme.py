@@ -95,6 +95,7 @@ class MMEMetric(BaseMetric):
             raise ValueError('MMEMetric: there is no answer to evaluate; is the dataset of the loader empty?')
         values: dict[str, float] = {}
         for task in sorted({row['task'] for row in results}):
+            # The score is made per sub-task: their numbers of questions differ.
             accuracy, plus = _accuracies(task, [row for row in results if row['task'] == task])
             values |= {task: accuracy + plus, f'{task}/accuracy': accuracy, f'{task}/accuracy_plus': plus}
         for name, tasks in SUB_TASKS.items():

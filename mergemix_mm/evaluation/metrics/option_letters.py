@@ -151,6 +151,7 @@ def read_option(text: str, choices: Sequence[str]) -> int | None:
     """
     text = unicodedata.normalize('NFKC', text).replace('\u2212', '-')
     text = re.sub(r'\s*\n\s*', '\n', re.sub(r'[^\S\n]+', ' ', text))
+    # An answer may begin with the name of its speaker.
     text = _SPEAKER.sub('', text, count=1) if _SPEAKER.match(text) else text
     return _read(text, choices, _DEPTH)
 
@@ -199,6 +200,7 @@ class _Reader:
         self.normal = [normalise_answer(choice) for choice in self.choices]
 
     def read(self) -> int | None:
+        # The clearest rule comes first. A rule that finds several options ends the search, as later ones would guess.
         for rule in (self.lone, self.literal, self.statements, self.first, self.same_text, self.mentions):
             found = rule()
             if found:

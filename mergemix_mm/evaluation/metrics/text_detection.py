@@ -107,10 +107,12 @@ def _average_precision(rows: Sequence[dict]) -> list[float]:
     except ImportError as error:
         raise ImportError('TextDetectionMetric: needs pycocotools; run `pip install pycocotools`.') from error
 
+    # COCOeval knows images and classes by numbers from 1.
     images, labels = ({name: i for i, name in enumerate(dict.fromkeys(row[key] for row in rows), 1)} for key in _KEYS)
     truth, found = [], []
     for row in rows:
         place = dict(image_id=images[row['image']], category_id=labels[row['label']])
+        # COCOeval asks for area and crowd of every object.
         truth += [dict(place, bbox=box, area=box[2] * box[3], iscrowd=0) for box in row['truth']]
         found += [dict(place, bbox=box, score=row['score']) for box in row['found']]
     if not found:  # pycocotools fails on an empty list.

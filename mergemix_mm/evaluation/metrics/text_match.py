@@ -166,6 +166,7 @@ def read_number_officially(text: str) -> float | None:
 
 def edit_distance(one: str, other: str) -> int:
     """Levenshtein's distance: the fewest insertions, deletions and substitutions that turn one text into the other."""
+    # Only one row of the table of distances is kept.
     row = list(range(len(other) + 1))
     for i, letter in enumerate(one, 1):
         above, row = row, [i]

@@ -116,6 +116,7 @@ class VQAv2Accuracy(BaseMetric):
             self.results.append(
                 dict(
                     score=vqa_accuracy(given.count(answer), len(given)),
+                    # A slash separates the parts of a metric's name.
                     group=None if group is None else str(group).replace('/', '_'),
                 )
             )

@@ -95,6 +95,7 @@ class TaskTemplate(BaseTransform):
                 f'{results.get("source", "record")}: {self.TASK}: its fields are not in the layout of '
                 f'{type(self).__name__}: {quoted(error, 200)}'
             ) from error
+        # Only the template is formatted: braces inside of values stay as they are.
         messages = question_messages(self.template.format(**values), num_images, answer)
         return {'gt_answer': answer, **results, **added, 'messages': messages, 'task': self.TASK}
 

@@ -116,6 +116,7 @@ class LayoutTask(CoordinateTask):
     INSTRUCTION = 'Detect the layout of the document in the image.'
 
     def answer(self, record: dict[str, Any]) -> str:
+        # A dict keeps the order in which its keys came first.
         by_label: dict[str, list] = {}
         for label, box in pair_up(record, 'labels', 'boxes'):
             by_label.setdefault(label, []).append(box)
