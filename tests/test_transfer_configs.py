@@ -298,10 +298,10 @@ def test_a_resumed_run_of_a_tiny_config_equals_an_uninterrupted_one(path, shapes
 def test_the_tiny_mask_rcnn_learns_to_find_the_shapes_of_a_few_images(shapes, tmp_path):
     cfg = shrink(MASK_RCNN, shapes)
     skip_without_ops(cfg)
-    cfg.train_cfg.max_epochs = 40
+    cfg.train_cfg.max_epochs = 25
     cfg.val_dataloader.dataset.split = 'train'
     cfg.val_evaluator.ann_file = str(shapes / 'annotations/train.json')
-    cfg.default_hooks.checkpoint.interval = 40
+    cfg.default_hooks.checkpoint.interval = 25
     runner = runner_of(cfg, tmp_path / 'run')
     runner.train()
     metrics = runner.val()
