@@ -80,4 +80,9 @@ def test_tests_are_looked_for_beside_the_module_then_around_it_then_by_name(proj
     assert mutate.mirrored(project, 'mergemix_mm/part/deep/others.py') == ['tests/test_part']
     assert mutate.mirrored(project, 'mergemix_mm/paths.py') == ['tests/test_package.py']
     assert mutate.naming(project, ('_inner', 'add')) == ['tests/test_part/test_sums.py']
-    assert mutate.naming(project, ('ad',)) == mutate.naming(project, ()) == []
+    assert (
+        mutate.naming(project, ('add', '_Private'))
+        == mutate.naming(project, ('ad',))
+        == mutate.naming(project, ())
+        == []
+    )
