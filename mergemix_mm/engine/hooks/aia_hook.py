@@ -30,17 +30,16 @@ class AIAHook(Hook):
     their targets go there as the image ``interaction_curves``. Neither is in the log lines.
 
     Args:
-        preset (str | dict): Targets: ``'janus_pro'``, ``'emu3'``, the path of a measured curve (``.json``), or a dict
-            of stages; see :class:`AIALoss`. Defaults to ``'janus_pro'``.
+        preset (str | dict): The targets of :class:`AIALoss`: a name, a ``.json`` file, or stages. Defaults to
+            ``'janus_pro'``.
         layers (Iterable[int], optional): Layers to align, from 0, e.g. ``range(10, 20)``; only these layers add cost.
             Defaults to None: all.
-        weight (float | dict, optional): A number, ``dict(type='ratio', ntp_over_aia=50)``, or one of them per task,
-            ``dict(gen=5.0, und=10.0)``. Defaults to None: the weights of the released code, 5 and 10.
-        schedule (Sequence[tuple[float, float]], optional): Points (progress of the training in [0, 1], factor of the
-            weight), linear between them, e.g. ``[(0, 0), (0.1, 1)]``. Defaults to None: constant.
+        weight (float | dict, optional): Of :class:`AIALoss`. Defaults to None: the weights of the released code, 5
+            and 10.
+        schedule (Sequence[tuple[float, float]], optional): Of :class:`AIALoss`, over the progress of the training.
+            Defaults to None: constant.
         interval (int): Iterations between two curves. Defaults to 100.
-        backend (str): How attention gives its intensity: ``'fused'`` (more columns of the value), ``'lse'`` (from the
-            log-sum-exp), ``'auto'`` (the faster one), or ``'eager'`` (attention maps), see
+        backend (str): How attention gives its intensity, see
             :func:`mergemix_mm.functional.attention_with_intensity`. Defaults to ``'fused'``.
 
     Raises:
