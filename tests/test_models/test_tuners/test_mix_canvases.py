@@ -4,8 +4,9 @@ import pytest
 import torch
 from mmpretrain.registry import BATCH_AUGMENTS
 
-from mergemix_mm.functional import mix_images
+from mergemix_mm.functional import mix_images, resize
 from mergemix_mm.models import MergeMix, SalientBlur, SwapImages
+from mergemix_mm.models.batch_augments import Mixer, MixResult
 from mergemix_mm.models.tuners import mix_canvases
 
 
@@ -96,6 +97,20 @@ def test_one_sample_alone_cannot_be_mixed_but_can_be_blurred(vit):
     assert blurred.mixed.all()
 
 
+def test_a_mixer_without_partners_and_scores_changes_each_image_at_its_own_size():
+    class Darken(Mixer):
+        needs_partner = False
+
+        def mix(self, images, encoder=None, generator=None, partner=None):
+            assert partner is None
+            return MixResult(images / 4, torch.arange(len(images)), torch.full((len(images),), 0.25))
+
+    canvases = draw(*DIFFERENT)
+    result = mix_canvases(Darken(), canvases, torch.zeros(4, dtype=torch.long))
+    assert all(torch.equal(image, canvas / 4) for image, canvas in zip(result.images, canvases, strict=True))
+    assert result.mixed.all() and result.ratio.tolist() == [0.25] * 4 and result.partner.tolist() == [0, 1, 2, 3]
+
+
 def test_missing_encoder_is_the_error_of_mergemix():
     with pytest.raises(ValueError, match='MergeMix has no encoder'):
         mix_canvases(MergeMix(), draw(*SAME), torch.arange(4))
@@ -106,6 +121,8 @@ def test_swapping_several_images_of_a_sample_takes_all_of_them_from_others():
     for _ in range(5):
         result = mix_canvases(SwapImages(), draw(*DIFFERENT), owner)
         assert result.mixed.all() and (owner[result.partner] != owner).all() and result.ratio.eq(0).all()
+        for image, canvas, j in zip(result.images, result.clean, result.partner.tolist(), strict=True):
+            assert torch.equal(image, resize(result.clean[j][None], canvas.shape[1:])[0])
 
 
 def test_a_compiled_step_swaps_the_same_images():
