@@ -184,29 +184,33 @@ def test_multi_hot_scores_are_mixed_too():
     assert torch.equal(model._scores(listed, images.device), scores)
 
 
-def test_labels_outside_num_classes_are_an_error_that_names_the_keys():
-    with pytest.raises(
-        ValueError, match=r'labels .* in \[0, 7\], but num_classes=5 .*model.head and data_preprocessor'
-    ):
-        classifier().loss(*batch(2, labels=[0, 7]))
+def scored(*scores):
+    return [DataSample().set_gt_score(torch.as_tensor(score)) for score in scores]
 
 
-def test_negative_labels_and_scores_are_not_a_matter_of_num_classes():
-    for labels in ([0, -1], [-100, 4]):
-        with pytest.raises(ValueError, match=f'label of this batch is {min(labels)}, .*without a label') as caught:
-            classifier().loss(*batch(2, labels=labels))
-        assert 'num_classes' not in str(caught.value) and '\n' not in str(caught.value)
-    for value in (-1.0, float('nan')):
-        scores = torch.tensor([[1.0, 0, 0, 0, 0], [0, 1, value, 0, 0]])
-        samples = [DataSample().set_gt_score(score) for score in scores]
-        with pytest.raises(ValueError, match=f'gt_score of this batch has {value:g}, .*without a label'):
-            classifier().loss(torch.randn(2, 3, 32, 32), samples)
+ONE = [1.0, 0, 0, 0, 0]
+UNUSABLE = {
+    'too large': ([0, 7], r'in \[0, 7\], but num_classes=5 .*model.head and data_preprocessor'),
+    'negative': ([0, -1], 'batch is -1, .*without a label'),
+    'very negative': ([-100, 4], 'batch is -100, .*without a label'),
+    'negative score': (scored(ONE, [0, 1, -1.0, 0, 0]), 'gt_score of this batch has -1, .*without a label'),
+    'not a number': (scored(ONE, [0, 1, torch.nan, 0, 0]), 'gt_score of this batch has nan, .*without a label'),
+    'too wide': (
+        scored(*torch.eye(7)[:2]),
+        r'gt_score has 7 classes, but num_classes=5: .*model.head and data_preproc',
+    ),
+    'missing': ([DataSample().set_gt_label(1), DataSample()], '1 of 2 images of this batch have no gt_label'),
+}
 
 
-def test_images_without_a_label_are_counted():
-    samples = [DataSample().set_gt_label(1), DataSample()]
-    with pytest.raises(ValueError, match='1 of 2 images of this batch have no gt_label'):
+@pytest.mark.parametrize('name', UNUSABLE)
+def test_labels_that_cannot_be_mixed_are_refused(name):
+    labels, message = UNUSABLE[name]
+    samples = [label if isinstance(label, DataSample) else DataSample().set_gt_label(label) for label in labels]
+    with pytest.raises(ValueError, match=message) as caught:
         classifier().loss(torch.randn(2, 3, 32, 32), samples)
+    # A wrong number of classes is not the reason for a negative label.
+    assert ('num_classes' in str(caught.value)) == name.startswith('too') and '\n' not in str(caught.value)
 
 
 def test_a_head_that_keeps_no_number_of_classes_is_told_where_it_belongs():
@@ -228,27 +232,24 @@ def test_a_head_of_several_tasks_is_refused_at_building_unless_nothing_is_mixed(
     classifier(head=head, train_cfg=None)
 
 
-def test_scores_of_another_width_are_an_error_that_names_the_keys():
-    samples = [DataSample().set_gt_score(torch.eye(7)[i]) for i in range(2)]
-    with pytest.raises(ValueError, match=r'gt_score has 7 classes, but num_classes=5: .*model.head and data_preproc'):
-        classifier().loss(torch.randn(2, 3, 32, 32), samples)
-
-
 def test_a_multi_label_batch_without_labels_trains():
     head = dict(type='MultiLabelLinearClsHead', num_classes=5, in_channels=16)
     samples = [DataSample().set_gt_label([]) for _ in range(2)]
     assert classifier(head=head).loss(torch.randn(2, 3, 32, 32), samples)['loss'].isfinite()
 
 
-@pytest.mark.parametrize('train_cfg', [dict(foo=1), dict(augments=[]), dict(augments=dict(type='MergeMix'), prob=0.5)])
-def test_a_train_cfg_without_augments_or_with_other_keys_is_an_error(train_cfg):
-    with pytest.raises(ValueError, match=r'model.train_cfg=.* must hold augments'):
-        classifier(train_cfg=train_cfg)
-
-
-def test_augments_in_the_preprocessor_would_mix_twice_and_are_refused():
-    with pytest.raises(ValueError, match='data_preprocessor.batch_augments would mix'):
-        classifier(data_preprocessor=dict(batch_augments=dict(augments=dict(type='Mixup', alpha=0.8))))
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        (dict(train_cfg=dict(foo=1)), 'model.train_cfg=.* must hold augments'),
+        (dict(train_cfg=dict(augments=[])), 'model.train_cfg=.* must hold augments'),
+        (dict(train_cfg=dict(augments=dict(type='MergeMix'), prob=0.5)), 'model.train_cfg=.* must hold augments'),
+        (dict(data_preprocessor=dict(batch_augments=dict(augments=dict(type='Mixup', alpha=0.8)))), 'would mix'),
+    ],
+)
+def test_augments_that_are_missing_or_would_mix_twice_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        classifier(**options)
 
 
 def test_it_compiles():
