@@ -31,6 +31,14 @@ def test_the_innermost_module_is_found(wrap):
     assert unwrapped(wrap(module)) is module
 
 
+def test_the_module_inside_fsdp_is_found_but_its_units_stay():
+    module = nn.Module()
+    module._fsdp_wrapped_module = nn.Linear(2, 2)
+    assert unwrapped(module) is module._fsdp_wrapped_module
+    with without_wrappers(parent := nn.Sequential(module)):
+        assert parent[0] is module
+
+
 def test_a_child_named_module_is_not_taken_for_the_inside_of_a_wrapper():
     parent = nn.Module()
     parent.module = nn.Linear(2, 2)

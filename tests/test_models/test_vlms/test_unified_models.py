@@ -450,7 +450,7 @@ def test_unusable_prompts_and_images_of_emu3_are_refused():
 
 def test_a_model_of_another_family_is_refused():
     for family, other in (('janus', 'emu3'), ('emu3', 'llava')):
-        with pytest.raises(ValueError, match=f"model_type='{other}' was given to a class for '{family}' alone"):
+        with pytest.raises(ValueError, match=f"model_type='{other}' was given to a class for '{family}'"):
             CLASSES[family](config=tiny_vlms.tiny_config(other))
     config = tiny_vlms.tiny_config('emu3')
     config['vocabulary_map'] = {'<image>': 99, '<|visual token 000000|>': 1}
