@@ -130,7 +130,7 @@ def image_input(cfg: Config, vlm: nn.Module) -> ImageInput:
 
 def _learns_pairs(model: BaseTuner) -> bool:
     """Whether the records bring the losers."""
-    return type(model.head).__name__ == 'SimPOHead' and getattr(model, 'mixer', None) is None
+    return getattr(model.head, 'needs_loser', False) and getattr(model, 'mixer', None) is None
 
 
 def _max_length(cfg: Config, kind: str) -> int | None:

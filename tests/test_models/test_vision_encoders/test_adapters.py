@@ -73,87 +73,59 @@ def test_mmpretrain_at_another_size_and_not_square(name):
     assert_same(adapter_forward(model, images), model(images)[0])
 
 
-# Of transformers' vision configs.
 SMALL = dict(hidden_size=16, num_hidden_layers=3, num_attention_heads=2, image_size=28, patch_size=7)
+MLP, OTHER_SIZES = dict(intermediate_size=32), [(28, 28), (14, 28)]
+INTERNVL = dict(MLP, image_size=[28, 28], patch_size=[7, 7])
+# Of transformers: class of the model, prefix of its config, options, sizes of images.
+TRANSFORMERS = {
+    'clip': ('CLIPVisionModel', 'CLIP', MLP, [(28, 28)]),
+    'clip_with_projection': ('CLIPVisionModelWithProjection', 'CLIP', MLP, [(28, 28)]),
+    'siglip': ('SiglipVisionModel', 'Siglip', MLP, [(28, 28)]),
+    'dinov2': ('Dinov2Model', 'Dinov2', dict(mlp_ratio=2), [(28, 42)]),
+    'dinov2_swiglu': ('Dinov2Model', 'Dinov2', dict(mlp_ratio=2, use_swiglu_ffn=True), [(28, 42)]),
+    'janus': ('JanusVisionModel', 'Janus', dict(projection_dim=16, num_image_tokens=16, depth=1), [(28, 28)]),
+    'smolvlm': ('SmolVLMVisionTransformer', 'SmolVLM', MLP, OTHER_SIZES),
+    'idefics3': ('Idefics3VisionTransformer', 'Idefics3', MLP, OTHER_SIZES),
+    'internvl_large': ('InternVLVisionModel', 'InternVL', INTERNVL, OTHER_SIZES),
+    'internvl_6b': (
+        'InternVLVisionModel',
+        'InternVL',
+        dict(INTERNVL, norm_type='rms_norm', use_qk_norm=True, attention_bias=True),
+        OTHER_SIZES,
+    ),
+    'internvl_final_norm': (
+        'InternVLVisionModel',
+        'InternVL',
+        dict(INTERNVL, use_mean_pooling=False, use_absolute_position_embeddings=False),
+        OTHER_SIZES,
+    ),
+}
 
 
+def transformers_model(name):
+    cls, prefix, options, _ = TRANSFORMERS[name]
+    modeling = pytest.importorskip(f'transformers.models.{prefix.lower()}.modeling_{prefix.lower()}')
+    config = getattr(modeling, f'{prefix}Config' if prefix == 'Dinov2' else f'{prefix}VisionConfig')
+    return randomised(getattr(modeling, cls)(config(**SMALL | options)))
+
+
+@pytest.mark.parametrize('name', TRANSFORMERS)
 @torch.no_grad()
-def test_transformers_clip():
-    transformers = pytest.importorskip('transformers')
-    config = transformers.CLIPVisionConfig(**SMALL, intermediate_size=32)
-    images = torch.randn(2, 3, 28, 28)
-    for cls in (transformers.CLIPVisionModel, transformers.CLIPVisionModelWithProjection):
-        model = randomised(cls(config))
-        assert_same(adapter_forward(model, images), model(images).last_hidden_state)
-    larger = torch.randn(1, 3, 42, 28)
-    expected = model(larger, interpolate_pos_encoding=True).last_hidden_state
-    assert_same(adapter_forward(model, larger), expected)
-
-
-@torch.no_grad()
-def test_transformers_siglip():
-    transformers = pytest.importorskip('transformers')
-    config = transformers.SiglipVisionConfig(**SMALL, intermediate_size=32)
-    model, images = randomised(transformers.SiglipVisionModel(config)), torch.randn(2, 3, 28, 28)
-    assert_same(adapter_forward(model, images), model(images).last_hidden_state)
-
-
-@torch.no_grad()
-def test_transformers_dinov2():
-    transformers = pytest.importorskip('transformers')
-    for swiglu in (False, True):
-        config = transformers.Dinov2Config(
-            **SMALL,
-            mlp_ratio=2,
-            use_swiglu_ffn=swiglu,
-        )
-        model, images = randomised(transformers.Dinov2Model(config)), torch.randn(2, 3, 28, 42)
-        assert_same(adapter_forward(model, images), model(images).last_hidden_state)
-
-
-@torch.no_grad()
-def test_transformers_janus_tower():
-    modeling = pytest.importorskip('transformers.models.janus.modeling_janus')
-    config = modeling.JanusVisionConfig(
-        **SMALL,
-        projection_dim=16,
-        num_image_tokens=16,
-        depth=1,
-    )
-    model, images = randomised(modeling.JanusVisionModel(config)), torch.randn(2, 3, 28, 28)
-    assert_same(adapter_forward(model, images), model(images).last_hidden_state)
-
-
-@pytest.mark.parametrize('name', ['smolvlm', 'idefics3'])
-@torch.no_grad()
-def test_transformers_smolvlm_and_idefics3_towers(name):
-    modeling = pytest.importorskip(f'transformers.models.{name}.modeling_{name}')
-    prefix = dict(smolvlm='SmolVLM', idefics3='Idefics3')[name]
-    config = getattr(modeling, f'{prefix}VisionConfig')(**SMALL, intermediate_size=32)
-    model = randomised(getattr(modeling, f'{prefix}VisionTransformer')(config))
-    for images in (torch.randn(2, 3, 28, 28), torch.randn(1, 3, 14, 28)):
-        assert_same(adapter_forward(model, images), model(images).last_hidden_state)
-
-
-@pytest.mark.parametrize(
-    'options',
-    [
-        dict(),
-        dict(norm_type='rms_norm', use_qk_norm=True, attention_bias=True),
-        dict(use_mean_pooling=False, use_absolute_position_embeddings=False),
-    ],
-    ids=['large', 'six_billion', 'final_norm'],
-)
-@torch.no_grad()
-def test_transformers_internvl_tower(options):
-    modeling = pytest.importorskip('transformers.models.internvl.modeling_internvl')
-    sizes = dict(image_size=[28, 28], patch_size=[7, 7])
-    config = modeling.InternVLVisionConfig(**SMALL | sizes, intermediate_size=32, **options)
-    model = randomised(modeling.InternVLVisionModel(config))
-    for images in (torch.randn(2, 3, 28, 28), torch.randn(1, 3, 14, 28)):
+def test_transformers(name):
+    model = transformers_model(name)
+    for size in TRANSFORMERS[name][-1]:
+        images = torch.randn(2, 3, *size)
         assert_same(adapter_forward(model, images), model(images).last_hidden_state)
     encoder = build_vision_encoder(model)
     assert (encoder.patch_size, encoder.image_size) == ((7, 7), (28, 28))
+
+
+@pytest.mark.parametrize('name', ['clip', 'clip_with_projection'])
+@torch.no_grad()
+def test_transformers_clip_at_another_size(name):
+    model, images = transformers_model(name), torch.randn(1, 3, 42, 28)
+    expected = model(images, interpolate_pos_encoding=True).last_hidden_state
+    assert_same(adapter_forward(model, images), expected)
 
 
 TIMM = {
