@@ -1,4 +1,4 @@
-"""Adapters for the vision models of Hugging Face transformers: CLIP, SigLIP, DINOv2, and the towers of some VLMs."""
+"""Adapters for vision models of Hugging Face transformers: CLIP, SigLIP, DINOv2. Families derive theirs from them."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -57,7 +57,7 @@ class CLIPEncoder(VisionEncoder):
         return x
 
     def _embeddings(self, images: Tensor) -> Tensor:
-        # Asking for interpolation at the trained size would change nothing but cost time.
+        # At the trained size, interpolation would change nothing and take time.
         resized = tuple(images.shape[-2:]) != self.image_size
         return self.model.embeddings(images, interpolate_pos_encoding=resized)
 
@@ -107,7 +107,7 @@ class Dinov2Layer(EncoderLayer):
 
     @property
     def _attention(self) -> Any:
-        """The module with the projections, inside another one in transformers 4."""
+        """The module with the projections. In transformers 4, it is inside another one."""
         return getattr(self.module.attention, 'attention', self.module.attention)
 
 

@@ -1,4 +1,4 @@
-"""What token merging and scoring need to know of a vision transformer: its parts, named the same for every library."""
+"""The parts of a vision transformer for token merging and scoring, under the same names for every library."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 class UnsupportedEncoderError(TypeError):
-    """Raised for an encoder that token merging cannot serve."""
+    """Raised for an encoder whose tokens cannot be merged or scored."""
 
     def __init__(self, model: nn.Module, reason: str) -> None:
         super().__init__(
@@ -21,7 +21,7 @@ class UnsupportedEncoderError(TypeError):
 class EncoderLayer(ABC):
     """The parts of one pre-norm transformer layer, as views on the library's own module.
 
-    The modules keep their mode: dropout and stochastic depth act in training as the library has them.
+    The modules keep their mode: in training, dropout and stochastic depth act as in the library.
 
     Args:
         module (nn.Module): The library's layer.

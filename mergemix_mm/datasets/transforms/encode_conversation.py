@@ -1,4 +1,4 @@
-"""From a conversation to the model's input: tokens, labels of the answers only, and image tensors."""
+"""Encodes a conversation as the model's input: tokens, labels of the answers, and image tensors."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -18,15 +18,15 @@ from ..conversations.formats import text_of
 from .image_tokens import ImageTokens, expand
 from .record_tokenizer import RecordTokenizer, Tokens, data_sample, pad_token_id
 
-# What the conversation is made of; all other entries of a record become fields of its data sample.
+# The entries of a record that are encoded. All others become fields of its data sample.
 RECORD_KEYS = ('messages', 'images', 'rejected', 'rejected_images')
 
 
 @dataclass
 class _Text:
-    """A written conversation before its images are put in: one entry per token, placeholders as they are.
+    """A written conversation before its images are inserted: one entry per token, with one placeholder per image.
 
-    ``harmless`` and ``harmless_ids`` are what the processor gets: without any token that the record only names.
+    ``harmless`` and ``harmless_ids`` are given to the processor. They hold no token that the record only spells.
     """
 
     harmless: str
@@ -43,18 +43,18 @@ class EncodeConversation(BaseTransform):
 
     The conversation is written with a chat template that marks its answers (:func:`find_chat_template`). Labels come
     from the marks' character offsets: an answer's tokens and the end-of-turn token that closes it are labelled,
-    nothing else. The processor's own call puts the images in; that everything else stayed in place is checked to
-    the token.
+    nothing else. The processor's own call inserts the images. Every token is checked, so that everything else stays in
+    place.
 
     What a record says is text, whatever it spells: ``</s>``, ``<|im_end|>`` or ``<image>`` in a turn are encoded as
-    their characters and never as control tokens (:class:`RecordTokenizer`). A template must write all that the turns
-    say; one that leaves out a system prompt or any other text is an error.
+    their characters and never as control tokens (:class:`RecordTokenizer`). A template must write everything that the
+    turns say. One that leaves out a system prompt or any other text is refused.
 
-    An image stands where the family's template puts it; several images of a conversation stay where they are.
+    A single image is placed where the family's template puts it. Several images stay where they are in the turns.
 
     PaliGemma has one prefix (images, ``<bos>``, prompt, line break: ``token_type_ids`` 0) and one suffix (answer,
-    ``<eos>``: 1), each tokenized for itself. With several turns, all that follows the first answer is suffix, which
-    the model attends to causally, and only answers are labelled.
+    ``<eos>``: 1), which are tokenized separately. With several turns, all that follows the first answer is suffix,
+    which the model attends to causally, and only answers are labelled.
 
     A preference pair labels the last answers only, which is where they differ. Answers with ``train=False`` are not
     labelled.
@@ -69,7 +69,7 @@ class EncodeConversation(BaseTransform):
             template that is not of this package is rendered in another process, with limits of its time, memory and
             text.
         max_length (int, optional): Tokens of a sample at most, those of images included. An image that does not fit
-            wholly is dropped, with all that follows. Defaults to None, which means no limit.
+            completely is dropped with everything after it. Defaults to None, which means no limit.
         generate (bool): Whether to encode the prompt of the last answer only, for evaluation. The answer becomes
             ``gt_answer``, unless the record has one. Defaults to False.
         record_tokens (Collection[str]): Added tokens that a record may write, such as ``('<box>', '</box>')`` in

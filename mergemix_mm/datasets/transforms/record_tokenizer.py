@@ -44,16 +44,15 @@ class Tokens:
 
 
 class RecordTokenizer:
-    """A fast tokenizer that takes added tokens from a chat template, and from a record text only.
+    """A fast tokenizer that reads added tokens in what a chat template writes, and only text in what a record says.
 
     A tokenizer finds its added tokens (``</s>``, ``<|im_end|>``, ``<image>``, ``<tool_call>``) wherever a text spells
-    them. Where one lies in what a record says, the text is tokenized again by a twin that knows the tokens by other
-    names, which are written where the template meant them. All other texts keep the tokenizer's own ids.
+    them. If a record spells one, the text is tokenized again by a twin. The twin knows the tokens by other names, which
+    are written where the template means them. All other texts keep the tokenizer's own ids.
 
     Some added tokens may come from a record: white space, and words that somebody added to the vocabulary (letters and
     digits only, not marked as special); the places and masks of PaliGemma (``<loc0001>``, ``<seg001>``), with which it
-    answers; and those that ``record_tokens`` names. Tokens that could be named there, but are not, are warned of when a
-    record spells the first.
+    answers; and those that ``record_tokens`` names. The first other token that a record spells causes a warning.
 
     Args:
         tokenizer (PreTrainedTokenizerFast): The tokenizer.
