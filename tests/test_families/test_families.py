@@ -6,6 +6,9 @@ import torch
 from tiny_vlms import SIZES, mixed_batch, model_of_type, one_image, random_image, tiny_batch, token_id
 from tiny_vlms import tiny_family as build
 
+from mergemix_mm.datasets import ConversationCollate
+from mergemix_mm.families import Family, base
+from mergemix_mm.families.llava import LlavaFamily
 from mergemix_mm.models import HFVisionLanguageModel
 from mergemix_mm.models.vision_encoders import build_vision_encoder
 from mergemix_mm.models.vlms import IMAGE, MARKER, PAD, TEXT
@@ -166,3 +169,32 @@ def test_models_that_share_a_family(name, model_type, vision):
     torch.testing.assert_close(family.head(hidden(family, changed)), logits, atol=1e-5, rtol=1e-5)
     names = [name for names in family.parts.values() for name in names]
     assert all(family.model.get_submodule(name) is not None for name in names)
+
+
+class OtherProcessor:
+    """The processor of a family that is not of this package."""
+
+
+def test_a_declared_family_is_read_by_models_and_datasets(monkeypatch):
+    monkeypatch.setattr(base, 'FAMILIES', dict(base.FAMILIES))
+
+    class OtherFamily(Family):
+        model_types, processors = ('other',), ('OtherProcessor',)
+        token_padding = Family.token_padding | dict(levels=7)
+
+    assert base.find_family('other') is base.family_of(OtherProcessor()) is OtherFamily
+    samples = [
+        dict(
+            inputs=dict(input_ids=ids, levels=ids, pad_token_id=0, original_sizes=torch.zeros(0, 2)), data_samples=None
+        )
+        for ids in (torch.tensor([1, 2, 3]), torch.tensor([4]))
+    ]
+    assert ConversationCollate()(samples)['inputs']['levels'].tolist() == [[1, 2, 3], [4, 7, 7]]
+
+
+def test_any_callable_may_be_a_family(monkeypatch):
+    monkeypatch.setitem(base.FAMILIES, 'by_hand', lambda model: LlavaFamily(model))
+    assert base.find_family('by_hand')(build('llava').model).image_token_id == build('llava').image_token_id
+    assert base.family_of(OtherProcessor()) is Family
+    with pytest.raises(ValueError, match="'blip'.*'by_hand'"):
+        base.find_family('blip')
