@@ -24,8 +24,8 @@ class Emu3Family(Family):
     [N, 2] in pixels.
 
     An image of h x w codes has h * (w + 1) placeholders: each row of codes ends with a token of its own. Each image is
-    encoded without its padding, so that its codes do not depend on the batch it is in. (The library also
-    encodes the padding, and its model with head silently ignores the pixels.)
+    encoded without its padding, so that its codes do not depend on the batch it is in. (The library also encodes the
+    padding, and its model with head silently ignores the pixels.)
 
     Raises:
         ValueError: if the config's vocabulary map lacks what images are written with.
