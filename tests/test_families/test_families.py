@@ -171,6 +171,18 @@ def test_models_that_share_a_family(name, model_type, vision):
     assert all(family.model.get_submodule(name) is not None for name in names)
 
 
+@pytest.mark.parametrize('name', tiny_vlms.ALL_FAMILIES)
+def test_the_planned_image_is_the_largest_that_the_processor_makes(name):
+    (height, width), options = tiny_vlms.LARGEST_IMAGE[name]
+    family, batch = build(name), one_image(name, height, width)
+    image = family.largest_image(options)
+    assert image.num_tokens == image.ids.count(family.image_token_id) == family.placeholders(batch).sum()
+    assert image.shapes(1) == dict(pixel_values=tuple(batch['pixel_values'].shape))
+    assert image.values == {key: batch[key][0].tolist() for key in image.values}
+    needed = {'image_sizes', 'image_grid_thw'} & set(batch)
+    assert needed <= set(image.values)
+
+
 class OtherProcessor:
     """The processor of a family that is not of this package."""
 

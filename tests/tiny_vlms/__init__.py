@@ -8,8 +8,9 @@ One file of this folder describes one family. The tests of datasets, models and 
 - optionally ``IMAGE_TOKEN`` (the placeholder), ``IMAGE_TEXT`` (with what the family's template writes around it),
   ``FRAME`` (the tokens around an image), ``NAMED_TOKENS`` (attributes of released tokenizers), ``TOKENIZER`` (its class
   under transformers 4), ``WRITES_BOS`` (the tokenizer begins a text with the begin token), ``NESTS_IMAGES`` (the
-  processor takes a list of images per text), ``HAS_TOWER`` (False if the library's forward reads no images) and
-  ``SCORED`` (False if MergeMix cannot score the tower).
+  processor takes a list of images per text), ``HAS_TOWER`` (False if the library's forward reads no images),
+  ``SCORED`` (False if MergeMix cannot score the tower) and ``LARGEST_IMAGE`` (the size of an image with as many tokens
+  as possible, and the options of the processor that decide it).
 
 The tokenizer has one token per byte after the special tokens, so that every text is encoded, located and decoded
 exactly. A processor has no chat template of its own.
@@ -40,6 +41,7 @@ SPECIAL_TOKENS = {name: module.SPECIAL_TOKENS for name, module in _MODULES.items
 WRITTEN = {name: module.WRITTEN for name, module in _MODULES.items()}
 # What ends an answer.
 CLOSING = {name: tokens[2] for name, tokens in SPECIAL_TOKENS.items()}
+LARGEST_IMAGE = {name: getattr(module, 'LARGEST_IMAGE', ((500, 500), {})) for name, module in _MODULES.items()}
 FRAMES = {name: module.FRAME for name, module in _MODULES.items() if hasattr(module, 'FRAME')}
 
 

@@ -24,6 +24,7 @@ NAMED_TOKENS = dict(
     eof_token='<|extra_201|>',
 )
 TOKENIZER = 'GPT2TokenizerFast'
+LARGEST_IMAGE = (500, 500), dict(max_pixels=8 * 8)
 WRITTEN = '<|extra_203|>USER: <image>Q ASSISTANT:[ A<|extra_204|>]USER: R ASSISTANT:[ B<|extra_204|>]'
 
 

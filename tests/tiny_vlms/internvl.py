@@ -9,6 +9,7 @@ NAMED_TOKENS = dict(
     start_image_token='<img>', end_image_token='</img>', context_image_token=IMAGE_TOKEN, video_token='<video>'
 )
 TOKENIZER = 'Qwen2TokenizerFast'
+LARGEST_IMAGE = (84, 56), dict(max_patches=6)
 WRITTEN = (
     '<|im_start|>user\n<IMG_CONTEXT>\nQ<|im_end|>\n<|im_start|>assistant\n[A<|im_end|>]\n'
     '<|im_start|>user\nR<|im_end|>\n<|im_start|>assistant\n[B<|im_end|>]\n'

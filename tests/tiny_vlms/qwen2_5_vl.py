@@ -18,6 +18,7 @@ SPECIAL_TOKENS = (
 )
 TOKENIZER = 'Qwen2TokenizerFast'
 SCORED = False
+LARGEST_IMAGE = (500, 500), dict(max_pixels=112 * 112)
 WRITTEN = (
     '<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n'
     f'<|im_start|>user\n{IMAGE_TEXT}Q<|im_end|>\n<|im_start|>assistant\n[A<|im_end|>]\n'

@@ -4,6 +4,7 @@ from ._parts import text_config, token_ids
 from .qwen2_5_vl import FRAME, IMAGE_TEXT, IMAGE_TOKEN, SCORED, SPECIAL_TOKENS, TOKENIZER
 
 __all__ = ['FRAME', 'IMAGE_TEXT', 'IMAGE_TOKEN', 'SCORED', 'SPECIAL_TOKENS', 'TOKENIZER', 'WRITTEN']
+LARGEST_IMAGE = (500, 500), dict(max_pixels=128 * 128)
 WRITTEN = (
     f'<|im_start|>user\n{IMAGE_TEXT}Q<|im_end|>\n<|im_start|>assistant\n[A<|im_end|>]\n'
     '<|im_start|>user\nR<|im_end|>\n<|im_start|>assistant\n[B<|im_end|>]\n'

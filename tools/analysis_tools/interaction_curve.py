@@ -26,6 +26,7 @@ from mergemix_mm.datasets import (
 from mergemix_mm.datasets.io.json_records import JsonRecords
 from mergemix_mm.datasets.text_to_image import PROMPT_KEYS
 from mergemix_mm.engine import launch
+from mergemix_mm.functional.preference import IGNORE_INDEX
 from mergemix_mm.models.attention import InteractionRecorder, interaction_spans
 from mergemix_mm.models.losses.aia_loss import TASKS, read_curves
 from mergemix_mm.models.vlms import TEXT, VisionLanguageModel
@@ -211,7 +212,7 @@ def measure(
             vlm.hidden(batch, **recording.attention_kwargs)
             # Rounding lets sums of probabilities exceed 1.
             intensity = recording.intensity()[:, 0].clamp(0, 1).cpu().numpy().astype(np.float64)
-            prompt = (modality == TEXT) & (labels == -100)
+            prompt = (modality == TEXT) & (labels == IGNORE_INDEX)
             samples.append(Sample(intensity, kind_of(task, record, type_key), int(prompt.sum())))
             if len(samples) == num_samples:
                 break

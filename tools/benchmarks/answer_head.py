@@ -18,6 +18,7 @@ from lib.measure import (
 from torch import Tensor
 
 from mergemix_mm.functional import answer_logps, simpo_loss
+from mergemix_mm.functional.preference import IGNORE_INDEX
 from mergemix_mm.utils.tables import markdown_table
 
 
@@ -53,7 +54,7 @@ def full_logits(chosen: Tensor, rejected: Tensor, weight: Tensor, labels: Tensor
 
 
 def _gather(logits: Tensor, targets: Tensor) -> Tensor:
-    answered = targets != -100
+    answered = targets != IGNORE_INDEX
     logps = logits[:, :-1].float().log_softmax(dim=-1).gather(2, targets.clamp(min=0).unsqueeze(2)).squeeze(2)
     return (logps * answered).sum(dim=1) / answered.sum(dim=1)
 
@@ -102,7 +103,7 @@ def measure(args: argparse.Namespace, pairs: int, trained: bool) -> dict:
     options = dict(device=args.device, dtype=DTYPES[args.dtype])
     chosen, rejected = (torch.randn(shape, requires_grad=True, **options) for _ in range(2))
     weight = (torch.randn(args.vocabulary, args.hidden, **options) * args.hidden**-0.5).requires_grad_(trained)
-    labels = torch.full(shape[:2], -100, device=args.device)
+    labels = torch.full(shape[:2], IGNORE_INDEX, device=args.device)
     labels[:, -args.answer :] = torch.randint(args.vocabulary, (pairs, args.answer), device=args.device)
 
     def arm(loss_of: Callable) -> Callable[[], Tensor]:

@@ -20,6 +20,7 @@ from mmpretrain.registry import BATCH_AUGMENTS
 
 from mergemix_mm.datasets.transforms.image_tokens import ImageTokens
 from mergemix_mm.engine import launch
+from mergemix_mm.functional.preference import IGNORE_INDEX
 from mergemix_mm.models.batch_augments import MergeMix
 from mergemix_mm.models.tuners import CanvasMix, VLMTuner
 from mergemix_mm.models.vlms import IMAGE, PAD, TEXT
@@ -176,7 +177,7 @@ def kinds_of(inputs: dict, vlm: torch.nn.Module | None, image_token_id: int) -> 
 
 def count_line(inputs: dict, row: int, num_images: int) -> str:
     """The line with the counts of one sample of a batch."""
-    tokens, labelled = int(inputs['attention_mask'][row].sum()), int((inputs['labels'][row] != -100).sum())
+    tokens, labelled = int(inputs['attention_mask'][row].sum()), int((inputs['labels'][row] != IGNORE_INDEX).sum())
     return f'{tokens} tokens, {labelled} labelled, {num_images} image{"" if num_images == 1 else "s"}'
 
 

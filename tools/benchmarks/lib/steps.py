@@ -13,6 +13,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from mergemix_mm.functional import simpo_loss
+from mergemix_mm.functional.preference import IGNORE_INDEX
 from mergemix_mm.models import MergeMix, VLMTuner
 from mergemix_mm.models.attention import InteractionAlignment
 from mergemix_mm.models.losses import AIALoss
@@ -21,7 +22,6 @@ from mergemix_mm.models.tuners import UnifiedTuner
 PAD, BOS, EOS, IMAGE, BEGIN = range(5)
 SPECIAL_TOKENS = dict(pad_token_id=PAD, bos_token_id=BOS, eos_token_id=EOS)
 PATCH = 16
-IGNORED = -100
 # Sizes of --quick.
 TINY_LLAVA = dict(image_size=32, vocabulary=50, width=32, tower_layers=4, text_layers=2)
 TINY_JANUS = dict(image_size=32, vocabulary=50, codes=50, width=128, tower_layers=2, text_layers=2)
@@ -136,7 +136,7 @@ def release_llava_losses(tuner: VLMTuner, batch: Batch) -> Losses:
 
 def _mean_logps(logits: Tensor, labels: Tensor) -> Tensor:
     logps = logits.float().log_softmax(dim=-1).gather(2, labels.clamp(min=0).unsqueeze(2)).squeeze(2)
-    return (logps * (labels != IGNORED)).sum(dim=1) / labels.size(1)
+    return (logps * (labels != IGNORE_INDEX)).sum(dim=1) / labels.size(1)
 
 
 # --- Janus ------------------------------------------------------------------------------------------------------------
@@ -251,7 +251,7 @@ def janus_step(
 def _with_labels(ids: Tensor, answer: int) -> Batch:
     """Inputs without padding, whose last ``answer`` tokens are labelled."""
     labels = ids.clone()
-    labels[:, :-answer] = IGNORED
+    labels[:, :-answer] = IGNORE_INDEX
     return dict(input_ids=ids, attention_mask=torch.ones_like(ids), labels=labels)
 
 
