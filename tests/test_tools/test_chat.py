@@ -3,7 +3,6 @@
 import io
 import sys
 
-import numpy as np
 import pytest
 import tiny_sphinx
 import tiny_vlms
@@ -51,6 +50,20 @@ def answers(chat, monkeypatch):
     return seen
 
 
+@pytest.fixture
+def prompts(chat, monkeypatch):
+    """The ids of the prompts that are encoded, and their tokenizer."""
+    seen, encode = [], chat.EncodeConversation.transform
+
+    def record(self, results):
+        sample = encode(self, results)
+        seen.append((sample['inputs']['input_ids'], self.tokenizer))
+        return sample
+
+    monkeypatch.setattr(chat.EncodeConversation, 'transform', record)
+    return seen
+
+
 def run(chat, *arguments):
     chat.main([*map(str, arguments), '--max-new-tokens', '6', '--device', 'cpu'])
 
@@ -68,20 +81,13 @@ def test_the_answer_is_streamed_and_is_the_models_own(chat, folder, image, answe
     assert printable(answer) in capsys.readouterr().out  # Random weights may say control characters.
 
 
-def test_lines_are_questions_of_one_conversation_until_exit(chat, folder, image, answers, monkeypatch):
+def test_lines_are_questions_of_one_conversation_until_exit(chat, folder, image, answers, prompts, monkeypatch):
     monkeypatch.setattr(sys, 'stdin', io.StringIO('First?\n\n  Second?\nexit\nThird?\n'))
-    written, encode = [], chat.EncodeConversation.transform
-
-    def record(self, results):
-        sample = encode(self, results)
-        written.append(self.tokenizer.decode(sample['inputs']['input_ids']))
-        return sample
-
-    monkeypatch.setattr(chat.EncodeConversation, 'transform', record)
     run(chat, folder, image)
     (_, first, answer), (_, second, _) = answers
     assert (first, second) == ('First?', 'Second?')
     prompt = f'<s>USER: {"<image>" * 16}\nFirst? ASSISTANT:'
+    written = [tokenizer.decode(ids) for ids, tokenizer in prompts]
     assert written == [prompt, f'{prompt} {answer}</s>USER: Second? ASSISTANT:']
 
 
@@ -93,20 +99,12 @@ def test_text_alone_needs_no_image_and_other_images_give_other_answers(chat, fol
     assert len({answer for _, _, answer in answers}) == 4
 
 
-def test_what_a_user_types_is_text(chat, folder, image, answers, monkeypatch):
+def test_what_a_user_types_is_text(chat, folder, image, answers, prompts, monkeypatch):
     typed = 'What is <image>, <s>old</s> and <pad>?'
     monkeypatch.setattr(sys, 'stdin', io.StringIO(f'{typed}\nWhat?\n'))
-    written, encode = [], chat.EncodeConversation.transform
-
-    def record(self, results):
-        sample = encode(self, results)
-        written.append((sample['inputs']['input_ids'], self.tokenizer))
-        return sample
-
-    monkeypatch.setattr(chat.EncodeConversation, 'transform', record)
     run(chat, folder, image)
     assert [question for _, question, _ in answers] == [typed, 'What?']
-    (ids, tokenizer), _ = written
+    (ids, tokenizer), _ = prompts
     assert tokenizer.decode(ids) == f'<s>USER: {"<image>" * 16}\n{typed} ASSISTANT:'
     # Only the begin of the sequence and the image are control tokens; the others are spelt.
     assert [token for token in ids.tolist() if token < len(tiny_vlms.LLAMA_TOKENS)] == [1, *[4] * 16]
@@ -197,19 +195,11 @@ def test_a_file_name_that_would_steer_the_terminal_is_shown(chat, tmp_path):
     assert 'a\\x1b[2J\\u202egnp.txt' in str(caught.value) and '\x1b' not in str(caught.value)
 
 
-def test_images_are_read_as_a_viewer_shows_them(chat, tmp_path):
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    Image.new('LA', (3, 2), (0, 0)).save(tmp_path / 'clear.png', exif=exif)
-    deep = Image.fromarray(np.full((2, 2), 32768, dtype=np.uint16))
-    deep.save(tmp_path / 'deep.png')
-    clear, grey = chat.open_images([tmp_path / 'clear.png', tmp_path / 'deep.png'])
-    assert clear.size == (2, 3) and clear.getpixel((0, 0)) == (255, 255, 255)
-    assert grey.mode == 'RGB' and grey.getpixel((0, 0)) == (128, 128, 128)
-    Image.new('RGB', (4, 4)).save(tmp_path / 'page.jpg', 'EPS')
-    with pytest.raises(SystemExit, match=r'^IMAGE: image .*page\.jpg cannot be read: it is PostScript'):
-        chat.open_images([tmp_path / 'page.jpg'])
-    with pytest.raises(SystemExit, match=f'^IMAGE: image {tmp_path} is a folder, not a file'):
+def test_images_are_read_as_a_viewer_shows_them_or_named(chat, tmp_path):
+    Image.new('LA', (3, 2), (0, 0)).save(tmp_path / 'clear.png')
+    (clear,) = chat.open_images([tmp_path / 'clear.png'])
+    assert clear.getpixel((0, 0)) == (255, 255, 255)
+    with pytest.raises(SystemExit, match=f'^IMAGE: image {tmp_path}'):
         chat.open_images([tmp_path])
 
 

@@ -49,8 +49,7 @@ def full_logits(chosen: Tensor, rejected: Tensor, weight: Tensor, labels: Tensor
     won, lost = (hidden @ weight.T for hidden in (chosen, rejected))
     targets = labels[:, 1:]
     sft = F.cross_entropy(won[:, :-1].float().flatten(0, 1), targets.flatten())
-    means = [_gather(logits, targets) for logits in (won, lost)]
-    return sft + simpo_loss(*means, beta=1.0, margin=0.5).mean()
+    return sft + simpo_loss(_gather(won, targets), _gather(lost, targets), beta=1.0, margin=0.5).mean()
 
 
 def _gather(logits: Tensor, targets: Tensor) -> Tensor:

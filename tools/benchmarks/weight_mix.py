@@ -106,6 +106,7 @@ def _measured(arm: Callable[[Path], None], folder: Path, threads: int | None) ->
 def measure(folder: Path, args: argparse.Namespace) -> dict[str, dict[str, list[float]]]:
     """The measurements of :func:`run_alone` for all arms, as lists over the rounds."""
     arms = {arm.__name__: arm for arm in (nothing, copy, mix)}
+    found: dict[str, dict[str, list[float]]]
     found = {name: dict(seconds=[], processor=[], memory=[]) for name in arms}
     for i in range(args.rounds):
         for name in list(arms)[:: -1 if i % 2 else 1]:

@@ -1,6 +1,6 @@
 """Erases or replaces what a mask covers. Every other pixel stays as it is."""
 
-from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -41,14 +41,14 @@ def erase(image: Image.Image, mask: np.ndarray) -> Image.Image:
     return _paste(image, Image.fromarray(filled), mask)
 
 
-def replace(image: Image.Image, mask: np.ndarray, prompt: str, pipeline: Callable, seed: int = 0) -> Image.Image:
+def replace(image: Image.Image, mask: np.ndarray, prompt: str, pipeline: Any, seed: int = 0) -> Image.Image:
     """Paint what a prompt says into a mask, at the resolution that the pipeline was trained for.
 
     Args:
         image (PIL.Image.Image): Of size H x W.
         mask (np.ndarray): [H, W] bool.
         prompt (str): What should be there instead.
-        pipeline (Callable): An inpainting pipeline of diffusers, see :func:`load_pipeline`.
+        pipeline (Any): An inpainting pipeline of diffusers, see :func:`load_pipeline`.
         seed (int): Seed of the noise that the pipeline starts from. Defaults to 0.
     """
     scale = _trained_side(pipeline) / min(image.size)
@@ -65,7 +65,7 @@ def replace(image: Image.Image, mask: np.ndarray, prompt: str, pipeline: Callabl
     return _paste(image, painted.resize(image.size, Image.Resampling.BICUBIC), mask)
 
 
-def load_pipeline(pretrained: str, device: str) -> Callable:
+def load_pipeline(pretrained: str, device: str) -> Any:
     """Load an inpainting pipeline of diffusers.
 
     Args:
@@ -85,7 +85,7 @@ def load_pipeline(pretrained: str, device: str) -> Callable:
     return AutoPipelineForInpainting.from_pretrained(pretrained, torch_dtype=dtype).to(device)
 
 
-def _trained_side(pipeline: Callable) -> int:
+def _trained_side(pipeline: Any) -> int:
     """The side in pixels of the images that a pipeline was trained on, 512 for Stable Diffusion 1.5."""
     sample_size = getattr(pipeline, 'default_sample_size', None) or pipeline.unet.config.sample_size
     return sample_size * pipeline.vae_scale_factor

@@ -3,6 +3,7 @@
 import argparse
 import gc
 import json
+import math
 import os
 import platform
 import statistics
@@ -73,7 +74,7 @@ def interleaved_times(
     """
     if rounds < 1:
         raise ValueError(f'rounds={rounds} must be at least 1')
-    times = {name: [] for name in arms}
+    times: dict[str, list[float]] = {name: [] for name in arms}
     for i in range(warmup + rounds):
         for name in list(arms)[:: -1 if i % 2 else 1]:
             seconds = _seconds(arms[name], torch.device(device))
@@ -84,9 +85,9 @@ def interleaved_times(
 
 def _seconds(function: Callable[[], object], device: torch.device) -> float:
     if device.type != 'cuda':
-        start = time.perf_counter()
+        begin = time.perf_counter()
         function()
-        return time.perf_counter() - start
+        return time.perf_counter() - begin
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     torch.cuda.synchronize(device)
     start.record()
@@ -174,7 +175,9 @@ def kernels(function: Callable[[], object], device: torch.device | str) -> tuple
         device (torch.device | str): The device of the call.
     """
     found = kernels_by_name(function, device)
-    return found and (sum(len(times) for times in found.values()), sum(map(sum, found.values())))
+    if found is None:
+        return None
+    return sum(len(times) for times in found.values()), math.fsum(map(sum, found.values()))
 
 
 def kernels_by_name(function: Callable[[], object], device: torch.device | str) -> dict[str, list[float]] | None:
@@ -189,7 +192,7 @@ def kernels_by_name(function: Callable[[], object], device: torch.device | str) 
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA], acc_events=True) as profiler:
         function()
         torch.cuda.synchronize(device)
-    found = {}
+    found: dict[str, list[float]] = {}
     for event in profiler.events():
         if event.device_type == torch.autograd.DeviceType.CUDA:
             found.setdefault(event.name, []).append(event.self_device_time_total / 1e6)

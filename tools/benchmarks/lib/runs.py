@@ -82,7 +82,7 @@ def paired_table(runs: Runs, arms: Sequence[str], seeds: int, columns: dict[str,
     """
     rows = []
     for arm in arms:
-        row = [arm]
+        row: list[str | None] = [arm]
         for key in columns:
             values = [runs[f'{arm}/{seed}'][key] for seed in range(seeds)]
             paired = [value - runs[f'{reference}/{seed}'][key] for seed, value in enumerate(values)]
