@@ -5,6 +5,7 @@ import os
 import pickle
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -334,6 +335,19 @@ for number, index in enumerate(np.random.default_rng(0).integers(0, len(records)
     peak = max(peak, resident()) if number % 200 == 0 else peak
 print(len(records), round(start), round(peak - start, 1))
 """
+
+
+def test_pages_of_an_arrow_file_are_given_back_after_so_many_bytes_and_not_before(tmp_path, monkeypatch):
+    records = TableRecords(save(tmp_path, [dict(prompt=f'Question {number}', completion='A') for number in range(8)]))
+    opened, given_back = records.files[0].opened(), []
+    opened['pages'] = SimpleNamespace(madvise=given_back.append)
+    monkeypatch.setattr(table_records, 'BYTES_PER_RELEASE', 3 * table_records.BYTES_AROUND_ROW)
+    counts = []
+    for _ in range(9):
+        records[0]
+        counts.append(len(given_back))
+    # The first reading of a batch counts its bytes, which are few here; each other one the pages around a row.
+    assert counts == [0, 0, 0, 1, 1, 1, 1, 2, 2]
 
 
 @pytest.mark.slow
