@@ -1,7 +1,11 @@
 """What importing the package does, and where its configs are."""
 
+import ast
+import contextlib
 import importlib
 import importlib.util
+import inspect
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -104,3 +108,25 @@ def test_config_path_prefers_the_configs_of_an_installed_wheel(repository):
 def test_config_path_names_the_path_and_close_matches(repository):
     with pytest.raises(FileNotFoundError, match=r'vit-tiny_digit\.py.*Close matches: mergemix/vit-tiny_digits\.py'):
         mergemix_mm.config_path('mergemix/vit-tiny_digit.py')
+
+
+PARTS = ('datasets', 'engine', 'evaluation', 'functional', 'models', 'toy', 'visualization')
+
+
+@pytest.mark.parametrize('part', PARTS)
+def test_defaults_in_docstrings_are_those_of_the_signatures(part):
+    module, compared = importlib.import_module(f'mergemix_mm.{part}'), 0
+    for name in module.__all__:
+        documented, signature = inspect.getdoc(getattr(module, name)) or '', {}
+        with contextlib.suppress(TypeError, ValueError):  # No callable, or one without a signature.
+            signature = inspect.signature(getattr(module, name)).parameters
+        for key, parameter in signature.items():
+            entry = re.search(rf'^    {key} \(.*?(?=^    \w+ \(|^\S|\Z)', documented, re.MULTILINE | re.DOTALL)
+            said = re.findall(
+                r"Defaults to (?:``)?(-?[\d.]*\d|True|False|None|'[^']*')(?![\d.]*\d| million)",
+                entry[0] if entry else '',
+            )
+            if said and isinstance(parameter.default, bool | int | float | str | None):
+                compared += 1
+                assert ast.literal_eval(said[-1]) == parameter.default, f'{name}: {key}'
+    assert compared
