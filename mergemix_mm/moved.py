@@ -83,7 +83,7 @@ MODULES = {
     'evaluation.metrics.answer_accuracy': 'evaluation.metrics.text_match',
     'evaluation.metrics.answer_calibration_error': 'evaluation.metrics.calibration_error',
     'evaluation.metrics.shapes_generation': 'toy.generation',
-    'models.attention.recording': 'models.attention.interaction_recorder',
+    'models.attention.recording': 'models.attention.interaction_attention',
     'models.attention.spans': 'models.attention.alignment',
     'models.batch_augments.mix_result': 'models.batch_augments.base',
     'models.batch_augments.salient_blur': 'models.batch_augments.losers',

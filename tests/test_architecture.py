@@ -64,6 +64,18 @@ def test_a_part_imports_only_what_lies_below_it(part):
         assert used <= ALLOWED[part], f'{path.relative_to(ROOT)} imports {sorted(used - ALLOWED[part])}'
 
 
+def test_no_files_import_each_other_in_a_circle():
+    """Imports for types only count as well: what is written in terms of each other belongs together."""
+    modules = {'.'.join(path.relative_to(ROOT).with_suffix('').parts): path for path in PACKAGE.rglob('*.py')}
+    edges = {}
+    for module, path in modules.items():
+        names = imported_modules(path)
+        edges[module] = {one for name in names for one in (name, name.rpartition('.')[0]) if one in modules}
+    while leaves := {module for module in edges if not edges[module] & set(edges)}:
+        edges = {module: used for module, used in edges.items() if module not in leaves}
+    assert not edges
+
+
 def test_the_package_names_its_own_parts_relatively():
     for path in PACKAGE.rglob('*.py'):
         assert not re.search(r'^\s*(from|import) mergemix_mm\b', path.read_text(), re.MULTILINE), path

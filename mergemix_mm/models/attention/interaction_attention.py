@@ -1,7 +1,6 @@
 """SDPA that can be recorded: the attention function and its mask for transformers' attention interface."""
 
 import weakref
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -9,13 +8,55 @@ from torch import Tensor, nn
 from ...functional import attention_with_intensity
 from ...functional.lse_attention import Places
 
-if TYPE_CHECKING:
-    from .interaction_recorder import Recording
-
 # The name in transformers' registries, for `set_attn_implementation`.
 NAME = 'mergemix_interaction'
 # Arguments of attention layers that torch's SDPA cannot compute, by transformers' names.
 UNKNOWN_TO_SDPA = {'softcap': 'soft-capped logits', 's_aux': 'attention sinks'}
+
+
+class Recording:
+    """Interaction intensities of one forward pass (https://arxiv.org/abs/2511.22663).
+
+    :meth:`InteractionRecorder.recording` makes one per forward, which takes its :attr:`attention_kwargs`. The recorded
+    values live as long as this object.
+
+    Args:
+        layers (tuple[int, ...]): The layers to record.
+        query_mask (Tensor): [B, L] bool, the queries that count.
+        key_mask (Tensor): [B, S] bool, the keys that count; S = L unless there is a cache.
+        backend (str): Of :func:`mergemix_mm.functional.attention_with_intensity`. Defaults to ``'fused'``.
+    """
+
+    def __init__(self, layers: tuple[int, ...], query_mask: Tensor, key_mask: Tensor, backend: str = 'fused') -> None:
+        self.layers = layers
+        self.probe = Probe(self, query_mask, key_mask, backend)
+        self.found: dict[int, Tensor] = {}
+
+    @property
+    def attention_kwargs(self) -> dict:
+        """Keyword arguments for the forward of the model, which passes them to every text layer."""
+        return dict(interaction=self.probe)
+
+    @property
+    def valid(self) -> Tensor:
+        """Which samples have both queries and keys, [B] bool; the intensity of the others is a meaningless 0."""
+        return self.probe.query_mask.any(dim=1) & self.probe.key_mask.any(dim=1)
+
+    def intensity(self) -> Tensor:
+        """The recorded intensities, [layers, B] float32 in [0, 1], with gradient if the forward had one.
+
+        Raises:
+            RuntimeError: If a layer recorded nothing.
+        """
+        missing = [layer for layer in self.layers if layer not in self.found]
+        if missing:
+            raise RuntimeError(
+                f'layers {missing} of {list(self.layers)} recorded nothing. The forward must run while the recorder is '
+                'started, take **recording.attention_kwargs, and hand them to its attention layers; layers without '
+                'softmax attention (linear attention, state spaces) must be left out of layers='
+            )
+        first = self.found[self.layers[0]]
+        return torch.stack([self.found[layer].to(first.device) for layer in self.layers])
 
 
 class Probe:
@@ -24,7 +65,7 @@ class Probe:
     It is neither a dataclass nor a container, because wrappers (FSDP) copy those.
     """
 
-    def __init__(self, recording: 'Recording', query_mask: Tensor, key_mask: Tensor, backend: str) -> None:
+    def __init__(self, recording: Recording, query_mask: Tensor, key_mask: Tensor, backend: str) -> None:
         self.query_mask = query_mask
         self.key_mask = key_mask
         self.backend = backend
