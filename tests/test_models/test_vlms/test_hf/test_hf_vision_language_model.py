@@ -23,8 +23,11 @@ def of_the_library(vlm, batch):
         return hidden, vlm.model.lm_head(hidden)
     if vlm.model.config.model_type == 'paligemma':  # It makes its mask from token types, if there are labels.
         batch['token_type_ids'] = (batch['labels'] != -100).long().cummax(dim=1).values
-    found = vlm.model(**batch, output_hidden_states=True)
-    return found.hidden_states[-1], found.logits
+    # What the head takes, since `hidden_states` may end before the final norm (Qwen3-VL under transformers 4).
+    hidden = []
+    with vlm.model.lm_head.register_forward_pre_hook(lambda module, inputs: hidden.append(inputs[0])):
+        logits = vlm.model(**batch).logits
+    return hidden[0], logits
 
 
 @torch.no_grad()
