@@ -65,7 +65,7 @@ demo: $(RUNTIME_DONE) ## train a small ViT with MergeMix on handwritten digits (
 gallery: $(TESTS_DONE) $(OPS_DONE) ## train the tiny config of every method and show them on one page (CPU, about 25 minutes)
 	$(PY) tools/gallery/build_gallery.py
 
-test: lint run-tests ## lint, then all tests: newest transformers 5, torch 2.12.1 (about 20 minutes on two idle cores)
+test: lint run-tests ## lint, then all tests: newest transformers 5, torch 2.12.1 (about 10 minutes on two idle cores)
 
 test-oldest: ## all tests on the oldest versions, transformers 4.57 and torch 2.8, in .venv-oldest
 	@$(MAKE) --no-print-directory run-tests STACK=oldest
