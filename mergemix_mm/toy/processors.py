@@ -1,6 +1,7 @@
 """Processors and a tokenizer that know the words of the drawn records and nothing else."""
 
 import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from mmengine.registry import TRANSFORMS
@@ -19,11 +20,17 @@ from ..datasets.transforms.tasks import (
 from .scenes import AFTER, ANSWERS, BEFORE, COLORS, GENERATION_TEMPLATES, PRICE, SHAPES, SUM, TEMPLATES
 
 if TYPE_CHECKING:
+    from tokenizers import Tokenizer
     from transformers import JanusProcessor, LlavaProcessor, PreTrainedTokenizerFast
 
 # The id of a token is its place: a model's config has `pad_token_id=0, eos_token_id=2, image_token_index=4`.
 SPECIAL_TOKENS = ('<pad>', '<s>', '</s>', '<unk>', '<image>')
 ROLES = ('USER', 'ASSISTANT', ':')
+LLAMA_TOKENS = dict(pad_token='<pad>', bos_token='<s>', eos_token='</s>', unk_token='<unk>')
+# Of all three tokenizers.
+TOKENIZER_OPTIONS = dict(
+    clean_up_tokenization_spaces=False, model_input_names=['input_ids', 'attention_mask'], model_max_length=1024
+)
 
 
 def shapes_words() -> tuple[str, ...]:
@@ -74,24 +81,25 @@ def shapes_processor(image_size: int = 48, patch_size: int = 8) -> 'LlavaProcess
 
 
 def _build_llava_tokenizer():
-    from tokenizers import Tokenizer
-    from tokenizers.models import WordLevel
     from tokenizers.pre_tokenizers import Whitespace
     from transformers import PreTrainedTokenizerFast
 
-    tokenizer = Tokenizer(WordLevel({word: i for i, word in enumerate(shapes_words())}, unk_token='<unk>'))
+    tokenizer = _word_level(shapes_words())
     tokenizer.pre_tokenizer = Whitespace()
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
-        pad_token='<pad>',
-        bos_token='<s>',
-        eos_token='</s>',
-        unk_token='<unk>',
         extra_special_tokens=dict(image_token='<image>'),
-        clean_up_tokenization_spaces=False,
-        model_input_names=['input_ids', 'attention_mask'],
-        model_max_length=1024,
+        **LLAMA_TOKENS,
+        **TOKENIZER_OPTIONS,
     )
+
+
+def _word_level(words: Sequence[str]) -> 'Tokenizer':
+    """A tokenizer with one token per word, in this order."""
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+
+    return Tokenizer(WordLevel({word: i for i, word in enumerate(words)}, unk_token='<unk>'))
 
 
 # In a model's config: `pad_token_id=0, bos_token_id=1, eos_token_id=2, image_token_id=3`.
@@ -147,11 +155,10 @@ def shapes_janus_processor(image_size: int = 64, patch_size: int = 8) -> 'JanusP
 
 def _build_janus_tokenizer():
     import transformers
-    from tokenizers import AddedToken, Tokenizer
-    from tokenizers.models import WordLevel
+    from tokenizers import AddedToken
     from tokenizers.pre_tokenizers import Whitespace
 
-    tokenizer = Tokenizer(WordLevel({word: i for i, word in enumerate(shapes_janus_words())}, unk_token='<unk>'))
+    tokenizer = _word_level(shapes_janus_words())
     tokenizer.pre_tokenizer = Whitespace()
     # The roles are special tokens, but not among the named ones below: transformers 5 merged those lists.
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in JANUS_TOKENS])
@@ -167,10 +174,8 @@ def _build_janus_tokenizer():
         eos_token=eos,
         unk_token=unk,
         extra_special_tokens=dict(image_token=image, boi_token=begin, eoi_token=end),
-        clean_up_tokenization_spaces=False,
-        model_input_names=['input_ids', 'attention_mask'],
-        model_max_length=1024,
         legacy=False,
+        **TOKENIZER_OPTIONS,
     )
 
 
@@ -216,24 +221,14 @@ def shapes_task_tokenizer() -> 'PreTrainedTokenizerFast':
     Returns:
         PreTrainedTokenizerFast: `pad_token_id=0, bos_token_id=1, eos_token_id=2`; it adds none of them to a text.
     """
-    from tokenizers import Regex, Tokenizer, decoders
-    from tokenizers.models import WordLevel
+    from tokenizers import Regex, decoders
     from tokenizers.pre_tokenizers import Split
     from transformers import PreTrainedTokenizerFast
 
-    tokenizer = Tokenizer(WordLevel({word: i for i, word in enumerate(shapes_task_words())}, unk_token='<unk>'))
+    tokenizer = _word_level(shapes_task_words())
     # All characters that do not match are spaces; they are removed.
     tokenizer.pre_tokenizer = Split(Regex(TOKEN), behavior='removed', invert=True)
     # This decoder puts a space before every token without its prefix; no token has the prefix.
     spaced = decoders.WordPiece(prefix='\0', cleanup=False)
     tokenizer.decoder = decoders.Sequence([spaced, decoders.Fuse(), decoders.Replace(Regex(NO_SPACE), '')])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token='<pad>',
-        bos_token='<s>',
-        eos_token='</s>',
-        unk_token='<unk>',
-        clean_up_tokenization_spaces=False,
-        model_input_names=['input_ids', 'attention_mask'],
-        model_max_length=1024,
-    )
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **LLAMA_TOKENS, **TOKENIZER_OPTIONS)

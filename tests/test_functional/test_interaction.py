@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from largest_tensor import LargestTensor
 
 from mergemix_mm.functional import aia_loss, attention_with_intensity, interaction_intensity
 
@@ -199,13 +200,13 @@ def test_a_sample_without_queries_or_keys_is_zero_and_leaves_the_others_alone(ba
 
 @pytest.mark.parametrize('kv_heads', [4, 2])
 @pytest.mark.parametrize('alone', [True, False])
-def test_only_the_eager_way_builds_a_map_of_queries_by_keys(alone, kv_heads, largest_tensor):
+def test_only_the_eager_way_builds_a_map_of_queries_by_keys(alone, kv_heads):
     length, width = 512, 8
     query, key, value = (torch.randn(1, heads, length, width, requires_grad=True) for heads in (4, kv_heads, kv_heads))
     mask = torch.arange(length)[None] < 100
     largest = {}
     for backend in WAYS:
-        with largest_tensor() as seen:
+        with LargestTensor() as seen:
             if alone:
                 found = interaction_intensity(query, key, ~mask, mask, is_causal=True, backend=backend)
             else:

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from largest_tensor import LargestTensor
 
 from mergemix_mm.functional import answer_logps, simpo_loss
 
@@ -73,12 +74,12 @@ def test_a_frozen_head_gets_no_gradient_and_none_is_computed(batch):
     assert hidden.grad.abs().sum() > 0
 
 
-def test_no_logits_of_all_positions_are_built(largest_tensor):
+def test_no_logits_of_all_positions_are_built():
     hidden = torch.randn(2, 100, 8, requires_grad=True)
     weight = torch.randn(500, 8, requires_grad=True)
     labels = torch.full((2, 100), -100)
     labels[:, 80:] = 7
-    with largest_tensor() as seen:
+    with LargestTensor() as seen:
         sums, _ = answer_logps(hidden, weight, labels, chunk_size=8)
         sums.sum().backward()
     assert seen.elements == 8 * 500, 'one chunk of logits, and the weight with its gradient'

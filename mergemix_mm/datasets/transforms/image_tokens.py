@@ -91,7 +91,8 @@ class ImageTokens:
             )
         except ValueError as error:  # such as an aspect ratio out of its range
             raise RecordError(f'{type(self.processor).__name__} refuses the images: {error}') from error
-        tensors = {key: value for key, value in output.items() if key not in token_padding()}
+        of_text = token_padding()
+        tensors = {key: value for key, value in output.items() if key not in of_text}
         return output['input_ids'][0].tolist(), tensors
 
     def _expansion(self, image: Image.Image) -> list[int]:

@@ -6,10 +6,10 @@ this module writes them to a JSON file for ``--hub-config`` of tools/analysis_to
     python -m mergemix_mm.engine.planning.released hub.json
 """
 
-import json
-import sys
-from pathlib import Path
+import argparse
 from typing import Any
+
+from ...utils.files import write_json
 
 
 def _llama(**config: Any) -> dict[str, Any]:
@@ -263,5 +263,12 @@ FOLDERS = {
 }
 
 
+def main() -> None:
+    """Write them all."""
+    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    parser.add_argument('file', help='JSON file to write: {name: config}')
+    write_json(parser.parse_args().file, RELEASED | {folder: RELEASED[name] for folder, name in FOLDERS.items()})
+
+
 if __name__ == '__main__':
-    Path(sys.argv[1]).write_text(json.dumps(RELEASED | {folder: RELEASED[name] for folder, name in FOLDERS.items()}))
+    main()

@@ -5,8 +5,8 @@ from functools import cache
 
 import pytest
 import torch
+from largest_tensor import LargestTensor
 from tiny_vlms import FAMILIES, random_image, tiny_batch, tiny_config
-from torch.utils._python_dispatch import TorchDispatchMode
 
 pytest.importorskip('transformers')
 from mergemix_mm.models import HFVisionLanguageModel
@@ -132,19 +132,6 @@ def test_padding_on_either_side_changes_nothing(language_model, padded):
                 model(inputs['input_ids'][row : row + 1, real], **alone.attention_kwargs)
                 torch.testing.assert_close(found[side][:, row], alone.intensity()[:, 0])
     assert found['left'].shape == (4, 3)
-
-
-class LargestTensor(TorchDispatchMode):
-    """The most elements that any operation inside has put out."""
-
-    elements = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        result = function(*args, **(kwargs or {}))
-        for tensor in result if isinstance(result, tuple | list) else [result]:
-            if isinstance(tensor, torch.Tensor):
-                self.elements = max(self.elements, tensor.numel())
-        return result
 
 
 @pytest.mark.parametrize('checkpointing', [False, True])

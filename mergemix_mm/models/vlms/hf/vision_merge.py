@@ -101,15 +101,14 @@ class VisionMerge:
             keep &= mask.bool()
         # A zero in the first column can only be padding on the left.
         left = mask is not None and not bool(mask[:, 0].all())
-        values = {key: batch[key] for key in token_padding() if batch.get(key) is not None}
+        padding = token_padding()
+        values = {key: batch[key] for key in padding if batch.get(key) is not None}
         if mask is None:
             values['attention_mask'] = torch.ones_like(batch['input_ids'])
-        return {**batch, **{key: _repad(value, keep, self._fill(key), left) for key, value in values.items()}}
+        fills = {key: self._pad_token_id() if fill is None else fill for key, fill in padding.items()}
+        return {**batch, **{key: _repad(value, keep, fills[key], left) for key, value in values.items()}}
 
-    def _fill(self, key: str) -> int:
-        fill = token_padding()[key]
-        if fill is not None:
-            return fill
+    def _pad_token_id(self) -> int:
         pad = self.family.model.config.get_text_config().pad_token_id
         return pad if pad is not None and pad >= 0 else 0
 

@@ -1,6 +1,5 @@
-"""What tests of memory share."""
+"""Watches how large the tensors of a block become, for tests of memory."""
 
-import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -16,9 +15,3 @@ class LargestTensor(TorchDispatchMode):
             if isinstance(tensor, torch.Tensor):
                 self.elements = max(self.elements, tensor.numel())
         return result
-
-
-@pytest.fixture
-def largest_tensor():
-    """Makes a mode that watches a block."""
-    return LargestTensor
