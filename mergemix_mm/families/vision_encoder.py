@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -27,8 +28,23 @@ class EncoderLayer(ABC):
         module (nn.Module): The library's layer.
     """
 
+    # Whether all tokens of an image attend to each other. Other layers (windows) run, but cannot be scored.
+    is_global: bool = True
+
     def __init__(self, module: nn.Module) -> None:
         self.module = module
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Attention over query, key, value [B, H, N, D] -> [B, H, N, D]. Layers with windows override it.
+
+        Args:
+            query (Tensor): As :meth:`query_key_value` returns them, like `key` and `value`.
+            key (Tensor): See `query`.
+            value (Tensor): See `query`.
+            mask (Tensor, optional): Broadcastable to [B, H, N, N], added to the logits. Defaults to None.
+        """
+        dropout = self.attention_dropout if self.module.training else 0.0
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
 
     @abstractmethod
     def query_key_value(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -49,7 +65,9 @@ class EncoderLayer(ABC):
 
 
 class VisionEncoder(ABC):
-    """The parts of a vision transformer, as views on the library's own model: no parameters, no state.
+    """The parts of a vision transformer, as views on the library's own model, without parameters.
+
+    An encoder with rotary positions also holds those of the images that :meth:`embed` got last: its layers read them.
 
     Args:
         model (nn.Module): The library's encoder.
@@ -59,14 +77,20 @@ class VisionEncoder(ABC):
     num_prefix_tokens: int
     has_class_token: bool
     patch_size: tuple[int, int]
-    image_size: tuple[int, int]
+    # The size of the images that it was trained on. None: images of any size, which are scored at their own size.
+    image_size: tuple[int, int] | None
+    # Why tokens cannot merge, e.g. 'rotary positions'; None if they can. Without merging they can still be scored.
+    no_merge: str | None = None
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
 
     @abstractmethod
     def embed(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
-        """Images [B, 3, H, W] -> tokens [B, L, C] that enter the first layer, and the patch grid (rows, columns)."""
+        """Images [B, 3, H, W] -> tokens [B, L, C] that enter the first layer, and the patch grid (rows, columns).
+
+        Prefix tokens come first, then the patches row by row.
+        """
 
     @abstractmethod
     def finish(self, x: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from ...functional import (
 )
 from ...utils.numbers import check_number
 from ..evaluation_mode import evaluation_mode
-from ..vision_encoders import PatchScores, build_vision_encoder, score_patches
+from ..vision_encoders import PatchScores, build_vision_encoder, score_patches, scored_merge
 from ..vlms.weight_names import old_options
 from .base import Mixer, MixResult
 
@@ -37,8 +37,10 @@ class MergeMix(Mixer):
     Args:
         alpha (float): Parameter of the Beta distribution, > 0 and finite. Defaults to 1.0.
         num_merge (int, optional): Patches merged before the scored layer, < L'. Defaults to None: half of them, as the
-            paper's 98 of 196.
-        layer (int, optional): The scored layer, counted from 1. Defaults to None: at 3/4 of the depth.
+            paper's 98 of 196. Encoders with rotary positions (Qwen-VL, Pixtral, DINOv3, EVA-02) score without merging:
+            0, and None means 0 with a warning.
+        layer (int, optional): The scored layer, counted from 1. Defaults to None: at 3/4 of the depth, or the last
+            layer of global attention before that.
         inflection (float): Shape of the merge schedule over the layers in [-1, 1]; negative merges more in the early
             layers. Defaults to -0.5.
         mask (str): Which patches are kept: ``'mergemix'``, the most salient after merging; ``'topk'``, the same
@@ -93,7 +95,7 @@ class MergeMix(Mixer):
         self.ratio = ratio
         self.per_image = per_image
         self.prop_attn = prop_attn
-        self.encoder = _build_frozen(encoder) if encoder is not None else None
+        self.encoder = _build_frozen(encoder, self.num_merge) if encoder is not None else None
 
     @property
     def needs_encoder(self) -> bool:
@@ -134,7 +136,10 @@ class MergeMix(Mixer):
         return MixResult(mixed, partner, ratio, mask, scores.saliency, scores.grid, images)
 
     def scoring_size(self, encoder: nn.Module | None = None) -> tuple[int, int] | None:
-        """The image size of the encoder that scores: its position embeddings were trained at that size."""
+        """The image size of the encoder that scores: its position embeddings were trained at that size.
+
+        None for an encoder of images of any size, or without one.
+        """
         scorer = encoder if self.encoder is None else self.encoder
         return None if scorer is None else build_vision_encoder(scorer).image_size
 
@@ -189,7 +194,7 @@ class MergeMix(Mixer):
         return area_ratio(mask)
 
 
-def _build_frozen(encoder: nn.Module | dict) -> nn.Module:
+def _build_frozen(encoder: nn.Module | dict, num_merge: int | None) -> nn.Module:
     model: nn.Module
     if isinstance(encoder, dict):
         model = MODELS.build(deepcopy(dict(encoder)) | old_options(encoder.get('type')))
@@ -198,6 +203,7 @@ def _build_frozen(encoder: nn.Module | dict) -> nn.Module:
             model.init_weights()
     else:
         model = encoder
-    build_vision_encoder(model)  # Refuses an encoder that cannot score before training starts.
+    # Refuses an encoder that cannot score, or not like this, before training starts.
+    scored_merge(build_vision_encoder(model), num_merge)
     model.eval()  # Not chained: train() and eval() of MMPretrain's backbones return None.
     return model.requires_grad_(False)

@@ -3,7 +3,7 @@
 from ...families.vision_encoder import EncoderLayer, UnsupportedEncoderError, VisionEncoder
 from ..evaluation_mode import evaluation_mode as scoring_mode
 from .build import ADAPTERS, build_vision_encoder
-from .forward import PatchScores, gathered, run_layers, score_patches
+from .forward import PatchScores, gathered, run_layers, score_patches, scored_merge
 
 __all__ = [
     'ADAPTERS',
@@ -15,5 +15,6 @@ __all__ = [
     'gathered',
     'run_layers',
     'score_patches',
+    'scored_merge',
     'scoring_mode',
 ]

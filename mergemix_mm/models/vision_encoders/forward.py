@@ -1,11 +1,11 @@
 """The merged forward, written once over the parts that an adapter names, and the scoring pass of MergeMix."""
 
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch.distributed
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...families.vision_encoder import EncoderLayer, VisionEncoder
@@ -83,8 +83,10 @@ def score_patches(
     Args:
         encoder (VisionEncoder): the adapter of the scoring model.
         images (Tensor): [B, 3, H, W] normalised images.
-        num_merge (int, optional): Patches merged before the scored layer. Defaults to None: half of the patches.
-        layer (int, optional): The scored layer, counted from 1. Defaults to None: at 3/4 of the depth, rounded up.
+        num_merge (int, optional): Patches merged before the scored layer. Defaults to None: half of the patches, or 0
+            with a warning if the encoder's tokens cannot merge (rotary positions).
+        layer (int, optional): The scored layer, counted from 1. Defaults to None: at 3/4 of the depth, rounded up; if
+            the tokens of that layer attend within windows, the last layer of global attention before it.
         inflection (float): Shape of the merge schedule, see :func:`merge_schedule`. Defaults to -0.5.
         prop_attn (bool): Proportional attention. Defaults to True.
 
@@ -92,13 +94,11 @@ def score_patches(
         PatchScores: saliency per original patch, and the groups.
 
     Raises:
-        ValueError: if `layer` is not in the encoder or `num_merge` is out of reach.
+        ValueError: if `layer` is not in the encoder or has windows, or `num_merge` is out of reach.
     """
     _check_image_size(encoder, images)
-    depth = len(encoder.layers)
-    layer = -(-3 * depth // 4) if layer is None else layer
-    if not 1 <= layer <= depth:
-        raise ValueError(f'layer={layer} must be in [1, {depth}], the layers of `{type(encoder.model).__name__}`')
+    layer = _scored_layer(encoder, layer)
+    num_merge = scored_merge(encoder, num_merge)
     # DeepSpeed casts weights but not images, and not every library's embeddings cast them.
     x, grid = encoder.embed(images.to(next(encoder.model.parameters()).dtype))
     prefix = encoder.num_prefix_tokens
@@ -167,6 +167,41 @@ def _check_image_size(encoder: VisionEncoder, images: Tensor) -> None:
         )
 
 
+def scored_merge(encoder: VisionEncoder, num_merge: int | None) -> int | None:
+    """`num_merge` for an encoder: 0 if its tokens cannot merge and `num_merge` is None, otherwise unchanged.
+
+    Raises:
+        ValueError: if tokens should merge that cannot.
+    """
+    if encoder.no_merge is None:
+        return num_merge
+    name = type(encoder.model).__name__
+    if num_merge:
+        raise ValueError(
+            f'num_merge={num_merge}: tokens of `{name}` cannot merge ({encoder.no_merge}); set num_merge=0, which '
+            'scores without merging'
+        )
+    if num_merge is None:
+        warnings.warn(
+            f'tokens of `{name}` cannot merge ({encoder.no_merge}), so MergeMix scores without merging; num_merge=0 '
+            'says the same without this warning',
+            stacklevel=3,
+        )
+    return 0
+
+
+def _scored_layer(encoder: VisionEncoder, layer: int | None) -> int:
+    name, depth = type(encoder.model).__name__, len(encoder.layers)
+    whole = [number for number, one in enumerate(encoder.layers, start=1) if one.is_global]
+    if layer is None and whole:
+        return max((number for number in whole if number <= -(-3 * depth // 4)), default=whole[0])
+    if layer is not None and not 1 <= layer <= depth:
+        raise ValueError(f'layer={layer} must be in [1, {depth}], the layers of `{name}`')
+    if layer not in whole:
+        raise ValueError(f'layer={layer}: its tokens attend within windows; layers of `{name}` that can score: {whole}')
+    return layer
+
+
 def _scoring_schedule(num_merge: int | None, layer: int, inflection: float, num_tokens: int, prefix: int) -> list[int]:
     num_patches = num_tokens - prefix
     if num_merge is None:
@@ -187,13 +222,7 @@ def _scoring_schedule(num_merge: int | None, layer: int, inflection: float, num_
 def _attend(layer: EncoderLayer, x: Tensor, groups: TokenGroups | None) -> tuple[Tensor, Tensor]:
     """Attention and its residual -> tokens [B, N, C], and the keys averaged over the heads [B, N, D]."""
     query, key, value = layer.query_key_value(x)
-    attended = F.scaled_dot_product_attention(
-        query,
-        key,
-        value,
-        attn_mask=_log_size(groups, query) if groups is not None else None,
-        dropout_p=layer.attention_dropout if layer.module.training else 0.0,
-    )
+    attended = layer.attend(query, key, value, _log_size(groups, query) if groups is not None else None)
     return layer.add_attention(x, attended.transpose(1, 2).flatten(2)), key.detach().mean(dim=1)
 
 

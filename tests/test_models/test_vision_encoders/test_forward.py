@@ -1,5 +1,7 @@
 """The scoring pass against a plain pass with full attention maps."""
 
+import warnings
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -127,3 +129,36 @@ def test_no_tensor_of_all_queries_by_all_keys_is_built(with_cls_token, monkeypat
 def test_bad_arguments_are_errors_that_name_the_key(kwargs, message):
     with pytest.raises(ValueError, match=message), torch.no_grad():
         score_patches(build_vision_encoder(vit()), torch.randn(2, 3, 32, 32), **kwargs)
+
+
+def without_merging(windows=()):
+    """An encoder with rotary positions, whose layers of these numbers have windows, as far as scoring asks."""
+    encoder = build_vision_encoder(vit())
+    encoder.no_merge = 'rotary positions'
+    for number in windows:
+        encoder.layers[number - 1].is_global = False
+    return encoder
+
+
+def test_tokens_that_cannot_merge_are_scored_without_merging_and_a_warning_says_so():
+    encoder, images = without_merging(), torch.randn(2, 3, 32, 32)
+    with torch.no_grad(), pytest.warns(UserWarning, match='VisionTransformer.*rotary positions.*num_merge=0'):
+        scores = score_patches(encoder, images)
+    assert scores.num_kept_patches == 16
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter('error')
+        asked = score_patches(encoder, images, num_merge=0)
+    assert torch.equal(scores.saliency, asked.saliency)
+    with pytest.raises(ValueError, match='num_merge=4.*rotary positions.*num_merge=0'):
+        score_patches(encoder, images, num_merge=4)
+
+
+@pytest.mark.parametrize(('windows', 'scored'), [((), 3), ((3,), 2), ((1, 2, 3), 4), ((2, 3, 4), 1)])
+def test_only_layers_of_global_attention_are_scored(windows, scored):
+    encoder, images = without_merging(windows), torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        found = score_patches(encoder, images, num_merge=0).saliency
+        assert torch.equal(found, score_patches(encoder, images, num_merge=0, layer=scored).saliency)
+    for layer in windows:
+        with pytest.raises(ValueError, match=f'layer={layer}: .*windows.*VisionTransformer.*{scored}'):
+            score_patches(encoder, images, num_merge=0, layer=layer)

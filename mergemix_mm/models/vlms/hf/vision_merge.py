@@ -41,6 +41,11 @@ class VisionMerge:
             )
         self.family, self.num_merge, self.prop_attn = family, num_merge, prop_attn
         encoder = build_vision_encoder(family.vision_tower)
+        if encoder.no_merge is not None:
+            raise ValueError(
+                f'vision_merge: tokens of `{type(encoder.model).__name__}` cannot merge ({encoder.no_merge}): remove '
+                'vision_merge'
+            )
         prefix, tower = encoder.num_prefix_tokens, config.vision_config
         num_tokens = prefix + (tower.image_size // tower.patch_size) ** 2
         # Index 0 of the library's hidden states is the input of the first layer.
