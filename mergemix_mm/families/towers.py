@@ -1,11 +1,11 @@
-"""Adapters for vision models of Hugging Face transformers: CLIP, SigLIP, DINOv2. Families derive theirs from them."""
+"""Adapters for vision models of transformers: CLIP, SigLIP, DINOv2, DINOv3. Families derive theirs from them."""
 
 from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
-from .vision_encoder import EncoderLayer, VisionEncoder, check_layers, split_heads
+from .vision_encoder import EncoderLayer, VisionEncoder, check_layers, rotate, split_heads
 
 
 def _pair(size: int | Sequence[int]) -> tuple[int, int]:
@@ -85,10 +85,13 @@ class SiglipEncoder(CLIPEncoder):
 class Dinov2Layer(EncoderLayer):
     """`Dinov2Layer`: layer scale and stochastic depth on both branches."""
 
+    num_heads_name = 'num_attention_heads'
+
     def query_key_value(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         attn, x = self._attention, self.module.norm1(x)
         names = ('q_proj', 'k_proj', 'v_proj') if hasattr(attn, 'q_proj') else ('query', 'key', 'value')
-        query, key, value = (split_heads(getattr(attn, name)(x), attn.num_attention_heads) for name in names)
+        num_heads = getattr(attn, self.num_heads_name)
+        query, key, value = (split_heads(getattr(attn, name)(x), num_heads) for name in names)
         return query, key, value
 
     def add_attention(self, x: Tensor, attended: Tensor) -> Tensor:
@@ -128,3 +131,51 @@ class Dinov2Encoder(CLIPEncoder):
 
     def _enter(self, x: Tensor) -> Tensor:
         return x
+
+
+class Dinov2WithRegistersEncoder(Dinov2Encoder):
+    """`Dinov2WithRegistersModel`: register tokens between class token and patches, without position."""
+
+    layer_name = 'Dinov2WithRegistersLayer'
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model)
+        self.num_prefix_tokens = 1 + model.config.num_register_tokens
+
+
+class DINOv3Layer(Dinov2Layer):
+    """`DINOv3ViTLayer`: queries and keys of the patches are rotated by their positions."""
+
+    # Cosine and sine of the patches of the images that the encoder embedded last, [L', D / 2].
+    positions: tuple[Tensor, Tensor]
+    num_heads_name = 'num_heads'
+
+    def query_key_value(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        query, key, value = super().query_key_value(x)
+        return rotate(query, *self.positions), rotate(key, *self.positions), value
+
+    @property
+    def attention_dropout(self) -> float:
+        return self.module.attention.dropout
+
+
+class DINOv3Encoder(Dinov2WithRegistersEncoder):
+    """`DINOv3ViTModel`: its only positions are the rotary ones."""
+
+    layers: Sequence[DINOv3Layer]
+    layer_type, layer_name = DINOv3Layer, 'DINOv3ViTLayer'
+    no_merge = 'rotary positions'
+
+    def _layers(self) -> Sequence[nn.Module]:
+        # In transformers 5, the layers are inside another module.
+        return getattr(self.model, 'model', self.model).layer
+
+    def embed(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        # The library repeats the angle of a pair of channels.
+        cos, sin = (x.chunk(2, dim=-1)[0] for x in self.model.rope_embeddings(images))
+        for layer in self.layers:
+            layer.positions = cos, sin
+        return super().embed(images)
+
+    def finish(self, x: Tensor) -> Tensor:
+        return self.model.norm(x)

@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -13,9 +14,10 @@ class UnsupportedEncoderError(TypeError):
     def __init__(self, model: nn.Module, reason: str) -> None:
         super().__init__(
             f'`{type(model).__name__}` cannot score or merge tokens: {reason}. Supported are vision transformers with '
-            'absolute position embeddings and global attention: MMPretrain VisionTransformer (DeiT, distilled DeiT, '
-            'DeiT3, CLIP-ViT, DINOv2, MoCo v3), transformers CLIP / SigLIP / DINOv2 vision models, timm '
-            'VisionTransformer. Score with one of them through MergeMix(encoder=dict(...))'
+            'global attention: MMPretrain VisionTransformer (DeiT, distilled DeiT, DeiT3, CLIP-ViT, DINOv2, MoCo v3), '
+            'transformers CLIP / SigLIP / DINOv2 vision models, timm VisionTransformer; and, without merging, those '
+            'with rotary positions: MMPretrain ViTEVA02, transformers DINOv3, timm Eva (EVA-02, DINOv3). Score with '
+            'one of them through MergeMix(encoder=dict(...))'
         )
 
 
@@ -102,32 +104,56 @@ def split_heads(x: Tensor, num_heads: int) -> Tensor:
     return x.unflatten(-1, (num_heads, -1)).transpose(1, 2)
 
 
-def check_layers(model: nn.Module, layers: Sequence[nn.Module], expected: str, attention: str | None = None) -> None:
+def rotate(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool = False) -> Tensor:
+    """Rotary positions of queries or keys (https://arxiv.org/abs/2104.09864), in float32.
+
+    Args:
+        x (Tensor): [..., N, D]. Its last L tokens are patches; those before them have no position and stay.
+        cos (Tensor): [..., L, D / 2], of the angle of each pair of channels.
+        sin (Tensor): [..., L, D / 2].
+        interleaved (bool): Whether channels 2 i and 2 i + 1 are a pair, or i and i + D / 2. Defaults to False.
+
+    Returns:
+        Tensor: [..., N, D], in the dtype of `x`.
+    """
+    prefix, patches = x.tensor_split([x.size(-2) - cos.size(-2)], dim=-2)
+    pairs = patches.float().unflatten(-1, (-1, 2) if interleaved else (2, -1))
+    dim = -1 if interleaved else -2
+    first, second = pairs.unbind(dim)
+    turned = torch.stack([first * cos - second * sin, second * cos + first * sin], dim=dim)
+    return torch.cat([prefix, turned.flatten(-2).to(x.dtype)], dim=-2)
+
+
+def check_layers(
+    model: nn.Module, layers: Sequence[nn.Module], expected: str, attention: str | Sequence[str] | None = None
+) -> None:
     """Refuse a model that has layers other than those an adapter was written for, subclasses included.
 
     Args:
         model (nn.Module): The model, for the error.
         layers (Sequence[nn.Module]): Its layers.
         expected (str): Name of their class.
-        attention (str, optional): Name of the class of their ``attn``, where a library lets it be chosen. Defaults to
-            None: not looked at.
+        attention (str | Sequence[str], optional): Name or names of the class of their ``attn``, where a library lets
+            it be chosen. Defaults to None: not looked at.
 
     Raises:
         UnsupportedEncoderError: If one of them is of another class.
     """
+    attentions = (attention,) if isinstance(attention, str) else attention
     for layer in layers:
         layer = getattr(layer, '_checkpoint_wrapped_module', layer)  # Activation checkpointing wraps layers.
         if type(layer).__name__ != expected:
             raise UnsupportedEncoderError(
                 model,
-                f'its layers are `{type(layer).__name__}`, not `{expected}`: relative positions, RoPE, windows, '
+                f'its layers are `{type(layer).__name__}`, not `{expected}`: relative positions, windows, '
                 'another order of their parts, or FSDP around each of them',
             )
-        found = None
-        if attention is not None:
-            found = type(getattr(layer.attn, '_checkpoint_wrapped_module', layer.attn)).__name__
-        if found != attention:
+        if attentions is None:
+            continue
+        found = type(getattr(layer.attn, '_checkpoint_wrapped_module', layer.attn)).__name__
+        if found not in attentions:
             raise UnsupportedEncoderError(
                 model,
-                f'the attention of its layers is `{found}`, not `{attention}`, and may work in another way',
+                f'the attention of its layers is `{found}`, not `{"` or `".join(attentions)}`, and may work in '
+                'another way',
             )

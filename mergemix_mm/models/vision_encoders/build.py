@@ -9,6 +9,8 @@ from ...families.base import declared
 from ...families.towers import (
     CLIPEncoder,
     Dinov2Encoder,
+    Dinov2WithRegistersEncoder,
+    DINOv3Encoder,
     SiglipEncoder,
 )
 from ...families.vision_encoder import UnsupportedEncoderError, VisionEncoder
@@ -17,12 +19,18 @@ from ...families.vision_encoder import UnsupportedEncoderError, VisionEncoder
 # match along the method resolution order wins. Families of vision-language models declare those of their own towers.
 ADAPTERS: dict[str, str | Callable[[nn.Module], VisionEncoder]] = {
     'mmpretrain.models.backbones.deit3.DeiT3': 'mmpretrain.DeiT3Encoder',
+    'mmpretrain.models.backbones.vit_eva02.ViTEVA02': 'mmpretrain.EVA02Encoder',
     'mmpretrain.models.backbones.vision_transformer.VisionTransformer': 'mmpretrain.MMPretrainEncoder',
+    'timm.models.eva.Eva': 'timm.EvaEncoder',
     'timm.models.vision_transformer.VisionTransformer': 'timm.TimmEncoder',
     # Two names each: in transformers 5, CLIP and SigLIP have no wrapper.
     'transformers.models.clip.modeling_clip.CLIPVisionModel': CLIPEncoder,
     'transformers.models.clip.modeling_clip.CLIPVisionTransformer': CLIPEncoder,
     'transformers.models.dinov2.modeling_dinov2.Dinov2Model': Dinov2Encoder,
+    'transformers.models.dinov2_with_registers.modeling_dinov2_with_registers.Dinov2WithRegistersModel': (
+        Dinov2WithRegistersEncoder
+    ),
+    'transformers.models.dinov3_vit.modeling_dinov3_vit.DINOv3ViTModel': DINOv3Encoder,
     'transformers.models.siglip.modeling_siglip.SiglipVisionModel': SiglipEncoder,
     'transformers.models.siglip.modeling_siglip.SiglipVisionTransformer': SiglipEncoder,
 }
@@ -48,7 +56,7 @@ def build_vision_encoder(model: nn.Module) -> VisionEncoder:
         VisionEncoder: views on the model. They are cheap to make and need not be kept.
 
     Raises:
-        UnsupportedEncoderError: if merging cannot serve the model (Swin, BEiT, EVA-02, ...).
+        UnsupportedEncoderError: if no adapter can serve the model (Swin, BEiT, ResNet, ...).
     """
     if isinstance(inside := getattr(model, 'scoring_encoder', None), nn.Module):
         return build_vision_encoder(inside)

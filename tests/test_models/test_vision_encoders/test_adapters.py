@@ -4,13 +4,15 @@ import pytest
 import torch
 from mmpretrain.registry import MODELS
 
-import mergemix_mm  # noqa: F401
+from mergemix_mm.families import towers
 from mergemix_mm.models.vision_encoders import (
     UnsupportedEncoderError,
     build_vision_encoder,
     run_layers,
     score_patches,
 )
+from mergemix_mm.models.vision_encoders import mmpretrain as mmpretrain_adapters
+from mergemix_mm.models.vision_encoders import timm as timm_adapters
 
 ARCH = dict(embed_dims=16, num_layers=3, num_heads=2, feedforward_channels=32)
 MMPRETRAIN = {
@@ -25,6 +27,9 @@ MMPRETRAIN = {
     ),
     'mocov3': dict(type='MoCoV3ViT', patch_size=16),
     'tome': dict(type='ToMeVisionTransformer'),
+    'eva02': dict(type='ViTEVA02'),
+    'eva02_sub_norm': dict(type='ViTEVA02', sub_ln=True, layer_cfgs=dict(qk_scale=0.5)),
+    'eva02_without_class_token': dict(type='ViTEVA02', with_cls_token=False),
 }
 
 
@@ -65,7 +70,7 @@ def test_mmpretrain(name):
     assert_same(adapter_forward(model, images), model(images)[0])
 
 
-@pytest.mark.parametrize('name', ['vit', 'distilled_deit', 'deit3'])
+@pytest.mark.parametrize('name', ['vit', 'distilled_deit', 'deit3', 'eva02', 'eva02_without_class_token'])
 @torch.no_grad()
 def test_mmpretrain_at_another_size_and_not_square(name):
     model, size = mmpretrain_vit(name)
@@ -76,26 +81,28 @@ def test_mmpretrain_at_another_size_and_not_square(name):
 SMALL = dict(hidden_size=16, num_hidden_layers=3, num_attention_heads=2, image_size=28, patch_size=7)
 MLP, OTHER_SIZES = dict(intermediate_size=32), [(28, 28), (14, 28)]
 INTERNVL = dict(MLP, image_size=[28, 28], patch_size=[7, 7])
-# Of transformers: class of the model, prefix of its config, options, sizes of images.
+# Of transformers: class of the model, options of its config, sizes of images.
 TRANSFORMERS = {
-    'clip': ('CLIPVisionModel', 'CLIP', MLP, [(28, 28)]),
-    'clip_with_projection': ('CLIPVisionModelWithProjection', 'CLIP', MLP, [(28, 28)]),
-    'siglip': ('SiglipVisionModel', 'Siglip', MLP, [(28, 28)]),
-    'dinov2': ('Dinov2Model', 'Dinov2', dict(mlp_ratio=2), [(28, 42)]),
-    'dinov2_swiglu': ('Dinov2Model', 'Dinov2', dict(mlp_ratio=2, use_swiglu_ffn=True), [(28, 42)]),
-    'janus': ('JanusVisionModel', 'Janus', dict(projection_dim=16, num_image_tokens=16, depth=1), [(28, 28)]),
-    'smolvlm': ('SmolVLMVisionTransformer', 'SmolVLM', MLP, OTHER_SIZES),
-    'idefics3': ('Idefics3VisionTransformer', 'Idefics3', MLP, OTHER_SIZES),
-    'internvl_large': ('InternVLVisionModel', 'InternVL', INTERNVL, OTHER_SIZES),
+    'clip': ('CLIPVisionModel', MLP, [(28, 28)]),
+    'clip_with_projection': ('CLIPVisionModelWithProjection', MLP, [(28, 28)]),
+    'siglip': ('SiglipVisionModel', MLP, [(28, 28)]),
+    'dinov2': ('Dinov2Model', dict(mlp_ratio=2), [(28, 42)]),
+    'dinov2_swiglu': ('Dinov2Model', dict(mlp_ratio=2, use_swiglu_ffn=True), [(28, 42)]),
+    'dinov2_registers': ('Dinov2WithRegistersModel', dict(mlp_ratio=2, num_register_tokens=3), OTHER_SIZES),
+    'dinov2_registers_swiglu': ('Dinov2WithRegistersModel', dict(mlp_ratio=2, use_swiglu_ffn=True), OTHER_SIZES),
+    'dinov3': ('DINOv3ViTModel', dict(MLP, num_register_tokens=4), OTHER_SIZES),
+    'dinov3_gated': ('DINOv3ViTModel', dict(MLP, use_gated_mlp=True, key_bias=True, query_bias=False), OTHER_SIZES),
+    'janus': ('JanusVisionModel', dict(projection_dim=16, num_image_tokens=16, depth=1), [(28, 28)]),
+    'smolvlm': ('SmolVLMVisionTransformer', MLP, OTHER_SIZES),
+    'idefics3': ('Idefics3VisionTransformer', MLP, OTHER_SIZES),
+    'internvl_large': ('InternVLVisionModel', INTERNVL, OTHER_SIZES),
     'internvl_6b': (
         'InternVLVisionModel',
-        'InternVL',
         dict(INTERNVL, norm_type='rms_norm', use_qk_norm=True, attention_bias=True),
         OTHER_SIZES,
     ),
     'internvl_final_norm': (
         'InternVLVisionModel',
-        'InternVL',
         dict(INTERNVL, use_mean_pooling=False, use_absolute_position_embeddings=False),
         OTHER_SIZES,
     ),
@@ -103,10 +110,10 @@ TRANSFORMERS = {
 
 
 def transformers_model(name):
-    cls, prefix, options, _ = TRANSFORMERS[name]
-    modeling = pytest.importorskip(f'transformers.models.{prefix.lower()}.modeling_{prefix.lower()}')
-    config = getattr(modeling, f'{prefix}Config' if prefix == 'Dinov2' else f'{prefix}VisionConfig')
-    return randomised(getattr(modeling, cls)(config(**SMALL | options)))
+    transformers = pytest.importorskip('transformers')
+    cls, options, _ = TRANSFORMERS[name]
+    cls = getattr(transformers, cls)
+    return randomised(cls(cls.config_class(**SMALL | options)))
 
 
 @pytest.mark.parametrize('name', TRANSFORMERS)
@@ -159,6 +166,111 @@ def test_timm_distilled_and_through_mmpretrain():
     assert_same(adapter_forward(model, images), model.forward_features(images))
     wrapped = MODELS.build(dict(type='TIMMBackbone', model_name='vit_tiny_patch16_224', **small))
     assert build_vision_encoder(wrapped).model is wrapped.timm_model
+
+
+# Of timm's class Eva: options beside the small size, and whether tokens can merge.
+EVA: dict[str, tuple[dict, bool]] = {
+    'eva_giant_patch14_224': (dict(), True),
+    'eva02_tiny_patch14_224': (dict(), False),
+    'eva02_base_patch16_clip_224': (dict(), False),
+    'vit_small_patch16_dinov3': (dict(), False),
+    'vit_small_patch16_dinov3_qkvb': (dict(), False),
+    'vit_7b_patch16_dinov3': (dict(), False),
+    'vit_base_patch16_sapiens2': (dict(num_kv_heads=(2, 1, 1)), False),
+    'vit_small_patch16_rope_mixed_ape_224': (dict(), False),
+    'vit_base_patch16_rope_reg1_gap_256': (dict(), False),
+    'vit_pe_core_gigantic_patch14_448': (dict(), False),
+}
+
+
+def eva_model(name, **options):
+    timm = pytest.importorskip('timm')
+    if name not in timm.list_models():
+        pytest.skip('a later timm has it')
+    patch = 14 if 'patch14' in name else 16
+    small = dict(embed_dim=32, depth=3, num_heads=2, num_classes=0, img_size=4 * patch)
+    return timm.create_model(name, pretrained=False, **small | EVA[name][0] | options), patch
+
+
+@pytest.mark.parametrize('name', EVA)
+@torch.no_grad()
+def test_timm_eva(name):
+    model, patch = eva_model(name)
+    randomised(model)
+    images = torch.randn(2, 3, 4 * patch, 4 * patch)
+    assert_same(adapter_forward(model, images), model.forward_features(images))
+    assert (build_vision_encoder(model).no_merge is None) == EVA[name][1]
+    model, images = randomised(eva_model(name, dynamic_img_size=True)[0]), torch.randn(2, 3, 6 * patch, 3 * patch)
+    assert_same(adapter_forward(model, images), model.forward_features(images))
+
+
+@torch.no_grad()
+def test_timm_eva_at_its_real_size():
+    timm = pytest.importorskip('timm')
+    torch.manual_seed(0)
+    for name, size in (('eva02_tiny_patch14_224', (224, 224)), ('vit_small_patch16_dinov3', (256, 192))):
+        model, images = timm.create_model(name, pretrained=False, num_classes=0).eval(), torch.randn(1, 3, *size)
+        assert_same(adapter_forward(model, images), model.forward_features(images))
+
+
+@torch.no_grad()
+def test_transformers_dinov3_at_its_real_size():
+    transformers = pytest.importorskip('transformers')
+    torch.manual_seed(0)
+    model = transformers.DINOv3ViTModel(transformers.DINOv3ViTConfig()).eval()
+    images = torch.randn(1, 3, 224, 256)
+    assert_same(adapter_forward(model, images), model(images).last_hidden_state)
+
+
+ROTARY = ['dinov3', 'eva02', 'eva02_tiny_patch14_224', 'vit_small_patch16_dinov3', 'vit_base_patch16_rope_reg1_gap_256']
+
+
+def model_and_images(name):
+    """A model of any of the three libraries, and images of its size."""
+    if name in EVA:
+        model = randomised(eva_model(name)[0])
+    else:
+        model = transformers_model(name) if name in TRANSFORMERS else mmpretrain_vit(name)[0]
+    return model, torch.randn(2, 3, *build_vision_encoder(model).image_size)
+
+
+@pytest.mark.parametrize('name', ROTARY)
+@torch.no_grad()
+def test_without_rotation_the_output_is_another(name, monkeypatch):
+    """Otherwise, the tests above would not find a rotation that is left out."""
+    model, images = model_and_images(name)
+    expected = adapter_forward(model, images)
+    for module in (towers, timm_adapters):
+        monkeypatch.setattr(module, 'rotate', lambda x, *_: x)
+    monkeypatch.setattr(mmpretrain_adapters.EVA02Layer, '_rotate', lambda self, x: x)
+    assert (adapter_forward(model, images) - expected).abs().mean() > 1e-3
+
+
+def attention_maps(model, images, layer):
+    """Attention [B, H, N, N] of a layer, counted from 1, as the library itself computes it in its own forward."""
+    if hasattr(model, 'set_attn_implementation'):
+        model.set_attn_implementation('eager')
+        return model(images, output_attentions=True).attentions[layer - 1]
+    attn, maps = (model.blocks if hasattr(model, 'blocks') else model.layers)[layer - 1].attn, []
+    attn.fused_attn = False  # Of timm.
+    handle = attn.attn_drop.register_forward_hook(lambda _, args, __: maps.append(args[0]))
+    model(images)
+    handle.remove()
+    return maps[0]
+
+
+@pytest.mark.parametrize('name', ['dinov2_registers', *ROTARY])
+@torch.no_grad()
+def test_saliency_without_merging_is_the_attention_of_the_library(name):
+    """That of the class token's query; without a class token, the mean of all queries."""
+    model, images = model_and_images(name)
+    encoder = build_vision_encoder(model)
+    scores = score_patches(encoder, images, num_merge=0, layer=2)
+    maps = attention_maps(model, images, 2).mean(dim=1)
+    expected = maps[:, 0] if encoder.has_class_token else maps.mean(dim=1)
+    torch.testing.assert_close(scores.saliency, expected[:, encoder.num_prefix_tokens :], atol=1e-5, rtol=1e-5)
+    assert expected.std() > 1e-3
+    assert scores.num_kept_patches == scores.saliency.size(1) == 16
 
 
 @pytest.mark.parametrize('name', ['vit_dwee_patch16_reg1_gap_256', 'vit_dlittle_patch16_reg1_gap_256'])
@@ -215,10 +327,6 @@ def beit():
     return MODELS.build(dict(type='BEiTViT', arch=ARCH, img_size=32, patch_size=8))
 
 
-def eva02():
-    return MODELS.build(dict(type='ViTEVA02', arch=ARCH, img_size=32, patch_size=8))
-
-
 def swin():
     arch = dict(embed_dims=8, depths=[1] * 4, num_heads=[1] * 4)
     return MODELS.build(dict(type='SwinTransformer', arch=arch, img_size=32))
@@ -228,20 +336,33 @@ def resnet():
     return MODELS.build(dict(type='ResNet', depth=18))
 
 
-def timm_eva():
+def post_norm_eva():
     timm = pytest.importorskip('timm')
-    return timm.models.Eva(img_size=32, patch_size=8, embed_dim=16, depth=2, num_heads=2)
+    return timm.models.Eva(img_size=32, patch_size=8, embed_dim=16, depth=2, num_heads=2, use_post_norm=True)
+
+
+def gated_eva():
+    model, _ = eva_model('eva02_tiny_patch14_224')
+    model.blocks[1].attn.gate = torch.nn.Linear(32, 32)
+    return model
 
 
 @pytest.mark.parametrize(
-    ('build', 'name'),
-    [(beit, 'BEiTViT'), (eva02, 'ViTEVA02'), (swin, 'SwinTransformer'), (resnet, 'ResNet'), (timm_eva, 'Eva')],
+    ('build', 'name', 'reason'),
+    [
+        (beit, 'BEiTViT', 'no adapter'),
+        (swin, 'SwinTransformer', 'no adapter'),
+        (resnet, 'ResNet', 'no adapter'),
+        (post_norm_eva, 'Eva', '`EvaBlockPostNorm`, not `EvaBlock`'),
+        (gated_eva, 'Eva', 'gated'),
+    ],
 )
-def test_an_encoder_that_merging_cannot_serve_is_refused_by_name(build, name):
+def test_an_encoder_that_merging_cannot_serve_is_refused_by_name(build, name, reason):
     with pytest.raises(UnsupportedEncoderError) as error:
         build_vision_encoder(build())
     message = str(error.value)
     assert message.startswith(f'`{name}` cannot score')
+    assert reason in message
     assert 'timm VisionTransformer' in message
     assert 'MergeMix(encoder=dict(...))' in message
 
