@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..functional.preference import IGNORE_INDEX
+from .refused import REFUSED
 from .vision_encoder import VisionEncoder
 
 # Values of `Family.modality`.
@@ -294,12 +295,13 @@ def find_family(model_type: str | None) -> Callable[[nn.Module], Family]:
         model_type (str): ``config.model_type`` of a transformers model.
 
     Raises:
-        ValueError: if there is none.
+        ValueError: if there is none, with the reason if the type is known (`refused.py`).
     """
     if model_type not in FAMILIES:
+        reason = REFUSED.get(str(model_type), 'it is not a vision-language model that can be tuned here')
         raise ValueError(
-            f'model_type={model_type!r} is not a vision-language model that can be tuned here. Supported are '
-            f'{sorted(FAMILIES)}; others need a Family (docs/extend/custom_vlm.md)'
+            f'model_type={model_type!r}: {reason}. Supported are {sorted(FAMILIES)}; others need a Family '
+            '(docs/extend/custom_vlm.md)'
         )
     return FAMILIES[model_type]
 

@@ -9,8 +9,11 @@ One file of this folder describes one family. The tests of datasets, models and 
   ``FRAME`` (the tokens around an image), ``NAMED_TOKENS`` (attributes of released tokenizers), ``TOKENIZER`` (its class
   under transformers 4), ``WRITES_BOS`` (the tokenizer begins a text with the begin token), ``NESTS_IMAGES`` (the
   processor takes a list of images per text), ``HAS_TOWER`` (False if the library's forward reads no images),
-  ``SCORED`` (False if MergeMix cannot score the tower) and ``LARGEST_IMAGE`` (the size of an image with as many tokens
-  as possible, and the options of the processor that decide it).
+  ``SCORED`` (False if MergeMix cannot score the tower), ``LARGEST_IMAGE`` (the size of an image with as many tokens
+  as possible, and the options of the processor that decide it) and ``TRANSFORMERS`` (the versions that have the model;
+  the file is left out where the installed version does not).
+
+``python tests/families_table.py`` then writes the family's line of docs/families.md.
 
 The tokenizer has one token per byte after the special tokens, so that every text is encoded, located and decoded
 exactly. A processor has no chat template of its own.
@@ -18,6 +21,7 @@ exactly. A processor has no chat template of its own.
 
 from functools import cache
 from importlib import import_module
+from importlib.util import find_spec
 from pkgutil import iter_modules
 
 import numpy as np
@@ -29,7 +33,7 @@ from ._parts import LLAMA_TOKENS, MAX_LENGTH, VOCAB_SIZE, text_config, token_ids
 _MODULES = {
     found.name: import_module(f'{__name__}.{found.name}')
     for found in iter_modules(__path__)
-    if not found.name.startswith('_')
+    if not found.name.startswith('_') and find_spec(f'transformers.models.{found.name}')
 }
 ALL_FAMILIES = tuple(_MODULES)
 # Those with a vision tower, which the library's own forward reads images with.
@@ -42,6 +46,7 @@ WRITTEN = {name: module.WRITTEN for name, module in _MODULES.items()}
 # What ends an answer.
 CLOSING = {name: tokens[2] for name, tokens in SPECIAL_TOKENS.items()}
 LARGEST_IMAGE = {name: getattr(module, 'LARGEST_IMAGE', ((500, 500), {})) for name, module in _MODULES.items()}
+TRANSFORMERS = {name: getattr(module, 'TRANSFORMERS', '4.57 and 5') for name, module in _MODULES.items()}
 FRAMES = {name: module.FRAME for name, module in _MODULES.items() if hasattr(module, 'FRAME')}
 
 

@@ -1,7 +1,7 @@
 """Makes the transformers model that a config of `HFVisionLanguageModel` or `SphinxModel` asks for."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from importlib.metadata import version
 from inspect import signature
@@ -78,8 +78,7 @@ def _load(
         _tie_as_the_text_model(parsed)
         return auto_class.from_config(parsed, **options)
     assert pretrained is not None
-    found = find_config('pretrained', pretrained, revision=revision, trust_remote_code=trust_remote_code)
-    check(found.model_type)
+    found = _checked_config('pretrained', pretrained, check, revision=revision, trust_remote_code=trust_remote_code)
     if not trust_remote_code:
         check_attention(found, f'pretrained={pretrained!r}')
     with _explained('pretrained', pretrained):
@@ -129,8 +128,7 @@ def parse_dtype(dtype: str | torch.dtype | None) -> torch.dtype:
 
 def _parse_config(config: dict | str, check: Callable[[str | None], None], trust_remote_code: bool):
     if isinstance(config, str):
-        found = find_config('config', config, trust_remote_code=trust_remote_code)
-        check(found.model_type)
+        found = _checked_config('config', config, check, trust_remote_code=trust_remote_code)
         if not trust_remote_code:
             check_attention(found, f'config={found.name_or_path!r}')
         return found
@@ -140,6 +138,29 @@ def _parse_config(config: dict | str, check: Callable[[str | None], None], trust
     model_type = config.pop('model_type', None)
     check(model_type)
     return _with_old_rope(AutoConfig.for_model(model_type, **config))
+
+
+def _checked_config(key: str, name: str, check: Callable[[str | None], None], **options):
+    """The config of a folder or hub name, if its ``model_type`` passes `check`; arguments as for `find_config`."""
+    try:
+        found = find_config(key, name, **options)
+    except OSError:
+        # This version of transformers may not know the type, or its code comes with the weights.
+        model_type = _said_type(name, options.get('revision'))
+        if model_type is not None:
+            check(model_type)
+        raise
+    check(found.model_type)
+    return found
+
+
+def _said_type(name: str, revision: str | None) -> str | None:
+    """The ``model_type`` that the file of a config says, if it can be read."""
+    from transformers import PretrainedConfig
+
+    with suppress(*_DAMAGED):
+        return PretrainedConfig.get_config_dict(name, revision=revision)[0].get('model_type')
+    return None
 
 
 def _old_names(auto_class: Any, config) -> dict:
