@@ -9,9 +9,10 @@ One file of this folder describes one family. The tests of datasets, models and 
   ``FRAME`` (the tokens around an image), ``NAMED_TOKENS`` (attributes of released tokenizers), ``TOKENIZER`` (its class
   under transformers 4), ``WRITES_BOS`` (the tokenizer begins a text with the begin token), ``NESTS_IMAGES`` (the
   processor takes a list of images per text), ``HAS_TOWER`` (False if the library's forward reads no images),
-  ``SCORED`` (False if MergeMix cannot score the tower), ``SCORED_SIZE`` (at which it scores, None for each image's own),
-  ``LARGEST_IMAGE`` (the size of an image with as many tokens as possible, and the options of the processor that decide
-  it) and ``TRANSFORMERS`` (the versions that have the model; the file is left out where the installed version does not).
+  ``SCORED`` (False if MergeMix cannot score the tower), ``SCORED_SIZE`` (at which it scores; None: at the size of each
+  image), ``LARGEST_IMAGE`` (the size of an image with as many tokens as possible, and the options of the processor that
+  decide it) and ``TRANSFORMERS`` (the versions that have the model; the file is left out where the installed version
+  does not).
 
 ``python tests/families_table.py`` then writes the family's line of docs/families.md.
 
