@@ -94,6 +94,8 @@ class Family:
     is_prefix_model: ClassVar[bool] = False
     # Whether the processor takes the images of a text as lists of one image each.
     nests_images: ClassVar[bool] = False
+    # Whether only the single image of a text is cut into tiles. The processor takes the images of a text as one list.
+    tiles_single_images: ClassVar[bool] = False
     # Class names of image processors that pad before they read `input_data_format`: they get arrays.
     array_image_processors: ClassVar[tuple[str, ...]] = ()
     # Added tokens that answers of the family consist of (a regular expression): records may write them.
@@ -247,7 +249,16 @@ class Family:
         return {**batch, 'pixel_values': torch.stack(canvases)} if canvases else dict(batch)
 
     def forward_kwargs(self, batch: dict) -> dict:
-        """What the base model's forward takes, with pixels in the tower's dtype."""
+        """What the base model's forward takes, with pixels in the tower's dtype.
+
+        Raises:
+            ValueError: if the batch has videos.
+        """
+        videos = [key for key in batch if 'video' in key and batch[key] is not None]
+        if videos:
+            raise ValueError(
+                f'the batch has {", ".join(videos)}: videos are not supported; allowed are texts and images'
+            )
         kwargs = {key: batch[key] for key in self.forward_keys if batch.get(key) is not None}
         if 'pixel_values' in kwargs:
             # Processors give float32, and the library does not cast for every tower.

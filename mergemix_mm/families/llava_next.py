@@ -13,14 +13,33 @@ from .layout import join_tiles, split_canvas
 
 
 @dataclass
-class _Layout:
-    """How one image is cut: `grid` tiles (rows, columns), and the part of the joined tiles that is not padding."""
+class Layout:
+    """How one image is cut, and which tokens stand for it.
+
+    Args:
+        grid (tuple[int, int]): Rows and columns of its tiles.
+        pixels (tuple[slice, slice]): The rows and columns of the joined tiles that are not padding.
+        num_base (int): Tokens of the thumbnail.
+        num_rows (int): Rows of tokens of the tiles, each of which ends in a new line.
+        num_columns (int): Tokens of a row before its new line.
+        has_thumbnail (bool): Whether a thumbnail comes before the tiles. Defaults to True.
+    """
 
     grid: tuple[int, int]
     pixels: tuple[slice, slice]
     num_base: int
     num_rows: int
     num_columns: int
+    has_thumbnail: bool = True
+
+    def __len__(self) -> int:
+        """Number of tokens."""
+        return self.num_base + self.num_rows * (self.num_columns + 1)
+
+    @property
+    def num_views(self) -> int:
+        """Tiles and thumbnail."""
+        return math.prod(self.grid) + self.has_thumbnail
 
     @property
     def newlines(self) -> Tensor:
@@ -45,8 +64,7 @@ class LlavaNextFamily(Family):
     forward_keys = (*Family.forward_keys, 'image_sizes')
 
     def image_lengths(self, batch: dict) -> Tensor:
-        lengths = [len(layout.newlines) for layout in self._layouts(batch)]
-        return batch['input_ids'].new_tensor(lengths)
+        return batch['input_ids'].new_tensor([len(layout) for layout in self._layouts(batch)])
 
     def modality(self, batch: dict) -> Tensor:
         result = super().modality(batch)
@@ -70,47 +88,62 @@ class LlavaNextFamily(Family):
         if not canvases:
             return dict(batch)
         images = []
-        for canvas, old, (_, thumbnail, layout) in zip(canvases, known, self._views(batch)):
-            if not torch.equal(canvas, old):
-                thumbnail = _resize(canvas[(slice(None), *layout.pixels)], thumbnail)
-            views = torch.cat([thumbnail[None], split_canvas(canvas, layout.grid)])
+        for canvas, old, (_, thumbnails, layout) in zip(canvases, known, self._views(batch)):
+            if len(thumbnails) and not torch.equal(canvas, old):
+                thumbnails = _resize(canvas[(slice(None), *layout.pixels)], thumbnails)
+            views = torch.cat([thumbnails, split_canvas(canvas, layout.grid)])
             # Images of a batch have the same number of tiles: zeros fill up the smaller ones.
             images.append(F.pad(views, (0, 0) * 3 + (0, batch['pixel_values'].size(1) - len(views))))
         return {**batch, 'pixel_values': torch.stack(images)}
 
     def largest_image(self, processor: dict) -> ImageInput:
-        config = self.model.config
-        side = config.vision_config.image_size
-        # An image of one of the sizes that it is cut at: the one with most tokens.
-        sizes = torch.tensor(config.image_grid_pinpoints)
-        lengths = self.image_lengths(dict(input_ids=sizes, pixel_values=sizes, image_sizes=sizes)).tolist()
-        num_tokens, (height, width) = max(zip(lengths, sizes.tolist(), strict=True))
-        tiles = (height // side) * (width // side) + 1
-        image = square_image(num_tokens, self.image_token_id, side)
-        image.shapes = lambda size: dict(pixel_values=(size, tiles, 3, side, side))
+        side = self.model.config.vision_config.image_size
+        sizes = self._planned_sizes()
+        layouts = [self._layout(*size) for size in sizes]
+        layout, (height, width) = max(zip(layouts, sizes, strict=True), key=lambda one: (self._weight(one[0]), one[1]))
+        image = square_image(len(layout), self.image_token_id, side)
+        image.shapes = lambda size: dict(pixel_values=(size, layout.num_views, 3, side, side))
         image.values['image_sizes'] = [height, width]
         return image
 
-    def _views(self, batch: dict) -> Iterator[tuple[Tensor, Tensor, _Layout]]:
-        """Tiles [n, 3, h, w], thumbnail [3, h, w] and layout of each image."""
-        for views, layout in zip(batch.get('pixel_values', ()), self._layouts(batch)):
-            yield views[1 : 1 + math.prod(layout.grid)], views[0], layout
+    def _planned_sizes(self) -> list[list[int]]:
+        """Heights and widths among which the largest image is found: those of the grids."""
+        return self.model.config.image_grid_pinpoints
 
-    def _layouts(self, batch: dict) -> list[_Layout]:
+    def _weight(self, layout: Layout) -> int:
+        """What the largest image has most of."""
+        return len(layout)
+
+    def _views(self, batch: dict) -> Iterator[tuple[Tensor, Tensor, Layout]]:
+        """Tiles [n, 3, h, w], thumbnail [1 or 0, 3, h, w] and layout of each image."""
+        for views, layout in zip(batch.get('pixel_values', ()), self._layouts(batch)):
+            first = int(layout.has_thumbnail)
+            yield views[first : layout.num_views], views[:first], layout
+
+    def _layouts(self, batch: dict) -> list[Layout]:
         if batch.get('pixel_values') is None:
             return []
         return [self._layout(*size) for size in batch['image_sizes'].tolist()]
 
-    def _layout(self, height: int, width: int) -> _Layout:
+    def _layout(self, height: int, width: int) -> Layout:
         from transformers.image_processing_utils import select_best_resolution
 
-        config = self.model.config
-        tile, patch = config.vision_config.image_size, config.vision_config.patch_size
-        best = select_best_resolution((height, width), config.image_grid_pinpoints)
-        grid, side = (best[0] // tile, best[1] // tile), tile // patch
-        class_token = config.vision_feature_select_strategy != 'default'
+        tile, side = self.model.config.vision_config.image_size, self._side
+        best = select_best_resolution((height, width), self.model.config.image_grid_pinpoints)
+        grid = best[0] // tile, best[1] // tile
         rows, columns = _unpadded_tokens((height, width), (grid[0] * side, grid[1] * side))
-        return _Layout(grid, _unpadded_pixels((height, width), best), side * side + class_token, rows, columns)
+        return Layout(grid, _unpadded_pixels((height, width), best), self._num_base, rows, columns)
+
+    @property
+    def _side(self) -> int:
+        """Patches on a side of a tile."""
+        config = self.model.config.vision_config
+        return config.image_size // config.patch_size
+
+    @property
+    def _num_base(self) -> int:
+        """Tokens of a thumbnail: its patches, and the class token unless it is left out."""
+        return self._side**2 + (self.model.config.vision_feature_select_strategy != 'default')
 
 
 def _unpadded_pixels(size: tuple[int, int], best: tuple[int, int]) -> tuple[slice, slice]:
@@ -133,5 +166,5 @@ def _unpadded_tokens(size: tuple[int, int], grid: tuple[int, int]) -> tuple[int,
 
 
 def _resize(part: Tensor, like: Tensor) -> Tensor:
-    resized = F.interpolate(part[None].float(), like.shape[-2:], mode='bicubic', antialias=True)
-    return resized[0].to(like.dtype)
+    """A part of a canvas [3, h, w] at the size and in the dtype of the thumbnail `like` [1, 3, H, W]."""
+    return F.interpolate(part[None].float(), like.shape[-2:], mode='bicubic', antialias=True).to(like.dtype)

@@ -8,11 +8,11 @@ One file of this folder describes one family. The tests of datasets, models and 
 - optionally ``IMAGE_TOKEN`` (the placeholder), ``IMAGE_TEXT`` (with what the family's template writes around it),
   ``FRAME`` (the tokens around an image), ``NAMED_TOKENS`` (attributes of released tokenizers), ``TOKENIZER`` (its class
   under transformers 4), ``WRITES_BOS`` (the tokenizer begins a text with the begin token), ``NESTS_IMAGES`` (the
-  processor takes a list of images per text), ``HAS_TOWER`` (False if the library's forward reads no images),
-  ``SCORED`` (False if MergeMix cannot score the tower), ``SCORED_SIZE`` (at which it scores; None: at the size of each
-  image), ``LARGEST_IMAGE`` (the size of an image with as many tokens as possible, and the options of the processor that
-  decide it) and ``TRANSFORMERS`` (the versions that have the model; the file is left out where the installed version
-  does not).
+  processor takes a list of images per text; with ``SKIPS_TEXTS``, only of texts that have any), ``ONE_RUN`` (False if
+  an image is not one run of image tokens between those of ``FRAME``), ``HAS_TOWER`` (False if the library's forward
+  reads no images), ``SCORED`` (False if MergeMix cannot score the tower), ``LARGEST_IMAGE`` (the size of an image with
+  as many tokens as possible, and the options of the processor that decide it) and ``TRANSFORMERS`` (the versions that
+  have the model; the file is left out where the installed version does not).
 
 ``python tests/families_table.py`` then writes the family's line of docs/families.md.
 
@@ -39,9 +39,10 @@ _MODULES = {
 ALL_FAMILIES = tuple(_MODULES)
 # Those with a vision tower, which the library's own forward reads images with.
 FAMILIES = tuple(name for name, module in _MODULES.items() if getattr(module, 'HAS_TOWER', True))
+# Those whose images are one run of image tokens each, within their frame.
+ONE_RUN = tuple(name for name in FAMILIES if getattr(_MODULES[name], 'ONE_RUN', True))
 # Those whose tower MergeMix scores; the others need its `encoder`.
 SCORED = tuple(name for name in FAMILIES if getattr(_MODULES[name], 'SCORED', True))
-SCORED_SIZE = {name: getattr(_MODULES[name], 'SCORED_SIZE', (28, 28)) for name in SCORED}
 UNIFIED = ('janus', 'emu3')
 SPECIAL_TOKENS = {name: module.SPECIAL_TOKENS for name, module in _MODULES.items()}
 WRITTEN = {name: module.WRITTEN for name, module in _MODULES.items()}
@@ -78,6 +79,14 @@ def tiny_processor(family):
     return _MODULES[family].processor(tiny_tokenizer(family))
 
 
+def given_images(family, groups):
+    """The images of some texts, a list of each, as the family's processor takes them."""
+    module = _MODULES[family]
+    if not getattr(module, 'NESTS_IMAGES', False):
+        return [image for group in groups for image in group]
+    return [group for group in groups if group or not getattr(module, 'SKIPS_TEXTS', False)]
+
+
 def tiny_batch(family, samples, padding_side='right'):
     """What the family's processor makes of conversations, with labels at the answers and the sizes of the images.
 
@@ -93,8 +102,7 @@ def tiny_batch(family, samples, padding_side='right'):
     processor, images = tiny_processor(family), [images for images, _, _ in samples]
     prompts = [image_text(family) * len(group) + text for group, text, _ in samples]
     answers = [answer for _, _, answer in samples]
-    if not getattr(_MODULES[family], 'NESTS_IMAGES', False):
-        images = [image for group in images for image in group]
+    images = given_images(family, images)
     options = dict(images=images if any(images) else None, padding=True, return_tensors='pt')
     if family == 'paligemma':
         processor.tokenizer.padding_side = padding_side  # Its call has no such option.

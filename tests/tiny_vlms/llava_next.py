@@ -4,6 +4,7 @@ from ._parts import LLAMA_TOKENS, llava_config
 
 SPECIAL_TOKENS = LLAMA_TOKENS
 WRITES_BOS = True
+ONE_RUN = False
 LARGEST_IMAGE = (56, 56), dict()
 WRITTEN = '[INST] <image>\nQ [/INST][ A</s>][INST] R [/INST][ B</s>]'
 PINPOINTS = [[28, 56], [56, 28], [56, 56]]

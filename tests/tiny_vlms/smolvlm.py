@@ -20,6 +20,7 @@ NAMED_TOKENS = dict(
 )
 TOKENIZER = 'PreTrainedTokenizerFast'
 NESTS_IMAGES = True
+ONE_RUN = False
 LARGEST_IMAGE = (84, 84), dict(size=dict(longest_edge=84), max_image_size=dict(longest_edge=28))
 WRITTEN = (
     '<|im_start|>User:<image>Q<end_of_utterance>\nAssistant:[ A<end_of_utterance>]\n'

@@ -166,6 +166,10 @@ class EncodeConversation(BaseTransform):
                 text.harmless, text.harmless_ids, images, text.special_tokens
             )
         inputs, num_kept = self._finish(text, expansions)
+        if num_kept == 1 < len(images) and self.image_tokens.family.tiles_single_images:
+            # The image that is left has tiles, and more tokens.
+            expansions[:1] = self.image_tokens.expansions(images[:1])
+            inputs, num_kept = self._finish(text, expansions)
         if num_kept < len(images):
             tensors = self.image_tokens.tensors(images[:num_kept]) if num_kept else {}
         inputs.update(tensors, original_sizes=_sizes(images[:num_kept]))

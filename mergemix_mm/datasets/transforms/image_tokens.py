@@ -38,7 +38,7 @@ class ImageTokens:
         self.replaced = {*WRITTEN_BETWEEN, *(str(token) for token in named if token)}
         vocabulary = processor.tokenizer.get_vocab()
         self.start_id, self.end_id = (vocabulary.get(mark) for mark in self.family.image_frame or (None, None))
-        self._by_size: dict[tuple[int, int], list[int]] = {}
+        self._by_size: dict[tuple[int, int, bool], list[int]] = {}
 
     def process(
         self, text: str, ids: Sequence[int], images: Sequence[Image.Image], special_tokens: bool
@@ -67,7 +67,7 @@ class ImageTokens:
             expansions = [found[place : len(found) - (len(ids) - place - 1)]]
         else:
             # In the whole text, the tokens of several images cannot be told apart: each size is processed once, alone.
-            expansions = [self._expansion(image) for image in images]
+            expansions = self.expansions(images)
         expanded = expand(ids, self.token_id, expansions)
         if expanded != found or not all(self.token_id in tokens for tokens in expansions):
             raise RuntimeError(
@@ -75,6 +75,11 @@ class ImageTokens:
                 f'tokenizer alone does not ({len(found)} tokens, expected {len(expanded)}); labels would be wrong.'
             )
         return expansions, tensors
+
+    def expansions(self, images: Sequence[Image.Image]) -> list[list[int]]:
+        """The tokens of each image of one text."""
+        alone = len(images) == 1 or not self.family.tiles_single_images
+        return [self._expansion(image, alone) for image in images]
 
     def tensors(self, images: Sequence[Image.Image]) -> dict[str, torch.Tensor]:
         """The tensors of some images, without any text."""
@@ -85,6 +90,7 @@ class ImageTokens:
     ) -> tuple[list[int], dict[str, torch.Tensor]]:
         given, axes = with_axes(self.processor, images)
         given = [[image] for image in given] if self.family.nests_images else given
+        given = [given] if self.family.tiles_single_images else given
         try:
             output = self.processor(
                 text=[text], images=given, return_tensors='pt', add_special_tokens=special_tokens, **axes
@@ -95,11 +101,14 @@ class ImageTokens:
         tensors = {key: value for key, value in output.items() if key not in of_text}
         return output['input_ids'][0].tolist(), tensors
 
-    def _expansion(self, image: Image.Image) -> list[int]:
-        """The tokens of an image. They only depend on its size."""
-        if image.size not in self._by_size:
-            self._by_size[image.size] = self._call(self.token, [image], False)[0]
-        return self._by_size[image.size]
+    def _expansion(self, image: Image.Image, alone: bool) -> list[int]:
+        """The tokens of an image, which only depend on its size and on whether it is `alone` in its text."""
+        key = (*image.size, alone)
+        if key not in self._by_size:
+            number = 1 if alone else 2
+            found = self._call(self.token * number, [image] * number, False)[0]
+            self._by_size[key] = found[: len(found) // number]
+        return self._by_size[key]
 
 
 def with_axes(processor, images: Sequence[Image.Image]) -> tuple[list, dict[str, str]]:

@@ -54,6 +54,7 @@ IN_PLACE = dict(
     llava='USER: Image 1: <image> Image 2: <image>\nWhich? ASSISTANT:',
     question_first='USER: Image 1: <image> Image 2: <image>\nWhich? ASSISTANT:',
     llava_next='[INST] Image 1: <image> Image 2: <image>\nWhich? [/INST]',
+    llava_onevision='<|im_start|>user\nImage 1: <image> Image 2: <image>\nWhich?<|im_end|>\n<|im_start|>assistant\n',
     paligemma='Image 1: <image> Image 2: <image><bos>Which?\n',
     internvl='<|im_start|>user\nImage 1: <IMG_CONTEXT>\n Image 2: <IMG_CONTEXT>\nWhich?<|im_end|>\n'
     '<|im_start|>assistant\n',
@@ -97,6 +98,7 @@ def test_a_single_image_comes_first_as_the_family_publishes_it():
 SYSTEMS = dict(
     llava='S. USER: ',
     llava_next='<<SYS>>\nS.\n<</SYS>>\n\n[INST] ',
+    llava_onevision='<|im_start|>system\nS.<|im_end|>\n<|im_start|>user\n',
     paligemma='<image><bos>S.\nQ',
     internvl='<|im_start|>system\nS.<|im_end|>\n<|im_start|>user\n',
     smolvlm='<|im_start|>System: S.<end_of_utterance>\nUser:',
