@@ -1,6 +1,7 @@
 """Qwen2.5-VL (https://arxiv.org/abs/2502.13923) and Qwen2-VL: flattened patches of images of any size."""
 
 import math
+from collections.abc import Callable
 from inspect import signature
 from typing import ClassVar
 
@@ -9,6 +10,8 @@ from torch import Tensor, nn
 
 from .base import Family, ImageInput, check_canvases
 from .layout import mark_frames
+from .qwen_towers import Qwen2_5_VLEncoder, Qwen2VLEncoder
+from .vision_encoder import VisionEncoder
 
 
 class Qwen2_5_VLFamily(Family):
@@ -29,10 +32,12 @@ class Qwen2_5_VLFamily(Family):
         language_model=('model.language_model', 'lm_head'),
     )
     forward_keys = ('input_ids', 'attention_mask', 'pixel_values', 'image_grid_thw')
-
-    @property
-    def vision_encoder(self) -> nn.Module | None:
-        return None  # Rotary positions and windows.
+    tower_adapters: ClassVar[dict[str, Callable[[nn.Module], VisionEncoder]]] = {
+        'transformers.models.qwen2_vl.modeling_qwen2_vl.Qwen2VisionTransformerPretrainedModel': Qwen2VLEncoder,
+        'transformers.models.qwen2_5_vl.modeling_qwen2_5_vl.Qwen2_5_VisionTransformerPretrainedModel': (
+            Qwen2_5_VLEncoder
+        ),
+    }
 
     def image_lengths(self, batch: dict) -> Tensor:
         if batch.get('pixel_values') is None:

@@ -3,6 +3,7 @@
 from torch import nn
 
 from .qwen2_5_vl import Qwen2_5_VLFamily
+from .qwen_towers import Qwen3VLEncoder
 
 
 class Qwen3VLFamily(Qwen2_5_VLFamily):
@@ -16,6 +17,7 @@ class Qwen3VLFamily(Qwen2_5_VLFamily):
     model_types = ('qwen3_vl',)
     processors = ('Qwen3VLProcessor',)
     chat_template = 'qwen3_vl'
+    tower_adapters = {'transformers.models.qwen3_vl.modeling_qwen3_vl.Qwen3VLVisionModel': Qwen3VLEncoder}
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)

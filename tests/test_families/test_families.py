@@ -140,7 +140,7 @@ def test_the_tower_is_scored_or_declared_unfit(name):
     encoder = build(name).vision_encoder
     assert (encoder is not None) == (name in tiny_vlms.SCORED)
     if encoder is not None:
-        assert build_vision_encoder(encoder).image_size == (28, 28)
+        assert build_vision_encoder(encoder).image_size == tiny_vlms.SCORED_SIZE[name]
 
 
 def test_a_pixtral_tower_is_refused():

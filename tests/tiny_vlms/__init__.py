@@ -10,9 +10,10 @@ One file of this folder describes one family. The tests of datasets, models and 
   under transformers 4), ``WRITES_BOS`` (the tokenizer begins a text with the begin token), ``NESTS_IMAGES`` (the
   processor takes a list of images per text; with ``SKIPS_TEXTS``, only of texts that have any), ``ONE_RUN`` (False if
   an image is not one run of image tokens between those of ``FRAME``), ``HAS_TOWER`` (False if the library's forward
-  reads no images), ``SCORED`` (False if MergeMix cannot score the tower), ``LARGEST_IMAGE`` (the size of an image with
-  as many tokens as possible, and the options of the processor that decide it) and ``TRANSFORMERS`` (the versions that
-  have the model; the file is left out where the installed version does not).
+  reads no images), ``SCORED`` (False if MergeMix cannot score the tower), ``SCORED_SIZE`` (at which it scores; None: at
+  the size of each image), ``LARGEST_IMAGE`` (the size of an image with as many tokens as possible, and the options of
+  the processor that decide it) and ``TRANSFORMERS`` (the versions that have the model; the file is left out where the
+  installed version does not).
 
 ``python tests/families_table.py`` then writes the family's line of docs/families.md.
 
@@ -43,6 +44,7 @@ FAMILIES = tuple(name for name, module in _MODULES.items() if getattr(module, 'H
 ONE_RUN = tuple(name for name in FAMILIES if getattr(_MODULES[name], 'ONE_RUN', True))
 # Those whose tower MergeMix scores; the others need its `encoder`.
 SCORED = tuple(name for name in FAMILIES if getattr(_MODULES[name], 'SCORED', True))
+SCORED_SIZE = {name: getattr(_MODULES[name], 'SCORED_SIZE', (28, 28)) for name in SCORED}
 UNIFIED = ('janus', 'emu3')
 SPECIAL_TOKENS = {name: module.SPECIAL_TOKENS for name, module in _MODULES.items()}
 WRITTEN = {name: module.WRITTEN for name, module in _MODULES.items()}

@@ -17,7 +17,7 @@ SPECIAL_TOKENS = (
     VIDEO_TOKEN,
 )
 TOKENIZER = 'Qwen2TokenizerFast'
-SCORED = False
+SCORED_SIZE = None
 LARGEST_IMAGE = (500, 500), dict(max_pixels=112 * 112)
 WRITTEN = (
     '<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n'

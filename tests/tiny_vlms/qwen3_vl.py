@@ -1,9 +1,9 @@
 """Qwen3-VL."""
 
 from ._parts import text_config, token_ids
-from .qwen2_5_vl import FRAME, IMAGE_TEXT, IMAGE_TOKEN, SCORED, SPECIAL_TOKENS, TOKENIZER
+from .qwen2_5_vl import FRAME, IMAGE_TEXT, IMAGE_TOKEN, SCORED_SIZE, SPECIAL_TOKENS, TOKENIZER
 
-__all__ = ['FRAME', 'IMAGE_TEXT', 'IMAGE_TOKEN', 'SCORED', 'SPECIAL_TOKENS', 'TOKENIZER', 'WRITTEN']
+__all__ = ['FRAME', 'IMAGE_TEXT', 'IMAGE_TOKEN', 'SCORED_SIZE', 'SPECIAL_TOKENS', 'TOKENIZER', 'WRITTEN']
 LARGEST_IMAGE = (500, 500), dict(max_pixels=128 * 128)
 WRITTEN = (
     f'<|im_start|>user\n{IMAGE_TEXT}Q<|im_end|>\n<|im_start|>assistant\n[A<|im_end|>]\n'

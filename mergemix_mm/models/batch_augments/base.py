@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ...functional import mix_labels
+from ..vision_encoders import PatchScores
 
 
 @dataclass
@@ -74,6 +75,23 @@ class Mixer(ABC):
         Returns:
             MixResult: mixed images, partners and ratios; mask and saliency if the mixer has them.
         """
+
+    def score(self, images: Tensor, encoder: nn.Module | None = None) -> PatchScores | None:
+        """What :meth:`mix` finds out about the patches of images [B, 3, H, W]; None for a mixer that scores nothing."""
+        return None
+
+    def mix_scored(
+        self,
+        images: Tensor,
+        scores: PatchScores,
+        generator: torch.Generator | None = None,
+        partner: Tensor | None = None,
+    ) -> MixResult:
+        """:meth:`mix` for images that :meth:`score` has scored; a mixer that scores must have both.
+
+        `mix_canvases` calls it for images of different sizes, each of which is scored once, at its own size.
+        """
+        raise NotImplementedError(f'{type(self).__name__} scores patches, but has no mix_scored()')
 
     def __call__(self, inputs: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
         """Mix images and labels as MMPretrain's batch augments do.

@@ -49,7 +49,8 @@ class MergeMix(Mixer):
         ratio (str): Share of the image's own label: ``'attention'``, the share of the visible attention; ``'area'``,
             the share of patches; ``'gaussian'``, drawn as the paper does, without looking at the mask. Defaults to
             ``'attention'``, which came closest to what can be seen (docs/benchmarks/mergemix.md).
-        per_image (bool): Whether each image gets a lambda of its own instead of one for the batch. Defaults to False.
+        per_image (bool): Whether each image gets a lambda of its own instead of one for the batch (for all images of
+            one size, where an encoder scores each image at its own size). Defaults to False.
         encoder (nn.Module | dict, optional): A frozen encoder of MergeMix's own, or its config (MODELS), such as
             ``dict(type='VisionTransformer', arch='b', init_cfg=dict(type='Pretrained', ...))``,
             ``dict(type='timm.create_model', model_name='vit_base_patch16_224', pretrained=True)`` or
@@ -126,13 +127,24 @@ class MergeMix(Mixer):
             ValueError: If there is no encoder, or there are fewer than two images, or they do not fit the patch grid.
             UnsupportedEncoderError: If merging cannot serve the encoder.
         """
-        with torch.no_grad():
-            if partner is None:
-                partner = self._draw_partner(images, generator)
-            scores = self.score(images, encoder)
-            mask = self._draw_mask(scores, generator)
-            ratio = self._ratio(scores, partner, mask, generator)
-            mixed = replace_patches(images, self.fill(images, images[partner]), mask, scores.grid)
+        if partner is None:
+            partner = self._draw_partner(images, generator)
+        return self.mix_scored(images, self.score(images, encoder), generator, partner)
+
+    @torch.no_grad()
+    def mix_scored(
+        self,
+        images: Tensor,
+        scores: PatchScores,
+        generator: torch.Generator | None = None,
+        partner: Tensor | None = None,
+    ) -> MixResult:
+        """Mix images that :meth:`score` has scored; see :meth:`mix`."""
+        if partner is None:
+            partner = self._draw_partner(images, generator)
+        mask = self._draw_mask(scores, generator)
+        ratio = self._ratio(scores, partner, mask, generator)
+        mixed = replace_patches(images, self.fill(images, images[partner]), mask, scores.grid)
         return MixResult(mixed, partner, ratio, mask, scores.saliency, scores.grid, images)
 
     def scoring_size(self, encoder: nn.Module | None = None) -> tuple[int, int] | None:

@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...functional import resize
+from ...functional import TokenGroups, resize
 from ..batch_augments import Mixer, MixResult, as_mixer
+from ..vision_encoders import PatchScores
 
 
 @dataclass
@@ -22,9 +23,11 @@ class CanvasMix:
         ratio (Tensor): [N] float32, the share of the image that is its own in [0, 1]; 1 if it is not mixed.
         owner (Tensor): [N] int64, the sample of each image.
         mixed (Tensor): [N] bool, whether the image was mixed, with one of another sample if the mixer needs a partner.
-        mask (Tensor, optional): [N, L'] bool, True where the image keeps its own patch.
-        saliency (Tensor, optional): [N, L'] float32.
-        grid (tuple[int, int], optional): Rows and columns of the patches.
+        mask (Tensor | list[Tensor], optional): [N, L'] bool, True where the image keeps its own patch; N of [L'] where
+            each image was scored at its own size, so that L' differs.
+        saliency (Tensor | list[Tensor], optional): [N, L'] float32, or N of [L'].
+        grid (tuple[int, int] | list[tuple[int, int]], optional): Rows and columns of the patches, or those of each
+            image.
     """
 
     images: list[Tensor]
@@ -33,9 +36,9 @@ class CanvasMix:
     ratio: Tensor
     owner: Tensor
     mixed: Tensor
-    mask: Tensor | None = None
-    saliency: Tensor | None = None
-    grid: tuple[int, int] | None = None
+    mask: Tensor | list[Tensor] | None = None
+    saliency: Tensor | list[Tensor] | None = None
+    grid: tuple[int, int] | list[tuple[int, int]] | None = None
 
 
 @torch.compiler.disable  # Draws from Python's generators; what it does depends on the sizes and the partners.
@@ -45,9 +48,11 @@ def mix_canvases(
 ) -> CanvasMix | None:
     """Mix each image with one of another sample, resized to it where they differ.
 
-    A mixer that scores patches (`MergeMix`) scores all images in one batch, at the image size of the encoder. Batch
-    augments of MMPretrain draw their partners themselves; an image whose partner turns out to be itself or one of its
-    own sample stays clean.
+    A mixer that scores patches (`MergeMix`) scores all images in one batch, at the image size of the encoder. With an
+    encoder of images of any size, it scores each image at its own size, in one batch per size.
+
+    Batch augments of MMPretrain draw their partners themselves; an image whose partner turns out to be itself or one of
+    its own sample stays clean.
 
     Args:
         mixer (Callable): A `Mixer`, or any batch augment that `mix_batch` takes.
@@ -90,24 +95,68 @@ def _apply_masks(mixer: Mixer, canvases: list[Tensor], result: MixResult) -> lis
 def _mix_at_own_sizes(
     mixer: Mixer, canvases: list[Tensor], owner: Tensor, encoder: nn.Module | None, partner: Tensor | None
 ) -> CanvasMix:
-    """One call per image size: the images of this size are kept of a batch that is resized to it."""
+    """One call per image size: the images of this size are kept of a batch that is resized to it.
+
+    Each image is scored once, at its own size.
+    """
     images, ratio = list(canvases), torch.ones(len(owner), device=owner.device)
     found, mixed = torch.arange(len(owner), device=owner.device), torch.zeros_like(owner, dtype=torch.bool)
-    for size in dict.fromkeys(canvas.shape[-2:] for canvas in canvases):
-        members = [i for i, canvas in enumerate(canvases) if canvas.shape[-2:] == size]
+    sizes = [canvas.shape[-2:] for canvas in canvases]
+    groups = {size: [i for i, own in enumerate(sizes) if own == size] for size in dict.fromkeys(sizes)}
+    saliency = _score_at_own_sizes(mixer, canvases, groups, encoder)
+    masks: dict[int, Tensor] = {}
+    for size, members in groups.items():
         # Partners that are known leave the other images out; an augment that draws them itself needs all images.
-        batch = range(len(canvases)) if partner is None else sorted({*members, *partner[members].tolist()})
+        batch = list(range(len(canvases))) if mixer.needs_partner else members
+        if partner is not None:
+            batch = sorted({*members, *partner[members].tolist()})
         place = {i: k for k, i in enumerate(batch)}
         within = None
         if partner is not None:
-            within = owner.new_tensor([place.get(j, place[i]) for i, j in zip(batch, partner[list(batch)].tolist())])
-        result = mixer.mix(_stack([canvases[i] for i in batch], size), encoder, partner=within)
+            within = owner.new_tensor([place.get(j, place[i]) for i, j in zip(batch, partner[batch].tolist())])
+        stacked = _stack([canvases[i] for i in batch], size)
+        if saliency is None:
+            result = mixer.mix(stacked, encoder, partner=within)
+        else:
+            scores = _scores_on(saliency[members[0]].shape, [saliency[i] for i in batch])
+            result = mixer.mix_scored(stacked, scores, partner=within)
         partners = [batch[k] for k in result.partner.tolist()]
         for i in members:
             k = place[i]
+            if result.mask is not None:
+                masks[i] = result.mask[k]
             if not mixer.needs_partner or owner[partners[k]] != owner[i]:
                 images[i], found[i], ratio[i], mixed[i] = result.images[k], partners[k], result.ratio[k], True
-    return CanvasMix(images, canvases, found, ratio, owner, mixed)
+    result = CanvasMix(images, canvases, found, ratio, owner, mixed)
+    if saliency is not None:
+        order = range(len(canvases))
+        result.mask, result.saliency = [masks[i] for i in order], [saliency[i].flatten() for i in order]
+        result.grid = [(saliency[i].size(0), saliency[i].size(1)) for i in order]
+    return result
+
+
+def _score_at_own_sizes(
+    mixer: Mixer, canvases: list[Tensor], groups: dict[torch.Size, list[int]], encoder: nn.Module | None
+) -> dict[int, Tensor] | None:
+    """The saliency of each image, [rows, columns]; one pass per size. None for a mixer that scores nothing."""
+    saliency: dict[int, Tensor] = {}
+    for members in groups.values():
+        scores = mixer.score(torch.stack([canvases[i] for i in members]), encoder)
+        if scores is None:
+            return None
+        assert scores.num_kept_patches == scores.saliency.size(1)  # Without a scoring size, nothing merges.
+        saliency.update(zip(members, scores.saliency.unflatten(1, scores.grid), strict=True))
+    return saliency
+
+
+def _scores_on(grid: Sequence[int], saliency: list[Tensor]) -> PatchScores:
+    """Saliency [rows, columns] of several images on one grid, where each keeps its sum."""
+    rows = []
+    for own in saliency:
+        resized = resize(own[None, None], grid).flatten()
+        rows.append(resized * (own.sum() / resized.sum()))
+    stacked = torch.stack(rows)
+    return PatchScores(stacked, TokenGroups.identity(*stacked.shape, stacked.device), (grid[0], grid[1]), 0)
 
 
 def _other_samples(owner: Tensor) -> Tensor:

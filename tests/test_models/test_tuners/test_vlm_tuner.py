@@ -8,6 +8,7 @@ import torch
 from mmengine.registry import MODELS
 from mmpretrain.structures import DataSample
 
+from mergemix_mm.families import find_family
 from mergemix_mm.functional import answer_logps, simpo_loss
 from mergemix_mm.models.batch_augments import Mixer, MixResult
 from mergemix_mm.models.heads import AnswerHead, AnswerScores
@@ -102,19 +103,31 @@ def test_mergemix_scores_with_the_vision_tower_of_every_family(family):
     batch = tiny_vlms.tiny_batch(family, [([tiny_vlms.random_image(*size, 0)], 'what?', 'it') for size in sizes])
     losses = loss_of(model, batch)
     assert losses['loss_simpo'].isfinite() and losses['reward_margin'] != 0
-    patches = build_vision_encoder(model.vlm.vision_encoder).patch_size
-    assert model.mix_result.saliency.shape[1] == (28 // patches[0]) * (28 // patches[1])
+    result = model.mix_result
+    if tiny_vlms.SCORED_SIZE[family] is None:
+        size = model.vlm.vision_encoder.config.patch_size
+        assert result.grid == [(image.size(1) // size, image.size(2) // size) for image in result.images]
+        assert [len(saliency) for saliency in result.saliency] == [rows * columns for rows, columns in result.grid]
+    else:
+        patches = build_vision_encoder(model.vlm.vision_encoder).patch_size
+        assert result.saliency.shape[1] == (28 // patches[0]) * (28 // patches[1])
     gradients(model, sum(value for name, value in losses.items() if 'loss' in name))
 
 
-def test_qwen_needs_an_encoder_and_works_with_one():
+def test_a_tower_that_cannot_score_needs_an_encoder(monkeypatch):
+    monkeypatch.setattr(find_family('llava'), 'vision_encoder', None)
     with pytest.raises(ValueError, match=r'MergeMix cannot score.*mixer=dict\(type="MergeMix", encoder'):
-        build('qwen2_5_vl', head=SIMPO, mixer=dict(type='MergeMix'))
+        build(head=SIMPO, mixer=dict(type='MergeMix'))
+    assert build(head=SIMPO, mixer=dict(type='MergeMix', encoder=VIT)).mixer.encoder is not None
+
+
+def test_images_of_any_size_are_scored_by_another_encoder_at_its_size():
     model = build('qwen2_5_vl', head=SIMPO, mixer=dict(type='MergeMix', encoder=VIT))
     groups = [(images(0, size=(60, 90)), 'what?', 'a'), (images(1, size=(90, 60)), 'and?', 'bb')]
     losses = loss_of(model, tiny_vlms.tiny_batch('qwen2_5_vl', groups))
     assert losses['reward_margin'] != 0
     assert model.mix_result.images[0].shape != model.mix_result.images[1].shape
+    assert model.mix_result.saliency.shape == (2, 16)
 
 
 def test_the_scoring_tower_is_the_models_own():

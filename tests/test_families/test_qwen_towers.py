@@ -1,0 +1,241 @@
+"""Towers of the Qwen family: each image a row of patches, as the library computes them packed and block by block."""
+
+import re
+import sys
+import warnings
+
+import pytest
+import tiny_vlms
+import torch
+from mmengine.registry import MODELS
+from torch import nn
+
+from mergemix_mm.functional import attention_ratio, resize
+from mergemix_mm.models import MergeMix, SalientBlur
+from mergemix_mm.models.tuners import mix_canvases
+from mergemix_mm.models.vision_encoders import build_vision_encoder, run_layers, score_patches
+
+# Tower -> tiny model, type of the model, options of the tower. Heads of 16 channels have four frequencies.
+WIDE = dict(hidden_size=32, out_hidden_size=16, depth=4)
+TOWERS = {
+    'qwen2_vl': ('qwen2_5_vl', 'qwen2_vl', dict(embed_dim=32, hidden_size=16, mlp_ratio=2, depth=4)),
+    'qwen2_5_vl': ('qwen2_5_vl', 'qwen2_5_vl', dict(WIDE, depth=5, fullatt_block_indexes=[1, 3], window_size=112)),
+    'qwen3_vl': ('qwen3_vl', 'qwen3_vl', dict(WIDE, num_position_embeddings=25)),
+}
+# In blocks of merged patches; windows of Qwen2.5-VL hold 4 x 4: less than one, one and less, several, ragged borders.
+SIZES = [(1, 1), (3, 5), (4, 8), (9, 6)]
+
+
+@pytest.fixture(scope='module', params=TOWERS)
+def family(request):
+    name, model_type, vision = TOWERS[request.param]
+    found = tiny_vlms.model_of_type(name, model_type, vision)
+    for parameter in found.vision_tower.parameters():
+        nn.init.normal_(parameter, std=0.4)
+    return found
+
+
+def block(family):
+    vision = family.model.config.vision_config
+    return vision.patch_size * vision.spatial_merge_size
+
+
+def draw(family, *sizes):
+    """Images of so many rows and columns of blocks."""
+    side, generator = block(family), torch.Generator().manual_seed(0)
+    return [torch.randn(3, rows * side, columns * side, generator=generator) for rows, columns in sizes]
+
+
+@torch.no_grad()
+def run_library(family, images):
+    """The tower's own forward of all images in one batch."""
+    size = family.vision_tower.config.patch_size
+    grids = torch.tensor([(1, image.size(1) // size, image.size(2) // size) for image in images])
+    family.vision_tower(torch.cat([family._patch(image) for image in images]), grids)
+
+
+def by_rows(family, x, image, window=None):
+    """Values [L, ...] in the order of the library, block by block (within windows of so many blocks) -> row by row."""
+    config = family.vision_tower.config
+    size, merge = config.patch_size, config.spatial_merge_size
+    patches = [(row, column) for row in range(image.size(1) // size) for column in range(image.size(2) // size)]
+
+    def place(patch):
+        blocks = [position // merge for position in patch]
+        return [position // window for position in blocks if window], blocks, patch
+
+    order = sorted(range(len(patches)), key=lambda index: place(patches[index]))
+    return torch.empty_like(x).index_copy(0, torch.tensor(order), x)
+
+
+class TakesBlocks(nn.Module):
+    """In place of the merger: keeps the tokens of a block, so that the library puts the blocks into their order."""
+
+    def __init__(self, size):
+        super().__init__()
+        self.size = size
+
+    def forward(self, x):
+        self.blocks = x.unflatten(0, (-1, self.size)).flatten(1)
+        return self.blocks
+
+
+def test_tokens_after_all_layers_are_the_librarys(family, monkeypatch):
+    tower, images = family.vision_tower, draw(family, *SIZES)
+    encoder = build_vision_encoder(tower)
+    merge = tower.config.spatial_merge_size
+    monkeypatch.setitem(tower._modules, 'merger', TakesBlocks(merge**2))
+    found = []
+    handle = tower.register_forward_hook(lambda module, inputs, output: found.append(output))
+    run_library(family, images)
+    handle.remove()
+    # transformers 5 returns all features under names; Qwen3-VL's under 4.57 come with those of DeepStack.
+    output = getattr(found[0], 'pooler_output', found[0])
+    output = output[0] if isinstance(output, tuple) else output
+    tokens = output.unflatten(1, (merge**2, -1)).flatten(0, 1)
+    lengths = [image[0].numel() // tower.config.patch_size**2 for image in images]
+    for image, expected in zip(images, tokens.split(lengths), strict=True):
+        with torch.no_grad():
+            x, grid = encoder.embed(torch.stack([torch.zeros_like(image), image]))
+            for x, _ in run_layers(encoder.layers, x, [0] * len(encoder.layers), 0):
+                pass
+            x = encoder.finish(x)
+        assert grid[0] * grid[1] == x.size(1) and expected.std() > 0.5
+        torch.testing.assert_close(x[1], by_rows(family, expected, image), atol=1e-5, rtol=1e-5)
+
+
+def has_windows(family):
+    return family.model.config.model_type == 'qwen2_5_vl'
+
+
+def scored_layers(family):
+    return [2, 4] if has_windows(family) else [1, 2, 3, 4]
+
+
+def test_saliency_is_the_attention_received_in_the_librarys_eager_attention(family, monkeypatch):
+    tower, images, maps = family.vision_tower, draw(family, *SIZES), []
+    modeling = sys.modules[type(tower).__module__]
+    eager = modeling.eager_attention_forward
+
+    def record(module, *args, **kwargs):
+        output, weights = eager(module, *args, **kwargs)
+        maps.append((module, weights))
+        return output, weights
+
+    monkeypatch.setattr(modeling, 'eager_attention_forward', record)
+    tower.set_attn_implementation('eager')
+    run_library(family, images)
+    tower.set_attn_implementation('sdpa')
+    window = 4 if has_windows(family) else None
+    for layer in scored_layers(family):
+        own = [weights for module, weights in maps if module is tower.blocks[layer - 1].attn]
+        for image, weights in zip(images, own, strict=True):  # One call of the library for each image.
+            with torch.no_grad():
+                saliency = score_patches(build_vision_encoder(tower), image[None], 0, layer).saliency[0]
+            received = by_rows(family, weights[0].mean(dim=(0, 1)), image, window)
+            torch.testing.assert_close(saliency, received, atol=1e-6, rtol=1e-4)
+            assert len(received) == 4 or received.std() > 0.1 / len(received)
+
+
+def test_layers_with_windows_are_not_scored_and_the_error_names_the_others(family):
+    encoder, image = build_vision_encoder(family.vision_tower), draw(family, (2, 2))[0][None]
+    allowed = scored_layers(family)
+    for layer in range(1, len(encoder.layers) + 1):
+        if layer not in allowed:
+            with pytest.raises(ValueError, match=rf'layer={layer}: .*windows.*{re.escape(str(allowed))}'):
+                score_patches(encoder, image, 0, layer)
+    expected = max(layer for layer in allowed if layer <= -(-3 * len(encoder.layers) // 4))
+    with torch.no_grad():
+        default = score_patches(encoder, image, 0).saliency
+        assert torch.equal(default, score_patches(encoder, image, 0, expected).saliency)
+
+
+@pytest.mark.parametrize(('rows', 'columns'), [(1, 2), (2, 1), (0.25, 1)])
+def test_images_that_are_not_whole_blocks_are_an_error(family, rows, columns):
+    size = family.vision_tower.config.patch_size
+    image = torch.zeros(1, 3, int(rows * size), int(columns * size))
+    with pytest.raises(ValueError, match=f'{image.size(2)} x {image.size(3)} pixels are not a multiple'):
+        MergeMix(num_merge=0).score(image, family.vision_tower)
+
+
+def test_scoring_without_merging_is_said_once_and_merging_is_an_error(family):
+    tower, image = family.vision_tower, draw(family, (2, 3))[0][None]
+    assert build_vision_encoder(tower).image_size is None
+    with pytest.warns(UserWarning, match='cannot merge.*rotary positions.*num_merge=0'):
+        scores = MergeMix().score(image, tower)
+    assert scores.grid == (4, 6) and scores.num_kept_patches == 24
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        assert torch.equal(MergeMix(mask='topk').score(image, tower).saliency, scores.saliency)
+    with pytest.raises(ValueError, match='num_merge=4.*rotary positions'):
+        MergeMix(num_merge=4).score(image, tower)
+
+
+def test_each_image_is_scored_once_at_its_own_size(family, monkeypatch):
+    tower, images = family.vision_tower, draw(family, (1, 2), (2, 2), (1, 2), (2, 3))
+    seen = []
+    embed = tower.patch_embed.forward
+    monkeypatch.setattr(tower.patch_embed, 'forward', lambda patches: seen.append(len(patches)) or embed(patches))
+    result = mix_canvases(MergeMix(num_merge=0), images, torch.arange(4), tower)
+    assert seen == [2 * 8, 16, 24]  # One pass per size: the first and the third image share one.
+    assert result.grid == [(2, 4), (4, 4), (2, 4), (4, 6)]
+    seen.clear()
+    blurred = mix_canvases(SalientBlur(num_merge=0), images, torch.zeros(4, dtype=torch.long), tower)
+    assert seen == [2 * 8, 16, 24] and blurred.mixed.all() and [len(mask) for mask in blurred.mask] == [8, 16, 8, 24]
+
+
+def test_masks_ratios_and_pixels_follow_the_scores_of_each_image(family):
+    tower, images = family.vision_tower, draw(family, (1, 2), (2, 2), (1, 2), (2, 3))
+    size, owner = tower.config.patch_size, torch.tensor([0, 0, 1, 2])
+    mixer = MergeMix(num_merge=0)
+    torch.manual_seed(3)
+    result = mix_canvases(mixer, images, owner, tower)
+    assert result.mixed.all() and (owner[result.partner] != owner).all()
+    for index, (image, mask, saliency) in enumerate(zip(images, result.mask, result.saliency, strict=True)):
+        partner, grid = int(result.partner[index]), result.grid[index]
+        assert torch.equal(saliency, mixer.score(image[None], tower).saliency[0])
+        other = result.saliency[partner].view(1, 1, *result.grid[partner])
+        other = resize(other, grid).flatten()
+        both = torch.stack([saliency, other / other.sum()])
+        ratio = attention_ratio(both, torch.tensor([1, 0]), torch.stack([mask, mask]))[0]
+        assert result.ratio[index].item() == pytest.approx(ratio.item(), abs=1e-5)
+        kept = mask.view(grid).repeat_interleave(size, 0).repeat_interleave(size, 1)
+        expected = torch.where(kept, image, resize(images[partner][None], image.shape[1:])[0])
+        assert torch.equal(result.images[index], expected)
+        assert saliency.masked_fill(~mask, 1).min() >= saliency.masked_fill(mask, 0).max()
+
+
+@pytest.mark.parametrize('name', TOWERS)
+def test_mixed_simpo_scores_with_the_models_own_tower(name):
+    tiny, model_type, vision = TOWERS[name]
+    config = tiny_vlms.tiny_config(tiny) | dict(model_type=model_type)
+    config['vision_config'] |= vision
+    torch.manual_seed(0)
+    vlm = dict(type='HFVisionLanguageModel', config=config)
+    tuner = MODELS.build(dict(type='VLMTuner', vlm=vlm, head=dict(type='SimPOHead'), mixer=dict(type='MergeMix')))
+    shown = [tiny_vlms.random_image(*size, seed) for seed, size in enumerate([(56, 84), (90, 60), (56, 84), (64, 96)])]
+    samples = [(shown[:2], 'which?', ' both'), ([], 'hello', ' you'), (shown[2:3], 'a?', ' no'), (shown[3:], 'b?', 'd')]
+    batch = tiny_vlms.tiny_batch(tiny, samples)
+    calls = []
+    tower = tuner.vlm.vision_encoder
+    tower.patch_embed.register_forward_hook(lambda *_: calls.append('embed'))
+    for index, part in enumerate(tower.blocks):
+        part.register_forward_hook(lambda *_, index=index: calls.append(f'block {index}'))
+        part.attn.qkv.register_forward_hook(lambda *_, index=index: calls.append(f'qkv {index}'))
+    found = []
+    for _ in range(2):
+        calls.clear()
+        torch.manual_seed(0)
+        found.append({key: value.item() for key, value in tuner.loss(batch).items()})
+    assert found[0] == found[1] and all(torch.tensor(list(found[0].values())).isfinite())
+    result = tuner.mix_result
+    sizes = len({image.shape for image in result.images})
+    assert result.owner.tolist() == [0, 0, 2, 3] and result.mixed.all() and sizes >= 2
+    assert found[0]['reward_margin'] != 0 and ((result.ratio > 0) & (result.ratio < 1)).any()
+    # The clean and the mixed pass, and one pass per image size up to the scored layer.
+    scored = 4 if has_windows(tuner.vlm.family) else 3
+    assert calls.count('embed') == 2 + sizes and calls.count('block 0') == 2
+    assert (
+        calls.count(f'qkv {scored - 1}') == 2 + sizes
+        and calls.count(f'qkv {scored}') == (scored < len(tower.blocks)) * 2
+    )
