@@ -198,7 +198,7 @@ def test_the_model_takes_a_batch_of_its_image_tokens(start):
 
 def image_tokens(processor, family, image):
     ids = processor(images=[image], text=[tiny_vlms.image_text(family)], return_tensors='pt')['input_ids']
-    return int((ids == tiny_vlms.token_id(family, tiny_vlms.image_token(family))).sum())
+    return int((ids == tiny_vlms.token_id(family, tiny_vlms.feature_token(family))).sum())
 
 
 def test_the_librarys_processors_write_as_many_tokens():

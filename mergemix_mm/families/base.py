@@ -88,6 +88,8 @@ class Family:
     token_padding: ClassVar[dict[str, int | None]] = dict(input_ids=None, labels=IGNORE_INDEX, attention_mask=0)
     # In a batch that has this key, the first dimension of image tensors is the sample instead of the image.
     row_key: ClassVar[str | None] = None
+    # Text that the processor writes before and after an image. It is tokenized together with the text around it.
+    image_margins: ClassVar[tuple[str, str]] = ('', '')
     # Tokens that the chat template writes before and after an image. They are cut off together with it.
     image_frame: ClassVar[tuple[str, str] | None] = None
     # Whether prompt (prefix) and answer (suffix) are tokenized one by one, and `token_type_ids` tell them apart.
@@ -125,13 +127,27 @@ class Family:
         self.model = model
 
     @classmethod
+    def placeholder(cls, processor: Any) -> str | None:
+        """What a text has for an image, until the processor replaces it; None if the processor takes no images."""
+        return getattr(processor, 'image_token', None)
+
+    @classmethod
+    def image_token(cls, processor: Any) -> str | None:
+        """The token that the processor writes for an image, once or several times among others."""
+        return cls.placeholder(processor)
+
+    @classmethod
     def preamble(cls, processor: Any) -> str:
         """What the processor writes in front of every conversation, in addition to the chat template."""
         return ''
 
     @classmethod
     def image_processor(cls, processor: Any) -> Any:
-        """A copy of the processor that adds nothing but image tokens to a text that the chat template has written."""
+        """A copy of the processor that adds nothing but image tokens to a text that the chat template has written.
+
+        Raises:
+            ValueError: if the processor would write or cut images in a way that the family does not serve.
+        """
         return copy.copy(processor)
 
     @classmethod

@@ -99,7 +99,7 @@ def test_modality_of_images_in_one_run_and_their_frames(name, side):
     frame = tiny_vlms.FRAMES.get(name, ())
     for token in frame:
         expected[ids == token_id(name, token)] = MARKER
-    expected[ids == token_id(name, tiny_vlms.image_token(name))] = IMAGE
+    expected[ids == token_id(name, tiny_vlms.feature_token(name))] = IMAGE
     expected[batch['attention_mask'] == 0] = PAD
     assert torch.equal(family.modality(batch), expected)
     assert (expected == MARKER).sum() == 3 * len(frame)

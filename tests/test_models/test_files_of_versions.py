@@ -138,7 +138,7 @@ def test_a_processor_that_is_read_makes_the_same_of_images(written, family):
     found.num_image_tokens = getattr(wanted, 'num_image_tokens', None)  # Janus' class knows the released model's only.
     # Janus' class takes another colour for the borders of what is not square once it was saved.
     image, token = tiny_vlms.random_image(40, 40 if family == 'janus' else 60, 0), tiny_vlms.image_token(family)
-    images = [[image]] if family == 'smolvlm' else [image]
+    images = tiny_vlms.one_per_text(family, [image])
     found, wanted = (one(text=[f'{token}what?'], images=images, return_tensors='pt') for one in (found, wanted))
     assert torch.equal(found['input_ids'], wanted['input_ids'])
     # Fast and slow image processors, which versions take for one another, round otherwise.

@@ -5,15 +5,23 @@ One file of this folder describes one family. The tests of datasets, models and 
 - ``SPECIAL_TOKENS``: those of the released checkpoints; first padding, begin, end and unknown token (None if missing);
 - ``config()`` and ``processor(tokenizer)``;
 - ``WRITTEN``: two questions and answers in the documented format, answers and what ends them between brackets;
-- optionally ``IMAGE_TOKEN`` (the placeholder), ``IMAGE_TEXT`` (with what the family's template writes around it),
-  ``FRAME`` (the tokens around an image), ``NAMED_TOKENS`` (attributes of released tokenizers), ``TOKENIZER`` (its class
-  under transformers 4), ``WRITES_BOS`` (the tokenizer begins a text with the begin token), ``NESTS_IMAGES`` (the
-  processor takes a list of images per text; with ``SKIPS_TEXTS``, only of texts that have any), ``ONE_RUN`` (False if
-  an image is not one run of image tokens between those of ``FRAME``), ``HAS_TOWER`` (False if the library's forward
-  reads no images), ``SCORED`` (False if MergeMix cannot score the tower), ``SCORED_SIZE`` (at which it scores; None: at
-  the size of each image), ``LARGEST_IMAGE`` (the size of an image with as many tokens as possible, and the options of
-  the processor that decide it) and ``TRANSFORMERS`` (the versions that have the model; the file is left out where the
-  installed version does not).
+- optionally
+
+  - ``IMAGE_TOKEN``: the placeholder;
+  - ``IMAGE_TEXT``: with what the family's template writes around it;
+  - ``FEATURE_TOKEN``: what the processor writes of an image in place of it, once per image token;
+  - ``MARGINS``: text that it writes before and after an image;
+  - ``FRAME``: the tokens around an image;
+  - ``ONE_RUN``: False if an image is not one run of image tokens between those of ``FRAME``;
+  - ``NAMED_TOKENS``: attributes of released tokenizers;
+  - ``TOKENIZER``: its class under transformers 4;
+  - ``WRITES_BOS``: the tokenizer begins a text with the begin token;
+  - ``NESTS_IMAGES``: the processor takes a list of images per text; with ``SKIPS_TEXTS``, only of texts that have any;
+  - ``HAS_TOWER``: False if the library's forward reads no images;
+  - ``SCORED``: False if MergeMix cannot score the tower;
+  - ``SCORED_SIZE``: at which it scores; None: at the size of each image;
+  - ``LARGEST_IMAGE``: the size of an image with as many tokens as possible, and the processor options that decide it;
+  - ``TRANSFORMERS``: the versions that have the model; the file is left out where the installed version does not.
 
 ``python tests/families_table.py`` then writes the family's line of docs/families.md.
 
@@ -63,6 +71,21 @@ def image_token(family):
 def image_text(family):
     """A placeholder with what the family's template writes around it."""
     return getattr(_MODULES[family], 'IMAGE_TEXT', image_token(family))
+
+
+def feature_token(family):
+    """What stands for one image token, e.g. '<image>'."""
+    return getattr(_MODULES[family], 'FEATURE_TOKEN', image_token(family))
+
+
+def margins(family):
+    """Text that the processor writes before and after an image."""
+    return getattr(_MODULES[family], 'MARGINS', ('', ''))
+
+
+def one_per_text(family, images):
+    """Images, the first for the first text and so on, as the processor takes them."""
+    return [[image] for image in images] if getattr(_MODULES[family], 'NESTS_IMAGES', False) else list(images)
 
 
 def random_image(height, width, seed):

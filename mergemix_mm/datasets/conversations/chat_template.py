@@ -1,6 +1,7 @@
 """Chat templates that mark what the model generates: the repository's, a file, or the processor's own."""
 
 import re
+from bisect import bisect_left
 from collections import Counter
 from dataclasses import dataclass
 from functools import cache
@@ -38,6 +39,28 @@ class WrittenConversation:
     text: str
     answers: list[tuple[int, int]]
     is_record: np.ndarray
+
+    def with_images(self, placeholder: str, in_text: str) -> 'WrittenConversation':
+        """The same conversation with another text in the place of each image that the template wrote.
+
+        Args:
+            placeholder (str): What the template wrote for an image.
+            in_text (str): The other text.
+        """
+        if in_text == placeholder:
+            return self
+        places = [place.start() for place in re.finditer(re.escape(placeholder), self.text)]
+        places = [place for place in places if not self.is_record[place : place + len(placeholder)].any()]
+        added, text, is_record = len(in_text) - len(placeholder), self.text, self.is_record.tolist()
+        for place in reversed(places):
+            text = text[:place] + in_text + text[place + len(placeholder) :]
+            is_record[place : place + len(placeholder)] = [False] * len(in_text)
+
+        def moved(edge: int) -> int:
+            return edge + added * bisect_left(places, edge)
+
+        answers = [(moved(first), moved(last)) for first, last in self.answers]
+        return WrittenConversation(text, answers, np.array(is_record, dtype=bool))
 
 
 @dataclass(frozen=True)
@@ -188,7 +211,7 @@ def find_chat_template(processor, chat_template: str | None = None) -> ChatTempl
         ValueError: If the template does not exist, does not mark answers, takes more time, memory or text than any real
             one, or if no template fits.
     """
-    variables = dict(processor.tokenizer.special_tokens_map, image_token=image_token_of(processor))
+    variables = dict(processor.tokenizer.special_tokens_map, image_token=placeholder_of(processor))
     family = family_of(processor)
     preamble = family.preamble(processor)
 
@@ -224,9 +247,9 @@ def find_chat_template(processor, chat_template: str | None = None) -> ChatTempl
     )
 
 
-def image_token_of(processor) -> str:
-    """The placeholder of an image in a processor's text."""
-    token = getattr(processor, 'image_token', None)
+def placeholder_of(processor) -> str:
+    """What stands for an image in a processor's text."""
+    token = family_of(processor).placeholder(processor)
     if token is None:
         raise ValueError(
             f'EncodeConversation: {type(processor).__name__} has no image_token; use the processor of a '

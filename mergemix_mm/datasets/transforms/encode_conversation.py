@@ -178,6 +178,7 @@ class EncodeConversation(BaseTransform):
     def _write(self, messages: Sequence[dict], num_images: int, last_only: bool) -> _Text:
         """Write and tokenize a conversation, and find its answers."""
         written = self.template.write(list(messages), self.generate)
+        written = written.with_images(self.image_tokens.placeholder, self.image_tokens.in_text)
         trained = [message.get('train') is not False for message in messages if message['role'] == 'assistant']
         if len(written.answers) != len(trained):
             raise ValueError(

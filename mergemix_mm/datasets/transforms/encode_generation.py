@@ -11,7 +11,7 @@ from PIL import Image, ImageOps
 
 from ...families.base import family_of
 from ...utils.text import RecordError
-from ..conversations.chat_template import find_chat_template, image_token_of
+from ..conversations.chat_template import find_chat_template, placeholder_of
 from .record_tokenizer import RecordTokenizer, data_sample, pad_token_id
 
 
@@ -56,7 +56,7 @@ class EncodeGeneration(BaseTransform):
         self.prompt, self.image_size = prompt, prompt.image_size
         # The preamble, a system prompt, belongs to questions about images.
         self.template = replace(find_chat_template(self.processor), preamble='') if prompt.is_turn else None
-        self.record_tokenizer = RecordTokenizer(self.processor.tokenizer, {image_token_of(self.processor)})
+        self.record_tokenizer = RecordTokenizer(self.processor.tokenizer, {placeholder_of(self.processor)})
         self.max_length = max_length
         self.generate = generate
 

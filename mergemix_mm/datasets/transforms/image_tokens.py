@@ -9,7 +9,7 @@ from PIL import Image
 
 from ...families.base import declared, family_of, token_padding
 from ...utils.text import RecordError
-from ..conversations.chat_template import image_token_of
+from ..conversations.chat_template import placeholder_of
 
 # Image processors that move the channels to the front before they read the option: of transformers 4, and of 5.
 CHANNELS_FIRST = {'BaseImageProcessorFast', 'TorchvisionBackend', 'PilBackend'}
@@ -21,8 +21,10 @@ class ImageTokens:
     """Finds the tokens that a processor writes for each image, and checks them one by one.
 
     Attributes:
-        token (str): The placeholder in the text, one token of the tokenizer.
+        placeholder (str): What the chat template writes for an image, and the processor replaces.
+        token (str): What the tokenizer reads in its place, one token.
         token_id (int): Its id.
+        in_text (str): The token with what the processor writes around it, for the tokenizer.
         replaced (set[str]): What the processor replaces in a text by images or videos.
         start_id (int | None): Token of the template that belongs to the image after it.
         end_id (int | None): Token of the template that belongs to the image before it.
@@ -32,10 +34,12 @@ class ImageTokens:
     def __init__(self, processor) -> None:
         self.family = family_of(processor)
         self.processor = self.family.image_processor(processor)
-        self.token = image_token_of(processor)
+        self.placeholder = placeholder_of(processor)
+        self.token = str(self.family.image_token(processor))
         self.token_id = processor.tokenizer.convert_tokens_to_ids(self.token)
+        self.in_text = self.token.join(self.family.image_margins)
         named = (getattr(processor, name, None) for name in ('image_token', 'video_token', 'audio_token'))
-        self.replaced = {*WRITTEN_BETWEEN, *(str(token) for token in named if token)}
+        self.replaced = {*WRITTEN_BETWEEN, self.placeholder, self.token, *(str(token) for token in named if token)}
         vocabulary = processor.tokenizer.get_vocab()
         self.start_id, self.end_id = (vocabulary.get(mark) for mark in self.family.image_frame or (None, None))
         self._by_size: dict[tuple[int, int, bool], list[int]] = {}
@@ -46,8 +50,8 @@ class ImageTokens:
         """Process the images of one text.
 
         Args:
-            text (str): With one placeholder per image.
-            ids (Sequence[int]): The tokens of the text, placeholders as they are.
+            text (str): With one image token per image.
+            ids (Sequence[int]): The tokens of the text.
             images (Sequence[PIL.Image.Image]): At least one.
             special_tokens (bool): Whether ``ids`` begin with tokens that the tokenizer adds.
 
@@ -88,6 +92,7 @@ class ImageTokens:
     def _call(
         self, text: str, images: Sequence[Image.Image], special_tokens: bool
     ) -> tuple[list[int], dict[str, torch.Tensor]]:
+        text = text.replace(self.token, self.placeholder)  # The text has no image token that a record spells.
         given, axes = with_axes(self.processor, images)
         given = [[image] for image in given] if self.family.nests_images else given
         given = [given] if self.family.tiles_single_images else given

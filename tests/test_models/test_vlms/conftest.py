@@ -34,7 +34,7 @@ def batch_of():
         images = [tiny_vlms.random_image(40, 56, first_image + row) for row in range(len(texts))]
         batch = _processor(family)(
             text=[f'{token}{text}' for text in texts],
-            images=[[image] for image in images] if family == 'smolvlm' else images,
+            images=tiny_vlms.one_per_text(family, images),
             padding=True,
             padding_side=padding_side,
             return_tensors='pt',

@@ -208,7 +208,7 @@ def test_the_processor_and_its_template_stand_beside_the_model_and_training_goes
     assert again.apply_chat_template([dict(role='user', content='hello')]) == 'hello!'
     tuner.vlm.family.complete_processor(again)
     image, token = tiny_vlms.random_image(28, 28, 0), tiny_vlms.image_token(family)
-    given = dict(text=[f'{token}what?'], images=[[image]] if family == 'smolvlm' else [image], return_tensors='pt')
+    given = dict(text=[f'{token}what?'], images=tiny_vlms.one_per_text(family, [image]), return_tensors='pt')
     assert torch.equal(again(**given)['input_ids'], tuner.processor(**given)['input_ids'])
     assert again.tokenizer.eos_token == tiny_vlms.SPECIAL_TOKENS[family][2]
     before = {name: value.bfloat16() for name, value in tuner.vlm.state_dict().items() if value.is_floating_point()}
