@@ -200,13 +200,13 @@ def image_spans(family, given, start, end):
         around = len(''.join(tiny_vlms.margins(family)))
         lengths.append(len(encode(family, one)['input_ids']) - len(tokenizer(text, add_special_tokens=special)['input_ids']) + 1 - around)  # fmt: skip # noqa: E501
     ids = encode(family, given)['input_ids'].tolist()
-    spans, place = [], 0
+    spans, place, frame = [], 0, tiny_vlms.FRAMES.get(family, ())
     for length in lengths:
         begin = next(i for i in range(place, len(ids)) if ids[i] == image_token_id(family))
         # Marks of the processor stand directly before its first placeholder.
         while tokenizer.convert_ids_to_tokens(ids[begin - 1]) in (
             '<img>', '<begin_of_image>', '<fake_token_around_image>', '<global-img>', '<row_1_col_1>',
-            '<|image start|>', *'0123456789*', '<|image token|>', *tiny_vlms.FRAMES.get(family, ())
+            '<|image start|>', *'0123456789*', '<|image token|>', *(frame if start is None else ())
         ):  # fmt: skip
             if begin - 1 < place:
                 break
