@@ -191,6 +191,18 @@ class Chat:
         return answer
 
 
+def encoding(processor, chat_template: str | None) -> EncodeConversation:
+    """The transform that writes questions as in training.
+
+    Raises:
+        SystemExit: If processor or template cannot be used.
+    """
+    try:
+        return EncodeConversation(processor, chat_template, generate=True)
+    except ValueError as error:
+        raise LaunchError(f'--chat-template: {error}') from error
+
+
 def read_questions() -> Iterator[str]:
     """The lines of stdin that are not empty, until 'exit' or the end of input."""
     while True:
@@ -213,13 +225,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     images = open_images(args.images)
     base, adapters = resolve(args.model, args.lora)
     processor = load_processor([folder for folder in (adapters, base) if folder], args.trust_remote_code)
-    try:
-        encode = EncodeConversation(processor, args.chat_template, generate=True)
-    except ValueError as error:
-        raise LaunchError(f'--chat-template: {error}') from error
+    encoding(processor, args.chat_template)  # Refuses what it cannot use before gigabytes of weights are read.
     device, dtype = launch.device_and_dtype(args.device, args.dtype)
     vlm = load_model(base, adapters, dtype, device, args.trust_remote_code)
-    chat = Chat(vlm, encode, images, args.max_new_tokens)
+    vlm.family.complete_processor(processor)
+    chat = Chat(vlm, encoding(processor, args.chat_template), images, args.max_new_tokens)
     try:
         for question in read_questions() if args.question is None else [args.question]:
             try:

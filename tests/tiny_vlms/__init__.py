@@ -145,6 +145,14 @@ def tiny_batch(family, samples, padding_side='right'):
     return batch
 
 
+def library_inputs(vlm, batch):
+    """What the library's own model with head takes of a batch; that of Emu3 drops pixels, and is given the codes."""
+    if vlm.family.model.config.model_type == 'emu3':
+        tokens = {key: value for key, value in batch.items() if key in ('attention_mask', 'labels')}
+        return dict(tokens, input_ids=vlm.family.with_codes(batch))
+    return {key: value for key, value in batch.items() if key != 'original_sizes'}
+
+
 @cache
 def tiny_family(family):
     """A family's views on its tiny model, in eval mode. Tests share it: they must not change it."""

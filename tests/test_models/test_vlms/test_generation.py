@@ -26,9 +26,7 @@ def test_generation_equals_the_librarys_and_one_by_one(make, family, samples):
     found = found[0]
     left = prompts(family, samples, 'left')
     assert (left['attention_mask'] == 0).any()
-    given = {key: value for key, value in left.items() if key != 'original_sizes'}
-    if family == 'emu3':  # The library's model with head drops the images: it gets the text that they are.
-        given = dict(input_ids=vlm.family.with_codes(left), attention_mask=left['attention_mask'])
+    given = tiny_vlms.library_inputs(vlm, left)
     expected = vlm.model.generate(**given, max_new_tokens=6, do_sample=False)[:, left['input_ids'].size(1) :]
     assert torch.equal(found.sequences, expected)
     for row, sample in enumerate(samples):

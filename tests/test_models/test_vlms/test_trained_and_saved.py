@@ -1,6 +1,7 @@
 """From a folder of low precision through a step of training to a folder that plain transformers generates with."""
 
 import json
+import re
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -116,18 +117,11 @@ def check_folder(folder, dtype):
     return plain.eval()
 
 
-def library_inputs(vlm, family, batch):
-    """What the library's own model with head takes; Emu3's drops pixels, and is given the codes."""
-    if family == 'emu3':
-        return dict(input_ids=vlm.family.with_codes(batch), attention_mask=batch['attention_mask'])
-    return {key: value for key, value in batch.items() if key != 'original_sizes'}
-
-
 def check_generation(folder, family, plain, dtype):
     """Plain transformers and this package answer the same from the folder."""
     again = HFVisionLanguageModel(pretrained=str(folder), dtype=dtype).eval()
     batch = prompts(family, 'left')
-    given = library_inputs(again, family, batch)
+    given = tiny_vlms.library_inputs(again, batch)
     options = dict(max_new_tokens=4, min_new_tokens=4)
     find_family(family)(plain)  # Mends the positions of SmolVLM's patches under transformers 4.
     expected = plain.generate(**given, **options, do_sample=False)[:, batch['input_ids'].size(1) :]
@@ -181,7 +175,7 @@ def test_adapters_that_trained_beside_bfloat16_answer_in_plain_peft_and_merged(r
     folder = save(tuner, tmp_path / 'adapters')
     assert set(header(folder / 'adapter_model.safetensors').values()) == {'F32'}  # As they trained.
     batch, options = prompts(family, 'left'), dict(max_new_tokens=4, min_new_tokens=4)
-    given = library_inputs(tuner.vlm, family, batch)
+    given = tiny_vlms.library_inputs(tuner.vlm, batch)
     plain = transformers.AutoModelForImageTextToText.from_pretrained(base, dtype='auto')
     plain = PeftModel.from_pretrained(plain, folder).eval()
     assert plain.generate(**given, **options, do_sample=False).size(1) == batch['input_ids'].size(1) + 4
@@ -232,6 +226,44 @@ def test_a_checkpoint_becomes_the_folder_that_the_hook_wrote(released, tmp_path,
     tool['convert'](cfg, tmp_path / 'iter_1.pth', tmp_path / 'converted')
     for name in ('model.safetensors', 'config.json', 'generation_config.json'):
         assert (tmp_path / 'converted' / name).read_bytes() == (folder / name).read_bytes()
+
+
+@pytest.mark.parametrize('family', tiny_vlms.ALL_FAMILIES)
+def test_chat_gives_the_tokens_of_plain_transformers_from_the_folder(released, tmp_path, monkeypatch, family):
+    """Plain transformers reads the prompt in the documented format through its own processor."""
+    import runpy
+
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    tool = runpy.run_path(str(Path(__file__).parents[3] / 'tools' / 'chat.py'))
+    tuner = trained(family, released(family, 'float32'), dtype='float32')
+    folder, image, answers = save(tuner, tmp_path / 'saved'), tiny_vlms.random_image(40, 56, 0), []
+    image.save(tmp_path / 'image.png')
+    monkeypatch.setattr(HFVisionLanguageModel, 'generate', record(HFVisionLanguageModel.generate, answers))
+    command = [folder, tmp_path / 'image.png', '-q', 'What?', '--max-new-tokens', 8, '--device', 'cpu']
+    tool['main']([*map(str, command)])
+
+    plain, processor = AutoModelForImageTextToText.from_pretrained(folder).eval(), AutoProcessor.from_pretrained(folder)
+    views = find_family(family)(plain)  # Mends the positions of SmolVLM's patches under transformers 4.
+    views.complete_processor(processor)
+    text = re.split(r'\[ ?A', tiny_vlms.WRITTEN[family])[0].replace('Q', 'What?')
+    text = text.removeprefix(views.preamble(processor))  # The processor writes it again.
+    if views.is_prefix_model:  # The processor writes all but the words.
+        text = f'{tiny_vlms.image_token(family)}What?'
+    given = processor(text=[text], images=[[image]] if views.nests_images else [image], return_tensors='pt')
+    given = tiny_vlms.library_inputs(tuner.vlm, dict(given))
+    tokens = plain.generate(**given, max_new_tokens=8, do_sample=False)[:, given['input_ids'].size(1) :]
+    assert len(answers) == 1 and torch.equal(answers[0].sequences, tokens)
+
+
+def record(function, results):
+    """The function, which also keeps its results."""
+
+    def call(*args, **kwargs):
+        results.append(function(*args, **kwargs))
+        return results[-1]
+
+    return call
 
 
 @pytest.mark.parametrize('wrap', [MMDistributedDataParallel, torch.compile, 'both'], ids=['ddp', 'compiled', 'both'])
