@@ -7,6 +7,7 @@ import warnings
 import pytest
 import tiny_vlms
 import torch
+from largest_tensor import LargestTensor
 from mmengine.registry import MODELS
 from torch import nn
 
@@ -148,6 +149,14 @@ def test_layers_with_windows_are_not_scored_and_the_error_names_the_others(famil
     with torch.no_grad():
         default = score_patches(encoder, image, 0).saliency
         assert torch.equal(default, score_patches(encoder, image, 0, expected).saliency)
+
+
+def test_no_tensor_of_all_patches_by_all_patches_is_built(family):
+    image = draw(family, (32, 32))[0][None]
+    with LargestTensor() as watch, torch.no_grad():
+        scores = score_patches(build_vision_encoder(family.vision_tower), image, 0)
+    # The largest one holds the pixels, twice: as two frames.
+    assert scores.saliency.size(1) == 64**2 and watch.elements == 2 * image.numel() < 64**4 // 2
 
 
 @pytest.mark.parametrize(('rows', 'columns'), [(1, 2), (2, 1), (0.25, 1)])

@@ -153,6 +153,16 @@ def test_canvases_of_several_sizes_keep_their_shapes():
     assert captions[:2] == ['#1', '#2'] and '0.50 #2' in captions
 
 
+def test_scores_of_each_image_at_its_own_size_are_drawn_on_its_own_grid():
+    result = _canvases([(16, 24), (32, 16)], [True, True])
+    result.mask, result.grid = [torch.arange(6) < 2, torch.arange(8) < 3], [(2, 3), (4, 2)]
+    result.saliency = [torch.rand(6), torch.rand(8)]
+    _, shown, _, captions = _draw(result)
+    assert [array.shape[:2] for array in shown[3:5]] == [(16, 24), (2, 3)]
+    assert [array.shape[:2] for array in shown[9:11]] == [(32, 16), (4, 2)]
+    assert shown[10].sum() == 3 and '38% own' in captions
+
+
 def test_an_image_that_stayed_clean_is_shown_by_itself():
     _, shown, headings, captions = _draw(_canvases([(16, 16)] * 2, [True, False]))
     assert len(headings) == 5 and len(shown) == 6 + 1 and captions[-1] == 'own'

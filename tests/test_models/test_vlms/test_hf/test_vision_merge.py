@@ -160,7 +160,7 @@ def test_too_many_merges_are_refused():
         make(9)
 
 
-@pytest.mark.parametrize('family', ['llava_next', 'paligemma'])
+@pytest.mark.parametrize('family', ['llava_next', 'paligemma', 'qwen2_5_vl', 'qwen3_vl'])
 def test_other_families_are_refused(family):
     with pytest.raises(ValueError, match=rf"model_type='{family}'.*remove vision_merge"):
         make(2, family)
