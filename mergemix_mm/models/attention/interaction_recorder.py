@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from torch import Tensor, nn
 
 from ...functional.interaction import BACKENDS
+from ..decoders import find_decoder
 from .interaction_attention import NAME, Recording, register
 
 
@@ -114,15 +115,15 @@ def _find_decoder(model: nn.Module) -> nn.Module:
     models = [module for module in recorded.modules() if isinstance(module, PreTrainedModel)]
     if not models:
         raise ValueError(f'{type(model).__name__} contains no model of transformers, so no attention can be recorded')
-    config = models[0].config.get_text_config(decoder=True)
-    # The innermost one of this config: switching it leaves the vision tower's attention unchanged.
-    decoders = [module for module in models if module.config is config]
-    if not decoders or config.is_encoder_decoder:
+    # The decoder without its tower: switching it leaves the vision tower's attention unchanged.
+    _, decoder = find_decoder(models[0])
+    config = decoder.config
+    if config.is_encoder_decoder:
         raise ValueError(f'{type(models[0]).__name__} has no text decoder whose self-attention could be recorded')
     cap = getattr(config, 'attn_logit_softcapping', None)
     if cap is not None:
         raise ValueError(
-            f'{type(decoders[-1]).__name__} caps its attention logits (attn_logit_softcapping={cap}), which '
+            f'{type(decoder).__name__} caps its attention logits (attn_logit_softcapping={cap}), which '
             'scaled_dot_product_attention leaves out: this model cannot be recorded'
         )
-    return decoders[-1]
+    return decoder

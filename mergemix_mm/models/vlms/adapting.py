@@ -148,9 +148,7 @@ def _targets(family: Family, wanted: Collection[str] | str | None) -> str:
     if isinstance(wanted, str):
         return wanted
     layers = {
-        name.rpartition('.')[2]
-        for name, module in family.language_model.named_modules()
-        if isinstance(module, nn.Linear)
+        name.rpartition('.')[2] for name, module in family.language_model.named_modules() if _takes_adapter(module)
     }
     wanted = layers if wanted is None else set(wanted)
     if not wanted or not wanted <= layers:
@@ -160,6 +158,13 @@ def _targets(family: Family, wanted: Collection[str] | str | None) -> str:
         )
     decoder = family.parts['language_model'][0]
     return rf'{re.escape(decoder)}\..*\.({"|".join(sorted(wanted))})'
+
+
+def _takes_adapter(module: nn.Module) -> bool:
+    """Whether a module is a linear layer, GPT-2's included; a router of experts is one by class, but returns more."""
+    from transformers.pytorch_utils import Conv1D
+
+    return isinstance(module, nn.Linear | Conv1D) and 'Router' not in type(module).__name__
 
 
 def _outermost(paths: list[str]) -> list[str]:

@@ -3,13 +3,16 @@
 from mmengine.registry import FUNCTIONS
 from torch import nn
 
+# Layers of language models of transformers with other names than `...DecoderLayer`.
+OTHER_LAYERS = {'GPT2Block', 'GPTNeoXLayer', 'GPTJBlock', 'BloomBlock', 'MptBlock', 'CodeGenBlock', 'MambaBlock'}
+
 
 @FUNCTIONS.register_module()
 def wrap_decoder_layers(module: nn.Module, recurse: bool, nonwrapped_numel: int) -> bool:
     """FSDP's ``auto_wrap_policy``: every decoder layer of the language model and every encoder of a
     `MultiBackbone` is a unit. Everything else is in the root.
 
-    A layer is recognised by its class, whose name ends with ``DecoderLayer`` in all language models of transformers.
+    A layer is recognised by its class, whose name ends with ``DecoderLayer`` in most language models of transformers.
     The layers of vision towers have other names. The tower stays whole, because its patches are scored (`gathered`).
 
     Encoders of a `MultiBackbone` may have another dtype than the rest. Their units gather when they run: the batches
@@ -25,4 +28,5 @@ def wrap_decoder_layers(module: nn.Module, recurse: bool, nonwrapped_numel: int)
         >>> strategy = dict(type='FSDPStrategy', model_wrapper=dict(auto_wrap_policy='wrap_decoder_layers', ...))
     """
     # By name, because each language model has its own class of layers.
-    return recurse or type(module).__name__.endswith(('DecoderLayer', 'EncoderBranch'))
+    name = type(module).__name__
+    return recurse or name.endswith(('DecoderLayer', 'EncoderBranch')) or name in OTHER_LAYERS

@@ -70,13 +70,14 @@ def _load(
             # A program may have been killed while it replaced the folder.
             recover_folder(folder)
     auto_class = getattr(transformers, class_name)
+    is_causal = class_name == 'AutoModelForCausalLM'
     options: dict[str, Any] = dict(dtype=parse_dtype(dtype), trust_remote_code=trust_remote_code)
     if attn_implementation is not None:
         options['attn_implementation'] = attn_implementation
     if config is not None:
         parsed = _parse_config(config, check, trust_remote_code)
         _tie_as_the_text_model(parsed)
-        return auto_class.from_config(parsed, **options)
+        return auto_class.from_config(_text_config(parsed) if is_causal else parsed, **options)
     assert pretrained is not None
     found = _checked_config('pretrained', pretrained, check, revision=revision, trust_remote_code=trust_remote_code)
     if not trust_remote_code:
@@ -84,6 +85,8 @@ def _load(
     with _explained('pretrained', pretrained):
         # The library only warns of missing weights, and draws random ones.
         options.update(_old_names(auto_class, found), config=found, revision=revision, output_loading_info=True)
+        if is_causal and (text := _text_config(found)) is not found:
+            options.update(config=text, key_mapping=_text_names(auto_class._model_mapping[type(text)]))
         model, info = auto_class.from_pretrained(pretrained, **options)
     missing = sorted(info['missing_keys'])
     if missing:
@@ -172,6 +175,27 @@ def _old_names(auto_class: Any, config) -> dict:
         return {}
     tower = rf'^(?:model\.)?vision_tower\.{WRAPPER_PARTS}'
     return dict(key_mapping={tower: 'model.vision_tower.vision_model.', **known})
+
+
+def _text_config(config):
+    """The config of the language model, for a model that also has a vision tower (Gemma 3, Llama 4).
+
+    The library would make the whole model, or a language model of the config of the whole model; it depends on the
+    version.
+    """
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    text = config.get_text_config(decoder=True)
+    return text if text.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES else config
+
+
+def _text_names(model_class: Any) -> dict[str, str]:
+    """Names of a language model's weights in a checkpoint that also has a vision tower -> their names without it."""
+    # Version 4 takes this prefix off afterwards.
+    prefix = 'language_model.' if version('transformers') < '5' else ''
+    prefix = prefix if model_class.base_model_prefix == 'language_model' else ''
+    outer = r'^(?:model\.)?language_model\.'
+    return {rf'{outer}lm_head\.': f'{prefix}lm_head.', rf'{outer}(?:model\.)?': f'{prefix}model.'}
 
 
 def _tie_as_the_text_model(config) -> None:

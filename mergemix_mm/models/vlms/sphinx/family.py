@@ -1,5 +1,7 @@
 """The parts of SPHINX as the other vision-language models have them."""
 
+from inspect import signature
+
 import torch
 from torch import Tensor, nn
 
@@ -17,17 +19,20 @@ class SphinxFamily(Family):
 
     def __init__(self, model: SphinxNetwork) -> None:
         super().__init__(model)
+        decoder = model.get_submodule(model.decoder_name)
+        self._takes_positions = 'position_ids' in signature(decoder.forward).parameters
         branches = enumerate(model.vision.backbone.branches)
+        names = {module: name for name, module in model.named_modules()}
         self.parts = dict(
             vision_tower=tuple(f'vision.backbone.branches.{index}' for index, one in branches if not one.frozen),
             projector=('vision.neck', 'markers'),
-            # The decoder comes first. The second entry includes the head, wherever the library keeps it.
-            language_model=(f'language_model.{model.language_model.base_model_prefix}', 'language_model'),
+            # Decoder and head: a given module may contain other models, such as a tower of its own, which never run.
+            language_model=(model.decoder_name, names[model.language_model.get_output_embeddings()]),
         )
 
     @property
     def base(self) -> nn.Module:
-        return self.model.language_model.base_model
+        return self.language_model
 
     @property
     def head(self) -> nn.Module:
@@ -73,11 +78,18 @@ class SphinxFamily(Family):
         return ImageInput(ids, sum(lengths), lambda size: dict(pixel_values=(size, 3, side, side)))
 
     def forward_kwargs(self, batch: dict) -> dict:
-        """As they are: every encoder has its own dtype."""
-        return {key: batch[key] for key in self.forward_keys if batch.get(key) is not None}
+        """As they are: every encoder has its own dtype.
+
+        With the positions of tokens, which the library counts from the left end of the padding if it is not told.
+        """
+        kwargs = self.generate_kwargs(batch)
+        mask = kwargs.get('attention_mask')
+        if mask is not None and self._takes_positions:
+            kwargs['position_ids'] = (mask.cumsum(dim=1) - 1).clamp(min=0)
+        return kwargs
 
     def generate_kwargs(self, batch: dict) -> dict:
-        return self.forward_kwargs(batch)
+        return {key: batch[key] for key in self.forward_keys if batch.get(key) is not None}
 
     def generate(self, **kwargs) -> Tensor:
         return self.model.language_model.generate(**kwargs)

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from ....functional import split_views
 from ....utils.numbers import check_number, is_number
-from .causal_head import causal_head
+from ...decoders import embedding_factor, find_decoder
+from .causal_head import causal_head, check_head
 
 # The markers have the ids that follow `image_token_id`, and one row each in the learned embeddings.
 NUM_MARKERS = 3
@@ -108,7 +109,7 @@ class SphinxNetwork(nn.Module):
         image_token_id (int): The first of the four ids.
 
     Raises:
-        ValueError: If the neck's channels are not those of the language model.
+        ValueError: If the neck's channels are not those of the language model, or images cannot be put into it.
     """
 
     # Peft asks models of transformers for the name of their base model; this module has none.
@@ -118,7 +119,17 @@ class SphinxNetwork(nn.Module):
         super().__init__()
         allowed = 'an integer of at least 0, below 2 ** 31'
         check_number('SphinxModel: image_token_id', image_token_id, allowed, least=0, below=1 << 31, integer=True)
+        name, decoder = find_decoder(language_model)
+        if getattr(decoder.config, 'hidden_size_per_layer_input', 0):
+            raise ValueError(
+                f'SphinxModel: language_model {type(language_model).__name__} looks up token ids in every '
+                'layer (hidden_size_per_layer_input), which images do not have; give another language model'
+            )
+        check_head(language_model)
         self.language_model = language_model
+        # The language model without its head, by its name: modules around it may change.
+        self.decoder_name = f'language_model.{name}'
+        self._embedding_factor = embedding_factor(decoder)
         self.vision = vision
         embeddings = language_model.get_input_embeddings()
         width = embeddings.embedding_dim
@@ -193,7 +204,9 @@ class SphinxNetwork(nn.Module):
                 f'SphinxModel: {int(is_image.sum())} image tokens in input_ids for {len(tokens)} tokens of '
                 f"{int(real.sum())} views: set the processor's view_tokens and crop_tokens to those of the model"
             )
-        markers = self.markers(input_ids[is_marker] - first - 1)
+        # The layers read markers and tokens of images as they are here, whatever is done to those of words.
+        markers = self.markers(input_ids[is_marker] - first - 1) / self._embedding_factor
+        tokens = tokens / self._embedding_factor
         embeds = embeds.masked_scatter(is_marker[..., None], markers.to(embeds.dtype))
         return embeds.masked_scatter(is_image[..., None], tokens.to(embeds.dtype))
 

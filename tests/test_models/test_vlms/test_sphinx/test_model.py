@@ -185,7 +185,7 @@ def test_the_parts_that_train_are_those_of_the_config(trainable, expected):
     names = {name.removeprefix('model.') for name, one in vlm.named_parameters() if one.requires_grad}
     assert {next(part for part in expected if name.startswith(part)) for name in names} == expected
     language_model = vlm.family.model.language_model
-    assert language_model.training == ('language_model' in trainable)
+    assert language_model.model.training == ('language_model' in trainable)
     assert language_model.lm_head.weight.requires_grad == ('language_model' in trainable)
 
 
