@@ -142,6 +142,17 @@ class Family:
         return ''
 
     @classmethod
+    def opening(cls, template: str) -> str:
+        """What a released chat template writes between the begin token and the first turn.
+
+        Templates of this package write it as their variable ``opening``, so that no file repeats the text of a release.
+
+        Args:
+            template (str): The processor's own chat template, in Jinja.
+        """
+        return ''
+
+    @classmethod
     def image_processor(cls, processor: Any) -> Any:
         """A copy of the processor that adds nothing but image tokens to a text that the chat template has written.
 

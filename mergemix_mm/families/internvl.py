@@ -68,7 +68,11 @@ class InternVLFamily(Family):
         return round((height // rows) * (width // cols) * config.downsample_ratio**2)
 
     def image_lengths(self, batch: dict) -> Tensor:
-        lengths, pixels = runs(self.placeholders(batch))[:, 2], batch.get('pixel_values')
+        return self._check_lengths(runs(self.placeholders(batch))[:, 2], batch)
+
+    def _check_lengths(self, lengths: Tensor, batch: dict) -> Tensor:
+        """Refuse images whose numbers of tokens, [N], are not those of the tiles."""
+        pixels = batch.get('pixel_values')
         tiles = 0 if pixels is None else len(pixels)
         if (lengths % self.tile_length).any() or lengths.sum() != tiles * self.tile_length:
             raise ValueError(
@@ -92,7 +96,10 @@ class InternVLFamily(Family):
         return {**batch, 'pixel_values': torch.cat(views)}
 
     def largest_image(self, processor: dict) -> ImageInput:
-        height, width = self.model.config.vision_config.image_size
+        return self._largest_tiles(processor, *self.model.config.vision_config.image_size)
+
+    def _largest_tiles(self, processor: dict, height: int, width: int) -> ImageInput:
+        """As many tiles of this size as the processor cuts, as one run of placeholders."""
         tiles = processor.get('max_patches') or MAX_TILES
         columns = next(number for number in range(math.isqrt(tiles), 0, -1) if tiles % number == 0)
         views = tiles + (tiles > 1)  # With the thumbnail.

@@ -14,7 +14,7 @@ from mergemix_mm.models.vision_encoders import build_vision_encoder
 from mergemix_mm.models.vlms import IMAGE, MARKER, PAD, TEXT
 
 FAMILIES = tiny_vlms.FAMILIES
-TILED = ('internvl', 'smolvlm')
+TILED = ('aya_vision', 'internvl', 'smolvlm')
 
 
 def hidden(family, batch):

@@ -11,6 +11,7 @@ One file of this folder describes one family. The tests of datasets, models and 
   - ``IMAGE_TEXT``: with what the family's template writes around it;
   - ``FEATURE_TOKEN``: what the processor writes of an image in place of it, once per image token;
   - ``MARGINS``: text that it writes before and after an image;
+  - ``CLOSING``: what ends an answer, if not the end token alone;
   - ``FRAME``: the tokens around an image;
   - ``ONE_RUN``: False if an image is not one run of image tokens between those of ``FRAME``;
   - ``NAMED_TOKENS``: attributes of released tokenizers;
@@ -57,7 +58,7 @@ UNIFIED = ('janus', 'emu3')
 SPECIAL_TOKENS = {name: module.SPECIAL_TOKENS for name, module in _MODULES.items()}
 WRITTEN = {name: module.WRITTEN for name, module in _MODULES.items()}
 # What ends an answer.
-CLOSING = {name: tokens[2] for name, tokens in SPECIAL_TOKENS.items()}
+CLOSING = {name: getattr(module, 'CLOSING', module.SPECIAL_TOKENS[2]) for name, module in _MODULES.items()}
 LARGEST_IMAGE = {name: getattr(module, 'LARGEST_IMAGE', ((500, 500), {})) for name, module in _MODULES.items()}
 TRANSFORMERS = {name: getattr(module, 'TRANSFORMERS', '4.57 and 5') for name, module in _MODULES.items()}
 FRAMES = {name: module.FRAME for name, module in _MODULES.items() if hasattr(module, 'FRAME')}

@@ -73,7 +73,7 @@ class ChatTemplate:
     Attributes:
         name (str): For messages.
         text (str): The template, with its answers between ``{% generation %}`` and ``{% endgeneration %}``.
-        variables (dict): ``image_token`` and the special tokens of the tokenizer.
+        variables (dict): ``image_token``, ``opening`` and the special tokens of the tokenizer.
         preamble (str): Put in front of every conversation.
     """
 
@@ -117,7 +117,7 @@ class ChatTemplate:
 
     def _write(self, messages: list[dict], generation_prompt: bool) -> tuple[WrittenConversation, list[str]]:
         texts = [part['text'] for message in messages for part in message['content'] if part['type'] == 'text']
-        everything = ''.join([*texts, self.text, self.preamble])
+        everything = ''.join([*texts, self.text, self.preamble, self.variables.get('opening', '')])
         marks = [mark for mark in MARKS if mark not in everything][:4]
         turns = [{key: value for key, value in message.items() if key != 'train'} for message in messages]
         context = dict(self.variables, add_generation_prompt=generation_prompt)
@@ -211,8 +211,11 @@ def find_chat_template(processor, chat_template: str | None = None) -> ChatTempl
         ValueError: If the template does not exist, does not mark answers, takes more time, memory or text than any real
             one, or if no template fits.
     """
-    variables = dict(processor.tokenizer.special_tokens_map, image_token=placeholder_of(processor))
     family = family_of(processor)
+    own = getattr(processor, 'chat_template', None) or getattr(processor.tokenizer, 'chat_template', None)
+    own = own.get('default') if isinstance(own, dict) else own
+    opening = family.opening(own) if isinstance(own, str) else ''
+    variables = dict(processor.tokenizer.special_tokens_map, image_token=placeholder_of(processor), opening=opening)
     preamble = family.preamble(processor)
 
     def build(name: str, text: str) -> ChatTemplate:
@@ -224,8 +227,6 @@ def find_chat_template(processor, chat_template: str | None = None) -> ChatTempl
     if chat_template is not None:
         return _named(chat_template, from_repository, build)
     guess = family.chat_template
-    own = getattr(processor, 'chat_template', None) or getattr(processor.tokenizer, 'chat_template', None)
-    own = own.get('default') if isinstance(own, dict) else own
     if own is None:
         if guess is None:
             raise _no_template(processor, 'has no chat template')

@@ -51,6 +51,8 @@ def test_prompt_is_what_precedes_the_answer(family):
 
 SEVERAL = turn('user', 'Image 1: ', IMAGE, ' Image 2: ', IMAGE, 'Which?')
 IN_PLACE = dict(
+    aya_vision='<BOS_TOKEN><|START_OF_TURN_TOKEN|><|USER_TOKEN|>Image 1: <image> Image 2: <image>Which?'
+    '<|END_OF_TURN_TOKEN|><|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|><|START_RESPONSE|>',
     llava='USER: Image 1: <image> Image 2: <image>\nWhich? ASSISTANT:',
     question_first='USER: Image 1: <image> Image 2: <image>\nWhich? ASSISTANT:',
     llava_next='[INST] Image 1: <image> Image 2: <image>\nWhich? [/INST]',
@@ -98,6 +100,8 @@ def test_a_single_image_comes_first_as_the_family_publishes_it():
 
 
 SYSTEMS = dict(
+    aya_vision='<BOS_TOKEN><|START_OF_TURN_TOKEN|><|SYSTEM_TOKEN|>S.<|END_OF_TURN_TOKEN|><|START_OF_TURN_TOKEN|>'
+    '<|USER_TOKEN|><image>Q',
     llava='S. USER: ',
     llava_next='<<SYS>>\nS.\n<</SYS>>\n\n[INST] ',
     llava_onevision='<|im_start|>system\nS.<|im_end|>\n<|im_start|>user\n',
@@ -364,7 +368,9 @@ def test_template_can_be_a_file_that_marks_answers(tmp_path):
     path.write_text('{{ messages }}')
     with pytest.raises(ValueError, match=r'mine\.jinja\' marks no answers; put \{% generation %\}'):
         find_chat_template(processor, str(path))
-    with pytest.raises(ValueError, match=r"chat_template='vicuna' is neither a file nor one of \['emu3', .*'internvl'"):
+    with pytest.raises(
+        ValueError, match=r"chat_template='vicuna' is neither a file nor one of \[.*'emu3', .*'internvl'"
+    ):
         find_chat_template(processor, 'vicuna')
 
 

@@ -195,6 +195,7 @@ def image_spans(family, given, start, end):
     for image in given['images']:
         one = dict(given, images=[image], messages=[turn('user', IMAGE, 'x'), turn('assistant', 'y')])
         text, _ = EncodeConversation(processor(family)).template.render(one['messages'])
+        text = text.replace(tiny_vlms.image_token(family), tiny_vlms.feature_token(family))
         bos = tokenizer.bos_token
         special = family != 'paligemma' and not (bos and text.startswith(bos))
         around = len(''.join(tiny_vlms.margins(family)))
@@ -206,7 +207,8 @@ def image_spans(family, given, start, end):
         # Marks of the processor stand directly before its first placeholder.
         while tokenizer.convert_ids_to_tokens(ids[begin - 1]) in (
             '<img>', '<begin_of_image>', '<fake_token_around_image>', '<global-img>', '<row_1_col_1>',
-            '<|image start|>', *'0123456789*', '<|image token|>', *(frame if start is None else ())
+            'TILE_1', 'TILE_GLOBAL', '<|image start|>', *'0123456789*', '<|image token|>',
+            *(frame if start is None else ())
         ):  # fmt: skip
             if begin - 1 < place:
                 break
