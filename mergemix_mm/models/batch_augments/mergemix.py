@@ -37,18 +37,21 @@ class MergeMix(Mixer):
     Args:
         alpha (float): Parameter of the Beta distribution, > 0 and finite. Defaults to 1.0.
         num_merge (int, optional): Patches merged before the scored layer, < L'. Defaults to None: half of them, as the
-            paper's 98 of 196. Encoders with rotary positions (Qwen-VL, Pixtral, DINOv3, EVA-02) score without merging:
-            0, and None means 0 with a warning.
+            paper's 98 of 196. Tokens with rotary positions (Qwen-VL, Pixtral, DINOv3, EVA-02) cannot merge: their
+            encoders score all patches, None means 0 with a warning, and ``inflection`` and ``prop_attn`` have no
+            effect.
         layer (int, optional): The scored layer, counted from 1. Defaults to None: at 3/4 of the depth, or the last
             layer of global attention before that.
         inflection (float): Shape of the merge schedule over the layers in [-1, 1]; negative merges more in the early
             layers. Defaults to -0.5.
         mask (str): Which patches are kept: ``'mergemix'``, the most salient after merging; ``'topk'``, the same
-            without merging; ``'random'``, random groups of merged tokens; ``'inverse'``, the least salient, so that
-            the partner covers what the image shows (a loser for SimPO). Defaults to ``'mergemix'``.
+            without merging; ``'random'``, random groups of merged tokens (single patches without merging);
+            ``'inverse'``, the least salient, so that the partner covers what the image shows (a loser for SimPO).
+            Defaults to ``'mergemix'``.
         ratio (str): Share of the image's own label: ``'attention'``, the share of the visible attention; ``'area'``,
-            the share of patches; ``'gaussian'``, drawn as the paper does, without looking at the mask. Defaults to
-            ``'attention'``, which came closest to what can be seen (docs/benchmarks/mergemix.md).
+            the share of patches; ``'gaussian'``, drawn as the paper does, without looking at the mask or at how many
+            patches merged. Defaults to ``'attention'``, which came closest to what can be seen
+            (docs/benchmarks/mergemix.md).
         per_image (bool): Whether each image gets a lambda of its own instead of one for the batch (for all images of
             one size, where an encoder scores each image at its own size). Defaults to False.
         encoder (nn.Module | dict, optional): A frozen encoder of MergeMix's own, or its config (MODELS), such as
@@ -96,7 +99,10 @@ class MergeMix(Mixer):
         self.ratio = ratio
         self.per_image = per_image
         self.prop_attn = prop_attn
-        self.encoder = _build_frozen(encoder, self.num_merge) if encoder is not None else None
+        self.encoder = _build_frozen(encoder) if encoder is not None else None
+        if self.encoder is not None:
+            # Refuses an encoder that cannot score, or not like this, before training starts.
+            self.num_merge = scored_merge(build_vision_encoder(self.encoder), self.num_merge)
 
     @property
     def needs_encoder(self) -> bool:
@@ -206,7 +212,7 @@ class MergeMix(Mixer):
         return area_ratio(mask)
 
 
-def _build_frozen(encoder: nn.Module | dict, num_merge: int | None) -> nn.Module:
+def _build_frozen(encoder: nn.Module | dict) -> nn.Module:
     model: nn.Module
     if isinstance(encoder, dict):
         model = MODELS.build(deepcopy(dict(encoder)) | old_options(encoder.get('type')))
@@ -215,7 +221,5 @@ def _build_frozen(encoder: nn.Module | dict, num_merge: int | None) -> nn.Module
             model.init_weights()
     else:
         model = encoder
-    # Refuses an encoder that cannot score, or not like this, before training starts.
-    scored_merge(build_vision_encoder(model), num_merge)
     model.eval()  # Not chained: train() and eval() of MMPretrain's backbones return None.
     return model.requires_grad_(False)

@@ -1,6 +1,7 @@
 """MergeMix: what it mixes, how it scores, and what it leaves alone."""
 
 import math
+import warnings
 
 import pytest
 import torch
@@ -213,31 +214,72 @@ def test_in_a_plain_image_classifier_it_scores_with_a_frozen_encoder_of_its_own(
     assert not encoder.training
 
 
-def test_encoders_of_transformers_and_timm_are_named_in_the_config_and_keep_their_weights(tmp_path, images):
-    transformers, timm = pytest.importorskip('transformers'), pytest.importorskip('timm')
-    config = transformers.CLIPVisionConfig(
-        hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=32, patch_size=8
+# As in docs/extend/custom_encoder.md: the class of transformers, or the model of timm, with its options.
+SIZE = dict(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, image_size=32, patch_size=8)
+ENCODERS = {
+    'CLIPVisionModel': dict(SIZE, intermediate_size=32),
+    'Dinov2WithRegistersModel': dict(SIZE, num_register_tokens=2),
+    'DINOv3ViTModel': dict(SIZE, intermediate_size=32, num_register_tokens=2),
+    'vit_tiny_patch16_224': dict(img_size=32, patch_size=8, embed_dim=16, depth=2, num_heads=2),
+    'eva02_tiny_patch14_224': dict(img_size=32, patch_size=8, embed_dim=16, depth=2, num_heads=2),
+}
+WITHOUT_MERGING = ['DINOv3ViTModel', 'eva02_tiny_patch14_224']
+
+
+def trained_encoder(name, folder):
+    """An encoder, and the config that loads its weights from a folder."""
+    torch.manual_seed(0)
+    if name.endswith('Model'):
+        cls = getattr(pytest.importorskip('transformers'), name)
+        model = cls(cls.config_class(**ENCODERS[name]))
+        model.save_pretrained(folder)
+        return model, dict(type=f'transformers.{name}.from_pretrained', pretrained_model_name_or_path=str(folder))
+    model = pytest.importorskip('timm').create_model(name, **ENCODERS[name])
+    torch.save(model.state_dict(), folder / 'weights.pth')
+    path = str(folder / 'weights.pth')
+    return model, dict(type='timm.create_model', model_name=name, checkpoint_path=path, **ENCODERS[name])
+
+
+@pytest.mark.parametrize('name', ENCODERS)
+def test_encoders_of_transformers_and_timm_are_named_in_the_config_and_keep_their_weights(name, tmp_path, images):
+    trained, encoder = trained_encoder(name, tmp_path)
+    mixer = MergeMix(encoder=encoder, num_merge=0)
+    mixed, _ = mixer(images, torch.eye(6))
+    assert mixed.shape == images.shape
+    for key, value in mixer.encoder.state_dict().items():
+        assert torch.equal(value, trained.state_dict()[key]), key
+
+
+@pytest.mark.parametrize('name', ENCODERS)
+def test_an_encoder_of_its_own_merges_half_of_the_patches_or_none_with_one_warning(name, tmp_path, images):
+    model, _ = trained_encoder(name, tmp_path)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter('always')
+        mixer = MergeMix(encoder=model)
+        mixer.mix(images), mixer.mix(images)
+    about_merging = [str(one.message) for one in caught if 'merge' in str(one.message)]
+    assert len(about_merging) == (name in WITHOUT_MERGING)
+    scores = mixer.score(images)
+    assert scores.num_kept_patches == (16 if name in WITHOUT_MERGING else 8)
+    if name in WITHOUT_MERGING:
+        with pytest.raises(ValueError, match='num_merge=8: tokens .*rotary positions.*set num_merge=0'):
+            MergeMix(encoder=model, num_merge=8)
+
+
+@pytest.mark.parametrize('options', [dict(mask='random'), dict(inflection=1.0), dict(prop_attn=False)])
+def test_without_merging_random_keeps_single_patches_and_the_shape_of_the_schedule_does_not_matter(
+    options, tmp_path, images
+):
+    model, _ = trained_encoder('DINOv3ViTModel', tmp_path)
+    first, second = (
+        MergeMix(encoder=model, num_merge=0, per_image=True, **kwargs).mix(
+            images, generator=torch.Generator().manual_seed(5)
+        )
+        for kwargs in ({}, options)
     )
-    clip = transformers.CLIPVisionModel(config)
-    clip.save_pretrained(tmp_path / 'clip')
-    small = dict(img_size=32, patch_size=8, embed_dim=16, depth=2, num_heads=2)
-    vit = timm.create_model('vit_tiny_patch16_224', **small)
-    torch.save(vit.state_dict(), tmp_path / 'vit.pth')
-    encoders = [
-        dict(type='transformers.CLIPVisionModel.from_pretrained', pretrained_model_name_or_path=str(tmp_path / 'clip')),
-        dict(
-            type='timm.create_model',
-            model_name='vit_tiny_patch16_224',
-            checkpoint_path=str(tmp_path / 'vit.pth'),
-            **small,
-        ),
-    ]
-    for trained, encoder in zip((clip, vit), encoders, strict=True):
-        mixer = MergeMix(encoder=encoder)
-        mixed, _ = mixer(images, torch.eye(6))
-        assert mixed.shape == images.shape
-        for name, value in mixer.encoder.state_dict().items():
-            assert torch.equal(value, trained.state_dict()[name]), name
+    assert torch.equal(first.saliency, second.saliency)
+    same = torch.equal(first.mask.sort(dim=1).values, second.mask.sort(dim=1).values)
+    assert torch.equal(first.mask, second.mask) == same == ('mask' not in options)
 
 
 def test_the_encoder_config_is_not_written_to():

@@ -1,11 +1,13 @@
 """MixupClassifier: mixing inside loss(), with every kind of augment, label and head."""
 
+import warnings
 from copy import deepcopy
 
 import numpy as np
 import pytest
 import torch
 from mmengine.config import ConfigDict
+from mmengine.optim import OptimWrapper
 from mmpretrain.registry import BATCH_AUGMENTS, MODELS
 from mmpretrain.structures import DataSample
 from tiny_vit import VIT
@@ -281,6 +283,25 @@ def test_a_lora_model_scores_with_its_adapters_and_only_they_learn():
     learned = {name for name, parameter in model.backbone.named_parameters() if parameter.grad is not None}
     assert learned and all('.lora_' in name for name in learned)
     assert model.mix_result.saliency.shape == (4, 16)
+
+
+def test_a_backbone_with_rotary_positions_trains_without_merging_and_one_warning_says_so():
+    backbone = dict(VIT, type='ViTEVA02', out_type='avg_featmap')
+    model = classifier(backbone=backbone, head=dict(type='LinearClsHead', num_classes=5, in_channels=16))
+    optim = OptimWrapper(torch.optim.SGD(model.parameters(), lr=0.1))
+    before = deepcopy(model.backbone.layers[-1].attn.qkv.weight)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter('default')
+        for _ in range(2):
+            losses = model.loss(*batch())
+            optim.update_params(losses['loss'])
+    assert [str(one.message) for one in caught if 'merge' in str(one.message)] == [
+        'tokens of `ViTEVA02` cannot merge (rotary positions), so MergeMix scores without merging; num_merge=0 says '
+        'the same without this warning'
+    ]
+    assert losses['loss'].isfinite()
+    assert model.mix_result.saliency.shape == (4, 16)
+    assert not torch.equal(before, model.backbone.layers[-1].attn.qkv.weight)
 
 
 def test_a_backbone_that_cannot_score_is_refused_by_name():

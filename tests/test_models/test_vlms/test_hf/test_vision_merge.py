@@ -166,6 +166,14 @@ def test_other_families_are_refused(family):
         make(2, family)
 
 
+def test_a_tower_with_rotary_positions_is_refused():
+    config = tiny_vlms.tiny_config('llava')
+    config['vision_config']['model_type'] = 'dinov3_vit'
+    message = r'vision_merge: tokens of `DINOv3ViTModel` cannot merge \(rotary positions\): remove vision_merge'
+    with pytest.raises(ValueError, match=message):
+        make(config=config)
+
+
 def test_lora_and_merging_work_together():
     vlm = make(lora=dict(r=2), trainable=['language_model', 'projector', 'vision_tower'])
     loss_of(vlm, vlm.prepare(batch_of())).backward()
