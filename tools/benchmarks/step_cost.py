@@ -1,4 +1,4 @@
-"""Cost of one training step with each way of mixing, in time and memory, and memory of scoring by image size."""
+"""Cost of a training step by way of mixing, and of scoring with and without merging; memory of scoring by size."""
 
 import argparse
 import statistics
@@ -28,6 +28,8 @@ from mergemix_mm.models import MergeMix, MixupClassifier
 from mergemix_mm.utils.tables import markdown_table
 
 REFERENCE = 'CutMix'
+MERGED = 'VisionTransformer, half of the patches merged'
+PARTS = ('steps', 'scoring', 'memory')
 NUM_CLASSES = 100
 TINY_ARCH = dict(embed_dims=32, num_layers=4, num_heads=2, feedforward_channels=64)
 
@@ -40,6 +42,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         'mixing, forward, backward and AdamW update. Memory is that of torch tensors, above weights, gradients and '
         'optimizer state.',
     )
+    parser.add_argument('--parts', nargs='+', choices=PARTS, default=PARTS, help='what to measure (default: all)')
     parser.add_argument('--arch', default='deit-s', help='arch of the VisionTransformer (default: %(default)s)')
     parser.add_argument('--batch-size', type=int, default=16, help='(default: %(default)s)')
     parser.add_argument('--image-size', type=int, default=224, help='in pixels (default: %(default)s)')
@@ -65,12 +68,14 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def build_backbone(args: argparse.Namespace, image_size: int) -> torch.nn.Module:
+def build_backbone(
+    args: argparse.Namespace, image_size: int, name: str = 'VisionTransformer', arch: str | dict | None = None
+) -> torch.nn.Module:
     """A vision transformer with random weights."""
     return MODELS.build(
         dict(
-            type='VisionTransformer',
-            arch=args.arch,
+            type=name,
+            arch=arch or args.arch,
             img_size=image_size,
             patch_size=args.patch_size,
             _scope_='mmpretrain',
@@ -149,6 +154,38 @@ def measure_steps(args: argparse.Namespace) -> list[dict]:
     return rows
 
 
+def measure_scoring(args: argparse.Namespace) -> list[dict]:
+    """Time of a scoring pass with and without merging, and with rotary positions, at the same width and depth."""
+    plain = build_backbone(args, args.image_size)
+    # As EVA-02 does: its gated MLP has a third matrix, and 2 / 3 of the channels.
+    arch = {key: getattr(plain, key) for key in ('embed_dims', 'num_layers')} | {
+        'num_heads': plain.arch_settings['num_heads'],
+        'feedforward_channels': plain.arch_settings['feedforward_channels'] * 2 // 3,
+    }
+    rotary = build_backbone(args, args.image_size, 'ViTEVA02', arch)
+    images = torch.randn(args.batch_size, 3, args.image_size, args.image_size, device=args.device)
+    layer = args.layers[len(args.layers) // 2]
+    merging, whole = MergeMix(layer=layer), MergeMix(layer=layer, num_merge=0)
+
+    def score(mixer: MergeMix, backbone: torch.nn.Module) -> None:
+        with autocast(args):
+            mixer.score(images, backbone)
+
+    arms = {
+        MERGED: partial(score, merging, plain),
+        'VisionTransformer, no merging': partial(score, whole, plain),
+        'ViTEVA02 (rotary positions), no merging': partial(score, whole, rotary),
+    }
+    times = interleaved_times(arms, args.rounds, device=args.device)
+    rows = []
+    for name, seconds in times.items():
+        low, high = ratio_range(seconds, times[MERGED])
+        ratio = median_ratio(seconds, times[MERGED])
+        median = statistics.median(seconds)
+        rows.append(dict(arm=name, layer=layer, seconds=median, ratio=ratio, ratio_low=low, ratio_high=high))
+    return rows
+
+
 def measure_scoring_memory(args: argparse.Namespace) -> list[dict]:
     """Peak memory of scoring one image at each size, by MergeMix and by the scheme of the release."""
     layer = args.layers[len(args.layers) // 2]
@@ -173,29 +210,41 @@ def main(argv: Sequence[str] | None = None) -> dict:
         argv (Sequence[str], optional): The command line. Defaults to that of the process.
 
     Returns:
-        dict: ``steps`` and ``scoring_memory``, a dictionary for each row of the tables.
+        dict: ``steps``, ``scoring`` and ``scoring_memory``, a dictionary for each row of the tables.
     """
     args = parse_args(argv)
     prepare(args)
-    results = dict(benchmark='step_cost', options=vars(args), steps=measure_steps(args), scoring_memory=[])
+    measures = dict(steps=measure_steps, scoring=measure_scoring, memory=measure_scoring_memory)
+    results = dict(benchmark='step_cost', options=vars(args), steps=[], scoring=[], scoring_memory=[])
+    for part in args.parts:
+        results['scoring_memory' if part == 'memory' else part] = measures[part](args)
+        if args.output:
+            write_json(args.output, results)
+    _print_tables(args, results)
     if args.output:
-        write_json(args.output, results)
-    results['scoring_memory'] = measure_scoring_memory(args)
-    print(f'\nOne training step: {args.arch}, {args.image_size} px, batch {args.batch_size}\n')
-    header = ('arm', 'step (s)', f'/ {REFERENCE}', 'lowest - highest', 'scoring alone (s)', 'peak memory (MB)')
-    print(markdown_table(header, [_step_row(row) for row in results['steps']]))
-    if args.device.type == 'cuda':
+        print(f'\nNumbers written to {args.output}')
+    return results
+
+
+def _print_tables(args: argparse.Namespace, results: dict) -> None:
+    size = f'{args.arch}, {args.image_size} px, batch {args.batch_size}'
+    if results['steps']:
+        print(f'\nOne training step: {size}\n')
+        header = ('arm', 'step (s)', f'/ {REFERENCE}', 'lowest - highest', 'scoring alone (s)', 'peak memory (MB)')
+        print(markdown_table(header, [_step_row(row) for row in results['steps']]))
+    if results['steps'] and args.device.type == 'cuda':
         print('\nThe same steps by the time of their kernels, without the cost of launching them\n')
         header = ('arm', 'kernels', 'of a step (s)', f'/ {REFERENCE}', 'of scoring (s)')
         reference = next(row['kernel_seconds'] for row in results['steps'] if row['arm'] == REFERENCE)
         print(markdown_table(header, [_kernel_row(row, reference) for row in results['steps']]))
-    print('\nMemory of one scoring pass, one image, half of the patches merged\n')
-    header = ('patches L', 'MergeMix (MB)', 'MB per 1,000 patches', "release's scheme (MB)", 'MB per 1,000 patches')
-    print(markdown_table(header, [_memory_row(row) for row in results['scoring_memory']]))
-    if args.output:
-        write_json(args.output, results)
-        print(f'\nNumbers written to {args.output}')
-    return results
+    if results['scoring']:
+        print(f'\nOne scoring pass up to layer {results["scoring"][0]["layer"]}: {size}\n')
+        header = ('encoder', 'scoring (s)', '/ merged', 'lowest - highest')
+        print(markdown_table(header, [_scoring_row(row) for row in results['scoring']]))
+    if results['scoring_memory']:
+        print('\nMemory of one scoring pass, one image, half of the patches merged\n')
+        sides = ('patches L', 'MergeMix (MB)', 'MB per 1,000 patches', "release's scheme (MB)", 'MB per 1,000 patches')
+        print(markdown_table(sides, [_memory_row(row) for row in results['scoring_memory']]))
 
 
 def _step_row(row: dict) -> list:
@@ -208,6 +257,11 @@ def _step_row(row: dict) -> list:
         None if scoring is None else f'{scoring:.4g}',
         f'{row["peak_mb"]:,.0f}',
     ]
+
+
+def _scoring_row(row: dict) -> list:
+    spread = f'{row["ratio_low"]:.3f} - {row["ratio_high"]:.3f}'
+    return [row['arm'], f'{row["seconds"]:.4g}', f'{row["ratio"]:.3f}', spread]
 
 
 def _kernel_row(row: dict, reference: float) -> list:

@@ -30,6 +30,15 @@ def test_step_cost(run):
     assert [row['patches'] for row in results['scoring_memory']] == [64, 256, 1024]
     assert all(row['mergemix_mb'] < row['release_mb'] for row in results['scoring_memory'])
     assert written['steps'] == results['steps'] and '| CutMix ' in printed
+    encoders = {row['arm'].split(',')[0]: row['ratio'] for row in results['scoring']}
+    assert list(encoders) == ['VisionTransformer', 'ViTEVA02 (rotary positions)'] and len(results['scoring']) == 3
+    assert results['scoring'][0]['ratio'] == 1 and '| / merged |' in printed
+
+
+def test_step_cost_measures_one_part(run):
+    results, written, printed = run('step_cost', '--parts', 'scoring')
+    assert len(results['scoring']) == 3 and not results['steps'] and not results['scoring_memory']
+    assert written['scoring'] == results['scoring'] and '| scoring (s) |' in printed and '| CutMix' not in printed
 
 
 def test_tome_throughput(run):
