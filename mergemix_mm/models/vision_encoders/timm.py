@@ -64,7 +64,8 @@ class TimmEncoder(VisionEncoder):
     """`timm.models.VisionTransformer`."""
 
     layer_type: type[EncoderLayer] = TimmLayer
-    layer_name, attention_names = 'Block', ('Attention',)
+    layer_name = 'Block'
+    attention_names: tuple[str, ...] = ('Attention',)
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
@@ -136,7 +137,8 @@ class EvaEncoder(TimmEncoder):
 
     layers: Sequence[EvaLayer]
     layer_type = EvaLayer
-    layer_name, attention_names = 'EvaBlock', ('EvaAttention', 'AttentionRope')
+    layer_name = 'EvaBlock'
+    attention_names = ('EvaAttention', 'AttentionRope')
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)

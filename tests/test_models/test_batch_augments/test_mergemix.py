@@ -261,6 +261,10 @@ def test_an_encoder_of_its_own_merges_half_of_the_patches_or_none_with_one_warni
     assert len(about_merging) == (name in WITHOUT_MERGING)
     scores = mixer.score(images)
     assert scores.num_kept_patches == (16 if name in WITHOUT_MERGING else 8)
+    prefix = scores.num_prefix_tokens  # Class token and registers: never merged.
+    assert torch.equal(scores.groups.index[:, :prefix], torch.arange(prefix).expand(6, -1))
+    assert prefix == (3 if name in ('Dinov2WithRegistersModel', 'DINOv3ViTModel') else 1)
+    assert (scores.groups.size[:, :prefix] == 1).all()
     if name in WITHOUT_MERGING:
         with pytest.raises(ValueError, match='num_merge=8: tokens .*rotary positions.*set num_merge=0'):
             MergeMix(encoder=model, num_merge=8)
