@@ -102,6 +102,7 @@ class WindowLayer(QwenLayer):
 class Qwen2VLEncoder(VisionEncoder):
     """`Qwen2VisionTransformerPretrainedModel`: rotary positions only."""
 
+    layers: list[QwenLayer]
     layer_name = 'Qwen2VLVisionBlock'
     has_class_token, num_prefix_tokens, image_size = False, 0, None
     no_merge = 'rotary positions'

@@ -79,7 +79,8 @@ class VisionEncoder(ABC):
     num_prefix_tokens: int
     has_class_token: bool
     patch_size: tuple[int, int]
-    # The size of the images that it was trained on. None: images of any size, which are scored at their own size.
+    # The size of the images that it was trained on. None: images of any size, which are scored at their own size. Then
+    # no tokens merge: the groups of an image have no meaning on another grid.
     image_size: tuple[int, int] | None
     # Why tokens cannot merge, e.g. 'rotary positions'; None if they can. Without merging they can still be scored.
     no_merge: str | None = None

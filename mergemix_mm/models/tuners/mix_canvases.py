@@ -127,12 +127,12 @@ def _mix_at_own_sizes(
                 masks[i] = result.mask[k]
             if not mixer.needs_partner or owner[partners[k]] != owner[i]:
                 images[i], found[i], ratio[i], mixed[i] = result.images[k], partners[k], result.ratio[k], True
-    result = CanvasMix(images, canvases, found, ratio, owner, mixed)
+    mix = CanvasMix(images, canvases, found, ratio, owner, mixed)
     if saliency is not None:
         order = range(len(canvases))
-        result.mask, result.saliency = [masks[i] for i in order], [saliency[i].flatten() for i in order]
-        result.grid = [(saliency[i].size(0), saliency[i].size(1)) for i in order]
-    return result
+        mix.mask, mix.saliency = [masks[i] for i in order], [saliency[i].flatten() for i in order]
+        mix.grid = [(saliency[i].size(0), saliency[i].size(1)) for i in order]
+    return mix
 
 
 def _score_at_own_sizes(
@@ -155,8 +155,8 @@ def _scores_on(grid: Sequence[int], saliency: list[Tensor]) -> PatchScores:
     for own in saliency:
         resized = resize(own[None, None], grid).flatten()
         rows.append(resized * (own.sum() / resized.sum()))
-    stacked = torch.stack(rows)
-    return PatchScores(stacked, TokenGroups.identity(*stacked.shape, stacked.device), (grid[0], grid[1]), 0)
+    groups = TokenGroups.identity(len(rows), len(rows[0]), rows[0].device)
+    return PatchScores(torch.stack(rows), groups, (grid[0], grid[1]), 0)
 
 
 def _other_samples(owner: Tensor) -> Tensor:
