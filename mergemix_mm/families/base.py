@@ -113,6 +113,8 @@ class Family:
     )
     # What the model's forward and generate take from a batch.
     forward_keys: tuple[str, ...] = ('input_ids', 'attention_mask', 'pixel_values')
+    # Shape of `pixel_values`: the name of a dimension, or its size.
+    pixel_shape: ClassVar[tuple[str | int, ...]] = ('images', 3, 'height', 'width')
     # Class of a tower, with its module -> the adapter by which its patches are scored and merged.
     tower_adapters: ClassVar[dict[str, Callable[[nn.Module], VisionEncoder]]] = {}
     # Whether `vision_merge` can shorten what the language model reads of the tower.
@@ -221,7 +223,8 @@ class Family:
 
     def image_lengths(self, batch: dict) -> Tensor:
         """Number of placeholders of each image, [N] int64. By default, all images have the same number."""
-        num_images = len(batch['pixel_values']) if batch.get('pixel_values') is not None else 0
+        pixels = self.pixels(batch)
+        num_images = 0 if pixels is None else len(pixels)
         total = int(self.placeholders(batch).sum())
         if total % num_images if num_images else total:
             raise ValueError(
@@ -261,9 +264,28 @@ class Family:
             result[batch['attention_mask'] == 0] = PAD
         return result
 
+    def pixels(self, batch: dict) -> Tensor | None:
+        """``pixel_values`` of a batch; None for a batch of text only. Whatever reads them asks for them here.
+
+        Raises:
+            ValueError: if they have another shape than those of the family's processor (`pixel_shape`).
+        """
+        pixels = batch.get('pixel_values')
+        if pixels is None:
+            return None
+        shape = list(pixels.shape) if isinstance(pixels, Tensor) else None
+        fits = shape is not None and len(shape) == len(self.pixel_shape)
+        if not fits or any(not isinstance(want, str) and want != size for size, want in zip(shape, self.pixel_shape)):
+            found = f'a {type(pixels).__name__}' if shape is None else f'of shape {shape}'
+            raise ValueError(
+                f'pixel_values are {found}; {type(self).__name__} reads a tensor of shape '
+                f'[{", ".join(map(str, self.pixel_shape))}], as the processor of its model makes it'
+            )
+        return pixels
+
     def canvases(self, batch: dict) -> list[Tensor]:
         """The normalised images [3, H, W] before tiling and patching; [] for a batch of text only."""
-        pixels = batch.get('pixel_values')
+        pixels = self.pixels(batch)
         return [] if pixels is None else list(pixels)
 
     def with_canvases(self, batch: dict, canvases: list[Tensor]) -> dict:
@@ -279,7 +301,7 @@ class Family:
         """What the base model's forward takes, with pixels in the tower's dtype.
 
         Raises:
-            ValueError: if the batch has videos.
+            ValueError: if the batch has videos, or pixels of another shape.
         """
         videos = [key for key in batch if 'video' in key and batch[key] is not None]
         if videos:
@@ -287,9 +309,9 @@ class Family:
                 f'the batch has {", ".join(videos)}: videos are not supported; allowed are texts and images'
             )
         kwargs = {key: batch[key] for key in self.forward_keys if batch.get(key) is not None}
-        if 'pixel_values' in kwargs:
+        if (pixels := self.pixels(kwargs)) is not None:
             # Processors give float32, and the library does not cast for every tower.
-            kwargs['pixel_values'] = kwargs['pixel_values'].to(next(self.vision_tower.parameters()).dtype)
+            kwargs['pixel_values'] = pixels.to(next(self.vision_tower.parameters()).dtype)
         return kwargs
 
     def generate_kwargs(self, batch: dict) -> dict:

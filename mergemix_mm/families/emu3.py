@@ -165,12 +165,11 @@ class Emu3Family(Family):
         return result.masked_scatter(self.placeholders(batch), torch.cat(rows)) if rows else result
 
     def canvases(self, batch: dict) -> list[Tensor]:
-        if batch.get('pixel_values') is None:
+        pixels = self.pixels(batch)
+        if pixels is None:
             return []
         sizes = batch['image_sizes'].tolist()
-        return [
-            pixels[:, :height, :width] for pixels, (height, width) in zip(batch['pixel_values'], sizes, strict=True)
-        ]
+        return [image[:, :height, :width] for image, (height, width) in zip(pixels, sizes, strict=True)]
 
     def with_canvases(self, batch: dict, canvases: list[Tensor]) -> dict:
         check_canvases(canvases, self.canvases(batch))
@@ -208,6 +207,6 @@ class Emu3Family(Family):
 
     def _grids(self, batch: dict) -> Tensor:
         """Rows and columns of each image's codes, [N, 2] int64."""
-        if batch.get('pixel_values') is None:
+        if self.pixels(batch) is None:
             return batch['input_ids'].new_empty(0, 2)
         return batch['image_sizes'] // self.model.model.vqmodel.spatial_scale_factor

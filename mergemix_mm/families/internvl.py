@@ -72,7 +72,7 @@ class InternVLFamily(Family):
 
     def _check_lengths(self, lengths: Tensor, batch: dict) -> Tensor:
         """Refuse images whose numbers of tokens, [N], are not those of the tiles."""
-        pixels = batch.get('pixel_values')
+        pixels = self.pixels(batch)
         tiles = 0 if pixels is None else len(pixels)
         if (lengths % self.tile_length).any() or lengths.sum() != tiles * self.tile_length:
             raise ValueError(
@@ -110,7 +110,7 @@ class InternVLFamily(Family):
 
     def _views(self, batch: dict) -> list[tuple[Tensor, tuple[int, int]]]:
         """Tiles and thumbnail [n, 3, h, w] of each image, and the grid of its tiles."""
-        pixels = batch.get('pixel_values')
+        pixels = self.pixels(batch)
         if pixels is None:
             return []
         counts = (self.image_lengths(batch) // self.tile_length).tolist()

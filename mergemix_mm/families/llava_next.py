@@ -62,6 +62,7 @@ class LlavaNextFamily(Family):
     array_image_processors = ('LlavaNextImageProcessor',)
     parts = Family.parts | dict(projector=('model.multi_modal_projector', 'model.image_newline'))
     forward_keys = (*Family.forward_keys, 'image_sizes')
+    pixel_shape = ('images', 'views', 3, 'height', 'width')
 
     def image_lengths(self, batch: dict) -> Tensor:
         return batch['input_ids'].new_tensor([len(layout) for layout in self._layouts(batch)])
@@ -121,7 +122,7 @@ class LlavaNextFamily(Family):
             yield views[first : layout.num_views], views[:first], layout
 
     def _layouts(self, batch: dict) -> list[Layout]:
-        if batch.get('pixel_values') is None:
+        if self.pixels(batch) is None:
             return []
         return [self._layout(*size) for size in batch['image_sizes'].tolist()]
 

@@ -32,6 +32,7 @@ class Qwen2_5_VLFamily(Family):
         language_model=('model.language_model', 'lm_head'),
     )
     forward_keys = ('input_ids', 'attention_mask', 'pixel_values', 'image_grid_thw')
+    pixel_shape = ('patches', 'values')
     tower_adapters: ClassVar[dict[str, Callable[[nn.Module], VisionEncoder]]] = {
         'transformers.models.qwen2_vl.modeling_qwen2_vl.Qwen2VisionTransformerPretrainedModel': Qwen2VLEncoder,
         'transformers.models.qwen2_5_vl.modeling_qwen2_5_vl.Qwen2_5_VisionTransformerPretrainedModel': (
@@ -40,7 +41,7 @@ class Qwen2_5_VLFamily(Family):
     }
 
     def image_lengths(self, batch: dict) -> Tensor:
-        if batch.get('pixel_values') is None:
+        if self.pixels(batch) is None:
             return batch['input_ids'].new_zeros(0)
         merge = self.model.config.vision_config.spatial_merge_size
         return batch['image_grid_thw'].prod(dim=1) // merge**2
@@ -61,10 +62,11 @@ class Qwen2_5_VLFamily(Family):
         return kwargs
 
     def canvases(self, batch: dict) -> list[Tensor]:
-        if batch.get('pixel_values') is None:
+        pixels = self.pixels(batch)
+        if pixels is None:
             return []
         grids = batch['image_grid_thw'].tolist()
-        patches = batch['pixel_values'].split([frames * rows * cols for frames, rows, cols in grids])
+        patches = pixels.split([frames * rows * cols for frames, rows, cols in grids])
         return [self._unpatch(*sample) for sample in zip(patches, grids, strict=True)]
 
     def with_canvases(self, batch: dict, canvases: list[Tensor]) -> dict:

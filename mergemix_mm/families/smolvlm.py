@@ -72,6 +72,7 @@ class SmolVLMFamily(Family):
         language_model=('model.text_model', 'lm_head'),
     )
     forward_keys = ('input_ids', 'attention_mask', 'pixel_values', 'pixel_attention_mask')
+    pixel_shape = ('samples', 'views', 3, 'height', 'width')
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
@@ -123,7 +124,7 @@ class SmolVLMFamily(Family):
         return result
 
     def canvases(self, batch: dict) -> list[Tensor]:
-        pixels = batch.get('pixel_values')
+        pixels = self.pixels(batch)
         if pixels is None:
             return []
         return [views_to_canvas(pixels[image.row, image.views], image.grid) for image in self._images(batch)]
@@ -166,7 +167,8 @@ class SmolVLMFamily(Family):
     def _images(self, batch: dict) -> list[TiledImage]:
         """The images of a batch, as its text describes them."""
         images = []
-        most = batch['pixel_values'].size(1) if batch.get('pixel_values') is not None else 0
+        pixels = self.pixels(batch)
+        most = 0 if pixels is None else pixels.size(1)
         for row, tiles in self._tiles(batch).items():
             if len(tiles) > most:
                 raise ValueError(

@@ -1,5 +1,7 @@
 """Every family: images come out of tiles and patches and go in again, and belong to the samples that show them."""
 
+import re
+
 import pytest
 import tiny_vlms
 import torch
@@ -124,6 +126,20 @@ def test_images_that_truncation_cut_are_refused(name):
     batch['input_ids'][0, images[-1]] = family.image_token_id + 1
     with pytest.raises(ValueError, match='raise max_length'):
         family.owners(batch)
+
+
+@pytest.mark.parametrize('name', tiny_vlms.ALL_FAMILIES)
+@pytest.mark.parametrize('method', ['canvases', 'image_lengths', 'forward_kwargs', 'generate_kwargs'])
+def test_pixels_of_another_shape_are_refused_wherever_they_are_read(name, method):
+    family, batch = build(name), mixed_batch(name)
+    pixels = batch['pixel_values']
+    wrong = [pixels[None], pixels[0], list(pixels)]
+    if 3 in family.pixel_shape:
+        wrong.append(pixels.movedim(family.pixel_shape.index(3), -1))
+    for value in wrong:
+        found = 'a list' if isinstance(value, list) else re.escape(f'of shape {list(value.shape)}')
+        with pytest.raises(ValueError, match=rf'^pixel_values are {found}; \w+Family reads a tensor of shape \[\w+, '):
+            getattr(family, method)(batch | dict(pixel_values=value))
 
 
 @pytest.mark.parametrize('name', FAMILIES)

@@ -89,6 +89,7 @@ class SphinxFamily(Family):
         return kwargs
 
     def generate_kwargs(self, batch: dict) -> dict:
+        self.pixels(batch)
         return {key: batch[key] for key in self.forward_keys if batch.get(key) is not None}
 
     def generate(self, **kwargs) -> Tensor:

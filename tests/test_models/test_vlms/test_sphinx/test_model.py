@@ -374,6 +374,10 @@ def test_tokens_that_are_not_those_of_the_model_name_the_keys():
     with pytest.raises(ValueError, match='view_tokens and crop_tokens'):
         vlm.hidden(encode([([SQUARE], 'what?', 'a')], grid=2, crop_tokens=3))
     batch = encode([([SQUARE], 'what?', 'a')], grid=2)
+    five = batch | dict(pixel_values=batch['pixel_values'][None])
+    for read in (vlm.hidden, vlm.canvases, vlm.generate):
+        with pytest.raises(ValueError, match=r'pixel_values are of shape \[1, 1, 3, 56, 56\]; SphinxFamily reads'):
+            read(five)
     batch.pop('pixel_values')
     with pytest.raises(ValueError, match='hold 1 images for 0 in pixel_values'):
         vlm.hidden(batch)
