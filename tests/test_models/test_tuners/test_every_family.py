@@ -79,7 +79,7 @@ def test_twenty_steps_of_mixed_simpo_are_learnt(family):
     mixer = dict(type='MergeMix') if family in tiny_vlms.SCORED else dict(type='MergeMix', encoder=VIT)
     steps = learn(build(family, 'SimPOHead', mixer), four(family))
     first, last = steps[0], steps[-1]
-    assert last['loss_simpo'] < 0.6 * first['loss_simpo']
+    assert last['loss_simpo'] < 0.8 * first['loss_simpo']
     assert last['reward_margin'] > first['reward_margin']
 
 
