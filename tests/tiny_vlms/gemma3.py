@@ -5,7 +5,18 @@ from ._parts import text_config, token_ids, tower_config
 FRAME = ('<start_of_image>', '<end_of_image>')
 IMAGE_TOKEN, FEATURE_TOKEN = '<start_of_image>', '<image_soft_token>'
 MARGINS = ('\n\n', '\n\n')
-SPECIAL_TOKENS = ('<pad>', '<bos>', '<end_of_turn>', '<unk>', '<eos>', '<start_of_turn>', *FRAME, FEATURE_TOKEN)
+# Not the 9th: planned batches take that one for a word.
+SPECIAL_TOKENS = (
+    '<pad>',
+    '<bos>',
+    '<end_of_turn>',
+    '<unk>',
+    '<eos>',
+    '<start_of_turn>',
+    *FRAME,
+    '<unused0>',
+    FEATURE_TOKEN,
+)
 NAMED_TOKENS = dict(boi_token=FRAME[0], eoi_token=FRAME[1], image_token=FEATURE_TOKEN)
 TOKENIZER = 'GemmaTokenizerFast'
 WRITES_BOS = True
