@@ -36,7 +36,7 @@ def served():
         family = FAMILIES[name]
         module = sys.modules[family.__module__]
         title = re.sub(r' \(http[^)]*\)', '', module.__doc__.partition(': ')[0])
-        types = ', '.join(f'`{one}`' for one in family.model_types)
+        types = ', '.join(f'`{one}`' for one, other in FAMILIES.items() if other.__module__ == family.__module__)
         own = Path(f'tests/test_families/test_{name}.py')
         tests = f'`{name}`' + (f', `{own.name}`' if (ROOT / own).exists() else '')
         versions = tiny_vlms.TRANSFORMERS[name]

@@ -1,6 +1,7 @@
 """Qwen2.5-VL (https://arxiv.org/abs/2502.13923) and Qwen2-VL: flattened patches of images of any size."""
 
 import math
+import warnings
 from collections.abc import Callable
 from inspect import signature
 from typing import ClassVar
@@ -39,6 +40,17 @@ class Qwen2_5_VLFamily(Family):
             Qwen2_5_VLEncoder
         ),
     }
+    # Of the config: the tokens that frame an image.
+    frame_keys: ClassVar[tuple[str, str]] = ('vision_start_token_id', 'vision_end_token_id')
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model)
+        if getattr(model.config.get_text_config(), 'output_router_logits', False):
+            warnings.warn(
+                'text_config.output_router_logits=True asks for the loss that balances experts, which is not computed: '
+                'the losses are those of answers',
+                stacklevel=2,
+            )
 
     def image_lengths(self, batch: dict) -> Tensor:
         if self.pixels(batch) is None:
@@ -79,14 +91,18 @@ class Qwen2_5_VLFamily(Family):
         config = self.model.config
         vision = config.vision_config
         side = vision.patch_size * vision.spatial_merge_size
-        size = processor.get('size') or {}
-        pixels = processor.get('max_pixels') or size.get('longest_edge') or 16384 * side**2
-        rows, columns = _most_square(pixels // side**2)
+        rows, columns = _most_square(self._most_pixels(processor, side) // side**2)
         grid = [1, rows * vision.spatial_merge_size, columns * vision.spatial_merge_size]
-        ids = [config.vision_start_token_id, *[config.image_token_id] * (rows * columns), config.vision_end_token_id]
+        start, end = (getattr(config, key) for key in self.frame_keys)
+        ids = [start, *[config.image_token_id] * (rows * columns), end]
         width = 3 * vision.temporal_patch_size * vision.patch_size**2
         shapes = lambda size: dict(pixel_values=(size * math.prod(grid), width))  # noqa: E731
         return ImageInput(ids, rows * columns, shapes, dict(image_grid_thw=grid))
+
+    def _most_pixels(self, processor: dict, side: int) -> int:
+        """The largest area that the processor keeps; `side` is that of an image token, in pixels."""
+        size = processor.get('size') or {}
+        return processor.get('max_pixels') or size.get('longest_edge') or 16384 * side**2
 
     def _unpatch(self, patches: Tensor, grid: list[int]) -> Tensor:
         config = self.model.config.vision_config

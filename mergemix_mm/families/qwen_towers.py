@@ -168,10 +168,22 @@ class Qwen3VLEncoder(Qwen2VLEncoder):
         return x + _resized(self.model.pos_embed.weight, grid, mode='bilinear', align_corners=True).to(x.dtype)
 
 
+class Qwen3VLMoeEncoder(Qwen3VLEncoder):
+    """`Qwen3VLMoeVisionModel`: the same tower."""
+
+    layer_name = 'Qwen3VLMoeVisionBlock'
+
+
 class Qwen3_5Encoder(Qwen3VLEncoder):
     """`Qwen3_5VisionModel`: the tower of Qwen3-VL."""
 
     layer_name = 'Qwen3_5VisionBlock'
+
+
+class Qwen3_5MoeEncoder(Qwen3VLEncoder):
+    """`Qwen3_5MoeVisionModel`: the same tower."""
+
+    layer_name = 'Qwen3_5MoeVisionBlock'
 
 
 class Glm4vEncoder(Qwen2VLEncoder):
@@ -185,6 +197,12 @@ class Glm4vEncoder(Qwen2VLEncoder):
     def _enter(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
         learned = _resized(self.model.embeddings.position_embedding.weight, grid, mode='bicubic', align_corners=False)
         return self.model.post_conv_layernorm(x) + learned.to(x.dtype)
+
+
+class Glm4vMoeEncoder(Glm4vEncoder):
+    """`Glm4vMoeVisionModel`: the same tower."""
+
+    layer_name = 'Glm4vMoeVisionBlock'
 
 
 def _windows(x: Tensor, height: int, width: int) -> Tensor:

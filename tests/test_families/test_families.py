@@ -5,7 +5,7 @@ import re
 import pytest
 import tiny_vlms
 import torch
-from tiny_vlms import SIZES, mixed_batch, model_of_type, one_image, random_image, tiny_batch, token_id
+from tiny_vlms import mixed_batch, model_of_type, one_image, random_image, tiny_batch, token_id
 from tiny_vlms import tiny_family as build
 
 from mergemix_mm.datasets import ConversationCollate
@@ -36,12 +36,13 @@ def test_unchanged_canvases_give_the_same_pixels(name, side):
 @pytest.mark.parametrize('name', FAMILIES)
 def test_images_of_many_sizes_go_out_and_in_again(name):
     family = build(name)
-    batch = tiny_batch(name, [([random_image(*size, seed)], 'what?', ' that') for seed, size in enumerate(SIZES)])
+    sizes = tiny_vlms.sizes(name)
+    batch = tiny_batch(name, [([random_image(*size, seed)], 'what?', ' that') for seed, size in enumerate(sizes)])
     canvases = family.canvases(batch)
     assert torch.equal(family.with_canvases(batch, canvases)['pixel_values'], batch['pixel_values'])
     halves = [canvas / 2 for canvas in canvases]
     assert all(torch.equal(*pair) for pair in zip(family.canvases(family.with_canvases(batch, halves)), halves))
-    assert family.owners(batch).tolist() == list(range(len(SIZES)))
+    assert family.owners(batch).tolist() == list(range(len(sizes)))
 
 
 @pytest.mark.parametrize('name', TILED)
@@ -166,15 +167,9 @@ def test_a_pixtral_tower_is_refused():
         HFVisionLanguageModel(config=config)
 
 
-@pytest.mark.parametrize(
-    ('name', 'model_type', 'vision'),
-    [
-        ('smolvlm', 'idefics3', dict(model_type='idefics3_vision')),
-        ('qwen2_5_vl', 'qwen2_vl', dict(embed_dim=16, hidden_size=16, mlp_ratio=2)),
-    ],
-)
-def test_models_that_share_a_family(name, model_type, vision):
-    family, batch = model_of_type(name, model_type, vision), mixed_batch(name)
+@pytest.mark.parametrize(('name', 'model_type'), tiny_vlms.SHARED)
+def test_models_that_share_a_family(name, model_type):
+    family, batch = model_of_type(name, model_type), mixed_batch(name)
     assert family.model.config.model_type == model_type
     canvases = [torch.randn_like(canvas) for canvas in family.canvases(batch)]
     changed = family.with_canvases(batch, canvases)

@@ -62,3 +62,10 @@ def test_positions_of_an_image_are_those_of_its_grid(vlm, batch):
     assert kinds is None or torch.equal(kinds.bool(), batch['input_ids'] == vlm.family.image_token_id)
     with torch.no_grad():
         assert (vlm.hidden(batch) - vlm.hidden(turned)).abs().amax(dim=(1, 2)).min() > 1e-2
+
+
+def test_a_loss_that_balances_experts_is_said_not_to_be_computed():
+    family = tiny_vlms.model_of_type('qwen3_vl', 'qwen3_vl_moe')
+    family.model.config.text_config.output_router_logits = True
+    with pytest.warns(UserWarning, match='output_router_logits=True asks for the loss that balances experts'):
+        type(family)(family.model)

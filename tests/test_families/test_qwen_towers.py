@@ -3,6 +3,7 @@
 import re
 import sys
 import warnings
+from importlib.util import find_spec
 
 import pytest
 import tiny_vlms
@@ -22,7 +23,14 @@ TOWERS = {
     'qwen2_vl': ('qwen2_5_vl', 'qwen2_vl', dict(embed_dim=32, hidden_size=16, mlp_ratio=2, depth=4)),
     'qwen2_5_vl': ('qwen2_5_vl', 'qwen2_5_vl', dict(WIDE, depth=5, fullatt_block_indexes=[1, 3], window_size=112)),
     'qwen3_vl': ('qwen3_vl', 'qwen3_vl', dict(WIDE, num_position_embeddings=25)),
+    'qwen3_vl_moe': ('qwen3_vl', 'qwen3_vl_moe', dict(WIDE, num_position_embeddings=25)),
+    'qwen3_5': ('qwen3_5', 'qwen3_5', dict(WIDE, num_position_embeddings=25)),
+    'qwen3_5_moe': ('qwen3_5', 'qwen3_5_moe', dict(WIDE, num_position_embeddings=25)),
+    'glm4v': ('glm4v', 'glm4v', dict(WIDE, out_hidden_size=32, image_size=70)),
+    'glm4v_moe': ('glm4v', 'glm4v_moe', dict(WIDE, out_hidden_size=32, image_size=70)),
+    'glm46v': ('glm4v', 'glm46v', dict(WIDE, out_hidden_size=32, image_size=70)),
 }
+TOWERS = {name: tower for name, tower in TOWERS.items() if find_spec(f'transformers.models.{tower[1]}')}
 # In blocks of merged patches; windows of Qwen2.5-VL hold 4 x 4: less than one, one and less, several, ragged borders.
 SIZES = [(1, 1), (3, 5), (4, 8), (9, 6)]
 
@@ -33,6 +41,10 @@ def family(request):
     found = tiny_vlms.model_of_type(name, model_type, vision)
     for parameter in found.vision_tower.parameters():
         nn.init.normal_(parameter, std=0.4)
+    if name == 'glm4v':  # Its norms have no bias: small weights would leave nothing to compare.
+        nn.init.ones_(found.vision_tower.post_layernorm.weight)
+        for layer in found.vision_tower.blocks:
+            nn.init.constant_(layer.norm1.weight, 0.6)
     return found
 
 
@@ -81,11 +93,20 @@ class TakesBlocks(nn.Module):
         return self.blocks
 
 
+class KeepsBlocks(nn.Module):
+    """In place of GLM-4V's convolution of a block [N, C, rows, columns]: keeps all tokens, as its merger reads them."""
+
+    def forward(self, x):
+        return x.permute(0, 2, 3, 1).contiguous()
+
+
 def test_tokens_after_all_layers_are_the_librarys(family, monkeypatch):
     tower, images = family.vision_tower, draw(family, *SIZES)
     encoder = build_vision_encoder(tower)
     merge = tower.config.spatial_merge_size
     monkeypatch.setitem(tower._modules, 'merger', TakesBlocks(merge**2))
+    if hasattr(tower, 'downsample'):
+        monkeypatch.setitem(tower._modules, 'downsample', KeepsBlocks())
     found = []
     handle = tower.register_forward_hook(lambda module, inputs, output: found.append(output))
     run_library(family, images)
@@ -217,7 +238,7 @@ def test_masks_ratios_and_pixels_follow_the_scores_of_each_image(family):
 @pytest.mark.parametrize('name', TOWERS)
 def test_mixed_simpo_scores_with_the_models_own_tower(name):
     tiny, model_type, vision = TOWERS[name]
-    config = tiny_vlms.tiny_config(tiny) | dict(model_type=model_type)
+    config = tiny_vlms.config_of_type(tiny, model_type)
     config['vision_config'] |= vision
     torch.manual_seed(0)
     vlm = dict(type='HFVisionLanguageModel', config=config)

@@ -22,12 +22,14 @@ One file of this folder describes one family. The tests of datasets, models and 
   - ``SCORED``: False if MergeMix cannot score the tower;
   - ``SCORED_SIZE``: at which it scores; None: at the size of each image;
   - ``LARGEST_IMAGE``: the size of an image with as many tokens as possible, and the processor options that decide it;
+  - ``SMALLEST_SIDE``: of images that every version of the processor takes;
+  - ``SHARED``: other types of models that the family serves, with what their config has besides;
   - ``TRANSFORMERS``: the versions that have the model; the file is left out where the installed version does not.
 
 ``python tests/families_table.py`` then writes the family's line of docs/families.md.
 
 The tokenizer has one token per byte after the special tokens, so that every text is encoded, located and decoded
-exactly. A processor has no chat template of its own.
+exactly. A processor has no chat template of its own, unless its class serves several families.
 """
 
 from functools import cache
@@ -59,6 +61,12 @@ SPECIAL_TOKENS = {name: module.SPECIAL_TOKENS for name, module in _MODULES.items
 WRITTEN = {name: module.WRITTEN for name, module in _MODULES.items()}
 # What ends an answer.
 CLOSING = {name: getattr(module, 'CLOSING', module.SPECIAL_TOKENS[2]) for name, module in _MODULES.items()}
+SHARED = [
+    (name, model_type)
+    for name, module in _MODULES.items()
+    for model_type in getattr(module, 'SHARED', {})
+    if find_spec(f'transformers.models.{model_type}')
+]
 LARGEST_IMAGE = {name: getattr(module, 'LARGEST_IMAGE', ((500, 500), {})) for name, module in _MODULES.items()}
 TRANSFORMERS = {name: getattr(module, 'TRANSFORMERS', '4.57 and 5') for name, module in _MODULES.items()}
 FRAMES = {name: module.FRAME for name, module in _MODULES.items() if hasattr(module, 'FRAME')}
@@ -160,14 +168,22 @@ def tiny_family(family):
     return model_of_type(family, family)
 
 
+def config_of_type(family, model_type):
+    """The config of another type of models that the family serves."""
+    config = tiny_config(family) | dict(model_type=model_type)
+    for part, values in getattr(_MODULES[family], 'SHARED', {}).get(model_type, {}).items():
+        config[part] |= values
+    return config
+
+
 def model_of_type(family, model_type, vision=None):
-    """The same for another type of models that the family serves."""
+    """The views on a tiny model of this type, in eval mode; `vision` changes its tower."""
     import transformers
 
     from mergemix_mm.families import find_family
 
     torch.manual_seed(0)
-    config = tiny_config(family) | dict(model_type=model_type)
+    config = config_of_type(family, model_type)
     if vision is not None:
         config['vision_config'] |= vision
     config = transformers.AutoConfig.for_model(**config)
@@ -175,6 +191,11 @@ def model_of_type(family, model_type, vision=None):
 
 
 SIZES = [(40, 60), (100, 30), (28, 28), (31, 200), (90, 91), (60, 40), (200, 45), (7, 30)]
+
+
+def sizes(family):
+    """Sizes of images that the family's processor takes."""
+    return [size for size in SIZES if min(size) >= getattr(_MODULES[family], 'SMALLEST_SIDE', 0)]
 
 
 def mixed_batch(family, padding_side='right'):

@@ -18,6 +18,7 @@ SPECIAL_TOKENS = (
 )
 TOKENIZER = 'Qwen2TokenizerFast'
 SCORED_SIZE = None
+SHARED = dict(qwen2_vl=dict(vision_config=dict(embed_dim=16, hidden_size=16, mlp_ratio=2)))
 LARGEST_IMAGE = (500, 500), dict(max_pixels=112 * 112)
 WRITTEN = (
     '<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n'

@@ -4,6 +4,8 @@ from ._parts import text_config, token_ids
 from .qwen2_5_vl import FRAME, IMAGE_TEXT, IMAGE_TOKEN, SCORED_SIZE, SPECIAL_TOKENS, TOKENIZER
 
 __all__ = ['FRAME', 'IMAGE_TEXT', 'IMAGE_TOKEN', 'SCORED_SIZE', 'SPECIAL_TOKENS', 'TOKENIZER', 'WRITTEN']
+EXPERTS = dict(num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16)
+SHARED = dict(qwen3_vl_moe=dict(text_config=EXPERTS))
 LARGEST_IMAGE = (500, 500), dict(max_pixels=128 * 128)
 WRITTEN = (
     f'<|im_start|>user\n{IMAGE_TEXT}Q<|im_end|>\n<|im_start|>assistant\n[A<|im_end|>]\n'

@@ -2,6 +2,7 @@
 
 from ._parts import text_config, token_ids, tower_config
 
+SHARED = dict(idefics3=dict(vision_config=dict(model_type='idefics3_vision')))
 SPECIAL_TOKENS = (
     '<|im_end|>',
     '<|im_start|>',

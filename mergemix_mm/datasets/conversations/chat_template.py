@@ -3,7 +3,7 @@
 import re
 from bisect import bisect_left
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -204,8 +204,8 @@ def find_chat_template(processor, chat_template: str | None = None) -> ChatTempl
         processor: A transformers processor.
         chat_template (str, optional): Name of a template of the repository, or path of a file. Defaults to None: the
             processor's own template if it marks answers and ends them with a special token; otherwise the
-            repository's template that writes the same prompt as the processor's own; for a processor without any,
-            the one of its family.
+            repository's template that writes the same prompt as the processor's own, or as that one with
+            ``enable_thinking=False``; for a processor without any, the one of its family.
 
     Raises:
         ValueError: If the template does not exist, does not mark answers, takes more time, memory or text than any real
@@ -238,10 +238,13 @@ def find_chat_template(processor, chat_template: str | None = None) -> ChatTempl
         return own
     # The template of a released processor marks no answers. One of this package that writes the same prompt does.
     wanted = _prompt(own)
-    for name in sorted(repository_templates(), key=lambda name: (name != guess, name)):
-        candidate = from_repository(name)
-        if wanted is not None and _prompt(candidate) == wanted:
-            return candidate
+    # Records hold answers without thoughts: the prompt for these is meant where a template writes two.
+    without_thoughts = _prompt(replace(own, variables=own.variables | dict(enable_thinking=False)))
+    for prompt in (wanted, without_thoughts):
+        for name in sorted(repository_templates(), key=lambda name: (name != guess, name)):
+            candidate = from_repository(name)
+            if prompt is not None and _prompt(candidate) == prompt:
+                return candidate
     reason = 'ends no answer with a special token' if GENERATION_MARK.search(own.text) else 'marks no answers'
     raise _no_template(
         processor, f'has a chat template that {reason}, and writes a prompt unlike any here ({quoted(wanted)})'

@@ -33,7 +33,7 @@ class AIAHook(Hook):
         preset (str | dict): The targets of :class:`AIALoss`: a name, a ``.json`` file, or stages. Defaults to
             ``'janus_pro'``.
         layers (Iterable[int], optional): Layers to align, from 0, e.g. ``range(10, 20)``; only these layers add cost.
-            Defaults to None: all.
+            Defaults to None: all that have softmax attention.
         weight (float | dict, optional): Of :class:`AIALoss`. Defaults to None: the weights of the released code, 5
             and 10.
         schedule (Sequence[tuple[float, float]], optional): Of :class:`AIALoss`, over the progress of the training.

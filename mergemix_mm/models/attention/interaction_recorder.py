@@ -8,6 +8,9 @@ from ...functional.interaction import BACKENDS
 from ..decoders import find_decoder
 from .interaction_attention import NAME, Recording, register
 
+# Entries of `layer_types` in configs of transformers, for layers that compute no softmax attention.
+NO_SOFTMAX = ('linear_attention', 'conv', 'moe')
+
 
 class InteractionRecorder:
     """Records the interaction intensity (https://arxiv.org/abs/2511.22663) of a model's text layers.
@@ -21,7 +24,7 @@ class InteractionRecorder:
         model (nn.Module): A model of transformers that uses its attention interface, or a module that contains one (a
             `VisionLanguageModel`, a tuner, a peft or DDP wrapper).
         layers (Iterable[int], optional): Layers to record, from 0, e.g. ``range(10, 20)``; only these add cost.
-            Defaults to None: all.
+            Defaults to None: all that have softmax attention (of Qwen3.5, every fourth; the others are linear).
         backend (str): ``'auto'``, ``'fused'``, ``'lse'`` or ``'eager'``, see
             :func:`mergemix_mm.functional.attention_with_intensity`. Defaults to ``'fused'``.
 
@@ -39,11 +42,19 @@ class InteractionRecorder:
     def __init__(self, model: nn.Module, layers: Iterable[int] | None = None, backend: str = 'fused') -> None:
         self._decoder = _find_decoder(model)
         self.num_layers: int = self._decoder.config.num_hidden_layers
-        chosen = set(range(self.num_layers)) if layers is None else set(layers)
+        types = getattr(self._decoder.config, 'layer_types', None) or ()
+        without = {layer for layer, kind in enumerate(types) if kind in NO_SOFTMAX}
+        chosen = set(range(self.num_layers)) - without if layers is None else set(layers)
         if not chosen or not chosen <= set(range(self.num_layers)):
             raise ValueError(
                 f'layers={sorted(chosen)} must be some of the {self.num_layers} layers of '
                 f'{type(self._decoder).__name__}, 0 to {self.num_layers - 1}'
+            )
+        if chosen & without:
+            raise ValueError(
+                f'layers={sorted(chosen)} of {type(self._decoder).__name__}: {sorted(chosen & without)} have no '
+                f'softmax attention to record; the others of its {self.num_layers} layers are allowed, '
+                f'{sorted(set(range(self.num_layers)) - without)}'
             )
         if backend not in BACKENDS:
             raise ValueError(f'backend={backend!r} must be one of {BACKENDS}')

@@ -28,7 +28,7 @@ def bracketed(text, spans):
 
 def test_every_family_has_its_template():
     names = set(repository_templates()) - {'plain', 'question_first'}
-    assert names == {family.chat_template for family in FAMILIES.values()} == set(tiny_vlms.ALL_FAMILIES)
+    assert names == {family.chat_template for family in FAMILIES.values()} >= set(tiny_vlms.ALL_FAMILIES)
 
 
 @pytest.mark.parametrize('family', tiny_vlms.ALL_FAMILIES)

@@ -8,6 +8,7 @@ from mmengine.registry import MODELS
 from mergemix_mm.models.attention import InteractionAlignment
 from mergemix_mm.models.losses import AIALoss
 
+TYPES = [*((family, family) for family in tiny_vlms.ALL_FAMILIES), *tiny_vlms.SHARED]
 PARTS = ['vision_tower', 'projector', 'language_model']
 VIT = dict(
     type='mmpretrain.VisionTransformer',
@@ -17,11 +18,12 @@ VIT = dict(
 )
 
 
-def build(family, head='SFTHead', mixer=None, **options):
-    """A tuner of the family's tiny model, all of whose parts train."""
+def build(family, head='SFTHead', mixer=None, model_type=None, **options):
+    """A tuner of the family's tiny model, all of whose parts train; `model_type` names another that it serves."""
     torch.manual_seed(0)
     parts = PARTS if family in tiny_vlms.FAMILIES else PARTS[2:]
-    vlm = dict(type='HFVisionLanguageModel', config=tiny_vlms.tiny_config(family), trainable=parts, **options)
+    config = tiny_vlms.config_of_type(family, model_type or family)
+    vlm = dict(type='HFVisionLanguageModel', config=config, trainable=parts, **options)
     return MODELS.build(dict(type='VLMTuner', vlm=vlm, head=dict(type=head), mixer=mixer))
 
 
@@ -48,9 +50,9 @@ def learn(model, batch, steps=20):
 
 
 @pytest.mark.parametrize('side', ['left', 'right'])
-@pytest.mark.parametrize('family', tiny_vlms.ALL_FAMILIES)
-def test_loss_and_gradients_are_those_of_the_librarys_own_forward(family, side):
-    model, batch = build(family), tiny_vlms.mixed_batch(family, side)
+@pytest.mark.parametrize(('family', 'model_type'), TYPES, ids=[model_type for _, model_type in TYPES])
+def test_loss_and_gradients_are_those_of_the_librarys_own_forward(family, model_type, side):
+    model, batch = build(family, model_type=model_type), tiny_vlms.mixed_batch(family, side)
     library = model.vlm.family.model
     found = {}
     for name in ('ours', 'the library'):
@@ -86,10 +88,8 @@ def test_twenty_steps_of_mixed_simpo_are_learnt(family):
 @pytest.mark.parametrize('family', tiny_vlms.ALL_FAMILIES)
 def test_twenty_steps_of_aia_move_the_intensity_to_its_target(family):
     model = build(family)
-    kinds = getattr(model.vlm.family.model.config.get_text_config(), 'layer_types', None) or []
-    layers = [layer for layer, kind in enumerate(kinds) if kind != 'linear_attention'] or None
     target = dict(und=[dict(depth=(0.0, 1.0), target=0.9, delta=0.5)])
-    model.alignment = InteractionAlignment(model.vlm, AIALoss(target, weight=10.0), layers, tasks=('und',))
+    model.alignment = InteractionAlignment(model.vlm, AIALoss(target, weight=10.0), tasks=('und',))
     with model.alignment.recorder:
         steps = learn(model, four(family))
     first, last = steps[0], steps[-1]
