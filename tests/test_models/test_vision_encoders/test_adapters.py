@@ -109,11 +109,11 @@ TRANSFORMERS = {
 }
 
 
-def transformers_model(name):
+def transformers_model(name, **overrides):
     transformers = pytest.importorskip('transformers')
     cls, options, _ = TRANSFORMERS[name]
     cls = getattr(transformers, cls)
-    return randomised(cls(cls.config_class(**SMALL | options)))
+    return randomised(cls(cls.config_class(**SMALL | options | overrides)))
 
 
 @pytest.mark.parametrize('name', TRANSFORMERS)
@@ -225,12 +225,14 @@ def test_transformers_dinov3_at_its_real_size():
 ROTARY = ['dinov3', 'eva02', 'eva02_tiny_patch14_224', 'vit_small_patch16_dinov3', 'vit_base_patch16_rope_reg1_gap_256']
 
 
-def model_and_images(name):
+def model_and_images(name, **options):
     """A model of any of the three libraries, and images of its size."""
     if name in EVA:
-        model = randomised(eva_model(name)[0])
+        model = randomised(eva_model(name, **options)[0])
+    elif name in TRANSFORMERS:
+        model = transformers_model(name, **options)
     else:
-        model = transformers_model(name) if name in TRANSFORMERS else mmpretrain_vit(name)[0]
+        model, _ = mmpretrain_vit(name, **options)
     return model, torch.randn(2, 3, *build_vision_encoder(model).image_size)
 
 
@@ -244,6 +246,44 @@ def test_without_rotation_the_output_is_another(name, monkeypatch):
         monkeypatch.setattr(module, 'rotate', lambda x, *_: x)
     monkeypatch.setattr(mmpretrain_adapters.EVA02Layer, '_rotate', lambda self, x: x)
     assert (adapter_forward(model, images) - expected).abs().mean() > 1e-3
+
+
+def library_forward(model, images):
+    """The tokens after the last layer, as the library computes them."""
+    if hasattr(model, 'forward_features'):
+        return model.forward_features(images)
+    return model(images)[0]
+
+
+@pytest.mark.parametrize('name', ['dinov2_registers', *ROTARY])
+@torch.no_grad()
+def test_in_training_stochastic_depth_and_shifted_positions_are_those_of_the_library(name):
+    model, images = model_and_images(name, drop_path_rate=0.4)
+    still = library_forward(model, images)
+    model.train()
+    outputs = []
+    for forward in (adapter_forward, library_forward):
+        torch.manual_seed(3)
+        outputs.append(forward(model, images))
+    assert_same(*outputs)
+    assert (outputs[0] - still).abs().mean() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ('name', 'option'),
+    [
+        ('vit', 'layer_cfgs'),
+        ('eva02', 'attn_drop_rate'),
+        ('clip', 'attention_dropout'),
+        ('dinov2_registers', 'attention_probs_dropout_prob'),
+        ('dinov3', 'attention_dropout'),
+        ('eva02_tiny_patch14_224', 'attn_drop_rate'),
+        ('vit_base_patch16_rope_reg1_gap_256', 'attn_drop_rate'),
+    ],
+)
+def test_the_dropout_of_attention_is_that_of_the_library(name, option):
+    model, _ = model_and_images(name, **{option: dict(attn_drop_rate=0.25) if option == 'layer_cfgs' else 0.25})
+    assert [layer.attention_dropout for layer in build_vision_encoder(model).layers] == [0.25] * 3
 
 
 def attention_maps(model, images, layer):
