@@ -191,12 +191,13 @@ def test_adapters_that_trained_beside_bfloat16_answer_in_plain_peft_and_merged(r
 
 @pytest.mark.parametrize('family', tiny_vlms.ALL_FAMILIES)
 def test_the_processor_and_its_template_stand_beside_the_model_and_training_goes_on_from_the_folder(
-    released, tmp_path, family
+    released, tmp_path, monkeypatch, family
 ):
     from transformers import AutoProcessor
 
     tuner = trained(family, released(family, 'bfloat16'))
-    tuner.processor.chat_template = '{% for message in messages %}{{ message["content"] }}!{% endfor %}'
+    template = '{% for message in messages %}{{ message["content"] }}!{% endfor %}'
+    monkeypatch.setattr(tuner.processor, 'chat_template', template)  # Tests share it.
     folder = save(tuner, tmp_path / 'saved')
     again = AutoProcessor.from_pretrained(folder)
     assert again.apply_chat_template([dict(role='user', content='hello')]) == 'hello!'
