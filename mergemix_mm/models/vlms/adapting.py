@@ -83,7 +83,8 @@ def add_lora(family: Family, trainable: Collection[str], options: dict) -> nn.Mo
     targets = _targets(family, options.pop('target_modules', None))
     others = [path for part in trainable if part != 'language_model' for path in part_modules(family, part)]
     # A projector may lie inside the tower (Qwen's merger): peft saves it with the tower.
-    config = LoraConfig(target_modules=targets, modules_to_save=_outermost(others) or None, **options)
+    saved = _saved_modules(family.model, _outermost(others))
+    config = LoraConfig(target_modules=targets, modules_to_save=saved or None, **options)
     return get_peft_model(family.model, config)
 
 
@@ -103,7 +104,9 @@ def load_adapters(model: nn.Module, folder: str | Path) -> nn.Module:
     from peft import PeftConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
     from peft.utils import load_peft_weights
 
-    adapted = get_peft_model(model, PeftConfig.from_pretrained(str(folder)))
+    config = PeftConfig.from_pretrained(str(folder))
+    config.modules_to_save = _saved_modules(model, config.modules_to_save or []) or None
+    adapted = get_peft_model(model, config)
     weights = load_peft_weights(str(folder), device='cpu')
     own = set(get_peft_model_state_dict(adapted, save_embedding_layers=False))
     rename(own, weights)
@@ -165,6 +168,19 @@ def _takes_adapter(module: nn.Module) -> bool:
     from transformers.pytorch_utils import Conv1D
 
     return isinstance(module, nn.Linear | Conv1D) and 'Router' not in type(module).__name__
+
+
+def _saved_modules(model: nn.Module, paths: Collection[str]) -> list[str]:
+    """Names by which peft finds one module each. It looks for all names that end alike.
+
+    Under transformers 4, the tower ``vision_model`` of DeepSeek-VL only wraps another ``vision_model``.
+    """
+    names, found = [name for name, _ in model.named_modules()], []
+    for path in paths:
+        path = path if path in names else path.removesuffix('.vision_model')  # Written under transformers 4.
+        inner = [name for name in names if name.startswith(f'{path}.') and name.endswith(path)]
+        found.append(inner[0] if inner else path)
+    return found
 
 
 def _outermost(paths: list[str]) -> list[str]:

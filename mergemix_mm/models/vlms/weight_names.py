@@ -18,7 +18,7 @@ COMMON = tuple(
     (re.compile(pattern), form)
     for pattern, form in (
         (r'(^|\.)_orig_mod\.', r'\1'),
-        (r'(^|\.)vision_model\.(?=(?:embeddings|pre_layrnorm|encoder|post_layernorm|head)\.)', r'\1'),
+        (r'(^|\.)(?:vision_model\.)+(?=(?:embeddings|pre_layrnorm|encoder|post_layernorm|head)\.)', r'\1'),
         (r'(^|\.)(?:(?:encoder|model)\.)*layers?\.(?=\d+\.)', r'\1layer.'),
         (r'\.attention\.attention\.([qkv])(?:uery|ey|alue)\.', r'.attention.\1_proj.'),
         (r'\.attention\.output\.dense\.', '.attention.o_proj.'),
@@ -30,6 +30,8 @@ COMMON = tuple(
 # Vision models with a wrapper in version 4, and the parts inside of it.
 WRAPPED = ('CLIPVisionModel', 'CLIPVisionModelWithProjection', 'SiglipVisionModel')
 WRAPPER_PARTS = r'(?=(?:embeddings|pre_layrnorm|encoder|post_layernorm|head)\.)'
+# Models that name such a tower `vision_model`. Other modules of this name had no wrapper in version 4.
+NAMES_TOWER = ('DeepseekVLModel',)
 # The weight of version 4 whose rows are those of two weights of version 5.
 WHOLE, HALVES = '.mlp.weights_in.', ('.mlp.gate_proj.', '.mlp.up_proj.')
 
@@ -110,10 +112,15 @@ def with_wrapper(model: nn.Module, weights: dict[str, Tensor]) -> dict[str, Tens
         model (nn.Module): Of either version.
         weights (dict[str, Tensor]): Of the model.
     """
+
+    def had_wrapper(path: str) -> bool:
+        parent, _, name = path.rpartition('.')
+        return name != 'vision_model' or type(model.get_submodule(parent)).__name__ in NAMES_TOWER
+
     towers = [
         f'{path}.'
         for path, module in model.named_modules()
-        if type(module).__name__ in WRAPPED and 'vision_model' not in (*module._modules, path.rpartition('.')[2])
+        if type(module).__name__ in WRAPPED and 'vision_model' not in module._modules and had_wrapper(path)
     ]
     for tower in towers:
         for name in [name for name in weights if name.startswith(tower)]:

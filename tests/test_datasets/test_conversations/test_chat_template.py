@@ -49,6 +49,7 @@ def test_prompt_is_what_precedes_the_answer(family):
         assert ('S.' in text) == (messages[0] is SYSTEM)
 
 
+DEEPSEEK = tiny_vlms.WRITTEN['deepseek_vl'].partition('User: ')[0]
 SEVERAL = turn('user', 'Image 1: ', IMAGE, ' Image 2: ', IMAGE, 'Which?')
 IN_PLACE = dict(
     aya_vision='<BOS_TOKEN><|START_OF_TURN_TOKEN|><|USER_TOKEN|>Image 1: <image> Image 2: <image>Which?'
@@ -65,6 +66,7 @@ IN_PLACE = dict(
     '<|im_start|>user\nImage 1: <|vision_start|><|image_pad|><|vision_end|> Image 2: '
     '<|vision_start|><|image_pad|><|vision_end|>Which?<|im_end|>\n<|im_start|>assistant\n',
     janus='<|User|>: Image 1: \n<image_placeholder>\n Image 2: \n<image_placeholder>\nWhich?\n\n<|Assistant|>:',
+    deepseek_vl=f'{DEEPSEEK}User: Image 1: <image_placeholder> Image 2: <image_placeholder>Which?\n\nAssistant:',
     emu3='<|extra_203|>USER: Image 1: <image> Image 2: <image>Which? ASSISTANT:',
     gemma3='<bos><start_of_turn>user\nImage 1:<start_of_image>Image 2:<start_of_image>Which?<end_of_turn>\n'
     '<start_of_turn>model\n',
@@ -110,6 +112,7 @@ SYSTEMS = dict(
     smolvlm='<|im_start|>System: S.<end_of_utterance>\nUser:',
     qwen2_5_vl='<|im_start|>system\nS.<|im_end|>\n<|im_start|>user\n',
     janus='System: S.\n\n<|User|>: ',
+    deepseek_vl=f'{DEEPSEEK}System: S.<｜end▁of▁sentence｜>User: ',
     emu3='<|extra_203|>S. USER: ',
     gemma3='<bos><start_of_turn>user\nS.\n\n<start_of_image>Q',
 )

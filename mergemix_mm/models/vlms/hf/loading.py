@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ....families import find_family
+from ....families import FAMILIES, Family, find_family
 from ....utils.files import recover_folder
 from ....utils.text import one_line, quoted
 from ...allowed_parts import check_attention
@@ -171,10 +171,11 @@ def _old_names(auto_class: Any, config) -> dict:
     vision = getattr(config, 'vision_config', None)
     model_class = auto_class._model_mapping.get(type(config), None)
     known = getattr(model_class, '_checkpoint_conversion_mapping', None)
-    if not known or getattr(vision, 'model_type', None) not in ('clip_vision_model', 'siglip_vision_model'):
+    if known is None or getattr(vision, 'model_type', None) not in ('clip_vision_model', 'siglip_vision_model'):
         return {}
-    tower = rf'^(?:model\.)?vision_tower\.{WRAPPER_PARTS}'
-    return dict(key_mapping={tower: 'model.vision_tower.vision_model.', **known})
+    path = getattr(FAMILIES.get(config.model_type), 'parts', Family.parts)['vision_tower'][0]
+    tower = rf'^(?:model\.)?{path.removeprefix("model.")}\.{WRAPPER_PARTS}'
+    return dict(key_mapping={tower: f'{path}.vision_model.', **known})
 
 
 def _text_config(config):
