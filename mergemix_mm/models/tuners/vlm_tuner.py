@@ -45,7 +45,8 @@ class VLMTuner(BaseTuner):
     With a head that compares answers (`SimPOHead`), each sample also needs a loser: its own answer given a mixed image
     (with a ``mixer``), or a rejected answer of the records. Text-only samples, and those without a partner for their
     images, are only in the supervised term. One step runs the clean pass, the mixer's scoring pass (up to the scored
-    layer), and the pass over the losers. The last :class:`CanvasMix` is kept in ``mix_result`` for figures.
+    layer; one for each image size if the tower scores images at their own sizes), and the pass over the losers. The
+    last :class:`CanvasMix` is kept in ``mix_result`` for figures.
 
     Precision is that of :class:`BaseTuner`; with `AIAHook`, the clean pass is aligned. New objectives extend
     `AnswerHead`, new mixers `Mixer`: this class knows no others.
