@@ -55,6 +55,7 @@ REFUSED: dict[str, str] = {
     'kimi_k25': f'{_PACKED}; the text model is DeepSeek-V3',
     'kosmos-2': 'image_embeds_position_mask says where images stand, and the head lies inside of the text model',
     'kosmos-2.5': 'image_embeds_position_mask says where images stand, and patches carry rows and columns',
+    'lfm2_vl': 'patches are padded to those of the largest view, and only the text says how views lie; use smolvlm',
     'lfm3_vl': _PACKED,
     'lighton_ocr': 'packed images are those of Mistral 3, but nobody compared it with the library; use mistral3',
     'llama4': 'text layers attend in chunks, tiles are separated by tokens, the head is inside of the language model',

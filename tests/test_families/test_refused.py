@@ -13,7 +13,7 @@ from mergemix_mm.families.refused import REFUSED
 from mergemix_mm.models import HFVisionLanguageModel
 
 # Families that are being added.
-COMING = {'aya_vision', 'deepseek_vl', 'gemma3', 'lfm2_vl', 'llava_onevision', 'mistral3'}
+COMING = {'mistral3'}
 
 
 def test_every_model_that_the_library_knows_is_served_or_has_a_reason():
