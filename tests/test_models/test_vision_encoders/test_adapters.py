@@ -176,7 +176,7 @@ EVA: dict[str, tuple[dict, bool]] = {
     'vit_small_patch16_dinov3': (dict(), False),
     'vit_small_patch16_dinov3_qkvb': (dict(), False),
     'vit_7b_patch16_dinov3': (dict(), False),
-    'vit_base_patch16_sapiens2': (dict(num_kv_heads=(2, 1, 1)), False),
+    'vit_base_patch16_sapiens2': (dict(num_heads=4, num_kv_heads=(4, 2, 2)), False),
     'vit_small_patch16_rope_mixed_ape_224': (dict(), False),
     'vit_base_patch16_rope_reg1_gap_256': (dict(), False),
     'vit_pe_core_gigantic_patch14_448': (dict(), False),
