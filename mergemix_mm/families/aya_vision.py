@@ -55,13 +55,13 @@ class AyaVisionFamily(InternVLFamily):
     def modality(self, batch: dict) -> Tensor:
         result = Family.modality(self, batch)
         tiles = runs(self.placeholders(batch))
-        closing, before = self._closing(batch, tiles).tolist(), True
-        for (row, start, length), closes in zip(tiles.tolist(), closing, strict=True):
-            # The token of the tile, after the start token if it is the first one; the end token.
-            spans = [slice(max(start - 1 - before, 0), start), slice(start + length, start + length + closes)]
-            for span in spans:
-                result[row, span][result[row, span] == TEXT] = MARKER
-            before = closes
+        first, opens = 0, True
+        for (row, start, length), closes in zip(tiles.tolist(), self._closing(batch, tiles).tolist(), strict=True):
+            # The start token and that of the first tile; whatever is between two tiles; the end token.
+            first, last = max(start - 2, 0) if opens else first, start + length + closes
+            span = result[row, first:last]
+            span[span == TEXT] = MARKER
+            first, opens = last, closes
         return result
 
     def largest_image(self, processor: dict) -> ImageInput:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from .base import Family, ImageInput
 from .layout import mark_frames
@@ -21,6 +21,15 @@ class Gemma3Family(Family):
     chat_template = 'gemma3'
     token_padding = Family.token_padding | dict(token_type_ids=0)
     image_margins = ('\n\n', '\n\n')
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model)
+        attention = model.config.get_text_config()._attn_implementation or ''
+        if 'flash' in attention:  # Version 4 would drop the mask, and version 5 refuses it itself.
+            raise ValueError(
+                f'attn_implementation={attention!r} takes no mask by which the tokens of an image see each other; use '
+                "'sdpa' or 'eager' for Gemma 3"
+            )
 
     @classmethod
     def placeholder(cls, processor: Any) -> str:

@@ -81,6 +81,20 @@ def test_modality_marks_the_tokens_of_tiles_and_both_ends_of_an_image(side):
     assert family.image_lengths(batch).tolist() == [28, 16, 4]
 
 
+def test_tiles_are_found_where_a_tokenizer_splits_their_names():
+    family, processor = build('aya_vision'), tiny_processor('aya_vision')
+    processor.tile_token, processor.tile_global_token = 'PART', 'WHOLE'
+    images = [random_image(40, 60, 0), random_image(100, 30, 1), random_image(28, 28, 2)]
+    batch = dict(processor(text=['<image><image>x', '<image>'], images=images, padding=True, return_tensors='pt'))
+    batch['original_sizes'] = torch.tensor([[40, 60], [100, 30], [28, 28]])
+    assert family.image_lengths(batch).tolist() == [28, 16, 4]
+    assert family.owners(batch).tolist() == [0, 0, 1]
+    canvases = family.canvases(mixed_batch('aya_vision'))
+    assert all(torch.equal(*pair) for pair in zip(family.canvases(batch), canvases, strict=True))
+    marked = processor.tokenizer.decode(batch['input_ids'][0][family.modality(batch)[0] == MARKER])
+    assert 'PART_2PART_3PART_4PART_5PART_6WHOLE<|END_OF_IMG|>' in marked
+
+
 @pytest.mark.parametrize(('height', 'width'), tiny_vlms.SIZES)
 def test_a_canvas_is_the_whole_image_at_the_size_of_its_grid(height, width):
     canvas = build('aya_vision').canvases(one_image('aya_vision', height, width))[0]

@@ -8,6 +8,7 @@ import torch
 from mmengine.registry import MODELS
 
 from mergemix_mm.datasets import ConversationCollate, EncodeConversation
+from mergemix_mm.families.gemma3 import Gemma3Family
 from mergemix_mm.models import HFVisionLanguageModel
 from mergemix_mm.models.attention import InteractionRecorder
 from mergemix_mm.models.vlms import IMAGE
@@ -168,6 +169,13 @@ def test_pan_and_scan_is_refused():
     processor.image_processor.do_pan_and_scan = True
     with pytest.raises(ValueError, match='do_pan_and_scan=True .* set do_pan_and_scan=False'):
         EncodeConversation(processor)
+
+
+def test_attention_that_takes_no_mask_of_images_is_refused(monkeypatch):
+    model = tiny_vlms.tiny_family('gemma3').model
+    monkeypatch.setattr(model.config.get_text_config(), '_attn_implementation_internal', 'flash_attention_2')
+    with pytest.raises(ValueError, match="attn_implementation='flash_attention_2' takes no mask"):
+        Gemma3Family(model)
 
 
 def test_the_planned_image_has_its_frame():
