@@ -33,7 +33,7 @@ def served():
     """The lines of the families whose tiny model the installed version of transformers has, by name."""
     lines = {}
     for name in tiny_vlms.ALL_FAMILIES:
-        family = FAMILIES[name]
+        family = type(tiny_vlms.tiny_family(name))
         module = sys.modules[family.__module__]
         title = re.sub(r' \(http[^)]*\)', '', module.__doc__.partition(': ')[0])
         types = ', '.join(f'`{one}`' for one, other in FAMILIES.items() if other.__module__ == family.__module__)

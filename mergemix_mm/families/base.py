@@ -17,8 +17,8 @@ PAD, TEXT, IMAGE, MARKER = 0, 1, 2, 3
 # The id of any word: it is in every vocabulary and stands for no image. Only planned batches use it.
 ANY_WORD = 8
 
-# model_type of the config -> its family. Subclasses of `Family` that name `model_types` add themselves; other callables
-# may be added by hand (docs/extend/custom_vlm.md).
+# model_type of the config -> its family; 'model_type/tower_type' -> that of such models with this tower. Subclasses of
+# `Family` that name `model_types` add themselves; other callables may be added by hand (docs/extend/custom_vlm.md).
 FAMILIES: dict[str, Callable[[nn.Module], 'Family']] = {}
 
 
@@ -82,6 +82,8 @@ class Family:
     # `config.model_type` of the models, and class names of their processors.
     model_types: ClassVar[tuple[str, ...]] = ()
     processors: ClassVar[tuple[str, ...]] = ()
+    # `config.vision_config.model_type`, where models with other towers are of another family. (): any tower.
+    tower_types: ClassVar[tuple[str, ...]] = ()
     # File of chat_templates/ for processors without a template, or with one that does not mark answers.
     chat_template: ClassVar[str | None] = None
     # Batch keys with one entry per token, and what stands at padding; None: the sample's `pad_token_id`.
@@ -123,10 +125,17 @@ class Family:
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if 'model_types' in vars(cls):
-            FAMILIES.update(dict.fromkeys(cls.model_types, cls))
+            for model_type in cls.model_types:
+                keys = [f'{model_type}/{tower_type}' for tower_type in cls.tower_types] or [model_type]
+                FAMILIES.update(dict.fromkeys(keys, cls))
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
+
+    @classmethod
+    def reads(cls, processor: Any) -> bool:
+        """Whether a processor is one of the family: by the name of its class."""
+        return type(processor).__name__ in cls.processors
 
     @classmethod
     def placeholder(cls, processor: Any) -> str | None:
@@ -348,11 +357,13 @@ class Family:
         raise NotImplementedError(f'{type(self).__name__} does not generate images')
 
 
-def find_family(model_type: str | None) -> Callable[[nn.Module], Family]:
+def find_family(model_type: str | None, tower_type: str | None = None) -> Callable[[nn.Module], Family]:
     """The class that knows models of this type.
 
     Args:
         model_type (str): ``config.model_type`` of a transformers model.
+        tower_type (str, optional): Its ``config.vision_config.model_type``. Defaults to None: a tower that is of no
+            family of its own.
 
     Raises:
         ValueError: if there is none, with the reason if the type is known (`refused.py`).
@@ -363,13 +374,22 @@ def find_family(model_type: str | None) -> Callable[[nn.Module], Family]:
             f'model_type={model_type!r}: {reason}. Supported are {sorted(FAMILIES)}; others need a Family '
             '(docs/extend/custom_vlm.md)'
         )
-    return FAMILIES[model_type]
+    return FAMILIES.get(f'{model_type}/{tower_type}', FAMILIES[model_type])
+
+
+def build_family(model: nn.Module) -> Family:
+    """The family's view on a transformers model with its head.
+
+    Raises:
+        ValueError: if no family knows the model.
+    """
+    tower = getattr(model.config, 'vision_config', None)
+    return find_family(model.config.model_type, getattr(tower, 'model_type', None))(model)
 
 
 def family_of(processor: Any) -> type[Family]:
-    """The family that a processor belongs to, by the name of its class; `Family` itself for any other processor."""
-    name = type(processor).__name__
-    return next((family for family in declared() if name in family.processors), Family)
+    """The family that a processor belongs to; `Family` itself for a processor of no family."""
+    return next((family for family in declared() if family.reads(processor)), Family)
 
 
 def declared() -> list[type[Family]]:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .base import IMAGE, MARKER, TEXT, Family, ImageInput, ImagePrompt, check_canvases, square_image
+from .layout import crop_padding, pad_images
 from .nearest_code import codebook_of, nearest_code
 
 PLACEHOLDER, LINE_END = '<image>', '<|extra_200|>'
@@ -166,18 +167,13 @@ class Emu3Family(Family):
 
     def canvases(self, batch: dict) -> list[Tensor]:
         pixels = self.pixels(batch)
-        if pixels is None:
-            return []
-        sizes = batch['image_sizes'].tolist()
-        return [image[:, :height, :width] for image, (height, width) in zip(pixels, sizes, strict=True)]
+        return [] if pixels is None else crop_padding(pixels, batch['image_sizes'])
 
     def with_canvases(self, batch: dict, canvases: list[Tensor]) -> dict:
         check_canvases(canvases, self.canvases(batch))
         if not canvases:
             return dict(batch)
-        height, width = batch['pixel_values'].shape[-2:]
-        padded = [F.pad(one, (0, width - one.size(2), 0, height - one.size(1))) for one in canvases]
-        return {**batch, 'pixel_values': torch.stack(padded)}
+        return {**batch, 'pixel_values': pad_images(canvases, batch['pixel_values'].shape[-2:])}
 
     def forward_kwargs(self, batch: dict) -> dict:
         """What the base model's forward takes: text only."""

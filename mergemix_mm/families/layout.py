@@ -1,5 +1,7 @@
 """Where images lie in a text and tiles in an image; shared by the families with frames around images and with tiles."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -20,6 +22,17 @@ def mark_frames(modality: Tensor) -> Tensor:
     image = modality == IMAGE
     beside = F.pad(image[:, 1:], (0, 1)) | F.pad(image[:, :-1], (1, 0))
     return modality.masked_fill(beside & (modality == TEXT), MARKER)
+
+
+def crop_padding(pixels: Tensor, sizes: Tensor) -> list[Tensor]:
+    """Images [N, 3, H, W], padded below and on the right, -> each of its size [N, 2] (height, width)."""
+    return [image[:, :height, :width] for image, (height, width) in zip(pixels, sizes.tolist(), strict=True)]
+
+
+def pad_images(images: list[Tensor], size: Sequence[int]) -> Tensor:
+    """The inverse of :func:`crop_padding`: images [3, h, w] -> [N, 3, *size], zeros below and on the right."""
+    height, width = size
+    return torch.stack([F.pad(image, (0, width - image.size(2), 0, height - image.size(1))) for image in images])
 
 
 def join_tiles(tiles: Tensor, grid: tuple[int, int]) -> Tensor:

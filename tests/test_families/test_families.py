@@ -11,7 +11,6 @@ from tiny_vlms import tiny_family as build
 from mergemix_mm.datasets import ConversationCollate
 from mergemix_mm.families import Family, base
 from mergemix_mm.families.llava import LlavaFamily
-from mergemix_mm.models import HFVisionLanguageModel
 from mergemix_mm.models.vision_encoders import build_vision_encoder
 from mergemix_mm.models.vlms import IMAGE, MARKER, PAD, TEXT
 
@@ -158,13 +157,6 @@ def test_the_tower_is_scored_or_declared_unfit(name):
     assert (encoder is not None) == (name in tiny_vlms.SCORED)
     if encoder is not None:
         assert build_vision_encoder(encoder).image_size == tiny_vlms.SCORED_SIZE[name]
-
-
-def test_a_pixtral_tower_is_refused():
-    config = dict(tiny_vlms.tiny_config('llava'), vision_feature_layer=-1)
-    config['vision_config'] = dict(model_type='pixtral', hidden_size=16, num_hidden_layers=1, num_attention_heads=2)
-    with pytest.raises(ValueError, match="'pixtral'"):
-        HFVisionLanguageModel(config=config)
 
 
 @pytest.mark.parametrize(('name', 'model_type'), tiny_vlms.SHARED)

@@ -14,6 +14,7 @@ One file of this folder describes one family. The tests of datasets, models and 
   - ``CLOSING``: what ends an answer, if not the end token alone;
   - ``FRAME``: the tokens around an image;
   - ``ONE_RUN``: False if an image is not one run of image tokens between those of ``FRAME``;
+  - ``LATE_SYSTEM``: True if the template writes the system prompt into the last question;
   - ``NAMED_TOKENS``: attributes of released tokenizers;
   - ``TOKENIZER``: its class under transformers 4;
   - ``WRITES_BOS``: the tokenizer begins a text with the begin token;
@@ -24,7 +25,8 @@ One file of this folder describes one family. The tests of datasets, models and 
   - ``LARGEST_IMAGE``: the size of an image with as many tokens as possible, and the processor options that decide it;
   - ``SMALLEST_SIDE``: of images that every version of the processor takes;
   - ``SHARED``: other types of models that the family serves, with what their config has besides;
-  - ``TRANSFORMERS``: the versions that have the model; the file is left out where the installed version does not.
+  - ``TRANSFORMERS``: the versions that have the model; the file is left out where the installed version does not;
+  - a ``model_type`` in the config, where it is not the name of the file.
 
 ``python tests/families_table.py`` then writes the family's line of docs/families.md.
 
@@ -70,6 +72,7 @@ SHARED = [
 LARGEST_IMAGE = {name: getattr(module, 'LARGEST_IMAGE', ((500, 500), {})) for name, module in _MODULES.items()}
 TRANSFORMERS = {name: getattr(module, 'TRANSFORMERS', '4.57 and 5') for name, module in _MODULES.items()}
 FRAMES = {name: module.FRAME for name, module in _MODULES.items() if hasattr(module, 'FRAME')}
+LATE_SYSTEM = tuple(name for name, module in _MODULES.items() if getattr(module, 'LATE_SYSTEM', False))
 
 
 def image_token(family):
@@ -105,7 +108,7 @@ def random_image(height, width, seed):
 
 def tiny_config(family):
     """A fresh dict of the family's config, for `HFVisionLanguageModel(config=...)`: two layers, 16 channels."""
-    return dict(model_type=family, **_MODULES[family].config())
+    return dict(model_type=family) | _MODULES[family].config()
 
 
 def tiny_processor(family):
@@ -154,40 +157,45 @@ def tiny_batch(family, samples, padding_side='right'):
     return batch
 
 
-def library_inputs(vlm, batch):
-    """What the library's own model with head takes of a batch; that of Emu3 drops pixels, and is given the codes."""
+def library_inputs(vlm, batch, dtype=None):
+    """What the library's own model with head takes of a batch; that of Emu3 drops pixels, and is given the codes.
+
+    A `dtype` is that of the pixels: the library casts for most towers, but not for Pixtral's under transformers 4.
+    """
     if vlm.family.model.config.model_type == 'emu3':
         tokens = {key: value for key, value in batch.items() if key in ('attention_mask', 'labels')}
         return dict(tokens, input_ids=vlm.family.with_codes(batch))
-    return {key: value for key, value in batch.items() if key != 'original_sizes'}
+    given = {key: value for key, value in batch.items() if key != 'original_sizes'}
+    return given if dtype is None else dict(given, pixel_values=given['pixel_values'].to(dtype))
 
 
 @cache
 def tiny_family(family):
     """A family's views on its tiny model, in eval mode. Tests share it: they must not change it."""
-    return model_of_type(family, family)
+    return model_of_type(family)
 
 
-def config_of_type(family, model_type):
+def config_of_type(family, model_type=None):
     """The config of another type of models that the family serves."""
-    config = tiny_config(family) | dict(model_type=model_type)
+    config = tiny_config(family)
+    config['model_type'] = model_type or config['model_type']
     for part, values in getattr(_MODULES[family], 'SHARED', {}).get(model_type, {}).items():
         config[part] |= values
     return config
 
 
-def model_of_type(family, model_type, vision=None):
+def model_of_type(family, model_type=None, vision=None):
     """The views on a tiny model of this type, in eval mode; `vision` changes its tower."""
     import transformers
 
-    from mergemix_mm.families import find_family
+    from mergemix_mm.families import build_family
 
     torch.manual_seed(0)
     config = config_of_type(family, model_type)
     if vision is not None:
         config['vision_config'] |= vision
     config = transformers.AutoConfig.for_model(**config)
-    return find_family(model_type)(transformers.AutoModelForImageTextToText.from_config(config).eval())
+    return build_family(transformers.AutoModelForImageTextToText.from_config(config).eval())
 
 
 SIZES = [(40, 60), (100, 30), (28, 28), (31, 200), (90, 91), (60, 40), (200, 45), (7, 30)]

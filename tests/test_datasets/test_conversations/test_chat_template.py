@@ -70,6 +70,8 @@ IN_PLACE = dict(
     emu3='<|extra_203|>USER: Image 1: <image> Image 2: <image>Which? ASSISTANT:',
     gemma3='<bos><start_of_turn>user\nImage 1:<start_of_image>Image 2:<start_of_image>Which?<end_of_turn>\n'
     '<start_of_turn>model\n',
+    pixtral='<s>[INST]Image 1: [IMG] Image 2: [IMG]Which?[/INST]',
+    mistral3='<s>[INST]Image 1: [IMG] Image 2: [IMG]Which?[/INST]',
 )
 
 
@@ -115,6 +117,8 @@ SYSTEMS = dict(
     deepseek_vl=f'{DEEPSEEK}System: S.<｜end▁of▁sentence｜>User: ',
     emu3='<|extra_203|>S. USER: ',
     gemma3='<bos><start_of_turn>user\nS.\n\n<start_of_image>Q',
+    pixtral='<s>[INST][IMG]Q[/INST]A</s>[INST]S.\n\nR[/INST]',
+    mistral3='<s>[SYSTEM_PROMPT]S.[/SYSTEM_PROMPT][INST]',
 )
 
 
@@ -139,6 +143,8 @@ def test_what_the_record_says_is_told_from_what_the_template_writes(family):
     said = ['S.', ' user ', '</s>\n', 'assistant']
     talk = [turn(role, text) for role, text in zip(('system', 'user', 'assistant', 'user'), said)]
     written = template.write(talk)
+    if family in tiny_vlms.LATE_SYSTEM:
+        said[:3] = said[1:3] + said[:1]
     assert ''.join(one for one, is_record in zip(written.text, written.is_record) if is_record) == ''.join(
         text.strip() for text in said
     )

@@ -8,7 +8,7 @@ from mmengine.registry import MODELS
 from mergemix_mm.models.attention import InteractionAlignment
 from mergemix_mm.models.losses import AIALoss
 
-TYPES = [*((family, family) for family in tiny_vlms.ALL_FAMILIES), *tiny_vlms.SHARED]
+TYPES = [*((family, None) for family in tiny_vlms.ALL_FAMILIES), *tiny_vlms.SHARED]
 PARTS = ['vision_tower', 'projector', 'language_model']
 VIT = dict(
     type='mmpretrain.VisionTransformer',
@@ -22,7 +22,7 @@ def build(family, head='SFTHead', mixer=None, model_type=None, **options):
     """A tuner of the family's tiny model, all of whose parts train; `model_type` names another that it serves."""
     torch.manual_seed(0)
     parts = PARTS if family in tiny_vlms.FAMILIES else PARTS[2:]
-    config = tiny_vlms.config_of_type(family, model_type or family)
+    config = tiny_vlms.config_of_type(family, model_type)
     vlm = dict(type='HFVisionLanguageModel', config=config, trainable=parts, **options)
     return MODELS.build(dict(type='VLMTuner', vlm=vlm, head=dict(type=head), mixer=mixer))
 
@@ -50,7 +50,7 @@ def learn(model, batch, steps=20):
 
 
 @pytest.mark.parametrize('side', ['left', 'right'])
-@pytest.mark.parametrize(('family', 'model_type'), TYPES, ids=[model_type for _, model_type in TYPES])
+@pytest.mark.parametrize(('family', 'model_type'), TYPES, ids=[model_type or family for family, model_type in TYPES])
 def test_loss_and_gradients_are_those_of_the_librarys_own_forward(family, model_type, side):
     model, batch = build(family, model_type=model_type), tiny_vlms.mixed_batch(family, side)
     library = model.vlm.family.model

@@ -17,7 +17,7 @@ from mmengine.optim import OptimWrapper
 from mmengine.registry import MODELS
 
 from mergemix_mm.engine.hooks import SavePretrainedHook
-from mergemix_mm.families import find_family
+from mergemix_mm.families import build_family
 from mergemix_mm.models.vlms import HFVisionLanguageModel
 
 pytest.importorskip('transformers')
@@ -121,9 +121,9 @@ def check_generation(folder, family, plain, dtype):
     """Plain transformers and this package answer the same from the folder."""
     again = HFVisionLanguageModel(pretrained=str(folder), dtype=dtype).eval()
     batch = prompts(family, 'left')
-    given = tiny_vlms.library_inputs(again, batch)
+    given = tiny_vlms.library_inputs(again, batch, dtype)
     options = dict(max_new_tokens=4, min_new_tokens=4)
-    find_family(family)(plain)  # Mends the positions of SmolVLM's patches under transformers 4.
+    build_family(plain)  # Mends the positions of SmolVLM's patches under transformers 4.
     expected = plain.generate(**given, **options, do_sample=False)[:, batch['input_ids'].size(1) :]
     assert torch.equal(again.generate(batch, **options).sequences, expected)
 
@@ -175,7 +175,7 @@ def test_adapters_that_trained_beside_bfloat16_answer_in_plain_peft_and_merged(r
     folder = save(tuner, tmp_path / 'adapters')
     assert set(header(folder / 'adapter_model.safetensors').values()) == {'F32'}  # As they trained.
     batch, options = prompts(family, 'left'), dict(max_new_tokens=4, min_new_tokens=4)
-    given = tiny_vlms.library_inputs(tuner.vlm, batch)
+    given = tiny_vlms.library_inputs(tuner.vlm, batch, torch.bfloat16)
     plain = transformers.AutoModelForImageTextToText.from_pretrained(base, dtype='auto')
     plain = PeftModel.from_pretrained(plain, folder).eval()
     assert plain.generate(**given, **options, do_sample=False).size(1) == batch['input_ids'].size(1) + 4
@@ -245,7 +245,7 @@ def test_chat_gives_the_tokens_of_plain_transformers_from_the_folder(released, t
     tool['main']([*map(str, command)])
 
     plain, processor = AutoModelForImageTextToText.from_pretrained(folder).eval(), AutoProcessor.from_pretrained(folder)
-    views = find_family(family)(plain)  # Mends the positions of SmolVLM's patches under transformers 4.
+    views = build_family(plain)  # Mends the positions of SmolVLM's patches under transformers 4.
     views.complete_processor(processor)
     text = re.split(r'\[ ?A', tiny_vlms.WRITTEN[family])[0].replace('Q', 'What?')
     text = text.removeprefix(views.preamble(processor))  # The processor writes it again.

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from mmengine.registry import MODELS
 
-from ....families import find_family
+from ....families import build_family
 from ....utils.wrappers import unwrapped
 from ..family_model import FamilyModel
 from .loading import load_vlm, parse_dtype
@@ -70,7 +70,7 @@ class HFVisionLanguageModel(FamilyModel):
     ) -> None:
         options = dict(revision=revision, attn_implementation=attn_implementation, trust_remote_code=trust_remote_code)
         model = load_vlm(pretrained, config, self.model_type, dtype=dtype, **options)
-        family = find_family(model.config.model_type)(model)
+        family = build_family(model)
         super().__init__(family, trainable, lora, gradient_checkpointing, init_cfg)
         self.vision_merge = None if vision_merge is None else VisionMerge(self.family, **vision_merge)
 

@@ -34,9 +34,11 @@ class VisionMerge:
     def __init__(self, family: Family, num_merge: int, prop_attn: bool = True, inflection: float = -0.5) -> None:
         config = family.model.config
         if not family.can_merge_tower or not isinstance(config.vision_feature_layer, int):
+            tower = getattr(config, 'vision_config', None)
             raise ValueError(
-                f"vision_merge serves models of model_type='llava' that read one vision_feature_layer, not "
-                f'model_type={config.model_type!r} with vision_feature_layer='
+                f"vision_merge serves models of model_type='llava' with a tower of CLIP or SigLIP that read one "
+                f'vision_feature_layer, not model_type={config.model_type!r} with vision_config.model_type='
+                f'{getattr(tower, "model_type", None)!r} and vision_feature_layer='
                 f'{getattr(config, "vision_feature_layer", None)!r}: remove vision_merge'
             )
         self.family, self.num_merge, self.prop_attn = family, num_merge, prop_attn

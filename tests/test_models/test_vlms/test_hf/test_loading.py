@@ -8,7 +8,7 @@ from mergemix_mm.models.vlms import HFVisionLanguageModel
     [
         (dict(), 'exactly one'),
         (dict(pretrained='a', config={}), 'exactly one'),
-        (dict(config=dict(model_type='blip')), "model_type='blip'.*'llava', 'llava_next'"),
+        (dict(config=dict(model_type='blip')), "model_type='blip'.*'llava', .*'llava_next'"),
         (dict(config=dict(hidden_size=3)), 'model_type=None'),
         (dict(config=dict(model_type='llava'), dtype='int8'), "dtype='int8'"),
     ],

@@ -6,7 +6,7 @@ import tiny_vlms
 import torch
 from safetensors.torch import load_file, save_file
 
-from mergemix_mm.families import find_family
+from mergemix_mm.families import build_family
 from mergemix_mm.models.precision import widen_trained
 from mergemix_mm.models.vlms import HFVisionLanguageModel
 
@@ -20,7 +20,7 @@ def test_a_saved_model_reloads_in_plain_transformers(make, batch_of, tmp_path, f
     expected = vlm.model(**batch).logits
     vlm.save_pretrained(tmp_path / 'model')
     plain = AutoModelForImageTextToText.from_pretrained(tmp_path / 'model').eval()
-    find_family(family)(plain)  # Mends the positions of SmolVLM's patches under transformers 4.
+    build_family(plain)  # Mends the positions of SmolVLM's patches under transformers 4.
     assert torch.equal(plain(**batch).logits, expected)
     again = HFVisionLanguageModel(pretrained=str(tmp_path / 'model')).eval()
     assert torch.equal(again.hidden(batch), vlm.hidden(batch))
