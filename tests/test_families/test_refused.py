@@ -13,7 +13,6 @@ from mergemix_mm.families.refused import REFUSED
 from mergemix_mm.models import HFVisionLanguageModel
 
 
-
 def test_every_model_that_the_library_knows_is_served_or_has_a_reason():
     assert not {*MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES} - {*FAMILIES} - {*REFUSED}
     assert not {*FAMILIES} & {*REFUSED}
