@@ -64,6 +64,8 @@ def test_an_image_counts_as_two_frames_in_the_limit_of_pixels():
     family = build('glm4v')
     assert family.largest_image(dict(size=dict(longest_edge=2 * 112 * 112))).num_tokens == 16
     assert family.largest_image({}).num_tokens == 7500  # 75 rows of 100, of the library's default.
+    with pytest.raises(ValueError, match='max_pixels=784 is no option of the processor of GLM-4V, which ignores it'):
+        family.largest_image(dict(max_pixels=784))
     start, end = (token_id('glm4v', token) for token in tiny_vlms.FRAMES['glm4v'])
     ids = one_image('glm4v', 28, 28)['input_ids'][0].tolist()
     assert ids[:3] == [start, family.image_token_id, end]

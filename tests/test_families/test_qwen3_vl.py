@@ -69,3 +69,15 @@ def test_a_loss_that_balances_experts_is_said_not_to_be_computed():
     family.model.config.text_config.output_router_logits = True
     with pytest.warns(UserWarning, match='output_router_logits=True asks for the loss that balances experts'):
         type(family)(family.model)
+
+
+def test_adapters_reach_routed_experts_that_are_named():
+    names = ('gate_up_proj', 'down_proj')
+    lora = dict(r=2, target_parameters=[f'mlp.experts.{name}' for name in names])
+    config = tiny_vlms.config_of_type('qwen3_vl', 'qwen3_vl_moe')
+    torch.manual_seed(0)
+    vlm = HFVisionLanguageModel(config=config, trainable=['language_model'], lora=lora)
+    vlm.hidden(tiny_vlms.mixed_batch('qwen3_vl')).square().mean().backward()
+    trained = [name for name, value in vlm.named_parameters() if value.grad is not None]
+    assert sum('experts' in name and 'lora_B' in name for name in trained) == 3 * len(names)  # Of three layers.
+    assert all('lora_' in name for name in trained)
