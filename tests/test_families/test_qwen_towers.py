@@ -12,9 +12,7 @@ from largest_tensor import LargestTensor
 from mmengine.registry import MODELS
 from torch import nn
 
-from mergemix_mm.functional import attention_ratio, resize
-from mergemix_mm.models import MergeMix, SalientBlur
-from mergemix_mm.models.tuners import mix_canvases
+from mergemix_mm.models import MergeMix
 from mergemix_mm.models.vision_encoders import build_vision_encoder, run_layers, score_patches
 
 # Tower -> tiny model, type of the model, options of the tower. Heads of 16 channels have four frequencies.
@@ -199,40 +197,6 @@ def test_scoring_without_merging_is_said_once_and_merging_is_an_error(family):
         assert torch.equal(MergeMix(mask='topk').score(image, tower).saliency, scores.saliency)
     with pytest.raises(ValueError, match='num_merge=4.*rotary positions'):
         MergeMix(num_merge=4).score(image, tower)
-
-
-def test_each_image_is_scored_once_at_its_own_size(family, monkeypatch):
-    tower, images = family.vision_tower, draw(family, (1, 2), (2, 2), (1, 2), (2, 3))
-    seen = []
-    embed = tower.patch_embed.forward
-    monkeypatch.setattr(tower.patch_embed, 'forward', lambda patches: seen.append(len(patches)) or embed(patches))
-    result = mix_canvases(MergeMix(num_merge=0), images, torch.arange(4), tower)
-    assert seen == [2 * 8, 16, 24]  # One pass per size: the first and the third image share one.
-    assert result.grid == [(2, 4), (4, 4), (2, 4), (4, 6)]
-    seen.clear()
-    blurred = mix_canvases(SalientBlur(num_merge=0), images, torch.zeros(4, dtype=torch.long), tower)
-    assert seen == [2 * 8, 16, 24] and blurred.mixed.all() and [len(mask) for mask in blurred.mask] == [8, 16, 8, 24]
-
-
-def test_masks_ratios_and_pixels_follow_the_scores_of_each_image(family):
-    tower, images = family.vision_tower, draw(family, (1, 2), (2, 2), (1, 2), (2, 3))
-    size, owner = tower.config.patch_size, torch.tensor([0, 0, 1, 2])
-    mixer = MergeMix(num_merge=0)
-    torch.manual_seed(3)
-    result = mix_canvases(mixer, images, owner, tower)
-    assert result.mixed.all() and (owner[result.partner] != owner).all()
-    for index, (image, mask, saliency) in enumerate(zip(images, result.mask, result.saliency, strict=True)):
-        partner, grid = int(result.partner[index]), result.grid[index]
-        assert torch.equal(saliency, mixer.score(image[None], tower).saliency[0])
-        other = result.saliency[partner].view(1, 1, *result.grid[partner])
-        other = resize(other, grid).flatten()
-        both = torch.stack([saliency, other / other.sum()])
-        ratio = attention_ratio(both, torch.tensor([1, 0]), torch.stack([mask, mask]))[0]
-        assert result.ratio[index].item() == pytest.approx(ratio.item(), abs=1e-5)
-        kept = mask.view(grid).repeat_interleave(size, 0).repeat_interleave(size, 1)
-        expected = torch.where(kept, image, resize(images[partner][None], image.shape[1:])[0])
-        assert torch.equal(result.images[index], expected)
-        assert saliency.masked_fill(~mask, 1).min() >= saliency.masked_fill(mask, 0).max()
 
 
 @pytest.mark.parametrize('name', TOWERS)

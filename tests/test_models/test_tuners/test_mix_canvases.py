@@ -4,10 +4,12 @@ import pytest
 import torch
 from mmpretrain.registry import BATCH_AUGMENTS
 
-from mergemix_mm.functional import mix_images, resize
+from mergemix_mm.functional import attention_ratio, mix_images, resize
 from mergemix_mm.models import MergeMix, SalientBlur, SwapImages
 from mergemix_mm.models.batch_augments import Mixer, MixResult
 from mergemix_mm.models.tuners import mix_canvases
+from mergemix_mm.models.vision_encoders import ADAPTERS
+from mergemix_mm.models.vision_encoders.mmpretrain import MMPretrainEncoder
 
 
 def draw(*sizes: tuple[int, int]) -> list[torch.Tensor]:
@@ -88,6 +90,60 @@ def test_all_images_are_scored_in_one_call_of_the_encoder(vit, monkeypatch):
     assert calls == [(4, 3, 32, 32)]
 
 
+class AnySizeEncoder(MMPretrainEncoder):
+    """As the tower of a Qwen: no image size of its own, and no merging."""
+
+    no_merge = 'rotary positions'
+
+    def __init__(self, model):
+        super().__init__(model)
+        self.image_size = None
+
+
+@pytest.fixture
+def any_size(vit, monkeypatch):
+    monkeypatch.setitem(ADAPTERS, f'{type(vit).__module__}.{type(vit).__name__}', AnySizeEncoder)
+    return vit
+
+
+ANY = [(32, 32), (24, 40), (32, 32), (48, 16)]
+
+
+def test_each_image_is_scored_once_at_its_own_size(any_size, monkeypatch):
+    calls = []
+    embed = any_size.patch_embed.forward
+    monkeypatch.setattr(any_size.patch_embed, 'forward', lambda images: calls.append(images.shape) or embed(images))
+    for mixer, owner in ((MergeMix(num_merge=0), torch.arange(4)), (SalientBlur(num_merge=0), torch.zeros(4).long())):
+        calls.clear()
+        result = mix_canvases(mixer, draw(*ANY), owner, any_size)
+        assert calls == [(2, 3, 32, 32), (1, 3, 24, 40), (1, 3, 48, 16)]
+        assert result.mixed.all() and result.grid == [(4, 4), (3, 5), (4, 4), (6, 2)]
+        assert (
+            [len(mask) for mask in result.mask] == [len(saliency) for saliency in result.saliency] == [16, 15, 16, 12]
+        )
+
+
+@pytest.mark.parametrize('seed', range(3))
+def test_masks_ratios_and_pixels_follow_the_scores_of_each_image(any_size, seed):
+    canvases, owner, mixer = draw(*ANY), torch.tensor([0, 0, 1, 2]), MergeMix(num_merge=0)
+    torch.manual_seed(seed)
+    result = mix_canvases(mixer, canvases, owner, any_size)
+    assert result.mixed.all() and (owner[result.partner] != owner).all()
+    for index, (image, mask, saliency) in enumerate(zip(canvases, result.mask, result.saliency, strict=True)):
+        partner, grid = int(result.partner[index]), result.grid[index]
+        torch.testing.assert_close(saliency, mixer.score(image[None], any_size).saliency[0])
+        assert saliency.masked_fill(~mask, 1).min() >= saliency.masked_fill(mask, 0).max()
+        # The partner's saliency is that of its own size, on the grid of the image and with the same sum.
+        other = result.saliency[partner]
+        resized = resize(other.view(1, 1, *result.grid[partner]), grid).flatten()
+        both = torch.stack([saliency, resized * (other.sum() / resized.sum())])
+        ratio = attention_ratio(both, torch.tensor([1, 0]), torch.stack([mask, mask]))[0]
+        assert result.ratio[index].item() == pytest.approx(ratio.item(), abs=1e-5)
+        kept = mask.view(grid).repeat_interleave(8, 0).repeat_interleave(8, 1)
+        expected = torch.where(kept, image, resize(canvases[partner][None], image.shape[1:])[0])
+        assert torch.equal(result.images[index], expected)
+
+
 def test_one_sample_alone_cannot_be_mixed_but_can_be_blurred(vit):
     canvases, owner = draw(*SAME), torch.tensor([2, 2, 2, 2])
     assert mix_canvases(MergeMix(), canvases, owner, vit) is None
@@ -98,17 +154,21 @@ def test_one_sample_alone_cannot_be_mixed_but_can_be_blurred(vit):
 
 
 def test_a_mixer_without_partners_and_scores_changes_each_image_at_its_own_size():
+    seen = []
+
     class Darken(Mixer):
         needs_partner = False
 
         def mix(self, images, encoder=None, generator=None, partner=None):
             assert partner is None
+            seen.append(tuple(images.shape))
             return MixResult(images / 4, torch.arange(len(images)), torch.full((len(images),), 0.25))
 
     canvases = draw(*DIFFERENT)
     result = mix_canvases(Darken(), canvases, torch.zeros(4, dtype=torch.long))
     assert all(torch.equal(image, canvas / 4) for image, canvas in zip(result.images, canvases, strict=True))
     assert result.mixed.all() and result.ratio.tolist() == [0.25] * 4 and result.partner.tolist() == [0, 1, 2, 3]
+    assert seen == [(2, 3, 32, 32), (1, 3, 30, 50), (1, 3, 48, 20)]
 
 
 def test_missing_encoder_is_the_error_of_mergemix():
