@@ -282,10 +282,10 @@ class Family:
         pixels = batch.get('pixel_values')
         if pixels is None:
             return None
-        shape = list(pixels.shape) if isinstance(pixels, Tensor) else None
-        fits = shape is not None and len(shape) == len(self.pixel_shape)
-        if not fits or any(not isinstance(want, str) and want != size for size, want in zip(shape, self.pixel_shape)):
-            found = f'a {type(pixels).__name__}' if shape is None else f'of shape {shape}'
+        shape = list(pixels.shape) if isinstance(pixels, Tensor) else []
+        wanted = zip(shape, self.pixel_shape)
+        if len(shape) != len(self.pixel_shape) or any(not isinstance(one, str) and one != size for size, one in wanted):
+            found = f'of shape {shape}' if isinstance(pixels, Tensor) else f'a {type(pixels).__name__}'
             raise ValueError(
                 f'pixel_values are {found}; {type(self).__name__} reads a tensor of shape '
                 f'[{", ".join(map(str, self.pixel_shape))}], as the processor of its model makes it'

@@ -30,6 +30,13 @@ def find_decoder(model: nn.Module) -> tuple[str, nn.Module]:
     return '', model
 
 
+def is_linear(module: nn.Module) -> bool:
+    """Whether a module is a linear layer, GPT-2's included; a router of experts is one by class, but returns more."""
+    from transformers.pytorch_utils import Conv1D
+
+    return isinstance(module, nn.Linear | Conv1D) and 'Router' not in type(module).__name__
+
+
 def embedding_factor(decoder: nn.Module) -> float:
     """What a decoder multiplies all embeddings by, also those of images.
 

@@ -12,6 +12,7 @@ from mmengine.registry import MODELS, TRANSFORMS
 from mergemix_mm.engine import launch
 from mergemix_mm.engine.weights import read_state_dict
 from mergemix_mm.models.precision import widen_trained
+from mergemix_mm.models.vlms.hf.quantization import is_quantized
 from mergemix_mm.models.vlms.hf.saving import check_replaceable, replaced_folder, save_processor
 
 
@@ -81,6 +82,11 @@ def convert(
     if merge_lora:
         if not hasattr(vlm.model, 'merge_and_unload'):
             raise launch.LaunchError('--merge-lora: the config has no model.vlm.lora; leave the flag out')
+        if is_quantized(vlm.model):
+            raise launch.LaunchError(
+                '--merge-lora: the weights are quantized; add the adapters to the original ones, with --cfg-options '
+                'model.vlm.quantization_config=None (SphinxModel: model.vlm.language_model.quantization_config=None)'
+            )
         vlm.model = vlm.model.merge_and_unload()
     with replaced_folder(out) as folder:
         vlm.save_pretrained(folder, dtype)

@@ -8,6 +8,7 @@ from torch import nn
 
 from ...families import Family
 from ...utils.text import shown
+from ..decoders import is_linear
 from .weight_names import rename
 
 
@@ -150,9 +151,7 @@ def _targets(family: Family, wanted: Collection[str] | str | None) -> str:
     """A regular expression, because a vision tower has layers of the same names."""
     if isinstance(wanted, str):
         return wanted
-    layers = {
-        name.rpartition('.')[2] for name, module in family.language_model.named_modules() if _takes_adapter(module)
-    }
+    layers = {name.rpartition('.')[2] for name, module in family.language_model.named_modules() if is_linear(module)}
     wanted = layers if wanted is None else set(wanted)
     if not wanted or not wanted <= layers:
         raise ValueError(
@@ -161,13 +160,6 @@ def _targets(family: Family, wanted: Collection[str] | str | None) -> str:
         )
     decoder = family.parts['language_model'][0]
     return rf'{re.escape(decoder)}\..*\.({"|".join(sorted(wanted))})'
-
-
-def _takes_adapter(module: nn.Module) -> bool:
-    """Whether a module is a linear layer, GPT-2's included; a router of experts is one by class, but returns more."""
-    from transformers.pytorch_utils import Conv1D
-
-    return isinstance(module, nn.Linear | Conv1D) and 'Router' not in type(module).__name__
 
 
 def _saved_modules(model: nn.Module, paths: Collection[str]) -> list[str]:

@@ -13,6 +13,7 @@ from ..precision import autocast_to, cast_at_norms, low_beside_float32
 from .adapting import add_lora, check_trainable, checkpoint_layers, freeze, part_modules, train_parts
 from .base import Generation, VisionLanguageModel
 from .generation import AnswerLogps, pad_left
+from .hf.quantization import is_quantized, keep_own_weights
 from .weight_names import adopt_names
 
 
@@ -45,6 +46,11 @@ class FamilyModel(VisionLanguageModel):
         # The dtype of a saved model. It is kept here because a tuner widens weights that train to float32.
         self.loaded_dtype = family.base.get_input_embeddings().weight.dtype
         self.trainable = check_trainable(family, trainable)
+        if lora is None and 'language_model' in self.trainable and is_quantized(family.language_model):
+            raise ValueError(
+                f'quantization_config and trainable={list(self.trainable)} need lora=dict(r=...): quantized weights do '
+                "not train (or leave 'language_model' out of trainable)"
+            )
         if 'projector' in family.parts:  # A frozen projector of low precision may read a tower that trains in float32.
             for path in part_modules(family, 'projector'):
                 cast_at_norms(family.model.get_submodule(path))
@@ -75,6 +81,7 @@ class FamilyModel(VisionLanguageModel):
                 'python tools/model_converters/save_pretrained.py CONFIG CHECKPOINT OUT (with --merge-lora after LoRA)'
             )
         adopt_names(self, state_dict, prefix)
+        keep_own_weights(self, state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def train(self, mode: bool = True) -> 'FamilyModel':

@@ -30,6 +30,11 @@ class HFVisionLanguageModel(FamilyModel):
         trainable (Collection[str]): Parts that train: ``'vision_tower'``, ``'projector'``, ``'language_model'`` (with
             its head). The others take no gradient and stay in eval mode. Defaults to
             ``('language_model', 'projector')``.
+        quantization_config (dict, optional): Loads the linear layers of the language model in 4 bits, as transformers
+            and bitsandbytes take it, e.g. ``dict(load_in_4bit=True, bnb_4bit_quant_type='nf4',
+            bnb_4bit_use_double_quant=True)``; computation is in ``dtype`` unless ``bnb_4bit_compute_dtype`` says
+            another. It needs ``pretrained``, and ``lora`` if the language model trains. Head, projector and vision
+            tower keep ``dtype``. Defaults to None.
         lora (dict, optional): Options of ``peft.LoraConfig``, e.g. ``dict(r=128, lora_alpha=256)``: the language model
             trains low-rank adapters of its linear layers (all except the head, or those of ``target_modules``). Other
             trainable parts train as a whole and are saved with the adapters. Single parameters outside of modules
@@ -67,8 +72,10 @@ class HFVisionLanguageModel(FamilyModel):
         gradient_checkpointing: bool = False,
         vision_merge: dict | None = None,
         init_cfg: dict | None = None,
+        quantization_config: dict | None = None,
     ) -> None:
         options = dict(revision=revision, attn_implementation=attn_implementation, trust_remote_code=trust_remote_code)
+        options['quantization_config'] = quantization_config
         model = load_vlm(pretrained, config, self.model_type, dtype=dtype, **options)
         family = build_family(model)
         super().__init__(family, trainable, lora, gradient_checkpointing, init_cfg)

@@ -17,6 +17,7 @@ from ....utils.files import recover_folder
 from ....utils.text import one_line, quoted
 from ...allowed_parts import check_attention
 from ..weight_names import WRAPPER_PARTS
+from .quantization import keep_exact, quantization, refuse_random
 from .saving import old_rope
 
 # What transformers raises for files that are missing, damaged or unexpected.
@@ -56,6 +57,7 @@ def _load(
     dtype: str | torch.dtype | None = None,
     attn_implementation: str | dict | None = None,
     trust_remote_code: bool = False,
+    quantization_config: dict | None = None,
 ) -> nn.Module:
     """Make a model of an auto class of transformers; `check` refuses a ``model_type`` before gigabytes are read."""
     if (pretrained is None) == (config is None):
@@ -77,11 +79,21 @@ def _load(
     if config is not None:
         parsed = _parse_config(config, check, trust_remote_code)
         _tie_as_the_text_model(parsed)
-        return auto_class.from_config(_text_config(parsed) if is_causal else parsed, **options)
+        model = auto_class.from_config(_text_config(parsed) if is_causal else parsed, **options)
+        return model if quantization_config is None else refuse_random(model, quantization_config)
     assert pretrained is not None
     found = _checked_config('pretrained', pretrained, check, revision=revision, trust_remote_code=trust_remote_code)
     if not trust_remote_code:
         check_attention(found, f'pretrained={pretrained!r}')
+    if getattr(found, 'quantization_config', None) is not None:
+        raise ValueError(
+            f'pretrained={pretrained!r} holds quantized weights; give the original ones, and quantization_config= to '
+            'load them in 4 bits'
+        )
+    if quantization_config is not None:
+        shape = _text_config(found) if is_causal else found
+        chosen = quantization(quantization_config, auto_class, shape, **options)
+        options['quantization_config'] = chosen
     with _explained('pretrained', pretrained):
         # The library only warns of missing weights, and draws random ones.
         options.update(_old_names(auto_class, found), config=found, revision=revision, output_loading_info=True)
@@ -94,7 +106,7 @@ def _load(
             f'pretrained={pretrained!r} lacks weights of the model (names of transformers {version("transformers")}): '
             f'{", ".join(missing[:3])}{f" and {len(missing) - 3} more" if len(missing) > 3 else ""}'
         )
-    return model
+    return keep_exact(model)
 
 
 def _check_causal(found: str | None) -> None:

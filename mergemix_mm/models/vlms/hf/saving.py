@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ....utils import files
 from ....utils.wrappers import unwrapped, without_wrappers
 from ..weight_names import with_wrapper
+from .quantization import is_quantized
 
 # Every folder of a model or of adapters has one of these files.
 MODEL_FILES = {'config.json', 'adapter_config.json'}
@@ -62,8 +63,16 @@ def save_model(model: nn.Module, folder: Path, dtype: torch.dtype) -> None:
         model (nn.Module): The model; it stays as it is.
         folder (Path): An existing folder.
         dtype (torch.dtype): Dtype of the weights in the folder.
+
+    Raises:
+        ValueError: If weights of the model are quantized.
     """
     model = unwrapped(model)
+    if is_quantized(model):
+        raise ValueError(
+            'a model with quantized weights is not written: make a folder of its checkpoint and the original weights, '
+            'by tools/model_converters/save_pretrained.py with --cfg-options ...quantization_config=None'
+        )
     with without_wrappers(model), _any_generation_config(model, folder):
         model.save_pretrained(folder, state_dict=with_wrapper(model, _cast(model.state_dict(), dtype)))
     content = write_dtype(folder, dtype)

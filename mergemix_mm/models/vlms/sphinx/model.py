@@ -37,9 +37,9 @@ class SphinxModel(FamilyModel):
     Args:
         language_model (dict | nn.Module, optional): The causal language model: ``pretrained`` (name on the hub, or
             folder) or ``config`` (random weights), and further arguments as `HFVisionLanguageModel` has them:
-            ``dtype``, ``revision``, ``attn_implementation``, ``trust_remote_code``. Of a model with a vision tower
-            (Gemma 3, Llama 4), the language model is read. This and the next three arguments are required without
-            ``pretrained``. Defaults to None.
+            ``dtype``, ``revision``, ``attn_implementation``, ``trust_remote_code``, ``quantization_config``. Of a model
+            with a vision tower (Gemma 3, Llama 4), the language model is read. This and the next three arguments are
+            required without ``pretrained``. Defaults to None.
         backbone (dict | nn.Module, optional): A `MultiBackbone`. Encoders that are ``frozen`` (the default) are not
             changed and stay in eval mode, whatever ``trainable`` says.
         neck (dict | nn.Module, optional): An `EmbeddingMixNeck` whose ``out_channels`` are the language model's width.
