@@ -2,8 +2,6 @@
 
 _CROSS_ATTENTION = 'text layers read images by cross-attention, so no tokens stand for an image'
 _DECODER = 'encoder and decoder: question and answer are not one sequence'
-_EXPERTS = 'experts are 3-D parameters, which LoRA does not reach'
-_BALANCE = 'experts are 3-D parameters, which LoRA does not reach, and their balance loss is not computed'
 _INDEXER = 'layers attend to keys of an indexer, which gets no gradient from the answers'
 _VIEWS = 'whole view and crops (pixel_values_local) have different sizes'
 _PACKED = 'patches are packed as in Qwen2.5-VL, but nobody compared it with the library'
@@ -46,9 +44,9 @@ REFUSED: dict[str, str] = {
     'hyperclovax_vision_v2': f'{_PACKED}; use qwen2_5_vl',
     'idefics': f'{_CROSS_ATTENTION}; use idefics3',
     'idefics2': 'a Perceiver reads padded images (pixel_attention_mask) into 64 tokens; use idefics3',
-    'inkling2': f'{_EXPERTS}, and attention has relative positions',
-    'inkling2_loop': f'{_EXPERTS}, and attention has relative positions',
-    'inkling_mm_model': f'{_EXPERTS}; it also reads sound',
+    'inkling2': 'attention has relative positions and short convolutions, which nobody compared with the library',
+    'inkling2_loop': 'attention has relative positions and short convolutions, which nobody compared with the library',
+    'inkling_mm_model': 'it also reads sound, and linear layers fold an image without a vision transformer',
     'instructblip': 'a Q-Former also reads the question, with a tokenizer of its own (qformer_input_ids)',
     'instructblipvideo': 'a Q-Former reads frames of videos with the question (qformer_input_ids)',
     'internvl_chat': 'its code comes with the weights; use those for transformers, whose names end with -hf',
@@ -72,7 +70,7 @@ REFUSED: dict[str, str] = {
     'molmo': 'its code comes with the weights, and crops of an image overlap',
     'molmo2': 'crops of an image overlap, and image_token_pooling says which patches make a token',
     'muse_glimmer': _PACKED,
-    'muse_spark': f'{_EXPERTS}; it also reads sound',
+    'muse_spark': f'it also reads sound; {_PACKED}',
     'nemotron_h_omni': 'text layers are a hybrid with Mamba, and the head lies inside of the language model',
     'ovis2': 'an image is a mixture of a visual vocabulary, which also embeds the tokens around it',
     'paddleocr_vl': _PACKED,
@@ -86,10 +84,10 @@ REFUSED: dict[str, str] = {
     'qwen2_5_omni': 'it also hears and speaks; use qwen2_5_vl',
     'qwen2_5_omni_thinker': 'it also hears (input_features); use qwen2_5_vl',
     'qwen3_omni_moe': 'it also hears and speaks; use qwen3_vl',
-    'qwen3_omni_moe_thinker': f'{_BALANCE}; use qwen3_vl',
+    'qwen3_omni_moe_thinker': 'it also hears (input_features); use qwen3_vl',
     'qwen4_exp': f'{_INDEXER}; use qwen3_5',
     'shieldgemma2': 'it classifies images by policies that its processor writes; use gemma3',
-    'step3p7': f'{_VIEWS}; {_EXPERTS}',
+    'step3p7': _VIEWS,
     't5gemma2': f'{_DECODER}; use gemma3',
     'udop': f'{_DECODER}; words have boxes (bbox)',
     'unlimited_ocr': f'{_VIEWS}, with tokens between them',
