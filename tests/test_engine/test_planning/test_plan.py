@@ -135,8 +135,7 @@ def test_so_is_that_of_every_family(family, peak_memory):
     cfg.model.vlm.config = tiny_vlms.tiny_config(family)
     cfg.model.vlm.trainable = ['language_model']
     cfg.model.head, cfg.model.mixer = dict(type='SFTHead'), None
-    # A quarter of a million pixels for Qwen, 16 x 16 codes for Emu3.
-    cfg.model.processor = dict(type=family, max_pixels=32**2 if family == 'emu3' else 16 * 28**2, max_patches=6)
+    cfg.model.processor = dict(type=family, **tiny_vlms.LARGEST_IMAGE[family][1])
     planned = step_peaks(cfg, text_tokens=100, foreach=False)
     losses, _ = measured(cfg, peak_memory, text_tokens=100)
     assert planned.loss == pytest.approx(losses['und'], rel=0.15)
