@@ -1,5 +1,6 @@
 """Pixtral, and what Mistral 3 shares with it: packed images of several sizes. tests/tiny_vlms has both."""
 
+import math
 import sys
 
 import pytest
@@ -7,6 +8,7 @@ import tiny_vlms
 import torch
 from torch import nn
 
+from mergemix_mm.datasets import EncodeConversation
 from mergemix_mm.datasets.conversations.chat_template import find_chat_template
 from mergemix_mm.families import build_family
 from mergemix_mm.families.base import family_of
@@ -163,6 +165,30 @@ def test_a_planned_image_is_the_largest_of_the_processors_size(name, size):
     assert image.shapes(1) == dict(pixel_values=tuple(found['pixel_values'].shape))
     places = [token == family.image_token_id for token in image.ids]
     assert places == (found['input_ids'][0] == family.image_token_id).tolist()
+
+
+@both
+@pytest.mark.parametrize('kind', ['PixtralImageProcessor', 'PixtralImageProcessorFast', 'PixtralImageProcessorPil'])
+@pytest.mark.parametrize('size', [(3, 40), (40, 3), (3, 7), (100, 30)], ids=str)
+def test_every_image_processor_gives_the_tokens_of_its_sizes(name, kind, size):
+    import transformers
+
+    if not hasattr(transformers, kind):
+        pytest.skip(f'transformers {transformers.__version__} does not have it')
+    family, processor = tiny_vlms.tiny_family(name), tiny_vlms.tiny_processor(name)
+    options = dict(size=dict(processor.image_processor.size), patch_size=dict(height=7, width=7))
+    processor.image_processor = getattr(transformers, kind)(**options)
+    question = [dict(type='image'), dict(type='text', text='Q')]
+    messages = [dict(role='user', content=question), dict(role='assistant', content=[dict(type='text', text='A')])]
+    record = dict(messages=messages, images=[tiny_vlms.random_image(*size, 0)])
+    inputs = EncodeConversation(processor).transform(record)['inputs']
+    batch = {key: value[None] if value.dim() == 1 else value for key, value in inputs.items() if key != 'pad_token_id'}
+    (canvas,) = family.canvases(batch)
+    side = family.token_side
+    scale = min(1, options['size']['longest_edge'] / max(size))
+    rows, columns = (math.ceil(int(length * scale) / side) for length in size)
+    assert tuple(canvas.shape) == (3, rows * side, columns * side)
+    assert family.placeholders(batch).sum() == family.image_lengths(batch).sum() == rows * columns
 
 
 UNMARKED = (
