@@ -18,6 +18,11 @@ def test_every_model_that_the_library_knows_is_served_or_has_a_reason():
     assert not {*FAMILIES} & {*REFUSED}
 
 
+def test_models_that_a_reason_recommends_are_served():
+    named = {name for reason in REFUSED.values() for name in re.findall(r'\buse (\w+)(?: or (\w+))?$', reason)}
+    assert len(named) > 5 and {name for pair in named for name in pair if name} <= {*FAMILIES}
+
+
 @pytest.mark.parametrize('model_type', REFUSED)
 def test_a_refused_model_is_named_with_its_reason_and_no_weights_are_read(tmp_path, model_type):
     (tmp_path / 'config.json').write_text(json.dumps(dict(model_type=model_type)))
