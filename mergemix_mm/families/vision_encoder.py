@@ -17,7 +17,7 @@ class UnsupportedEncoderError(TypeError):
             'global attention: MMPretrain VisionTransformer (DeiT, distilled DeiT, DeiT3, CLIP-ViT, DINOv2, MoCo v3), '
             'transformers CLIP / SigLIP / DINOv2 vision models, timm VisionTransformer; and, without merging, those '
             'with rotary positions: MMPretrain ViTEVA02, transformers DINOv3, timm Eva (EVA-02, DINOv3), the '
-            'towers of Qwen-VL and GLM-4V. Score with one of them through MergeMix(encoder=dict(...))'
+            'towers of Qwen-VL, GLM-4V and Pixtral. Score with one of them through MergeMix(encoder=dict(...))'
         )
 
 
