@@ -43,6 +43,7 @@ VARIANTS = {
     'weight40': dict(weight=40),
     **{f'ratio{ratio}': dict(weight=dict(type='ratio', ntp_over_aia=ratio)) for ratio in (1, 10, 50, 100)},
     'layerwise': dict(preset='data/interaction/teachers.json'),
+    'qlora': {},
 }
 BATCH = 2
 
@@ -189,6 +190,8 @@ def run(pretrained, data, tmp_path, monkeypatch):
 
 @config_file
 def test_takes_a_step_of_each_task(path, run, tmp_path):
+    if 'qlora' in path.stem:
+        pytest.importorskip('bitsandbytes')
     runner = run(path)
     before = {name: parameter.detach().clone() for name, parameter in runner.model.named_parameters()}
     runner.model.init_weights()

@@ -15,6 +15,7 @@ from mmengine.utils import get_installed_path
 from repository_configs import config_files, load, parametrize
 
 from mergemix_mm.engine.planning import StepMemory, build_weightless, image_input, part_sizes, training_batches
+from mergemix_mm.engine.planning.four_bits import FourBitLinear
 from mergemix_mm.engine.planning.released import FOLDERS, RELEASED
 from mergemix_mm.models.tuners import BaseTuner
 
@@ -71,7 +72,9 @@ def build(path):
 
 
 def count(module):
-    return sum(parameter.numel() for parameter in module.parameters())
+    packed = {id(one.weight): one for one in module.modules() if isinstance(one, FourBitLinear)}
+    sizes = {id(one): one.numel() for one in module.parameters()}
+    return sum((sizes | {key: one.in_features * one.out_features for key, one in packed.items()}).values())
 
 
 def close(found, name):
@@ -112,20 +115,23 @@ def test_a_config_builds_at_the_published_size(path):
                 own = next(name for name in RELEASED if part in name)
                 assert close(count(branch.encoder), own), own
     elif cfg.model.vlm.get('lora'):
-        # The adapters of rank r of a matrix [n, m] have r * (n + m), and the projector is there twice, in peft's way.
+        # The adapters of rank r of a matrix [n, m] have r * (n + m); what trains besides is there twice, in peft's way.
         inner = network.config.text_config
         width, middle, rank = inner.hidden_size, inner.intermediate_size, cfg.model.vlm.lora.r
         adapters = inner.num_hidden_layers * rank * (4 * 2 * width + 3 * (width + middle))
-        projector = count(network.model.multi_modal_projector) // 2
-        assert parts['language_model'].trained == adapters and parts['projector'].trained == projector
-        assert close(count(model) - adapters - projector, name)
+        others = [part for part in cfg.model.vlm.trainable if part != 'language_model']
+        copies = sum(parts[part].trained for part in others)
+        assert parts['language_model'].trained == adapters
+        assert all(parts[part].trained * 2 == parts[part].parameters for part in others)
+        assert close(count(model) - adapters - copies, name)
     else:
         assert close(count(model), name)
         for part, size in parts.items():
             assert size.trained == (size.parameters if part in cfg.model.vlm.trainable else 0), part
     # Float32 for what trains, the config's dtype for the rest.
     if cfg.model.vlm.get('dtype') == 'bfloat16':
-        assert {p.dtype for p in network.parameters() if not p.requires_grad} == {torch.bfloat16}
+        packed = {torch.uint8} if cfg.model.vlm.get('quantization_config') else set()
+        assert {p.dtype for p in network.parameters() if not p.requires_grad} == {torch.bfloat16} | packed
     assert {p.dtype for p in network.parameters() if p.requires_grad} == {torch.float32}
 
 

@@ -63,7 +63,8 @@ def test_name_tells_what_is_trained_and_the_recipe_is_llavas(path):
         assert (cfg.model.head.type, mixer.type.lower(), mixer.get('mask')) == ('SimPOHead', kind.lower(), mask)
     else:
         assert cfg.model.head.type == 'SFTHead' and mixer is None
-    assert ('lora' in cfg.model.vlm) == ('lora' in words)
+    assert ('lora' in cfg.model.vlm) == any(word in words for word in ('lora', 'qlora'))
+    assert ('quantization_config' in cfg.model.vlm) == ('qlora' in words)
     if 'shapes' not in path.stem:
         warmup = cfg.param_scheduler[0]
         assert (warmup.begin, warmup.end) == (0, round(0.03 * cfg.train_cfg.max_iters))
@@ -137,6 +138,8 @@ def run(pretrained, data, tmp_path, monkeypatch):
 
 @on_train_files
 def test_trains_on_images_and_on_text(path, run, tmp_path):
+    if 'qlora' in path.stem:
+        pytest.importorskip('bitsandbytes')
     runner = run(path)
     before = {name: parameter.detach().clone() for name, parameter in runner.model.named_parameters()}
     runner.train()
@@ -165,6 +168,8 @@ def test_trains_on_images_and_on_text(path, run, tmp_path):
 
 @on_train_files
 def test_trains_the_parts_of_its_stage_at_its_rate(path, run):
+    if 'qlora' in path.stem:
+        pytest.importorskip('bitsandbytes')
     runner = run(path)
     trainable = {name: p for name, p in runner.model.named_parameters() if p.requires_grad}
     parts = {'multi_modal_projector' if family_of(path) == 'llava' else 'merger'}
@@ -178,7 +183,7 @@ def test_trains_the_parts_of_its_stage_at_its_rate(path, run):
     optimizer = runner.build_optim_wrapper(runner.optim_wrapper).optimizer
     rates = {id(p): group['lr'] for group in optimizer.param_groups for p in group['params']}
     factors = {name: rates[id(p)] / runner.cfg.optim_wrapper.optimizer.lr for name, p in trainable.items()}
-    lora = '-lora-' in path.stem
+    lora = 'lora-' in path.stem
     assert all(('lora_' in name) == lora for name in trainable if 'language_model' in name)
     for name, factor in factors.items():
         assert factor == pytest.approx(0.1 if lora and 'projector' in name else 1.0), name

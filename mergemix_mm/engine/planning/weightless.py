@@ -16,9 +16,11 @@ from torch.overrides import TorchFunctionMode
 
 from ...models.tuners import BaseTuner
 from ...models.vlms.adapting import part_of
+from ...models.vlms.hf import loading
 from ...models.vlms.hf.loading import parse_dtype
 from ...models.vlms.sphinx.files import CONFIG_FILE, LANGUAGE_MODEL, is_sphinx, read_layout
 from ...utils.text import quoted, shown
+from .four_bits import FourBitLinear, pack
 
 FROM_PRETRAINED = '.from_pretrained'
 # Names of hub models and folders -> the content of their config.json. The empty name stands for whatever model
@@ -53,7 +55,8 @@ def build_weightless(model: dict, hub_configs: HubConfigs | None = None) -> nn.M
     model = _Stripper(dict(hub_configs or {})).strip(model)
     # Encoders of mixers initialise their weights when they are built, which the meta device does not support.
     drawing = mock.patch.object(BaseModule, 'init_weights', lambda _: None)
-    with torch.device('meta'), _GivenValues(), drawing:
+    packing = mock.patch.object(loading, 'refuse_random', pack)
+    with torch.device('meta'), _GivenValues(), drawing, packing:
         return MODELS.build(ConfigDict(model))
 
 
@@ -228,11 +231,15 @@ def part_sizes(model: nn.Module) -> list[PartSize]:
     is_tuner = isinstance(model, BaseTuner)
     network = model.vlm.family.model if is_tuner else model
     sizes: dict[str, PartSize] = {}
+    layers = [module for module in network.modules() if isinstance(module, FourBitLinear)]
+    packed = {id(layer.weight): layer for layer in layers}
     for name, parameter in network.named_parameters():
+        layer = packed.get(id(parameter))
+        number = parameter.numel() if layer is None else layer.in_features * layer.out_features
         part = (part_of(name, model.vlm.family.parts) or REST) if is_tuner else name.partition('.')[0]
         size = sizes.setdefault(part, PartSize(part))
-        size.parameters += parameter.numel()
-        size.trained += parameter.numel() * parameter.requires_grad
-        size.bytes += parameter.numel() * parameter.element_size()
-        size.dtypes.add(str(parameter.dtype).removeprefix('torch.'))
+        size.parameters += number
+        size.trained += number * parameter.requires_grad
+        size.bytes += parameter.nbytes + (0 if layer is None else sum(scales.nbytes for scales in layer.buffers()))
+        size.dtypes.add(str(parameter.dtype).removeprefix('torch.') if layer is None else '4 bits')
     return list(sizes.values())

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from mmengine.model import BaseModel
+from mmengine.model import BaseModel, initialize
 from mmengine.registry import MODELS, TRANSFORMS
 from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from ...utils.numbers import check_number
 from ..attention import InteractionAlignment, interaction_spans
 from ..heads import AnswerScores
 from ..precision import autocast_to, widen_trained
+from ..vlms.hf.quantization import is_quantized
 
 
 class ForwardPass(NamedTuple):
@@ -75,6 +76,18 @@ class BaseTuner(BaseModel):
         self.generation = dict(max_new_tokens=32) if generation is None else generation
         # Set by AIAHook while the model trains.
         self.alignment: InteractionAlignment | None = None
+
+    def init_weights(self) -> None:
+        """As in MMEngine, which records the mean of every parameter. Quantized weights have none: no record is made."""
+        if not is_quantized(self):
+            super().init_weights()
+            return
+        if self.init_cfg:
+            initialize(self, self.init_cfg)
+        for child in self.children():
+            if hasattr(child, 'init_weights'):
+                child.init_weights()
+        self._is_init = True
 
     def forward(self, inputs: dict, data_samples: list[BaseDataElement] | None = None, mode: str = 'tensor'):
         """Run one batch, as MMEngine's loops do.

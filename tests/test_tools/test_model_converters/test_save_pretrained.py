@@ -8,6 +8,8 @@ from mmengine.logging import HistoryBuffer
 from mmengine.registry import MODELS
 from mmengine.runner import Runner
 
+from mergemix_mm.models import HFVisionLanguageModel
+
 
 @pytest.fixture(scope='module')
 def tool(load_tool):
@@ -134,3 +136,20 @@ def test_merging_adapters_that_are_not_there_is_refused(tool, config, tmp_path):
     torch.save(tuner.state_dict(), tmp_path / 'plain.pth')
     with pytest.raises(SystemExit, match='the config has no model.vlm.lora'):
         tool.main([str(config), str(tmp_path / 'plain.pth'), str(tmp_path / 'out'), '--merge-lora'])
+
+
+def test_adapters_of_a_quantized_model_are_added_to_the_original_weights(tool, tmp_path):
+    pytest.importorskip('bitsandbytes')
+    HFVisionLanguageModel(config=tiny_vlms.tiny_config('llava')).save_pretrained(tmp_path / 'original')
+    vlm = dict(type='HFVisionLanguageModel', pretrained=str(tmp_path / 'original'), lora=dict(r=2))
+    vlm['quantization_config'] = dict(load_in_4bit=True)
+    config = Config(dict(model=dict(type='VLMTuner', vlm=vlm)))
+    config.dump(str(tmp_path / 'config.py'))
+    torch.save(MODELS.build(config.model).state_dict(), tmp_path / 'qlora.pth')
+    command = [str(tmp_path / 'config.py'), str(tmp_path / 'qlora.pth'), str(tmp_path / 'out'), '--merge-lora']
+    with pytest.raises(SystemExit, match='the weights are quantized; add the adapters to the original ones'):
+        tool.main(command)
+    tool.main([*command, '--cfg-options', 'model.vlm.quantization_config=None'])
+    # The second factor of new adapters is zero, so that the original weights come out.
+    found, expected = (HFVisionLanguageModel(str(tmp_path / name)).state_dict() for name in ('out', 'original'))
+    assert all(torch.equal(value, expected[name]) for name, value in found.items())

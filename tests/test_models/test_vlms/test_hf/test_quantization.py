@@ -93,6 +93,7 @@ def test_adapters_learn_on_weights_that_stay_and_a_run_resumes(build, family, dt
     tuner = VLMTuner(
         vlm=build(family, dtype=dtype), head=dict(type='SimPOHead'), mixer=dict(type='MergeMix', num_merge=2)
     )
+    tuner.init_weights()
     tuner.train()
     before, batch = frozen(tuner), tiny_vlms.mixed_batch(family)
     trained = [one for one in tuner.parameters() if one.requires_grad]
