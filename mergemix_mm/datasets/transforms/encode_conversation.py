@@ -64,10 +64,10 @@ class EncodeConversation(BaseTransform):
             ``dict(type='transformers.AutoProcessor.from_pretrained', pretrained_model_name_or_path=...)``. Its
             tokenizer must be a fast one.
         chat_template (str, optional): A template of ``mergemix_mm/families/chat_templates`` (one per family, such as
-            ``llava``; ``plain`` for aligning a projector on captions; ``question_first``, which is ``llava`` with the
-            images after the question), or a path. Defaults to None: the processor's own, or that of its family. A
-            template that is not of this package is rendered in another process, with limits of its time, memory and
-            text.
+            ``llava``; ``llava_interleave``, as LLaVA-OneVision is released; ``plain`` for aligning a projector on
+            captions; ``question_first``, which is ``llava`` with the images after the question), or a path. Defaults
+            to None: the processor's own, or that of its family. A template that is not of this package is rendered in
+            another process, with limits of its time, memory and text.
         max_length (int, optional): Tokens of a sample at most, those of images included. An image that does not fit
             completely is dropped with everything after it. Defaults to None, which means no limit.
         generate (bool): Whether to encode the prompt of the last answer only, for evaluation. The answer becomes

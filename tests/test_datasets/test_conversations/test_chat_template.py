@@ -27,7 +27,7 @@ def bracketed(text, spans):
 
 
 def test_every_family_has_its_template():
-    names = set(repository_templates()) - {'plain', 'question_first'}
+    names = set(repository_templates()) - {'plain', 'question_first', 'llava_interleave'}
     assert names == {family.chat_template for family in FAMILIES.values()} >= set(tiny_vlms.ALL_FAMILIES)
 
 
@@ -57,6 +57,7 @@ IN_PLACE = dict(
     llava='USER: Image 1: <image> Image 2: <image>\nWhich? ASSISTANT:',
     question_first='USER: Image 1: <image> Image 2: <image>\nWhich? ASSISTANT:',
     llava_next='[INST] Image 1: <image> Image 2: <image>\nWhich? [/INST]',
+    llava_interleave='<|im_start|>user \nImage 1: <image>\n Image 2: <image>\nWhich?<|im_end|><|im_start|>assistant\n',
     llava_onevision='<|im_start|>user\nImage 1: <image> Image 2: <image>\nWhich?<|im_end|>\n<|im_start|>assistant\n',
     paligemma='Image 1: <image> Image 2: <image><bos>Which?\n',
     internvl='<|im_start|>user\nImage 1: <IMG_CONTEXT>\n Image 2: <IMG_CONTEXT>\nWhich?<|im_end|>\n'
@@ -77,7 +78,7 @@ IN_PLACE = dict(
 
 @pytest.mark.parametrize('name', IN_PLACE)
 def test_several_images_stay_where_they_stand(name):
-    family = 'llava' if name == 'question_first' else name
+    family = dict(question_first='llava', llava_interleave='llava_onevision').get(name, name)
     template = find_chat_template(tiny_vlms.tiny_processor(family), name)
     assert template.render([SEVERAL], generation_prompt=True) == (IN_PLACE[name], [])
     token = tiny_vlms.image_token(family)
@@ -341,6 +342,28 @@ def test_own_template_is_used_if_it_marks_whole_answers_or_else_its_twin(family,
     assert find_chat_template(processor).name == name
     processor.chat_template = dict(default=own, tool_use='x')
     assert find_chat_template(processor).name == name
+
+
+# As the released processors of LLaVA-OneVision have it: the line break of an answer is marked, its end is not.
+UNCLOSED_ONEVISION = (
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + ' ' }}{% for c in m.content if c.type == 'image' %}<image>"
+    "{% endfor %}{% for c in m.content if c.type == 'text' %}{% if m.role == 'assistant' %}{% generation %}"
+    "{{ '\n' + c.text }}{% endgeneration %}{% else %}{{ '\n' + c.text }}{% endif %}{% endfor %}{{ '<|im_end|>' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+def test_a_released_llava_onevision_is_asked_as_its_processor_asks():
+    processor = tiny_vlms.tiny_processor('llava_onevision')
+    processor.chat_template = UNCLOSED_ONEVISION
+    template = find_chat_template(processor)
+    assert template.name == 'llava_interleave'
+    asked = processor.apply_chat_template(TALK[:1], add_generation_prompt=True)
+    assert template.render(TALK[:1], generation_prompt=True) == (asked, [])
+    assert bracketed(*template.render(TALK)) == (
+        '<|im_start|>user <image>\nQ<|im_end|><|im_start|>assistant\n[A<|im_end|>]'
+        '<|im_start|>user \nR<|im_end|><|im_start|>assistant\n[B<|im_end|>]'
+    )
 
 
 def test_own_template_without_marks_or_twin_names_the_ways_out():
