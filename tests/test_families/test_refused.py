@@ -37,3 +37,12 @@ def test_a_refused_model_is_named_with_its_reason_and_no_weights_are_read(tmp_pa
 def test_other_models_get_the_general_reason(model_type):
     with pytest.raises(ValueError, match=f'^model_type={model_type!r}: it is not a vision-language model'):
         find_family(model_type)
+
+
+@pytest.mark.parametrize('key', ['pretrained', 'config', 'dict'])
+def test_a_served_model_that_the_installed_library_lacks_names_the_version(tmp_path, monkeypatch, key):
+    monkeypatch.setitem(FAMILIES, 'of-a-later-version', FAMILIES['llava'])
+    (tmp_path / 'config.json').write_text('{"model_type": "of-a-later-version"}')
+    given = dict(config=dict(model_type='of-a-later-version')) if key == 'dict' else {key: str(tmp_path)}
+    with pytest.raises(ValueError, match=r"^model_type='of-a-later-version' is unknown to transformers \d.*newer"):
+        HFVisionLanguageModel(**given)

@@ -152,6 +152,7 @@ def _parse_config(config: dict | str, check: Callable[[str | None], None], trust
     config = config.to_dict() if hasattr(config, 'to_dict') else dict(config)  # MMEngine's ConfigDict, nested.
     model_type = config.pop('model_type', None)
     check(model_type)
+    _check_version(model_type)
     return _with_old_rope(AutoConfig.for_model(model_type, **config))
 
 
@@ -164,9 +165,21 @@ def _checked_config(key: str, name: str, check: Callable[[str | None], None], **
         model_type = _said_type(name, options.get('revision'))
         if model_type is not None:
             check(model_type)
+            _check_version(model_type)
         raise
     check(found.model_type)
     return found
+
+
+def _check_version(model_type: str | None) -> None:
+    """Refuse a type of models that the installed transformers does not have, e.g. Qwen3.5 in version 4."""
+    from transformers import CONFIG_MAPPING
+
+    if model_type is not None and model_type not in CONFIG_MAPPING:
+        raise ValueError(
+            f'model_type={model_type!r} is unknown to transformers {version("transformers")}: install a newer version '
+            '(docs/families.md says which versions have a model), or set trust_remote_code if its code comes with it'
+        )
 
 
 def _said_type(name: str, revision: str | None) -> str | None:
