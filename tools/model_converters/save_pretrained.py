@@ -12,8 +12,8 @@ from mmengine.registry import MODELS, TRANSFORMS
 from mergemix_mm.engine import launch
 from mergemix_mm.engine.weights import read_state_dict
 from mergemix_mm.models.precision import widen_trained
-from mergemix_mm.models.vlms.hf.quantization import is_quantized
 from mergemix_mm.models.vlms.hf.saving import check_replaceable, replaced_folder, save_processor
+from mergemix_mm.models.vlms.quantization import is_quantized
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ...models.vlms.hf.loading import parse_dtype
-from ...models.vlms.hf.quantization import linear_layers
+from ...models.vlms.quantization import linear_layers
 
 # Weights that share one scale, and scales that share one in turn if they are quantized as well.
 BLOCK, NESTED_BLOCK = 64, 256

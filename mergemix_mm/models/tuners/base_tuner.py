@@ -17,7 +17,7 @@ from ...utils.numbers import check_number
 from ..attention import InteractionAlignment, interaction_spans
 from ..heads import AnswerScores
 from ..precision import autocast_to, widen_trained
-from ..vlms.hf.quantization import is_quantized
+from ..vlms.quantization import is_quantized
 
 
 class ForwardPass(NamedTuple):

@@ -13,7 +13,7 @@ from ..precision import autocast_to, cast_at_norms, low_beside_float32
 from .adapting import add_lora, check_trainable, checkpoint_layers, freeze, part_modules, train_parts
 from .base import Generation, VisionLanguageModel
 from .generation import AnswerLogps, pad_left
-from .hf.quantization import is_quantized, keep_own_weights
+from .quantization import is_quantized, keep_own_weights
 from .weight_names import adopt_names
 
 

@@ -16,8 +16,8 @@ from ....families import FAMILIES, Family, find_family
 from ....utils.files import recover_folder
 from ....utils.text import one_line, quoted
 from ...allowed_parts import check_attention
+from ..quantization import keep_exact, quantization, refuse_random
 from ..weight_names import WRAPPER_PARTS
-from .quantization import keep_exact, quantization, refuse_random
 from .saving import old_rope
 
 # What transformers raises for files that are missing, damaged or unexpected.

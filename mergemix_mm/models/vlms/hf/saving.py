@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from ....utils import files
 from ....utils.wrappers import unwrapped, without_wrappers
+from ..quantization import is_quantized
 from ..weight_names import with_wrapper
-from .quantization import is_quantized
 
 # Every folder of a model or of adapters has one of these files.
 MODEL_FILES = {'config.json', 'adapter_config.json'}

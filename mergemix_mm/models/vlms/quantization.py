@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...decoders import find_decoder, is_linear
+from ..decoders import find_decoder, is_linear
 
 # What bitsandbytes puts behind the name of a quantized weight in a state dict, and what only that of a weight has.
 STATISTICS = ('absmax', 'quant_map', 'nested_absmax', 'nested_quant_map', 'quant_state.')

@@ -10,7 +10,7 @@ from mmengine.registry import MODELS
 from mergemix_mm.models import HFVisionLanguageModel, VLMTuner
 from mergemix_mm.models.attention import InteractionRecorder
 from mergemix_mm.models.vlms import IMAGE
-from mergemix_mm.models.vlms.hf.quantization import is_quantized
+from mergemix_mm.models.vlms.quantization import is_quantized
 
 pytest.importorskip('bitsandbytes')
 FOUR = dict(quant_method='bitsandbytes', load_in_4bit=True, bnb_4bit_quant_type='nf4', bnb_4bit_use_double_quant=True)
