@@ -85,7 +85,7 @@ def optim_wrapper(model, precision, device, monkeypatch, **options):
         return OptimWrapper(optimizer, **options)
     allow_amp(device, monkeypatch)
     # The first steps of a dynamic scale may be skipped: it starts at 65536.
-    scale = dict(init_scale=1024.0) if precision == 'float16' else dict(enabled=False)
+    scale = dict(init_scale=64.0) if precision == 'float16' else dict(enabled=False)
     return AmpOptimWrapper(optimizer=optimizer, loss_scale=scale, dtype=precision, **options)
 
 
