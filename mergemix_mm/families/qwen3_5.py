@@ -1,4 +1,4 @@
-"""Qwen3.5 and Qwen3.6: Qwen3-VL's tower without DeepStack; most layers of the language model have linear attention."""
+"""Qwen3.5: Qwen3-VL's tower without DeepStack; most layers of the language model have linear attention."""
 
 from .qwen2_5_vl import Qwen2_5_VLFamily
 from .qwen_towers import Qwen3_5Encoder, Qwen3_5MoeEncoder

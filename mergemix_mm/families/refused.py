@@ -4,7 +4,7 @@ _CROSS_ATTENTION = 'text layers read images by cross-attention, so no tokens sta
 _DECODER = 'encoder and decoder: question and answer are not one sequence'
 _INDEXER = 'layers attend to keys of an indexer, which gets no gradient from the answers'
 _VIEWS = 'whole view and crops (pixel_values_local) have different sizes'
-_PACKED = 'patches are packed as in Qwen2.5-VL, but nobody compared it with the library'
+_PACKED = 'patches are packed as in Qwen2.5-VL, but no test compares them with the library'
 _CODES = 'images become codes in the text; only those of Emu3 are declared'
 _SLICES = 'slices of an image are packed by target_sizes, and shortened inside of the tower'
 
@@ -44,8 +44,8 @@ REFUSED: dict[str, str] = {
     'hyperclovax_vision_v2': f'{_PACKED}; use qwen2_5_vl',
     'idefics': f'{_CROSS_ATTENTION}; use idefics3',
     'idefics2': 'a Perceiver reads padded images (pixel_attention_mask) into 64 tokens; use idefics3',
-    'inkling2': 'attention has relative positions and short convolutions, which nobody compared with the library',
-    'inkling2_loop': 'attention has relative positions and short convolutions, which nobody compared with the library',
+    'inkling2': 'attention has relative positions and short convolutions, which no test compares with the library',
+    'inkling2_loop': 'attention has relative positions and short convolutions, which no test compares with the library',
     'inkling_mm_model': 'it also reads sound, and linear layers fold an image without a vision transformer',
     'instructblip': 'a Q-Former also reads the question, with a tokenizer of its own (qformer_input_ids)',
     'instructblipvideo': 'a Q-Former reads frames of videos with the question (qformer_input_ids)',
@@ -55,7 +55,7 @@ REFUSED: dict[str, str] = {
     'kosmos-2.5': 'image_embeds_position_mask says where images stand, and patches carry rows and columns',
     'lfm2_vl': 'patches are padded to those of the largest view, and only the text says how views lie; use smolvlm',
     'lfm3_vl': _PACKED,
-    'lighton_ocr': 'packed images are those of Mistral 3, but nobody compared it with the library; use mistral3',
+    'lighton_ocr': 'packed images are those of Mistral 3, but no test compares them with the library; use mistral3',
     'llama4': 'text layers attend in chunks, tiles are separated by tokens, the head is inside of the language model',
     'llava_next_video': 'it was trained on videos, which are not read here; use llava_next',
     'minicpm_ocr': _SLICES,
@@ -80,7 +80,7 @@ REFUSED: dict[str, str] = {
     'pixtral': "it is a vision tower: models with it have model_type 'mistral3' or 'llava'",
     'pp_chart2table': 'it reads charts into tables, without conversations',
     'pp_formulanet': _DECODER,
-    'qianfan_ocr': 'tiles are those of InternVL, but nobody compared it with the library; use internvl',
+    'qianfan_ocr': 'tiles are those of InternVL, but no test compares them with the library; use internvl',
     'qwen2_5_omni': 'it also hears and speaks; use qwen2_5_vl',
     'qwen2_5_omni_thinker': 'it also hears (input_features); use qwen2_5_vl',
     'qwen3_omni_moe': 'it also hears and speaks; use qwen3_vl',
