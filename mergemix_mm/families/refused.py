@@ -18,7 +18,7 @@ REFUSED: dict[str, str] = {
     'cohere2_vision': 'how the tiles of an image lie is not declared; use aya_vision',
     'cohere_compass': _PACKED,
     'cosmos3_edge': _PACKED,
-    'cosmos3_omni': f'{_PACKED}; saving would lose the parts that draw',
+    'cosmos3_omni': f'{_PACKED}; saving would lose its generator',
     'deepseek_ocr2': f'{_VIEWS}, and the tower is two transformers',
     'deepseek_vl_hybrid': 'two towers read an image in two sizes (high_res_pixel_values); use deepseek_vl',
     'diffusion_gemma': 'it denoises blocks of tokens, so answers have no log-probabilities from left to right',
