@@ -71,6 +71,7 @@ SHARED = [
 ]
 LARGEST_IMAGE = {name: getattr(module, 'LARGEST_IMAGE', ((500, 500), {})) for name, module in _MODULES.items()}
 TRANSFORMERS = {name: getattr(module, 'TRANSFORMERS', '4.57 and 5') for name, module in _MODULES.items()}
+SMALLEST_SIDE = {name: getattr(module, 'SMALLEST_SIDE', 1) for name, module in _MODULES.items()}
 FRAMES = {name: module.FRAME for name, module in _MODULES.items() if hasattr(module, 'FRAME')}
 LATE_SYSTEM = tuple(name for name, module in _MODULES.items() if getattr(module, 'LATE_SYSTEM', False))
 
@@ -203,7 +204,7 @@ SIZES = [(40, 60), (100, 30), (28, 28), (31, 200), (90, 91), (60, 40), (200, 45)
 
 def sizes(family):
     """Sizes of images that the family's processor takes."""
-    return [size for size in SIZES if min(size) >= getattr(_MODULES[family], 'SMALLEST_SIDE', 0)]
+    return [size for size in SIZES if min(size) >= SMALLEST_SIDE[family]]
 
 
 def mixed_batch(family, padding_side='right'):
