@@ -65,7 +65,7 @@ demo: $(RUNTIME_DONE) ## train a small ViT with MergeMix on handwritten digits (
 gallery: $(TESTS_DONE) $(OPS_DONE) ## train the tiny config of every method and show them on one page (CPU, about 25 minutes)
 	$(PY) tools/gallery/build_gallery.py
 
-test: lint run-tests ## lint, then all tests: newest transformers 5, torch 2.12.1 (about 10 minutes on two idle cores)
+test: lint run-tests ## lint, then all tests: newest transformers 5, torch 2.12.1 (about 12 minutes on two idle cores)
 
 test-oldest: ## all tests on the oldest versions, transformers 4.57 and torch 2.8, in .venv-oldest
 	@$(MAKE) --no-print-directory run-tests STACK=oldest
@@ -137,7 +137,7 @@ $(RUNTIME_DONE): requirements/runtime.txt setup.py pyproject.toml $(TORCH_DONE)
 	@$(PY) -c 'import cv2' 2>/dev/null || $(PIP) install --force-reinstall --no-deps opencv-python-headless
 	@touch $@
 
-TESTS_REQUIREMENTS := $(foreach name,optional detection docs tests,requirements/$(name).txt)
+TESTS_REQUIREMENTS := $(foreach name,optional detection quantization docs tests,requirements/$(name).txt)
 $(TESTS_DONE): $(TESTS_REQUIREMENTS) $(RUNTIME_DONE)
 	@echo '==> installing the test requirements'
 	@rm -f $(STAMPS)/tests-*
