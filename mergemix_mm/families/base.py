@@ -307,7 +307,15 @@ class Family:
         return {**batch, 'pixel_values': torch.stack(canvases)} if canvases else dict(batch)
 
     def forward_kwargs(self, batch: dict) -> dict:
-        """What the base model's forward takes, with pixels in the tower's dtype.
+        """What the base model's forward takes; see :meth:`model_kwargs`."""
+        return self.model_kwargs(batch)
+
+    def generate_kwargs(self, batch: dict) -> dict:
+        """What the model's generate takes from a batch of prompts; see :meth:`model_kwargs`."""
+        return self.model_kwargs(batch)
+
+    def model_kwargs(self, batch: dict) -> dict:
+        """What forward and generate both take, with pixels in the tower's dtype.
 
         Raises:
             ValueError: if the batch has videos, or pixels of another shape.
@@ -322,10 +330,6 @@ class Family:
             # Processors give float32, and the library does not cast for every tower.
             kwargs['pixel_values'] = pixels.to(next(self.vision_tower.parameters()).dtype)
         return kwargs
-
-    def generate_kwargs(self, batch: dict) -> dict:
-        """What the model's generate takes from a batch of prompts."""
-        return Family.forward_kwargs(self, batch)
 
     def generate(self, **kwargs: Any) -> Tensor:
         """The library's generation. Janus' own method would drop the logits processors; its guidance is for images."""

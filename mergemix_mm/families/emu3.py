@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .base import IMAGE, MARKER, TEXT, Family, ImageInput, ImagePrompt, check_canvases, square_image
-from .layout import crop_padding, pad_images
+from .base import IMAGE, MARKER, TEXT, ImageInput, ImagePrompt, square_image
+from .layout import PaddedFamily
 from .nearest_code import codebook_of, nearest_code
 
 PLACEHOLDER, LINE_END = '<image>', '<|extra_200|>'
@@ -20,7 +20,7 @@ START, CODES, FILE_END, END = '<|image start|>', '<|image token|>', '<|extra_201
 GENERATED_SIZE = 720
 
 
-class Emu3Family(Family):
+class Emu3Family(PaddedFamily):
     """``Emu3ForConditionalGeneration``: ``pixel_values`` [N, 3, H, W], padded below and on the right, ``image_sizes``
     [N, 2] in pixels.
 
@@ -165,23 +165,10 @@ class Emu3Family(Family):
         rows = [result.new_tensor([IMAGE] * columns + [MARKER]).repeat(rows) for rows, columns in self._grids(batch)]
         return result.masked_scatter(self.placeholders(batch), torch.cat(rows)) if rows else result
 
-    def canvases(self, batch: dict) -> list[Tensor]:
-        pixels = self.pixels(batch)
-        return [] if pixels is None else crop_padding(pixels, batch['image_sizes'])
-
-    def with_canvases(self, batch: dict, canvases: list[Tensor]) -> dict:
-        check_canvases(canvases, self.canvases(batch))
-        if not canvases:
-            return dict(batch)
-        return {**batch, 'pixel_values': pad_images(canvases, batch['pixel_values'].shape[-2:])}
-
-    def forward_kwargs(self, batch: dict) -> dict:
-        """What the base model's forward takes: text only."""
+    def model_kwargs(self, batch: dict) -> dict:
+        """What forward and generate take: text only."""
         mask = batch.get('attention_mask')
         return dict(input_ids=self.with_codes(batch)) | ({} if mask is None else dict(attention_mask=mask))
-
-    def generate_kwargs(self, batch: dict) -> dict:
-        return self.forward_kwargs(batch)
 
     def largest_image(self, processor: dict) -> ImageInput:
         config = self.model.config

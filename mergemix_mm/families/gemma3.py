@@ -54,19 +54,14 @@ class Gemma3Family(Family):
     def modality(self, batch: dict) -> Tensor:
         return mark_frames(super().modality(batch))
 
-    def forward_kwargs(self, batch: dict) -> dict:
-        return self._with_types(super().forward_kwargs(batch), batch)
-
-    def generate_kwargs(self, batch: dict) -> dict:
-        return self._with_types(super().generate_kwargs(batch), batch)
-
     def largest_image(self, processor: dict) -> ImageInput:
         config = self.model.config
         side, tokens = config.vision_config.image_size, config.mm_tokens_per_image
         ids = [config.boi_token_index, *[self.image_token_id] * tokens, config.eoi_token_index]
         return ImageInput(ids, tokens, lambda size: dict(pixel_values=(size, 3, side, side)))
 
-    def _with_types(self, kwargs: dict, batch: dict) -> dict:
+    def model_kwargs(self, batch: dict) -> dict:
+        kwargs = super().model_kwargs(batch)
         if 'pixel_values' in kwargs:  # Without images, the library has faster masks.
             kwargs['token_type_ids'] = self.placeholders(batch).to(batch['input_ids'].dtype)
         return kwargs

@@ -1,12 +1,10 @@
 """Where images lie in a text and tiles in an image; shared by the families with frames around images and with tiles."""
 
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .base import IMAGE, MARKER, TEXT
+from .base import IMAGE, MARKER, TEXT, Family, check_canvases
 
 
 def runs(mask: Tensor) -> Tensor:
@@ -24,15 +22,27 @@ def mark_frames(modality: Tensor) -> Tensor:
     return modality.masked_fill(beside & (modality == TEXT), MARKER)
 
 
-def crop_padding(pixels: Tensor, sizes: Tensor) -> list[Tensor]:
-    """Images [N, 3, H, W], padded below and on the right, -> each of its size [N, 2] (height, width)."""
-    return [image[:, :height, :width] for image, (height, width) in zip(pixels, sizes.tolist(), strict=True)]
+class PaddedFamily(Family):
+    """A family whose ``pixel_values`` [N, 3, H, W] have zeros below and on the right of images of several sizes.
 
+    H and W are the largest height and width of the batch, and ``image_sizes`` [N, 2] are those of each image. A canvas
+    is the image without the zeros.
+    """
 
-def pad_images(images: list[Tensor], size: Sequence[int]) -> Tensor:
-    """The inverse of :func:`crop_padding`: images [3, h, w] -> [N, 3, *size], zeros below and on the right."""
-    height, width = size
-    return torch.stack([F.pad(image, (0, width - image.size(2), 0, height - image.size(1))) for image in images])
+    def canvases(self, batch: dict) -> list[Tensor]:
+        pixels = self.pixels(batch)
+        if pixels is None:
+            return []
+        sizes = batch['image_sizes'].tolist()
+        return [image[:, :height, :width] for image, (height, width) in zip(pixels, sizes, strict=True)]
+
+    def with_canvases(self, batch: dict, canvases: list[Tensor]) -> dict:
+        check_canvases(canvases, self.canvases(batch))
+        if not canvases:
+            return dict(batch)
+        height, width = batch['pixel_values'].shape[-2:]
+        padded = [F.pad(image, (0, width - image.size(2), 0, height - image.size(1))) for image in canvases]
+        return {**batch, 'pixel_values': torch.stack(padded)}
 
 
 def join_tiles(tiles: Tensor, grid: tuple[int, int]) -> Tensor:

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .base import ANY_WORD, IMAGE, MARKER, TEXT, Family, ImageInput, check_canvases
-from .layout import crop_padding, pad_images
+from .base import ANY_WORD, IMAGE, MARKER, TEXT, Family, ImageInput
+from .layout import PaddedFamily
 from .vision_encoder import EncoderLayer, VisionEncoder, check_layers, rotate, split_heads
 
 # The token that only tokenizers of a system prompt of its own have: those of Mistral 3 and Pixtral Large.
@@ -82,11 +82,8 @@ def has_table(tower: nn.Module) -> bool:
     return tower.patch_positional_embedding.inv_freq.dim() == 2
 
 
-class PixtralFamily(Family):
+class PixtralFamily(PaddedFamily):
     """``LlavaForConditionalGeneration`` with a ``PixtralVisionModel``: ``pixel_values`` [N, 3, H, W].
-
-    H and W are the largest height and width of the batch. An image lies in the upper left corner, with zeros after its
-    rows and columns, and ``image_sizes`` [N, 2] says its height and width. A canvas is the image without the zeros.
 
     The processor writes an image as rows of placeholders. Another token ends each row: ``[IMG_BREAK]``, and
     ``[IMG_END]`` after the last one.
@@ -130,23 +127,9 @@ class PixtralFamily(Family):
         after_image = F.pad(result[:, :-1] == IMAGE, (1, 0))
         return result.masked_fill(after_image & (result == TEXT), MARKER)
 
-    def canvases(self, batch: dict) -> list[Tensor]:
-        pixels = self.pixels(batch)
-        return [] if pixels is None else crop_padding(pixels, batch['image_sizes'])
-
-    def with_canvases(self, batch: dict, canvases: list[Tensor]) -> dict:
-        check_canvases(canvases, self.canvases(batch))
-        if not canvases:
-            return dict(batch)
-        return {**batch, 'pixel_values': pad_images(canvases, batch['pixel_values'].shape[-2:])}
-
-    def forward_kwargs(self, batch: dict) -> dict:
+    def model_kwargs(self, batch: dict) -> dict:
         self._check_sizes(batch)
-        return super().forward_kwargs(batch)
-
-    def generate_kwargs(self, batch: dict) -> dict:
-        self._check_sizes(batch)
-        return super().generate_kwargs(batch)
+        return super().model_kwargs(batch)
 
     def largest_image(self, processor: dict) -> ImageInput:
         config, size = self.model.config, processor.get('size') or {}
@@ -161,10 +144,11 @@ class PixtralFamily(Family):
     def _check_sizes(self, batch: dict) -> None:
         """Refuse images that transformers 4 would give positions of other patches."""
         largest = self.model.config.vision_config.image_size
+        # The sizes last: reading them waits for the device.
         if (
             batch.get('pixel_values') is None
-            or batch['image_sizes'].max() <= largest
             or not has_table(self.vision_tower)
+            or batch['image_sizes'].max() <= largest
         ):
             return
         height, width = max(batch['image_sizes'].tolist(), key=max)

@@ -61,14 +61,9 @@ class Qwen2_5_VLFamily(Family):
     def modality(self, batch: dict) -> Tensor:
         return mark_frames(super().modality(batch))
 
-    def forward_kwargs(self, batch: dict) -> dict:
-        return self._with_types(super().forward_kwargs(batch), batch)
-
-    def generate_kwargs(self, batch: dict) -> dict:
-        return self._with_types(super().generate_kwargs(batch), batch)
-
-    def _with_types(self, kwargs: dict, batch: dict) -> dict:
-        """Mark the tokens of images. Without the mark, transformers 5 gives them the positions of text."""
+    def model_kwargs(self, batch: dict) -> dict:
+        """As in the base class, with the tokens of images marked: transformers 5 gives others the positions of text."""
+        kwargs = super().model_kwargs(batch)
         if 'mm_token_type_ids' in signature(self.base.forward).parameters:
             kwargs['mm_token_type_ids'] = self.placeholders(batch).int()
         return kwargs

@@ -84,11 +84,8 @@ class SmolVLMFamily(Family):
             embeddings.register_forward_pre_hook(positions.find, with_kwargs=True)
             embeddings.position_embedding.register_forward_pre_hook(positions.give)
 
-    def forward_kwargs(self, batch: dict) -> dict:
-        return self._embed(super().forward_kwargs(batch), batch)
-
-    def generate_kwargs(self, batch: dict) -> dict:
-        return self._embed(super().generate_kwargs(batch), batch)
+    def model_kwargs(self, batch: dict) -> dict:
+        return self._embed(super().model_kwargs(batch), batch)
 
     def _embed(self, kwargs: dict, batch: dict) -> dict:
         """Write image features into the text's embeddings, in the dtype of the text.
