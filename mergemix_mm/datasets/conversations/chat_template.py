@@ -237,17 +237,16 @@ def find_chat_template(processor, chat_template: str | None = None) -> ChatTempl
     if GENERATION_MARK.search(own.text) and _closes_answers(own, processor.tokenizer):
         return own
     # The template of a released processor marks no answers. One of this package that writes the same prompt does.
-    wanted = _prompt(own)
     # Records hold answers without thoughts: the prompt for these is meant where a template writes two.
-    without_thoughts = _prompt(replace(own, variables=own.variables | dict(enable_thinking=False)))
-    for prompt in (wanted, without_thoughts):
+    for options in ({}, dict(enable_thinking=False)):
+        wanted = _prompt(replace(own, variables=own.variables | options))
         for name in sorted(repository_templates(), key=lambda name: (name != guess, name)):
             candidate = from_repository(name)
-            if prompt is not None and _prompt(candidate) == prompt:
+            if wanted is not None and _prompt(candidate) == wanted:
                 return candidate
     reason = 'ends no answer with a special token' if GENERATION_MARK.search(own.text) else 'marks no answers'
     raise _no_template(
-        processor, f'has a chat template that {reason}, and writes a prompt unlike any here ({quoted(wanted)})'
+        processor, f'has a chat template that {reason}, and writes a prompt unlike any here ({quoted(_prompt(own))})'
     )
 
 
