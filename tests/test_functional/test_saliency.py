@@ -40,6 +40,39 @@ def test_received_attention_is_the_weighted_mean_over_the_rows_of_the_full_map(h
 
 
 @pytest.mark.parametrize('function', ['class', 'received'])
+def test_values_weight_the_attention_of_each_head_by_their_norms(heads, function):
+    query, key, size = heads
+    value = torch.randn(2, 3, 9, 4)
+    attention = full_map(query, key, size)
+    expected = torch.zeros(2, 9)
+    for image in range(2):
+        for token in range(9):
+            for head in range(3):
+                votes = attention[image, head, :, token]
+                given = votes[0] if function == 'class' else (votes * size[image]).sum()
+                expected[image, token] += given * value[image, head, token].square().sum().sqrt()
+    expected /= expected.sum(1, keepdim=True)
+    if function == 'class':
+        got = class_attention(query[:, :, 0], key, size, value)
+    else:
+        got = received_attention(query, key, size, size, chunk_size=4, value=value)
+    torch.testing.assert_close(got, expected)
+
+
+def test_a_token_without_a_value_has_no_saliency_however_much_attention_it_gets(heads):
+    query, key, size = heads
+    value = torch.ones(2, 3, 9, 4)
+    torch.testing.assert_close(
+        class_attention(query[:, :, 0], key, size, value), class_attention(query[:, :, 0], key, size)
+    )
+    value[:, :, 5] = 0
+    row = class_attention(query[:, :, 0], key, size, value)
+    assert float(row[:, 5].abs().max()) == 0
+    torch.testing.assert_close(row.sum(1), torch.ones(2))
+    assert class_attention(query[:, :, 0], key, size, value * 0).eq(0).all()
+
+
+@pytest.mark.parametrize('function', ['class', 'received'])
 def test_autocast_changes_nothing(heads, function):
     query, key, size = (tensor.bfloat16() if tensor.ndim == 4 else tensor for tensor in heads)
 
