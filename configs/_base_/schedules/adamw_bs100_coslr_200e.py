@@ -4,7 +4,9 @@ _base_ = 'mmpretrain::_base_/schedules/imagenet_bs1024_adamw_swin.py'
 
 optim_wrapper = dict(
     optimizer=dict(lr=1e-3),
-    paramwise_cfg=dict(custom_keys={'.cls_token': dict(decay_mult=0.0), '.pos_embed': dict(decay_mult=0.0)}),
+    paramwise_cfg=dict(
+        custom_keys={key: dict(decay_mult=0.0) for key in ('.cls_token', '.pos_embed', '.register_tokens')}
+    ),
     clip_grad=dict(max_norm=5.0),
 )
 

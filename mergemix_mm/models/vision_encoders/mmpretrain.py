@@ -37,7 +37,10 @@ class DeiT3Layer(MMPretrainLayer):
 
 
 class MMPretrainEncoder(VisionEncoder):
-    """`VisionTransformer` and its subclasses with a class token, a distillation token too, or none."""
+    """`VisionTransformer` and its subclasses with a class token, a distillation token too, or none.
+
+    Registers (`ToMeVisionTransformer`) stand between these and the patches, without position.
+    """
 
     layer_type: type[EncoderLayer] = MMPretrainLayer
     layer_name, attention_name = 'TransformerEncoderLayer', 'MultiheadAttention'
@@ -47,14 +50,14 @@ class MMPretrainEncoder(VisionEncoder):
         check_layers(model, model.layers, self.layer_name, self.attention_name)
         self.layers = [self.layer_type(layer) for layer in model.layers]
         self.has_class_token = model.cls_token is not None
-        self.num_prefix_tokens = model.num_extra_tokens
+        self.num_prefix_tokens = model.num_extra_tokens + getattr(model, 'num_registers', 0)
         self.patch_size = model.patch_embed.projection.stride
         self.image_size = tuple(model.img_size)
 
     def embed(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
         x, grid = self.model.patch_embed(images)
-        x = self._add_position(self._add_prefix(x), grid, self.num_prefix_tokens)
-        return self.model.pre_norm(self.model.drop_after_pos(x)), grid
+        x = self._add_position(self._add_prefix(x), grid, self.model.num_extra_tokens)
+        return self.model.pre_norm(self._add_registers(self.model.drop_after_pos(x))), grid
 
     def finish(self, x: Tensor) -> Tensor:
         return self.model.ln1(x) if self.model.final_norm else x
@@ -63,6 +66,13 @@ class MMPretrainEncoder(VisionEncoder):
         names = ('cls_token', 'dist_token')
         prefix = [token for name in names if (token := getattr(self.model, name, None)) is not None]
         return torch.cat([*(token.expand(x.size(0), -1, -1) for token in prefix), x], dim=1)
+
+    def _add_registers(self, x: Tensor) -> Tensor:
+        registers = getattr(self.model, 'register_tokens', None)
+        if registers is None:
+            return x
+        first, patches = x.tensor_split([self.model.num_extra_tokens], dim=1)
+        return torch.cat([first, registers.expand(x.size(0), -1, -1), patches], dim=1)
 
     def _add_position(self, x: Tensor, grid: tuple[int, int], num_prefix_tokens: int) -> Tensor:
         model = self.model

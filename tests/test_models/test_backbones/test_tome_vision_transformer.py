@@ -5,6 +5,7 @@ import torch
 from mmpretrain.registry import MODELS
 
 import mergemix_mm  # noqa: F401
+from mergemix_mm.models.vision_encoders import build_vision_encoder, score_patches
 
 VIT = dict(
     arch=dict(embed_dims=16, num_layers=4, num_heads=2, feedforward_channels=32),
@@ -109,6 +110,40 @@ def test_it_trains_with_gradients_in_every_parameter():
     assert all(parameter.grad is not None and parameter.grad.abs().sum() > 0 for parameter in model.parameters())
 
 
+@pytest.mark.parametrize('out_type', ['cls_token', 'featmap', 'avg_featmap', 'raw'])
+@torch.no_grad()
+def test_registers_take_part_in_every_layer_and_in_no_output(out_type):
+    plain, _ = pair(out_type=out_type)
+    plain.eval()
+    model = MODELS.build(dict(type='ToMeVisionTransformer', **VIT, out_type=out_type, num_registers=3))
+    model.eval()
+    assert model.load_state_dict(plain.state_dict(), strict=False).missing_keys == ['register_tokens']
+    images = torch.randn(2, 3, 32, 24)
+    x = plain.patch_embed(images)[0] + plain.resize_pos_embed(plain.pos_embed, (4, 4), (4, 3), 'bicubic')[:, 1:]
+    first = (plain.cls_token + plain.pos_embed[:, :1]).expand(2, -1, -1)
+    x, expected = torch.cat([first, model.register_tokens.expand(2, -1, -1), x], dim=1), []
+    for number, layer in enumerate(plain.layers):
+        x = layer(x)
+        out = plain.ln1(x) if number == 3 else x
+        if number in (1, 3):
+            expected.append(plain._format_output(torch.cat([out[:, :1], out[:, 4:]], dim=1), (4, 3)))
+    for got, want in zip(model(images), expected, strict=True):
+        torch.testing.assert_close(got, want, atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_registers_never_merge_and_are_no_patches_of_the_saliency():
+    model = MODELS.build(dict(type='ToMeVisionTransformer', **VIT, num_merge=12, num_registers=2))
+    model.eval()
+    assert tokens_per_layer(model, torch.randn(1, 3, 32, 32)) == [16, 13, 10, 7]
+    scores = score_patches(build_vision_encoder(model), torch.randn(2, 3, 32, 32), num_merge=12)
+    assert scores.saliency.shape == (2, 16) and scores.num_prefix_tokens == 3
+    assert scores.groups.size.shape == (2, 7) and bool((scores.groups.size[:, :3] == 1).all())
+    assert model.get_layer_depth('backbone.register_tokens', 'backbone.') == (0, 6)
+    frozen = MODELS.build(dict(type='ToMeVisionTransformer', **VIT, num_registers=2, frozen_stages=1))
+    assert not frozen.register_tokens.requires_grad and model.register_tokens.requires_grad
+
+
 @pytest.mark.parametrize(
     ('kwargs', 'message'),
     [
@@ -118,6 +153,7 @@ def test_it_trains_with_gradients_in_every_parameter():
         (dict(num_merge=8.0), r'num_merge=8.0 must be an int >= 0, or a float in \[0, 1\)'),
         (dict(num_merge=-0.5), 'num_merge=-0.5 must be'),
         (dict(inflection=3), 'inflection=3'),
+        (dict(num_registers=-1), 'num_registers=-1 must be an int >= 0'),
     ],
 )
 def test_bad_arguments_are_errors(kwargs, message):
