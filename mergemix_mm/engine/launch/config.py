@@ -52,6 +52,8 @@ def merge_common_args(cfg: Config, args: argparse.Namespace) -> None:
 def read_config(path: str | os.PathLike, options: dict | None = None) -> Config:
     """Read a config for a tool without a Runner: with ``--cfg-options`` applied and its scope as the default one.
 
+    As in the Runner, ``data_preprocessor`` of the config is that of its model, unless the model has one of its own.
+
     Args:
         path (str | os.PathLike): The file.
         options (dict, optional): The value of ``--cfg-options``. Defaults to None.
@@ -62,6 +64,8 @@ def read_config(path: str | os.PathLike, options: dict | None = None) -> Config:
     cfg = load_config(path)
     merge_options(cfg, options)
     init_default_scope(cfg.default_scope)
+    if isinstance(cfg.get('model'), dict) and cfg.get('data_preprocessor') is not None:
+        cfg.model.setdefault('data_preprocessor', cfg.data_preprocessor)
     return cfg
 
 

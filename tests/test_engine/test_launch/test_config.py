@@ -7,7 +7,14 @@ from mmengine.config import Config
 from mmengine.hooks import CheckpointHook
 from mmengine.registry import HOOKS
 
-from mergemix_mm.engine.launch import LaunchError, check_data_roots, check_resume, set_loader_defaults, use_own_hooks
+from mergemix_mm.engine.launch import (
+    LaunchError,
+    check_data_roots,
+    check_resume,
+    read_config,
+    set_loader_defaults,
+    use_own_hooks,
+)
 
 
 def test_loaders_get_the_defaults_they_lack_and_flags_switch_off():
@@ -17,6 +24,16 @@ def test_loaders_get_the_defaults_they_lack_and_flags_switch_off():
     assert cfg.train_dataloader == filled and cfg.val_dataloader is None and cfg.test_dataloader == {}
     set_loader_defaults(cfg, 'test', pin_memory=False, persistent_workers=False)
     assert not cfg.test_dataloader.pin_memory and not cfg.test_dataloader.persistent_workers
+
+
+@pytest.mark.parametrize(
+    ('model', 'mean'),
+    [('dict()', 79.7), ('dict(data_preprocessor=dict(mean=1))', 1)],
+    ids=['of the config', 'of the model'],
+)
+def test_the_data_preprocessor_of_a_config_is_that_of_its_model_as_in_the_runner(tmp_path, model, mean):
+    (tmp_path / 'config.py').write_text(f'model = {model}\ndata_preprocessor = dict(mean=79.7)\n')
+    assert read_config(tmp_path / 'config.py').model.data_preprocessor.mean == mean
 
 
 def wrapped(kind):
