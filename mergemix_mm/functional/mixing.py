@@ -1,7 +1,8 @@
 """From saliency to mixed images and labels, after MergeMix (https://arxiv.org/abs/2510.23479).
 
 Shapes: B batch, L' patches, H x W pixels. A mask is True where an image keeps its own patch and False where it takes
-the partner's. A ratio is the share of an image's own label, in [0, 1].
+the partner's; a soft mask is the own share of each patch, a float in [0, 1]. A ratio is the share of an image's own
+label, in [0, 1].
 """
 
 import math
@@ -93,7 +94,8 @@ def mix_images(images: Tensor, partner: Tensor, mask: Tensor, patch_grid: tuple[
     Args:
         images (Tensor): [B, 3, H, W].
         partner (Tensor): [B] int64, the image whose pixels each image takes.
-        mask (Tensor): [B, L'] bool, row by row over the patch grid; True keeps the image itself.
+        mask (Tensor): [B, L'] bool, row by row over the patch grid; True keeps the image itself. A float in [0, 1]
+            blends both.
         patch_grid (tuple[int, int]): rows and columns of patches, rows * columns = L'.
 
     Returns:
@@ -121,26 +123,30 @@ def replace_patches(images: Tensor, fill: Tensor, mask: Tensor, patch_grid: tupl
         mask.view(-1, 1, rows, 1, cols, 1),
         *(x.unflatten(3, (cols, width // cols)).unflatten(2, (rows, height // rows)) for x in (images, fill)),
     )
-    return torch.where(own, tiles, others).flatten(4, 5).flatten(2, 3)
+    mixed = torch.where(own, tiles, others) if own.dtype == torch.bool else torch.lerp(others, tiles, own.to(tiles))
+    return mixed.flatten(4, 5).flatten(2, 3)
 
 
-def mix_labels(scores: Tensor, partner: Tensor, ratio: Tensor) -> Tensor:
-    """y_mix = ratio * y_i + (1 - ratio) * y_j.
+def mix_labels(scores: Tensor, partner: Tensor, ratio: Tensor, partner_ratio: Tensor | None = None) -> Tensor:
+    """y_mix = ratio * y_i + partner_ratio * y_j.
 
     Args:
         scores (Tensor): [B, num_classes] one-hot, soft or multi-hot labels.
         partner (Tensor): [B] int64.
         ratio (Tensor): [B].
+        partner_ratio (Tensor, optional): [B], where the labels of a mixed image do not sum to one (TokenMix,
+            https://arxiv.org/abs/2207.08409). Defaults to None: 1 - ratio.
 
     Returns:
         Tensor: [B, num_classes] float32.
     """
     scores, ratio = scores.float(), ratio.float().unsqueeze(1)
-    return ratio * scores + (1 - ratio) * scores[partner]
+    other = 1 - ratio if partner_ratio is None else partner_ratio.float().unsqueeze(1)
+    return ratio * scores + other * scores[partner]
 
 
 def area_ratio(mask: Tensor) -> Tensor:
-    """The share of patches an image keeps, p / L': mask [B, L'] -> [B] float32."""
+    """The share of patches an image keeps, p / L': mask [B, L'], bool or soft -> [B] float32."""
     return mask.float().mean(dim=1)
 
 
@@ -153,26 +159,28 @@ def attention_ratio(saliency: Tensor, partner: Tensor, mask: Tensor) -> Tensor:
         saliency (Tensor): [B, L'], non-negative; NaN and -inf count as 0. Where visible patches have infinite
             attention, all others count as 0 beside them.
         partner (Tensor): [B] int64.
-        mask (Tensor): [B, L'] bool.
+        mask (Tensor): [B, L'] bool, or the own share of each patch in [0, 1].
 
     Returns:
         Tensor: [B] float32 in [0, 1]; the area ratio where nothing visible has any attention.
     """
     saliency = saliency.float()
     saliency = torch.where(saliency.isnan() | saliency.isneginf(), 0, saliency)
-    shown = torch.where(mask, saliency, saliency[partner])
+    share = mask.to(saliency)
+    # Zero shares are left out first: 0 * infinity would be NaN.
+    own, other = torch.where(share > 0, saliency * share, 0), torch.where(share < 1, saliency[partner] * (1 - share), 0)
+    shown = torch.stack([own, other], dim=1)
     # Only ratios count. Where the sum overflows, all is divided by the largest one; if that is infinite itself, the
     # infinite ones become 1 and the finite ones 0.
-    peak = shown.detach().amax(dim=1, keepdim=True)
-    finite = shown.detach().sum(dim=1, keepdim=True).isfinite()
+    peak = shown.detach().amax(dim=(1, 2), keepdim=True)
+    finite = shown.detach().sum(dim=(1, 2), keepdim=True).isfinite()
     scaled = torch.where(
         peak.isinf(), shown.isinf().to(shown), torch.where(peak.isinf(), 0, shown) / torch.where(finite, 1, peak)
     )
-    shown = torch.where(finite, shown, scaled)
-    own = torch.where(mask, shown, 0).sum(dim=1)
-    visible = own + torch.where(mask, 0, shown).sum(dim=1)
+    mass, partner_mass = torch.where(finite, shown, scaled).sum(dim=2).unbind(dim=1)
+    visible = mass + partner_mass
     # The denominator is made safe before the division: `where` would send 0 * infinity = NaN into the gradient.
-    return torch.where(visible > 0, own / torch.where(visible > 0, visible, 1), area_ratio(mask))
+    return torch.where(visible > 0, mass / torch.where(visible > 0, visible, 1), area_ratio(mask))
 
 
 def gaussian_ratio(num_kept_tokens: int, mask: Tensor, generator: torch.Generator | None = None) -> Tensor:

@@ -19,17 +19,23 @@ def evaluation_mode(model: nn.Module, device_type: str) -> Iterator[None]:
     training = [module for module in model.modules() if module.training]
     for module in training:
         module.training = False
-    # Autocast caches the low-precision copy of a weight on first use. One made here, without gradient, would be used
-    # again in the training pass and cut the weights off from their gradient.
-    autocast = torch.autocast(
+    try:
+        with torch.no_grad(), uncached_autocast(device_type):
+            yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def uncached_autocast(device_type: str) -> torch.autocast:
+    """Autocast as it is set, on or off, without its cache of weights.
+
+    Autocast caches the low-precision copy of a weight on first use. A copy made without gradient would be used again in
+    the training pass and cut the weights off from their gradient.
+    """
+    return torch.autocast(
         device_type,
         dtype=torch.get_autocast_dtype(device_type),
         enabled=torch.is_autocast_enabled(device_type),
         cache_enabled=False,
     )
-    try:
-        with torch.no_grad(), autocast:
-            yield
-    finally:
-        for module in training:
-            module.training = True

@@ -107,7 +107,7 @@ def _make_rows(batch, mean, std, labels, classes, max_rows, channel_order) -> li
         if batch.mask is not None:
             row['mask'] = batch.mask[index].reshape(grid).cpu().numpy()
         if batch.saliency is not None:
-            saliency = batch.saliency[index].detach().float().reshape(1, 1, *grid).cpu()
+            saliency = batch.saliency[index].detach().float().reshape(1, 1, *(batch.saliency_grid or grid)).cpu()
             # Smooth: edges of patches would distract from what is salient. The mask keeps its edges.
             saliency = F.interpolate(saliency, size=row['mixed'].shape[:2], mode='bilinear', align_corners=False)
             row['saliency'] = saliency[0, 0].numpy()

@@ -90,8 +90,9 @@ def mix_batches(model: torch.nn.Module, dataloader, num_images: int) -> tuple[li
     results, labels, unmixed = [], [], 0
     for data_batch in dataloader:
         with torch.no_grad():
-            inputs = model.data_preprocessor(data_batch, training=True)['inputs']
-            result = model.mix(inputs)
+            batch = model.data_preprocessor(data_batch, training=True)
+            inputs = batch['inputs']
+            result = model.mix(inputs, data_samples=batch['data_samples'])
         if result is None:
             unmixed += 1
             if unmixed == MAX_UNMIXED:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ...functional import merge_schedule
 from ...functional.token_merge import static_int
 from ...utils.numbers import check_number, is_number
-from ..vision_encoders import build_vision_encoder, run_layers
+from ..vision_encoders import Recording, build_vision_encoder, run_layers
 
 
 @MODELS.register_module()
@@ -72,6 +72,13 @@ class ToMeVisionTransformer(VisionTransformer):
             # Drawn here as well, so that registers differ without `init_weights()`: equal ones would stay equal.
             tokens = nn.init.trunc_normal_(torch.empty(1, num_registers, self.embed_dims), std=0.02)
             self.register_tokens = nn.Parameter(tokens, requires_grad=self.frozen_stages <= 0)
+        # What `recorded` has the next forward fill in.
+        self.recording: Recording | None = None
+
+    @property
+    def merges_in_training(self) -> bool:
+        """Whether tokens merge in training mode."""
+        return 'train' in self.merge_in and bool(self.num_merge)
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Images [B, 3, H, W] -> one output per index of ``out_indices``, shaped by ``out_type``."""
@@ -88,7 +95,8 @@ class ToMeVisionTransformer(VisionTransformer):
             raise ValueError(f'ToMeVisionTransformer: num_merge={num_merge}: {error}') from None
 
         outs = []
-        for i, (tokens, groups) in enumerate(run_layers(encoder.layers, x, schedule, prefix, self.prop_attn)):
+        layers = run_layers(encoder.layers, x, schedule, prefix, self.prop_attn, self.recording)
+        for i, (tokens, groups) in enumerate(layers):
             if i in self.out_indices:
                 out = encoder.finish(tokens) if i == self.num_layers - 1 else tokens
                 if self.out_type != 'cls_token':

@@ -18,11 +18,15 @@ class MixResult:
         images (Tensor): [B, 3, H, W] mixed, normalised images.
         partner (Tensor): [B] int64, the image each one was mixed with.
         ratio (Tensor): [B] float32, the share of the image's own label in [0, 1].
-        mask (Tensor, optional): [B, L'] bool over the patch grid, row by row; True where the image keeps its own
-            pixels. None for mixers without one (Mixup, CutMix, ResizeMix).
+        mask (Tensor, optional): [B, L'] bool over the grid of the mask, row by row; True where the image keeps its own
+            pixels. Soft masks are floats, the own share in [0, 1]. None for mixers without one (Mixup, CutMix,
+            ResizeMix of MMPretrain).
         saliency (Tensor, optional): [B, L'] float32, the attention each patch gets.
-        grid (tuple[int, int], optional): Rows and columns of the patch grid.
+        grid (tuple[int, int], optional): Rows and columns of the mask: those of the patches, or of the pixels.
         clean (Tensor, optional): [B, 3, H, W], the images before mixing.
+        partner_ratio (Tensor, optional): [B] float32, the share of the partner's label, for labels that do not sum to
+            one. Defaults to None: 1 - ratio.
+        saliency_grid (tuple[int, int], optional): Rows and columns of the saliency. Defaults to None: `grid`.
     """
 
     images: Tensor
@@ -32,24 +36,72 @@ class MixResult:
     saliency: Tensor | None = None
     grid: tuple[int, int] | None = None
     clean: Tensor | None = None
+    partner_ratio: Tensor | None = None
+    saliency_grid: tuple[int, int] | None = None
 
     def mix_scores(self, scores: Tensor) -> Tensor:
         """Mix labels [B, num_classes] as the images were mixed."""
-        return mix_labels(scores, self.partner, self.ratio)
+        return mix_labels(scores, self.partner, self.ratio, self.partner_ratio)
+
+
+@dataclass
+class TrainingBatch:
+    """The clean batch and the classifier that is trained on it, for a mixer with `needs_classifier`.
+
+    Args:
+        classifier (nn.Module): The `MixupClassifier`; ``classifier(images, mode='tensor')`` gives the logits.
+        images (Tensor): [B, 3, H, W] normalised images. Not to be written to.
+        labels (Tensor): [B, num_classes] float32, one-hot or soft.
+        data_samples (list[DataSample]): The samples of the batch. Not to be written to.
+    """
+
+    classifier: nn.Module
+    images: Tensor
+    labels: Tensor
+    data_samples: list
+
+
+@dataclass
+class MixedPass:
+    """What the training pass over a mixed batch has shown, for a mixer with `reads_pass`.
+
+    Args:
+        batch (TrainingBatch): The clean batch.
+        scores (PatchScores): Attention per patch of the mixed images, without gradient; see :func:`recorded`.
+        tokens (Tensor): [B, L, C], all tokens after the backbone's last layer and norm, prefix first. With gradient.
+        features (tuple): What the head gets. With gradient.
+    """
+
+    batch: TrainingBatch
+    scores: PatchScores
+    tokens: Tensor
+    features: tuple
 
 
 class Mixer(ABC):
     """Mixes the images of a batch. This is all that `MixupClassifier` and `VLMTuner` ask of a mixer.
 
     A new mixer is one subclass that implements :meth:`mix`, registered with ``BATCH_AUGMENTS``. The properties below
-    have defaults for a mixer that scores nothing; a subclass overrides what differs. Batch augments of MMPretrain are
-    no mixers: :func:`as_mixer` wraps them.
+    have defaults for a mixer that scores nothing; a subclass overrides what differs. Mixers that choose pixels by a
+    mask extend :class:`MaskMixer`. Batch augments of MMPretrain are no mixers: :func:`as_mixer` wraps them.
+
+    Two kinds of mixers work only in `MixupClassifier`, which calls them in another way:
+
+    - ``needs_classifier``: labels, gradients or predictions decide the mix. :meth:`score_batch` is given the classifier
+      and its batch, and :meth:`mix_scored` mixes with what it returns.
+    - ``reads_pass``: the training pass over the mixed images decides the labels, or adds losses. :meth:`after_pass` is
+      given what this pass has shown; there is no further one.
     """
 
     # Whether each image is mixed with another one. False for a mixer that changes each image without a partner.
     needs_partner: bool = True
     # Whether `mix` accepts the partners that the caller has drawn. False for a mixer that always draws its own.
     takes_partner: bool = True
+    # Whether `score_batch` has to be given the classifier and its labels.
+    needs_classifier: bool = False
+    # Whether `after_pass` has to be called, with the attention of layer `read_layer` (counted from 1; None: the last).
+    reads_pass: bool = False
+    read_layer: int | None = None
 
     @property
     def needs_encoder(self) -> bool:
@@ -93,6 +145,25 @@ class Mixer(ABC):
         """
         raise NotImplementedError(f'{type(self).__name__} scores patches, but has no mix_scored()')
 
+    def score_batch(self, batch: TrainingBatch) -> PatchScores:
+        """What :meth:`mix_scored` gets, for a mixer with `needs_classifier`."""
+        raise NotImplementedError(f'{type(self).__name__} needs the classifier, but has no score_batch()')
+
+    def after_pass(self, result: MixResult, seen: MixedPass) -> tuple[MixResult, dict[str, Tensor]]:
+        """For a mixer with `reads_pass`: the mix with its final labels, and losses to be added to the head's.
+
+        Args:
+            result (MixResult): What :meth:`mix` returned.
+            seen (MixedPass): What the training pass over ``result.images`` has shown.
+        """
+        raise NotImplementedError(f'{type(self).__name__} reads the mixed pass, but has no after_pass()')
+
+    def needs_mixup_classifier(self) -> str | None:
+        """Why the mixer works in `MixupClassifier` only, as the end of a sentence; None if it works anywhere."""
+        if self.needs_classifier:
+            return 'needs the classifier and the labels to score the images'
+        return 'reads its labels from the pass over the mixed images' if self.reads_pass else None
+
     def __call__(self, inputs: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
         """Mix images and labels as MMPretrain's batch augments do.
 
@@ -103,6 +174,9 @@ class Mixer(ABC):
         Returns:
             tuple: mixed images and labels; a batch of one is returned unmixed.
         """
+        if reason := self.needs_mixup_classifier():
+            name = type(self).__name__
+            raise ValueError(f"{name} {reason}: train with model=dict(type='MixupClassifier', ...)")
         if len(inputs) < 2:
             return inputs, scores.float()
         result = self.mix(inputs)

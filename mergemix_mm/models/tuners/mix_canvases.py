@@ -23,11 +23,11 @@ class CanvasMix:
         ratio (Tensor): [N] float32, the share of the image that is its own in [0, 1]; 1 if it is not mixed.
         owner (Tensor): [N] int64, the sample of each image.
         mixed (Tensor): [N] bool, whether the image was mixed, with one of another sample if the mixer needs a partner.
-        mask (Tensor | list[Tensor], optional): [N, L'] bool, True where the image keeps its own patch; N of [L'] where
-            each image was scored at its own size, so that L' differs.
+        mask (Tensor | list[Tensor], optional): [N, L'] bool, True where the image keeps its own patch, or its own
+            share in [0, 1]; N of [L'] where each image was scored at its own size, so that L' differs.
         saliency (Tensor | list[Tensor], optional): [N, L'] float32, or N of [L'].
-        grid (tuple[int, int] | list[tuple[int, int]], optional): Rows and columns of the patches, or those of each
-            image.
+        grid (tuple[int, int] | list[tuple[int, int]], optional): Rows and columns of the mask, or those of each image.
+        saliency_grid (tuple[int, int], optional): Rows and columns of the saliency. Defaults to None: `grid`.
     """
 
     images: list[Tensor]
@@ -39,6 +39,7 @@ class CanvasMix:
     mask: Tensor | list[Tensor] | None = None
     saliency: Tensor | list[Tensor] | None = None
     grid: tuple[int, int] | list[tuple[int, int]] | None = None
+    saliency_grid: tuple[int, int] | None = None
 
 
 @torch.compiler.disable  # Draws from Python's generators; what it does depends on the sizes and the partners.
@@ -75,7 +76,16 @@ def mix_canvases(
     images = list(result.images) if same_size else _apply_masks(mixer, canvases, result)
     mixed = torch.ones_like(owner, dtype=torch.bool)
     return CanvasMix(
-        images, canvases, result.partner, result.ratio, owner, mixed, result.mask, result.saliency, result.grid
+        images,
+        canvases,
+        result.partner,
+        result.ratio,
+        owner,
+        mixed,
+        result.mask,
+        result.saliency,
+        result.grid,
+        result.saliency_grid,
     )
 
 
@@ -88,7 +98,7 @@ def _apply_masks(mixer: Mixer, canvases: list[Tensor], result: MixResult) -> lis
         size = canvas.shape[-2:]
         fill = mixer.fill(canvas[None], _stack([canvases[index]], size))[0]
         # Nearest, not `resize`: a pixel belongs to one patch. The sides need not be multiples of the patch grid here.
-        images.append(torch.where(F.interpolate(mask[None], size)[0].bool(), canvas, fill))
+        images.append(torch.lerp(fill, canvas, F.interpolate(mask[None], size)[0].to(canvas)))
     return images
 
 

@@ -176,6 +176,8 @@ class VLMTuner(BaseTuner):
         if self.mixer is None:
             return
         mixer = as_mixer(self.mixer)
+        if reason := mixer.needs_mixup_classifier():
+            raise ValueError(f'VLMTuner: mixer={type(mixer).__name__} {reason}, so it works in MixupClassifier only')
         if needs_ratio and mixer.no_margin is not None:
             raise ValueError(f'VLMTuner: {mixer.no_margin}')
         if mixer.needs_encoder and self.vlm.vision_encoder is None:

@@ -3,16 +3,18 @@
 from ...families.vision_encoder import EncoderLayer, UnsupportedEncoderError, VisionEncoder
 from ..evaluation_mode import evaluation_mode as scoring_mode
 from .build import ADAPTERS, build_vision_encoder
-from .forward import PatchScores, gathered, run_layers, score_patches, scored_merge
+from .forward import PatchScores, Recording, gathered, recorded, run_layers, score_patches, scored_merge
 
 __all__ = [
     'ADAPTERS',
     'EncoderLayer',
     'PatchScores',
+    'Recording',
     'UnsupportedEncoderError',
     'VisionEncoder',
     'build_vision_encoder',
     'gathered',
+    'recorded',
     'run_layers',
     'score_patches',
     'scored_merge',

@@ -4,7 +4,9 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 import torch.distributed
 from torch import Tensor, nn
 
@@ -18,6 +20,8 @@ from ...functional import (
     received_attention,
     restore_attention,
 )
+from ..evaluation_mode import uncached_autocast
+from .build import build_vision_encoder
 
 
 @dataclass
@@ -43,7 +47,12 @@ class PatchScores:
 
 
 def run_layers(
-    layers: Sequence[EncoderLayer], x: Tensor, schedule: Sequence[int], num_prefix_tokens: int, prop_attn: bool = True
+    layers: Sequence[EncoderLayer],
+    x: Tensor,
+    schedule: Sequence[int],
+    num_prefix_tokens: int,
+    prop_attn: bool = True,
+    recording: 'Recording | None' = None,
 ) -> Iterator[tuple[Tensor, TokenGroups]]:
     """Run transformer layers that merge tokens between attention and MLP (ToMe, https://arxiv.org/abs/2210.09461).
 
@@ -53,17 +62,26 @@ def run_layers(
         schedule (Sequence[int]): how many tokens each layer merges.
         num_prefix_tokens (int): tokens at the front that never merge.
         prop_attn (bool): Whether to add log(size) of each key to the attention logits. Defaults to True.
+        recording (Recording, optional): Gets the attention of its layer, and the tokens after the last layer. Defaults
+            to None.
 
     Yields:
         tuple: tokens [B, N, C] after each layer, and their groups.
     """
     groups = TokenGroups.identity(x.size(0), x.size(1), x.device)
-    for layer, num_merge in zip(layers, schedule, strict=True):
-        x, metric = _attend(layer, x, groups if prop_attn else None)
+    for number, (layer, num_merge) in enumerate(zip(layers, schedule, strict=True), start=1):
+        query, key, value = layer.query_key_value(x)
+        if recording is not None and number == recording.layer:
+            recording.read(query, key, groups, prop_attn)
+        attended = layer.attend(query, key, value, _log_size(groups, query) if prop_attn else None)
+        x = layer.add_attention(x, attended.transpose(1, 2).flatten(2))
         if num_merge:
+            metric = key.detach().mean(dim=1)
             match = bipartite_soft_matching(metric, num_merge, num_prefix_tokens)
             x, groups = merge_tokens(x, groups, match)
         x = layer.feed_forward(x)
+        if recording is not None and number == len(layers):
+            recording.tokens, recording.groups = x, groups
         yield x, groups
 
 
@@ -108,14 +126,106 @@ def score_patches(
     for x, groups in run_layers(encoder.layers[: layer - 1], x, schedule, prefix, prop_attn):  # noqa: B007, B020
         pass  # Only the last state counts.
     query, key, _ = encoder.layers[layer - 1].query_key_value(x)
-    size = groups.size if prop_attn else None
-    # Without a class token, all original queries vote: a merged query counts as often as it has patches.
-    if encoder.has_class_token:
-        attention = class_attention(query[:, :, 0], key, size)
-    else:
-        attention = received_attention(query, key, groups.size, size)
-    saliency = restore_attention(attention, groups, prop_attn)[:, prefix:]
-    return PatchScores(saliency, groups, grid, prefix)
+    return _patch_scores(encoder, query, key, groups, grid, prop_attn)
+
+
+class Recording:
+    """What one forward pass of an encoder shows while it runs, without another pass; made by :func:`recorded`.
+
+    Args:
+        encoder (VisionEncoder): The adapter of the model that runs.
+        layer (int, optional): The layer whose attention is read, counted from 1. Defaults to None: as for
+            :func:`score_patches`.
+        grid (tuple[int, int]): Rows and columns of the patches of the images.
+    """
+
+    def __init__(self, encoder: VisionEncoder, layer: int | None, grid: tuple[int, int]) -> None:
+        self.encoder = encoder
+        self.layer = _scored_layer(encoder, layer)
+        self.grid = grid
+        self.scores: PatchScores | None = None
+        # [B, N, C] after the last layer, before the norm, and their groups. With gradient.
+        self.tokens: Tensor | None = None
+        self.groups: TokenGroups | None = None
+
+    @torch.no_grad()
+    def read(self, query: Tensor, key: Tensor, groups: TokenGroups, prop_attn: bool) -> None:
+        """Read the saliency from queries and keys [B, H, N, D]; dropout of the attention plays no part."""
+        self.scores = _patch_scores(self.encoder, query, key, groups, self.grid, prop_attn)
+
+    def finished(self) -> tuple[PatchScores, Tensor]:
+        """The scores, and the tokens [B, L, C] after the norm; each original token has the value of its group.
+
+        Raises:
+            RuntimeError: If no forward pass ran, or it did not run the model's layers.
+        """
+        if self.scores is None or self.tokens is None or self.groups is None:
+            name = type(self.encoder.model).__name__
+            raise RuntimeError(f'`{name}` did not run its layers as modules, so its attention was not recorded')
+        tokens = self.encoder.finish(self.tokens)
+        merged = tokens.size(1) < self.groups.index.size(1)
+        return self.scores, self.groups.restore(tokens) if merged else tokens
+
+
+@contextmanager
+def recorded(model: nn.Module, images: Tensor, layer: int | None = None) -> Iterator[Recording]:
+    """Read the attention of one layer in the forward pass that runs inside this context.
+
+    A model with an attribute ``recording`` (`ToMeVisionTransformer`) fills it in its own forward. In other models the
+    layer is observed by hooks, which repeat its projection of queries and keys: 1/4 of the weights of one layer.
+
+    Args:
+        model (nn.Module): The encoder.
+        images (Tensor): [B, 3, H, W], the images that it will get.
+        layer (int, optional): Counted from 1. Defaults to None: as for :func:`score_patches`.
+
+    Yields:
+        Recording: filled when the forward has run.
+
+    Raises:
+        UnsupportedEncoderError: If the model is not a supported vision transformer.
+        ValueError: If the layer is not in the encoder.
+    """
+    if torch.distributed.is_available():
+        from torch.distributed.fsdp import FullyShardedDataParallel
+
+        model = model.module if isinstance(model, FullyShardedDataParallel) else model
+    encoder = build_vision_encoder(model)
+    _check_image_size(encoder, images)
+    rows, cols = (side // patch for side, patch in zip(images.shape[-2:], encoder.patch_size, strict=True))
+    recording = Recording(encoder, layer, (rows, cols))
+    if hasattr(model, 'recording'):
+        own: Any = model
+        own.recording = recording
+        try:
+            yield recording
+        finally:
+            own.recording = None
+        return
+
+    if encoder.no_merge is not None:  # Rotary positions: the adapter's layers get those of the images here.
+        with torch.no_grad(), uncached_autocast(images.device.type):
+            encoder.embed(images)
+
+    def before(module: nn.Module, args: tuple, kwargs: dict) -> None:
+        x = args[0] if args else next(iter(kwargs.values()))
+        with torch.no_grad(), uncached_autocast(x.device.type):
+            query, key, _ = encoder.layers[recording.layer - 1].query_key_value(x)
+            recording.read(query, key, TokenGroups.identity(x.size(0), x.size(1), x.device), True)
+
+    def after(module: nn.Module, args: tuple, output: Tensor | tuple) -> None:
+        recording.tokens = output[0] if isinstance(output, tuple) else output
+        recording.groups = TokenGroups.identity(len(recording.tokens), recording.tokens.size(1), images.device)
+
+    handles = [
+        encoder.layers[recording.layer - 1].module.register_forward_pre_hook(before, with_kwargs=True),
+        encoder.layers[-1].module.register_forward_hook(after),
+    ]
+    try:
+        yield recording
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 @contextmanager
@@ -219,11 +329,18 @@ def _scoring_schedule(num_merge: int | None, layer: int, inflection: float, num_
         raise ValueError(f'num_merge={num_merge}, layer={layer}, inflection={inflection}: {error}') from None
 
 
-def _attend(layer: EncoderLayer, x: Tensor, groups: TokenGroups | None) -> tuple[Tensor, Tensor]:
-    """Attention and its residual -> tokens [B, N, C], and the keys averaged over the heads [B, N, D]."""
-    query, key, value = layer.query_key_value(x)
-    attended = layer.attend(query, key, value, _log_size(groups, query) if groups is not None else None)
-    return layer.add_attention(x, attended.transpose(1, 2).flatten(2)), key.detach().mean(dim=1)
+def _patch_scores(
+    encoder: VisionEncoder, query: Tensor, key: Tensor, groups: TokenGroups, grid: tuple[int, int], prop_attn: bool
+) -> PatchScores:
+    """Saliency from queries and keys [B, H, N, D] of the scored layer, whose groups are those of the layers before."""
+    prefix = encoder.num_prefix_tokens
+    size = groups.size if prop_attn else None
+    # Without a class token, all original queries vote: a merged query counts as often as it has patches.
+    if encoder.has_class_token:
+        attention = class_attention(query[:, :, 0], key, size)
+    else:
+        attention = received_attention(query, key, groups.size, size)
+    return PatchScores(restore_attention(attention, groups, prop_attn)[:, prefix:], groups, grid, prefix)
 
 
 def _log_size(groups: TokenGroups, query: Tensor) -> Tensor | None:
