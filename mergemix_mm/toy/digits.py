@@ -23,15 +23,15 @@ class DigitsDataset(BaseDataset):
     """Real handwritten digits (8x8, 10 classes) upsampled to 32 px, stratified into a train and a test split.
 
     The digits are the test set of the UCI ML hand-written digits (https://doi.org/10.24432/C50P49), which scikit-learn
-    ships. A sample holds ``img`` (uint8, 32x32x3, white ink on black), ``gt_label`` (int), ``img_shape``, ``ori_shape``
-    and ``source_index`` (0..1796, the digit's place in scikit-learn's order), so a pipeline starts with the
-    augmentations and ends with ``PackInputs``; nothing is read from a file.
+    ships. A sample holds ``img`` (uint8, 32x32x3, white ink on black), ``gt_label`` (int), ``gt_mask`` (bool, 32x32,
+    True where the digit's ink can be seen), ``img_shape``, ``ori_shape`` and ``source_index`` (0..1796, the digit's
+    place in scikit-learn's order), so a pipeline starts with the augmentations and ends with ``PackInputs``; nothing is
+    read from a file. ``PackInputs(algorithm_keys=('gt_mask',))`` hands the mask on.
 
     With ``clutter=True`` each digit covers a quarter of the image, in a random place on a background of soft colours
-    and fragments of other digits (after the "cluttered translated MNIST" of https://arxiv.org/abs/1406.6247), and
-    ``gt_mask`` (bool, 32x32) is True where its ink can be seen; ``PackInputs(algorithm_keys=('gt_mask',))`` hands it
-    on. Image ``source_index`` is the same in every split and for every ``seed``; the fragments come from all 1,797
-    digits, independently of the class.
+    and fragments of other digits (after the "cluttered translated MNIST" of https://arxiv.org/abs/1406.6247). Image
+    ``source_index`` is the same in every split and for every ``seed``; the fragments come from all 1,797 digits,
+    independently of the class.
 
     Args:
         split (str): ``'train'`` or ``'test'``. Defaults to ``'train'``.
@@ -104,15 +104,12 @@ class DigitsDataset(BaseDataset):
             # All digits are drawn before the split is taken, so an image does not depend on the split.
             images, masks = _draw_cluttered(ink)
         else:
-            images, masks = _draw_plain(ink), None
+            images, masks = _draw_plain(ink)
         shape = (IMAGE_SIZE, IMAGE_SIZE)
         data_list = []
         for index in chosen.tolist():
-            data = dict(img=images[index], gt_label=int(labels[index]), source_index=index)
-            data.update(img_shape=shape, ori_shape=shape)
-            if masks is not None:
-                data['gt_mask'] = masks[index]
-            data_list.append(data)
+            data = dict(img=images[index], gt_label=int(labels[index]), gt_mask=masks[index], source_index=index)
+            data_list.append(data | dict(img_shape=shape, ori_shape=shape))
         return data_list
 
     def extra_repr(self) -> list[str]:
@@ -164,9 +161,10 @@ def _to_uint8(images: np.ndarray) -> np.ndarray:
     return np.rint(images.clip(0, 1) * 255).astype(np.uint8)
 
 
-def _draw_plain(ink: np.ndarray) -> np.ndarray:
-    """White ink on black: [N, 8, 8] -> [N, 32, 32, 3] uint8."""
-    return np.repeat(_to_uint8(_resize(ink, IMAGE_SIZE))[..., None], 3, axis=-1)
+def _draw_plain(ink: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """White ink on black: [N, 8, 8] -> images [N, 32, 32, 3] uint8, masks [N, 32, 32] bool."""
+    ink = _resize(ink, IMAGE_SIZE)
+    return np.repeat(_to_uint8(ink)[..., None], 3, axis=-1), ink > VISIBLE_INK
 
 
 def _draw_cluttered(ink: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -30,12 +30,12 @@ class Digits:
     Args:
         images (Tensor): [N, 3, H, W], normalised as in the config.
         labels (Tensor): [N] int64.
-        masks (Tensor, optional): [N, H, W] bool, True on the ink of the digit. Only cluttered digits have them.
+        masks (Tensor): [N, H, W] bool, True on the ink of the digit.
     """
 
     images: Tensor
     labels: Tensor
-    masks: Tensor | None
+    masks: Tensor
 
     @classmethod
     @lru_cache(maxsize=2)  # All arms of a seed share its two splits.
@@ -46,9 +46,9 @@ class Digits:
         images = torch.stack([torch.from_numpy(sample['img']).permute(2, 0, 1) for sample in samples]).float()
         settings = Config.fromfile(config_path(CONFIG)).data_preprocessor
         mean, std = (torch.tensor(settings[key]).view(-1, 1, 1) for key in ('mean', 'std'))
-        masks = [torch.from_numpy(sample['gt_mask']) for sample in samples if 'gt_mask' in sample]
+        masks = torch.stack([torch.from_numpy(sample['gt_mask']) for sample in samples])
         labels = torch.tensor([sample['gt_label'] for sample in samples])
-        return cls((images - mean) / std, labels, torch.stack(masks) if masks else None)
+        return cls((images - mean) / std, labels, masks)
 
 
 def build_classifier(augment: dict | None, prob: float, seed: int) -> nn.Module:
