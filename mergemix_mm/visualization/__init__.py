@@ -6,11 +6,13 @@ from .image_grid import draw_image_grid
 from .labelled_text import format_labels
 from .mixed_samples import draw_mixed_samples, labels_of, pixel_scale
 from .reliability import draw_reliability_diagram
+from .scores import draw_method_scores
 
 __all__ = [
     'draw_beta_sweep',
     'draw_image_grid',
     'draw_interaction_curves',
+    'draw_method_scores',
     'draw_mixed_samples',
     'draw_reliability_diagram',
     'draw_reward_curves',

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import uuid
-from pathlib import Path
 
 import pytest
 from repository_configs import ROOT, quick_mmengine  # noqa: F401
@@ -63,12 +62,17 @@ def config(tmp_path):
 
 @pytest.fixture(scope='session')
 def load_tool():
-    """Import tools/<name>.py, as a new module each time."""
+    """Import tools/<name>.py, as a new module each time, with its folder on the path as when it is run."""
 
     def load(name):
-        spec = importlib.util.spec_from_file_location(f'tool_{Path(name).stem}', ROOT / 'tools' / f'{name}.py')
+        path = ROOT / 'tools' / f'{name}.py'
+        spec = importlib.util.spec_from_file_location(f'tool_{path.stem}', path)
         module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
+        sys.path.insert(0, str(path.parent))
+        try:
+            spec.loader.exec_module(module)
+        finally:
+            sys.path.remove(str(path.parent))
         return module
 
     return load

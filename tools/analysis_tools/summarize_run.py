@@ -1,22 +1,9 @@
 """Prints what a training run reached, and the paths of its log, checkpoint and figure."""
 
 import argparse
-import json
 from pathlib import Path
 
-
-def find_run(work_dir: Path) -> Path:
-    """Find the folder of the last run in a work directory. MMEngine names the folders by time."""
-    runs = sorted(path.parent.parent for path in work_dir.glob('*/vis_data/scalars.json'))
-    if not runs:
-        raise SystemExit(f'WORK_DIR={work_dir}: no training run has written its values there yet')
-    return runs[-1]
-
-
-def last_value(scalars: Path, key: str) -> float | None:
-    """Read the last logged value of a key, or None if it was never logged."""
-    records = [json.loads(line) for line in scalars.read_text().splitlines() if line.strip()]
-    return next((record[key] for record in reversed(records) if key in record), None)
+from _runs import SCALARS, find_run, read_scalars
 
 
 def newest(folder: Path, pattern: str) -> Path | None:
@@ -35,7 +22,8 @@ def summarize(work_dir: Path, key: str = 'accuracy/top1') -> str:
         str: Metric, log, checkpoint and figure; "none" for those that the run did not write.
     """
     run = find_run(work_dir)
-    value = last_value(run / 'vis_data' / 'scalars.json', key)
+    records = reversed(read_scalars(run / SCALARS))
+    value = next((record[key] for record in records if key in record), None)
     marker = work_dir / 'last_checkpoint'
     parts = {
         key: None if value is None else f'{value:.2f}',
