@@ -62,10 +62,11 @@ MODELS_OF_CONFIGS = {}
 
 
 def build(path):
-    """A config, and its model: one for all configs that have the same."""
+    """A config, and its model: one for all configs that have the same. How a classifier mixes changes no parameter."""
     init_default_scope('mmpretrain')
     cfg = load(path)
-    text = repr(cfg.model.to_dict())
+    model = cfg.model.to_dict()
+    text = repr({key: model[key] for key in ('backbone', 'head')} if 'backbone' in model else model)
     if text not in MODELS_OF_CONFIGS:
         MODELS_OF_CONFIGS[text] = build_weightless(cfg.model, ALL)
     return cfg, MODELS_OF_CONFIGS[text]

@@ -1,7 +1,5 @@
-"""DeiT-B with MergeMix on CIFAR-100 at 224 px."""
+"""ViT-B with MergeMix on CIFAR-100 under the name that it has in the release: DeiT-B."""
 
-_base_ = './deit-small_1xb100-mergemix-coslr-200e_cifar100.py'
+_base_ = './vit-base_1xb100-mergemix-coslr-200e_cifar100.py'
 
-model = dict(backbone=dict(arch='deit-base'), head=dict(in_channels=768))
-
-optim_wrapper = dict(optimizer=dict(lr=5e-4))
+model = dict(backbone=dict(arch='deit-base'))

@@ -1,10 +1,5 @@
-"""DeiT-S with MergeMix on CIFAR-100 at 224 px: the settings that the whole CIFAR-100 family shares."""
+"""DeiT-S with MergeMix on CIFAR-100 at 224 px."""
 
-_base_ = [
-    '../_base_/models/vit_mergemix.py',
-    '../_base_/datasets/cifar100_bs100_224.py',
-    '../_base_/schedules/adamw_bs100_coslr_200e.py',
-    '../_base_/runtimes/default_runtime.py',
-]
+_base_ = './deit-small_1xb100-coslr-200e_cifar100.py'
 
-model = dict(backbone=dict(arch='deit-small'), head=dict(num_classes=100, in_channels=384))
+model = _base_.mergemix

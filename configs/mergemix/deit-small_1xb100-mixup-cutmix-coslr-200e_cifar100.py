@@ -1,5 +1,5 @@
-"""Baseline to compare MergeMix with: DeiT-S with Mixup or CutMix, drawn evenly, as DeiT trains."""
+"""DeiT-S with Mixup or CutMix, drawn evenly, on CIFAR-100 at 224 px."""
 
-_base_ = './deit-small_1xb100-mergemix-coslr-200e_cifar100.py'
+_base_ = './deit-small_1xb100-coslr-200e_cifar100.py'
 
-model = dict(train_cfg=dict(augments=[dict(type='Mixup', alpha=0.8), dict(type='CutMix', alpha=1.0)]))
+model = _base_.mixup_cutmix

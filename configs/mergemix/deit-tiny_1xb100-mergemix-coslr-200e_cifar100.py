@@ -1,5 +1,5 @@
 """DeiT-T with MergeMix on CIFAR-100 at 224 px."""
 
-_base_ = './deit-small_1xb100-mergemix-coslr-200e_cifar100.py'
+_base_ = './deit-tiny_1xb100-coslr-200e_cifar100.py'
 
-model = dict(backbone=dict(arch='deit-tiny'), head=dict(in_channels=192))
+model = _base_.mergemix

@@ -1,7 +1,5 @@
-"""ViT-L (24 layers, scored at the eighteenth) with MergeMix on CIFAR-100 at 224 px."""
+"""ViT-L, scored at the eighteenth of its 24 layers, with MergeMix on CIFAR-100 at 224 px."""
 
-_base_ = './deit-small_1xb100-mergemix-coslr-200e_cifar100.py'
+_base_ = './vit-large_1xb100-coslr-200e_cifar100.py'
 
-model = dict(backbone=dict(arch='large'), head=dict(in_channels=1024))
-
-optim_wrapper = dict(optimizer=dict(lr=2e-4))
+model = _base_.mergemix

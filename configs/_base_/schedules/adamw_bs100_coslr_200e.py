@@ -1,4 +1,4 @@
-"""AdamW at 1e-3 for a batch of 100, 20 epochs of warm-up, cosine to 0 at epoch 200."""
+"""AdamW at 1e-3 for a batch of 100, 20 epochs of warm-up, cosine to 1e-6 at epoch 200."""
 
 _base_ = 'mmpretrain::_base_/schedules/imagenet_bs1024_adamw_swin.py'
 
@@ -14,7 +14,7 @@ warmup_epochs = 20
 # The cosine has no `end`: MMEngine takes `max_epochs`, so a longer run changes only that key.
 param_scheduler = [
     dict(type='LinearLR', start_factor=1e-5, by_epoch=True, end=warmup_epochs, convert_to_iter_based=True),
-    dict(type='CosineAnnealingLR', eta_min=0.0, by_epoch=True, begin=warmup_epochs, convert_to_iter_based=True),
+    dict(type='CosineAnnealingLR', eta_min=1e-6, by_epoch=True, begin=warmup_epochs, convert_to_iter_based=True),
 ]
 
 train_cfg = dict(max_epochs=200)

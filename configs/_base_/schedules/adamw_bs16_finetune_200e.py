@@ -1,4 +1,4 @@
-"""AdamW at 1e-5 for a batch of 16, to fine-tune on small sets: 20 epochs of warm-up, cosine to 0 at epoch 200."""
+"""AdamW at 1e-5 for a batch of 16, to fine-tune on small sets: 20 epochs of warm-up, cosine to 1e-6 at epoch 200."""
 
 _base_ = './adamw_bs100_coslr_200e.py'
 

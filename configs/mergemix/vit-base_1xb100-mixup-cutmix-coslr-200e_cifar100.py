@@ -1,0 +1,5 @@
+"""ViT-B with Mixup or CutMix, drawn evenly, on CIFAR-100 at 224 px."""
+
+_base_ = './vit-base_1xb100-coslr-200e_cifar100.py'
+
+model = _base_.mixup_cutmix

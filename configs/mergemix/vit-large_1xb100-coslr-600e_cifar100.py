@@ -1,0 +1,5 @@
+"""ViT-L on CIFAR-100 at 224 px without mixing, 600 epochs."""
+
+_base_ = './vit-large_1xb100-coslr-200e_cifar100.py'
+
+train_cfg = dict(max_epochs=600)

@@ -1,0 +1,5 @@
+"""ViT-S with ResizeMix on CIFAR-100 at 224 px."""
+
+_base_ = './vit-small_1xb100-coslr-200e_cifar100.py'
+
+model = _base_.resizemix
