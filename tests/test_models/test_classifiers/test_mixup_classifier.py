@@ -10,37 +10,16 @@ from mmengine.config import ConfigDict
 from mmengine.optim import OptimWrapper
 from mmpretrain.registry import BATCH_AUGMENTS, MODELS
 from mmpretrain.structures import DataSample
+from tiny_classifier import HEAD, batch, classifier, soft_cross_entropy
 from tiny_vit import VIT
 
 from mergemix_mm.models.batch_augments import Mixer, MixResult
 
-HEAD = dict(type='VisionTransformerClsHead', num_classes=5, in_channels=16)
 RESNET = dict(
     backbone=dict(type='ResNet', depth=18),
     neck=dict(type='GlobalAveragePooling'),
     head=dict(type='LinearClsHead', num_classes=5, in_channels=512),
 )
-MERGEMIX = dict(augments=[dict(type='MergeMix')], probs=[1.0])
-
-
-def classifier(**kwargs):
-    torch.manual_seed(0)
-    np.random.seed(0)
-    cfg = dict(type='MixupClassifier', backbone=VIT, head=HEAD, train_cfg=MERGEMIX) | kwargs
-    model = MODELS.build(cfg)
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.3)
-    return model
-
-
-def batch(size=4, labels=None):
-    labels = range(size) if labels is None else labels
-    return torch.randn(size, 3, 32, 32), [DataSample().set_gt_label(label) for label in labels]
-
-
-def soft_cross_entropy(model, images, scores):
-    logits = model(images, mode='tensor')
-    return -(scores * logits.log_softmax(1)).sum(1).mean()
 
 
 @pytest.mark.parametrize('name', ['MergeMix', 'Mixup', 'CutMix', 'ResizeMix'])
