@@ -58,9 +58,9 @@ PARTS = dict(
     attention=Part("AIA's attention", 90, 'tools/benchmarks/attention_backends.py', '--dtype bfloat16'),
     mixing=Part(
         'a training step with MergeMix',
-        60,
+        80,
         'tools/benchmarks/step_cost.py',
-        '--dtype bfloat16 --batch-size 256 --layers 9 12 --rounds 9',
+        '--dtype bfloat16 --batch-size 256 --layers 9 12 --rounds 9 --parts steps schemes memory',
     ),
     steps=Part('steps of 7B and 1B models', 120, 'tools/benchmarks/large_steps.py', '--dtype bfloat16'),
     merging=Part(

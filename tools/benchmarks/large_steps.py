@@ -21,7 +21,7 @@ from lib.measure import (
     ratio_range,
     write_json,
 )
-from lib.release_scheme import ReleaseScheme
+from lib.release_scheme import ForkScoring
 from lib.steps import (
     IMAGE,
     SPECIAL_TOKENS,
@@ -140,13 +140,15 @@ def llava_groups(args: argparse.Namespace) -> Iterator[Group]:
     sft.to(args.device)
     batch = on_device(random_conversations(config, args.batch_size, args.prompt, args.answer), args.device)
     mergemix, swap = (build_llava(sft.vlm, one) for one in (mixer, dict(type='SwapImages')))
-    release = build_llava(sft.vlm, ReleaseScheme(num_merge=mixer.get('num_merge')))
+    detached = build_llava(sft.vlm, mixer, detach_loser=True)
+    release = build_llava(sft.vlm, ForkScoring(num_merge=mixer.get('num_merge')))
     check_losers(mergemix, batch)
     losses = {
         LIBRARY: partial(plain_llava_losses, sft),
         SFT: partial(llava_losses, sft),
         'SFT + SimPO, MergeMix': partial(llava_losses, mergemix),
         'SFT + SimPO, swap': partial(llava_losses, swap),
+        'SFT + SimPO, MergeMix, detach_loser=True': partial(llava_losses, detached),
         'scheme of the release, MergeMix': partial(release_llava_losses, release),
     }
     optimizer = idle_optimizer(sft)

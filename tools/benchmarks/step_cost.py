@@ -1,12 +1,14 @@
-"""Cost of a training step by way of mixing, and of scoring with and without merging; memory of scoring by size."""
+"""Cost of a training step by way of mixing and by training scheme, of scoring, and memory of scoring by image size."""
 
 import argparse
 import statistics
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import torch
 from lib.measure import (
+    add_clock_argument,
     add_common_arguments,
     add_device_arguments,
     autocast,
@@ -18,20 +20,44 @@ from lib.measure import (
     ratio_range,
     write_json,
 )
-from lib.release_scheme import ReleaseScheme
+from lib.release_scheme import OpenMixupStep
 from mmengine.registry import MODELS
 from mmpretrain.models.utils.batch_augments import RandomBatchAugment
 from mmpretrain.registry import BATCH_AUGMENTS
 from mmpretrain.structures import DataSample
+from torch import Tensor, nn
 
 from mergemix_mm.models import MergeMix, MixupClassifier
+from mergemix_mm.models.batch_augments import Mixer, losers
 from mergemix_mm.utils.tables import markdown_table
 
 REFERENCE = 'CutMix'
 MERGED = 'VisionTransformer, half of the patches merged'
-PARTS = ('steps', 'scoring', 'memory')
+PARTS = ('steps', 'schemes', 'rivals', 'scoring', 'memory')
+STEP_TITLES = dict(steps='Ways of mixing', schemes='Training schemes', rivals='Every registered mixer')
 NUM_CLASSES = 100
 TINY_ARCH = dict(embed_dims=32, num_layers=4, num_heads=2, feedforward_channels=64)
+# Augments of MMPretrain, which are no mixers of this package, with the alphas of the papers.
+LIBRARY = {'Mixup': dict(type='Mixup', alpha=0.8)} | {
+    name: dict(type=name, alpha=1.0) for name in (REFERENCE, 'ResizeMix')
+}
+
+
+@dataclass
+class Arm:
+    """A way to train.
+
+    Args:
+        model (nn.Module): Trains; its backbone is watched.
+        losses (Callable): ``(images, samples) -> losses`` of a batch.
+        optimizer (torch.optim.Optimizer): Of the model.
+        score (Callable, optional): ``images -> scores``, only the scoring pass. Defaults to None: there is none.
+    """
+
+    model: nn.Module
+    losses: Callable[[Tensor, list[DataSample]], dict[str, Tensor]]
+    optimizer: torch.optim.Optimizer
+    score: Callable[[Tensor], object] | None = None
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -40,7 +66,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         description=__doc__,
         epilog='The arms take turns, and each step is compared with the CutMix step of the same round. A step is '
         'mixing, forward, backward and AdamW update. Memory is that of torch tensors, above weights, gradients and '
-        'optimizer state.',
+        'optimizer state. Parts: steps - ways of mixing and scored layers; schemes - the objectives of paper and '
+        'release; rivals - every mixer that is registered; scoring - with and without merging; memory - of scoring.',
     )
     parser.add_argument('--parts', nargs='+', choices=PARTS, default=PARTS, help='what to measure (default: all)')
     parser.add_argument('--arch', default='deit-s', help='arch of the VisionTransformer (default: %(default)s)')
@@ -59,6 +86,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     add_common_arguments(parser)
     add_device_arguments(parser)
+    add_clock_argument(parser)
     args = parser.parse_args(argv)
     if args.quick:
         args.arch, args.batch_size, args.image_size, args.patch_size = TINY_ARCH, 4, 32, 4
@@ -69,68 +97,131 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def build_backbone(
-    args: argparse.Namespace, image_size: int, name: str = 'VisionTransformer', arch: str | dict | None = None
-) -> torch.nn.Module:
+    args: argparse.Namespace,
+    image_size: int,
+    name: str = 'VisionTransformer',
+    arch: str | dict | None = None,
+    **options,
+) -> nn.Module:
     """A vision transformer with random weights."""
-    return MODELS.build(
-        dict(
-            type=name,
-            arch=arch or args.arch,
-            img_size=image_size,
-            patch_size=args.patch_size,
-            _scope_='mmpretrain',
-        )
-    ).to(args.device)
+    cfg = dict(type=name, arch=arch or args.arch, img_size=image_size, patch_size=args.patch_size, **options)
+    return MODELS.build(cfg | dict(_scope_='mmpretrain')).to(args.device)
 
 
-def build_model(args: argparse.Namespace) -> MixupClassifier:
-    """A classifier with random weights, without an augment."""
-    backbone = build_backbone(args, args.image_size)
+def build_model(args: argparse.Namespace, backbone: nn.Module | None = None, **options) -> MixupClassifier:
+    """A classifier with random weights; without options it mixes nothing."""
+    backbone = backbone or build_backbone(args, args.image_size)
     preprocessor = dict(type='ClsDataPreprocessor', num_classes=NUM_CLASSES, _scope_='mmpretrain')
     loss = dict(type='LabelSmoothLoss', label_smooth_val=0.1, mode='original')
     head = dict(type='VisionTransformerClsHead', num_classes=NUM_CLASSES, in_channels=backbone.embed_dims, loss=loss)
     head['_scope_'] = 'mmpretrain'
-    model = MixupClassifier(backbone=backbone, head=head, data_preprocessor=preprocessor)
+    model = MixupClassifier(backbone=backbone, head=head, data_preprocessor=preprocessor, **options)
     return model.to(args.device).train()
 
 
-def build_arms(args: argparse.Namespace) -> dict[str, Callable | None]:
-    """The augment of each arm by name; None does not mix."""
-    arms = {'no mixing': None}
-    for name, alpha in (('Mixup', 0.8), (REFERENCE, 1.0), ('ResizeMix', 1.0)):
-        arms[name] = BATCH_AUGMENTS.build(dict(type=name, alpha=alpha))
-    for layer in args.layers:
-        arms[f'MergeMix, layer {layer}'] = MergeMix(num_merge=args.num_merge, layer=layer)
-    default = args.layers[len(args.layers) // 2]
-    arms[f"release's scheme, layer {default}"] = ReleaseScheme(num_merge=args.num_merge, layer=default)
+def adamw(model: nn.Module) -> torch.optim.AdamW:
+    """The optimizer of all arms."""
+    return torch.optim.AdamW(model.parameters(), lr=1e-5)
+
+
+def augment_arms(augments: dict[str, Callable | dict | None], args: argparse.Namespace) -> dict[str, Arm]:
+    """Arms that share one model, by name, given each augment or its config; None does not mix."""
+    model = build_model(args)
+    optimizer = adamw(model)
+
+    def losses(augment: RandomBatchAugment | None, images: Tensor, samples: list[DataSample]) -> dict[str, Tensor]:
+        model.augments = augment
+        return model(images, samples, mode='loss')
+
+    arms = {}
+    for name, one in augments.items():
+        augment = None if one is None else RandomBatchAugment([one])
+        score = None
+        if augment is not None and isinstance(mixer := augment.augments[0], MergeMix):
+            score = partial(mixer.score, encoder=model.backbone)
+        arms[name] = Arm(model, partial(losses, augment), optimizer, score)
     return arms
 
 
-def measure_steps(args: argparse.Namespace) -> list[dict]:
-    """Time and peak memory of a step of each arm, with the same model and images."""
-    model = build_model(args)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
+def default_layer(args: argparse.Namespace) -> int:
+    """The scored layer of the arms that have only one."""
+    return args.layers[len(args.layers) // 2]
+
+
+def ways_to_mix(args: argparse.Namespace) -> dict[str, Arm]:
+    """No mixing, the augments of MMPretrain, and MergeMix at each layer."""
+    mergemix = {f'MergeMix, layer {n}': dict(type='MergeMix', num_merge=args.num_merge, layer=n) for n in args.layers}
+    return augment_arms({'no mixing': None} | LIBRARY | mergemix, args)
+
+
+def schemes(args: argparse.Namespace) -> dict[str, Arm]:
+    """The objectives of paper, release and this package, at one layer."""
+    layer = default_layer(args)
+    share = 0.5 if args.num_merge is None else args.num_merge
+    lean = dict(type='MergeMix', num_merge=args.num_merge, layer=layer)
+    mixing = dict(train_cfg=dict(augments=dict(type='MergeMix', layer=layer)))
+    arms = augment_arms({REFERENCE: LIBRARY[REFERENCE], 'lean: scoring pass, mixed loss': lean}, args)
+
+    def merged() -> nn.Module:
+        return build_backbone(args, args.image_size, 'ToMeVisionTransformer', num_merge=share, inflection=-0.5)
+
+    models = {
+        'paper: clean pass scores, tokens merge': build_model(args, merged(), clean_weight=1.0, **mixing),
+        'clean loss, scoring pass, no merging in training': build_model(
+            args, clean_weight=1.0, train_cfg=dict(augments=lean)
+        ),
+        'release, by this package, tokens merge': build_model(
+            args,
+            merged(),
+            base_augment=LIBRARY['Mixup'],
+            ratio_reduce='batch_mean',
+            train_cfg=dict(augments=lean | dict(ratio='gaussian')),
+        ),
+    }
+    for name, model in models.items():
+        arms[name] = Arm(model, partial(model, mode='loss'), adamw(model))
+    for suffix, merges in (('tokens merge', True), ('no merging in training', False)):
+        model = build_model(args)
+        step = OpenMixupStep(model, args.num_merge, layer, merges)
+        arms[f'release, as OpenMixup does it, {suffix}'] = Arm(model, step, adamw(model), step.score)
+    return arms
+
+
+def rivals(args: argparse.Namespace) -> dict[str, Arm]:
+    """Every mixer that is registered and not made for losers, with its defaults; what cannot be built is printed."""
+    augments: dict[str, Callable | dict | None] = dict(LIBRARY)
+    for name, kind in BATCH_AUGMENTS.module_dict.items():
+        if not issubclass(kind, Mixer) or kind.__module__ == losers.__name__:
+            continue
+        try:
+            augments[name] = BATCH_AUGMENTS.build(dict(type=name))
+        except (ImportError, TypeError, ValueError) as error:
+            print(f'{name} is not measured: {error}', flush=True)
+    return augment_arms(augments, args)
+
+
+def measure_arms(args: argparse.Namespace, arms: dict[str, Arm]) -> list[dict]:
+    """Time, peak memory and passes of a step of each arm, with the same images."""
     images = torch.randn(args.batch_size, 3, args.image_size, args.image_size, device=args.device)
     samples = [DataSample().set_gt_label(i % NUM_CLASSES).to(args.device) for i in range(args.batch_size)]
-    arms = build_arms(args)
 
-    def step(augment: Callable | None) -> None:
-        model.augments = RandomBatchAugment([augment]) if augment is not None else None
+    def step(arm: Arm) -> None:
         with autocast(args):
-            losses = model(images, samples, mode='loss')
-        losses['loss'].backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=False)  # Gradients stay allocated, so that no arm has to allocate them.
-        model.mix_result = None
+            losses = arm.losses(images, samples)
+        sum(value for key, value in losses.items() if 'loss' in key).backward()
+        arm.optimizer.step()
+        arm.optimizer.zero_grad(set_to_none=False)  # Gradients stay allocated, so that no arm has to allocate them.
+        arm.model.mix_result = None
 
-    def score(augment: MergeMix) -> None:
+    def score(arm: Arm) -> None:
         with autocast(args):
-            augment.score(images, model.backbone)
+            arm.score(images)
 
-    steps = {name: partial(step, augment) for name, augment in arms.items()}
-    times = interleaved_times(steps, args.rounds, device=args.device)
-    scorers = {name: partial(score, augment) for name, augment in arms.items() if isinstance(augment, MergeMix)}
-    scoring = interleaved_times(scorers, args.rounds, device=args.device)
+    steps = {name: partial(step, arm) for name, arm in arms.items()}
+    options = dict(device=args.device, clock=args.clock)
+    times = interleaved_times(steps, args.rounds, **options)
+    scorers = {name: partial(score, arm) for name, arm in arms.items() if arm.score is not None}
+    scoring = interleaved_times(scorers, args.rounds, **options)
     rows = []
     for name, one_step in steps.items():
         print(f'memory of: {name}', flush=True)
@@ -139,6 +230,7 @@ def measure_steps(args: argparse.Namespace) -> list[dict]:
         rows.append(
             dict(
                 arm=name,
+                passes=count_passes(arms[name].model, one_step),
                 seconds=statistics.median(times[name]),
                 ratio=median_ratio(times[name], times[REFERENCE]),
                 ratio_low=low,
@@ -154,6 +246,32 @@ def measure_steps(args: argparse.Namespace) -> list[dict]:
     return rows
 
 
+def count_passes(model: nn.Module, function: Callable[[], object]) -> int:
+    """How often a call sends images through the backbone of a model, whole or up to the scored layer."""
+    calls: list[int] = []
+    handle = model.backbone.patch_embed.register_forward_hook(lambda *_: calls.append(1))
+    try:
+        function()
+    finally:
+        handle.remove()
+    return len(calls)
+
+
+def measure_steps(args: argparse.Namespace) -> list[dict]:
+    """The ways of mixing."""
+    return measure_arms(args, ways_to_mix(args))
+
+
+def measure_schemes(args: argparse.Namespace) -> list[dict]:
+    """The objectives of paper, release and this package."""
+    return measure_arms(args, schemes(args))
+
+
+def measure_rivals(args: argparse.Namespace) -> list[dict]:
+    """Every registered mixer."""
+    return measure_arms(args, rivals(args))
+
+
 def measure_scoring(args: argparse.Namespace) -> list[dict]:
     """Time of a scoring pass with and without merging, and with rotary positions, at the same width and depth."""
     plain = build_backbone(args, args.image_size)
@@ -164,7 +282,7 @@ def measure_scoring(args: argparse.Namespace) -> list[dict]:
     }
     rotary = build_backbone(args, args.image_size, 'ViTEVA02', arch)
     images = torch.randn(args.batch_size, 3, args.image_size, args.image_size, device=args.device)
-    layer = args.layers[len(args.layers) // 2]
+    layer = default_layer(args)
     merging, whole = MergeMix(layer=layer), MergeMix(layer=layer, num_merge=0)
 
     def score(mixer: MergeMix, backbone: torch.nn.Module) -> None:
@@ -176,7 +294,7 @@ def measure_scoring(args: argparse.Namespace) -> list[dict]:
         'VisionTransformer, no merging': partial(score, whole, plain),
         'ViTEVA02 (rotary positions), no merging': partial(score, whole, rotary),
     }
-    times = interleaved_times(arms, args.rounds, device=args.device)
+    times = interleaved_times(arms, args.rounds, device=args.device, clock=args.clock)
     rows = []
     for name, seconds in times.items():
         low, high = ratio_range(seconds, times[MERGED])
@@ -187,19 +305,19 @@ def measure_scoring(args: argparse.Namespace) -> list[dict]:
 
 
 def measure_scoring_memory(args: argparse.Namespace) -> list[dict]:
-    """Peak memory of scoring one image at each size, by MergeMix and by the scheme of the release."""
-    layer = args.layers[len(args.layers) // 2]
-    return [_scoring_memory(args, image_size, layer) for image_size in args.memory_sizes]
+    """Peak memory of scoring one image at each size, by MergeMix and as the release for classification does it."""
+    return [_scoring_memory(args, image_size, default_layer(args)) for image_size in args.memory_sizes]
 
 
 def _scoring_memory(args: argparse.Namespace, image_size: int, layer: int) -> dict:
-    backbone = build_backbone(args, image_size)
+    model = build_model(args, build_backbone(args, image_size))
     images = torch.randn(1, 3, image_size, image_size, device=args.device)
     row = dict(image_size=image_size, patches=(image_size // args.patch_size) ** 2, layer=layer)
-    for key, augment in (('mergemix', MergeMix(layer=layer)), ('release', ReleaseScheme(layer=layer))):
+    ours, release = MergeMix(layer=layer), OpenMixupStep(model, layer=layer)
+    for key, score in dict(mergemix=partial(ours.score, encoder=model.backbone), release=release.score).items():
         print(f'memory of scoring {image_size} px: {key}', flush=True)
         with autocast(args):
-            row[f'{key}_mb'] = peak_memory(partial(augment.score, images, backbone), args.device)
+            row[f'{key}_mb'] = peak_memory(partial(score, images), args.device)
     return row
 
 
@@ -210,14 +328,22 @@ def main(argv: Sequence[str] | None = None) -> dict:
         argv (Sequence[str], optional): The command line. Defaults to that of the process.
 
     Returns:
-        dict: ``steps``, ``scoring`` and ``scoring_memory``, a dictionary for each row of the tables.
+        dict: ``steps``, ``schemes``, ``rivals``, ``scoring`` and ``scoring_memory``, a dictionary for each row of the
+            tables.
     """
     args = parse_args(argv)
     prepare(args)
-    measures = dict(steps=measure_steps, scoring=measure_scoring, memory=measure_scoring_memory)
-    results = dict(benchmark='step_cost', options=vars(args), steps=[], scoring=[], scoring_memory=[])
+    measures = dict(
+        steps=measure_steps,
+        schemes=measure_schemes,
+        rivals=measure_rivals,
+        scoring=measure_scoring,
+        memory=measure_scoring_memory,
+    )
+    keys = {part: 'scoring_memory' if part == 'memory' else part for part in PARTS}
+    results = dict(benchmark='step_cost', options=vars(args)) | {key: [] for key in keys.values()}
     for part in args.parts:
-        results['scoring_memory' if part == 'memory' else part] = measures[part](args)
+        results[keys[part]] = measures[part](args)
         if args.output:
             write_json(args.output, results)
     _print_tables(args, results)
@@ -228,22 +354,25 @@ def main(argv: Sequence[str] | None = None) -> dict:
 
 def _print_tables(args: argparse.Namespace, results: dict) -> None:
     size = f'{args.arch}, {args.image_size} px, batch {args.batch_size}'
-    if results['steps']:
-        print(f'\nOne training step: {size}\n')
-        header = ('arm', 'step (s)', f'/ {REFERENCE}', 'lowest - highest', 'scoring alone (s)', 'peak memory (MB)')
-        print(markdown_table(header, [_step_row(row) for row in results['steps']]))
-    if results['steps'] and args.device.type == 'cuda':
+    for part, title in STEP_TITLES.items():
+        if not results[part]:
+            continue
+        print(f'\n{title}: {size}\n')
+        header = ('arm', 'passes', 'step (s)', f'/ {REFERENCE}', 'lowest - highest', 'scoring alone (s)', 'peak (MB)')
+        print(markdown_table(header, [_step_row(row) for row in results[part]]))
+        if args.device.type != 'cuda':
+            continue
         print('\nThe same steps by the time of their kernels, without the cost of launching them\n')
         header = ('arm', 'kernels', 'of a step (s)', f'/ {REFERENCE}', 'of scoring (s)')
-        reference = next(row['kernel_seconds'] for row in results['steps'] if row['arm'] == REFERENCE)
-        print(markdown_table(header, [_kernel_row(row, reference) for row in results['steps']]))
+        reference = next(row['kernel_seconds'] for row in results[part] if row['arm'] == REFERENCE)
+        print(markdown_table(header, [_kernel_row(row, reference) for row in results[part]]))
     if results['scoring']:
         print(f'\nOne scoring pass up to layer {results["scoring"][0]["layer"]}: {size}\n')
         header = ('encoder', 'scoring (s)', '/ merged', 'lowest - highest')
         print(markdown_table(header, [_scoring_row(row) for row in results['scoring']]))
     if results['scoring_memory']:
         print('\nMemory of one scoring pass, one image, half of the patches merged\n')
-        sides = ('patches L', 'MergeMix (MB)', 'MB per 1,000 patches', "release's scheme (MB)", 'MB per 1,000 patches')
+        sides = ('patches L', 'MergeMix (MB)', 'MB per 1,000 patches', 'OpenMixup (MB)', 'MB per 1,000 patches')
         print(markdown_table(sides, [_memory_row(row) for row in results['scoring_memory']]))
 
 
@@ -251,6 +380,7 @@ def _step_row(row: dict) -> list:
     scoring = row['scoring_seconds']
     return [
         row['arm'],
+        row['passes'],
         f'{row["seconds"]:.4g}',
         f'{row["ratio"]:.3f}',
         f'{row["ratio_low"]:.3f} - {row["ratio_high"]:.3f}',

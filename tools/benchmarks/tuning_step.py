@@ -4,8 +4,8 @@ import argparse
 from collections.abc import Sequence
 from functools import partial
 
-from lib.measure import add_common_arguments, measure_arms, prepare, ratio_cells, write_json
-from lib.release_scheme import ReleaseScheme
+from lib.measure import add_clock_argument, add_common_arguments, measure_arms, prepare, ratio_cells, write_json
+from lib.release_scheme import ForkScoring
 from lib.steps import (
     TINY_LLAVA,
     build_llava,
@@ -20,6 +20,10 @@ from lib.steps import (
 from mergemix_mm.utils.tables import markdown_table
 
 SFT = 'SFT'
+# These do the same job: the loser gets no gradient.
+DETACHED = 'SFT + SimPO, MergeMix, detach_loser=True'
+RELEASE = 'scheme of the release, MergeMix'
+TOWER_ONLY = 'the same, only the tower scores'
 MIXERS = {
     'MergeMix': dict(type='MergeMix'),
     'MergeMix, topk': dict(type='MergeMix', mask='topk'),
@@ -50,6 +54,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--text-layers', type=int, default=8, help='(default: %(default)s)')
     parser.add_argument('--rounds', type=int, default=5, help='steps per arm (default: %(default)s)')
     add_common_arguments(parser)
+    add_clock_argument(parser)
     args = parser.parse_args(argv)
     if args.quick:
         vars(args).update(TINY_LLAVA, prompt=4, answer=4, rounds=1)
@@ -71,10 +76,13 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict]:
     sft = build_llava(dict(type='HFVisionLanguageModel', config=config))
     tuners = {f'SFT + SimPO, {name}': build_llava(sft.vlm, mixer) for name, mixer in MIXERS.items()}
     losses = {name: partial(llava_losses, tuner) for name, tuner in ({SFT: sft} | tuners).items()}
-    losses['scheme of the release, MergeMix'] = partial(release_llava_losses, build_llava(sft.vlm, ReleaseScheme()))
+    losses[DETACHED] = partial(llava_losses, build_llava(sft.vlm, MIXERS['MergeMix'], detach_loser=True))
+    release = partial(release_llava_losses, build_llava(sft.vlm, ForkScoring()))
+    losses[RELEASE] = release
+    losses[TOWER_ONLY] = partial(release, language_model_scores=False)
     optimizer = idle_optimizer(sft)
     arms = {name: training_step(partial(function, batch), optimizer) for name, function in losses.items()}
-    measured = measure_arms(arms, args.rounds)
+    measured = measure_arms(arms, args.rounds, clock=args.clock)
     times, memory = measured['times'], measured['memory']
     rows = [(name, *ratio_cells(times[name], times[SFT]), f'{memory[name]:.0f}') for name in arms]
     print(markdown_table(('step', 'time / SFT', 'range over the rounds', 'memory (MB)'), rows))

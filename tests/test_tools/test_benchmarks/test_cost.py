@@ -21,18 +21,27 @@ def run(load, tmp_path, capsys):
 
 
 def test_step_cost(run):
-    results, written, printed = run('step_cost')
+    results, written, printed = run('step_cost', '--parts', 'steps', 'scoring', 'memory')
     rows = {row['arm']: row for row in results['steps']}
-    ours = ['MergeMix, layer 2', 'MergeMix, layer 3', "release's scheme, layer 3"]
+    ours = ['MergeMix, layer 2', 'MergeMix, layer 3']
     assert list(rows) == ['no mixing', 'Mixup', 'CutMix', 'ResizeMix', *ours]
     assert rows['CutMix']['ratio'] == 1
     assert [name for name, row in rows.items() if row['scoring_seconds'] is not None] == ours
+    assert [row['passes'] for row in rows.values()] == [1, 1, 1, 1, 2, 2]
     assert [row['patches'] for row in results['scoring_memory']] == [64, 256, 1024]
     assert all(row['mergemix_mb'] < row['release_mb'] for row in results['scoring_memory'])
     assert written['steps'] == results['steps'] and '| CutMix ' in printed
     encoders = {row['arm'].split(',')[0]: row['ratio'] for row in results['scoring']}
     assert list(encoders) == ['VisionTransformer', 'ViTEVA02 (rotary positions)'] and len(results['scoring']) == 3
     assert results['scoring'][0]['ratio'] == 1 and '| / merged |' in printed
+
+
+def test_step_cost_counts_the_passes_of_every_scheme_and_takes_every_registered_mixer(run):
+    results, *_ = run('step_cost', '--parts', 'schemes', 'rivals', '--rounds', '1', '--clock', 'processor')
+    assert [row['passes'] for row in results['schemes']] == [1, 2, 2, 3, 3, 3, 3]
+    measured = [row['arm'] for row in results['rivals']]
+    assert {'Mixup', 'CutMix', 'ResizeMix', 'MergeMix'} <= set(measured)
+    assert not {'SalientBlur', 'SwapImages'} & set(measured)
 
 
 def test_step_cost_measures_one_part(run):
@@ -68,9 +77,10 @@ def test_cost_of_aia_covers_every_way(run, name, keys, arms):
 
 
 def test_tuning_step(run, load):
+    benchmark = load('tuning_step')
     results, written, printed = run('tuning_step')
-    arms = ['SFT', *(f'SFT + SimPO, {mixer}' for mixer in load('tuning_step').MIXERS)]
-    assert list(results['times']) == [*arms, 'scheme of the release, MergeMix']
+    arms = ['SFT', *(f'SFT + SimPO, {mixer}' for mixer in benchmark.MIXERS)]
+    assert list(results['times']) == [*arms, benchmark.DETACHED, benchmark.RELEASE, benchmark.TOWER_ONLY]
     assert written['times'] == results['times'] and '| SFT + SimPO, swap ' in printed
 
 

@@ -46,7 +46,8 @@ def test_an_arm_that_fails_is_named_and_takes_no_other_along(large, monkeypatch,
     assert problem.endswith('scheme of the release, MergeMix: RuntimeError: out of memory')
     *others, failed = json.loads(path.read_text())['rows']
     assert 'times' not in failed and failed['error'] == 'RuntimeError: out of memory'
-    arms = ["transformers' loop", 'SFT', 'SFT + SimPO, MergeMix', 'SFT + SimPO, swap']
+    ours = [f'SFT + SimPO, {name}' for name in ('MergeMix', 'swap', 'MergeMix, detach_loser=True')]
+    arms = ["transformers' loop", 'SFT', *ours]
     check_rows(others, 'LLaVA-1.5-7B, LoRA', [('conversations', arm) for arm in arms])
 
 

@@ -69,30 +69,85 @@ def test_random_rows_come_from_each_batch_in_turn_and_repeat_with_the_seed(load)
     assert not torch.equal(first[0]['input_ids'], first[2]['input_ids'])
 
 
-# The scheme of the release.
+# The schemes of the releases.
 
 
-def test_merge_matrix_sends_every_token_to_one_place_and_keeps_the_prefix(load):
+@pytest.fixture
+def scheme(load):
+    return load('lib.release_scheme')
+
+
+@pytest.fixture
+def small(load):
+    """A tiny classifier in eval mode, and images for it."""
+    step_cost = load('step_cost')
+    torch.manual_seed(0)
+    return step_cost.build_model(step_cost.parse_args(['--quick'])).eval(), torch.randn(4, 3, 32, 32)
+
+
+def test_merge_matrix_sends_every_token_to_one_place_and_keeps_the_prefix(scheme):
     metric = torch.randn(17, 8, generator=torch.Generator().manual_seed(0))
-    matrix = load('lib.release_scheme')._merge_matrix(metric, 5, protected=1)
+    matrix = scheme._merge_matrix(metric, 5, protected=1)
     assert matrix.shape == (17, 12)
     assert matrix.sum(dim=1).tolist() == [1] * 17
     assert matrix[0, 0] == 1 and matrix[:, 0].sum() == 1
     assert matrix.sum(dim=0).min() == 1
 
 
-def test_release_scheme_scores_as_ours_does_where_nothing_merges(load):
+def test_the_scoring_of_the_fork_is_ours_where_nothing_merges_and_merges_all_images_alike(scheme, small):
     from mergemix_mm.models import MergeMix
+    from mergemix_mm.models.vision_encoders import build_vision_encoder, run_layers
 
-    step_cost, scheme = load('step_cost'), load('lib.release_scheme').ReleaseScheme
-    backbone = step_cost.build_backbone(step_cost.parse_args(['--quick']), 32)
-    backbone.eval()
-    images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    ours = MergeMix(num_merge=0, layer=3).score(images, backbone)
-    torch.testing.assert_close(scheme(num_merge=0, layer=3).score(images, backbone).saliency, ours.saliency)
-    sizes = scheme(num_merge=32, layer=3).score(images, backbone).groups.size
-    assert torch.equal(sizes[0], sizes[1])
-    assert sizes.shape == (2, 65 - 32) and sizes.sum(dim=1).tolist() == [65, 65]
+    backbone, images = small[0].backbone, small[1]
+    ours, theirs = (kind(num_merge=0, layer=3) for kind in (MergeMix, scheme.ForkScoring))
+    torch.testing.assert_close(theirs.score(images, backbone).saliency, ours.score(images, backbone).saliency)
+    parts = build_vision_encoder(backbone)
+    *_, (before_last, _) = run_layers(parts.layers[:-1], parts.embed(images)[0], [0] * 3, 1)
+    torch.testing.assert_close(theirs.features, before_last[:, 1:])
+
+    merging = scheme.ForkScoring(num_merge=32, layer=3)
+    sizes = merging.score(images, backbone).groups.size
+    assert torch.equal(sizes[0], sizes[1]) and sizes.sum(dim=1).tolist() == [65] * 4
+    assert merging.features.shape == (4, 64, 32) and not merging.features.requires_grad
+
+
+def test_the_scoring_of_openmixup_reads_the_attention_to_the_class_token_of_one_layer(scheme, small):
+    from mergemix_mm.models.vision_encoders import build_vision_encoder, run_layers
+
+    model, images = small
+    parts = build_vision_encoder(model.backbone)
+    *_, (x, _) = run_layers(parts.layers[:2], parts.embed(images)[0], [0] * 2, 1)
+    query, key, _ = parts.layers[2].query_key_value(x)
+    expected = (query @ key.mT / query.size(-1) ** 0.5).softmax(dim=-1).sum(dim=1)[:, 1:, 0]
+    saliency, grid, tokens = scheme.OpenMixupStep(model, num_merge=0, layer=3).score(images)
+    torch.testing.assert_close(saliency, expected)
+    assert grid == (8, 8) and tokens.requires_grad
+    # Merged, each patch has the row of its group after the last layer, so that at most 65 - 32 rows are read.
+    merged, _, tokens = scheme.OpenMixupStep(model, num_merge=32, layer=3).score(images)
+    assert tokens.shape == (4, 33, 32) and max(len(row.unique()) for row in merged) <= 33
+
+
+def test_the_trained_passes_of_openmixup_have_the_loss_of_the_library_where_nothing_merges(scheme, small):
+    from mmpretrain.structures import DataSample
+
+    model, images = small
+    labels = torch.rand(4, 100)
+    samples = [DataSample().set_gt_score(label) for label in labels]
+    expected = model.head.loss(model.extract_feat(images), samples)['loss']
+    torch.testing.assert_close(scheme.OpenMixupStep(model, merges=False)._loss(images, labels), expected)
+    assert not torch.isclose(scheme.OpenMixupStep(model, merges=True)._loss(images, labels), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(('scores', 'expected'), [(True, [False, True, False]), (False, [True, False])])
+def test_the_release_runs_the_language_model_with_gradient_only_on_the_clean_images(load, scheme, scores, expected):
+    steps = load('lib.steps')
+    config = steps.small_llava(**steps.TINY_LLAVA)
+    tuner = steps.build_llava(dict(type='HFVisionLanguageModel', config=config), scheme.ForkScoring(num_merge=0))
+    batch = steps.random_conversations(config, 2, 4, 4)
+    passes, language_model = [], tuner.vlm.family.language_model
+    language_model.register_forward_hook(lambda *_: passes.append(torch.is_grad_enabled()))
+    loss = steps.release_llava_losses(tuner, batch, language_model_scores=scores)['loss']
+    assert passes == expected and bool(loss.isfinite()) and loss.requires_grad
 
 
 # Mixed digits.

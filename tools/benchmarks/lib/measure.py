@@ -21,6 +21,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from mergemix_mm.utils import files
 
+CLOCKS = ('wall', 'processor')
 DTYPES = dict(float32=torch.float32, bfloat16=torch.bfloat16, float16=torch.float16)
 
 
@@ -40,6 +41,17 @@ def add_device_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_clock_argument(parser: argparse.ArgumentParser) -> None:
+    """Add --clock, for benchmarks whose ratios are close to 1."""
+    parser.add_argument(
+        '--clock',
+        choices=CLOCKS,
+        default='wall',
+        help='wall: time that passes; processor: time of this process on a CPU, which other load changes less. Use it '
+        'with --threads 1 (default: %(default)s)',
+    )
+
+
 def prepare(args: argparse.Namespace) -> None:
     """Set the threads and the seed of the command line."""
     if args.threads is not None:
@@ -53,7 +65,11 @@ def autocast(args: argparse.Namespace) -> torch.autocast:
 
 
 def interleaved_times(
-    arms: Mapping[str, Callable[[], object]], rounds: int, warmup: int = 1, device: torch.device | str = 'cpu'
+    arms: Mapping[str, Callable[[], object]],
+    rounds: int,
+    warmup: int = 1,
+    device: torch.device | str = 'cpu',
+    clock: str = 'wall',
 ) -> dict[str, list[float]]:
     """Time the arms in turns, so that other load on the machine affects all of them alike.
 
@@ -65,6 +81,7 @@ def interleaved_times(
         warmup (int): Number of rounds before these, which are not counted. Defaults to 1.
         device (torch.device | str): The device of the arms. On CUDA, events around the call are used after the queue is
             empty. Defaults to ``'cpu'``.
+        clock (str): ``'wall'``, or ``'processor'``: the time of this process on a CPU. Defaults to ``'wall'``.
 
     Returns:
         dict[str, list[float]]: The seconds of each arm in each round.
@@ -77,17 +94,18 @@ def interleaved_times(
     times: dict[str, list[float]] = {name: [] for name in arms}
     for i in range(warmup + rounds):
         for name in list(arms)[:: -1 if i % 2 else 1]:
-            seconds = _seconds(arms[name], torch.device(device))
+            seconds = _seconds(arms[name], torch.device(device), clock)
             if i >= warmup:
                 times[name].append(seconds)
     return times
 
 
-def _seconds(function: Callable[[], object], device: torch.device) -> float:
+def _seconds(function: Callable[[], object], device: torch.device, clock: str) -> float:
     if device.type != 'cuda':
-        begin = time.perf_counter()
+        read = time.process_time if clock == 'processor' else time.perf_counter
+        begin = read()
         function()
-        return time.perf_counter() - begin
+        return read() - begin
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     torch.cuda.synchronize(device)
     start.record()
@@ -115,10 +133,10 @@ def ratio_cells(times: Sequence[float], reference: Sequence[float]) -> tuple[str
 
 
 def measure_arms(
-    arms: Mapping[str, Callable[[], object]], rounds: int, device: torch.device | str = 'cpu'
+    arms: Mapping[str, Callable[[], object]], rounds: int, device: torch.device | str = 'cpu', clock: str = 'wall'
 ) -> dict[str, dict]:
     """The ``times`` (s, for each round) and the peak ``memory`` (MB) of the arms, by name."""
-    times = interleaved_times(arms, rounds, device=device)
+    times = interleaved_times(arms, rounds, device=device, clock=clock)
     return dict(times=times, memory={name: peak_memory(arm, device) for name, arm in arms.items()})
 
 

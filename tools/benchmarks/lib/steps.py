@@ -92,9 +92,9 @@ def small_llava(image_size: int, vocabulary: int, width: int, tower_layers: int,
     )
 
 
-def build_llava(vlm: dict | nn.Module, mixer: dict | MergeMix | None = None) -> VLMTuner:
-    """Supervised fine-tuning of a VLM, with SimPO in addition if there is a mixer."""
-    head = dict(type='SFTHead' if mixer is None else 'SimPOHead')
+def build_llava(vlm: dict | nn.Module, mixer: dict | MergeMix | None = None, **head) -> VLMTuner:
+    """Supervised fine-tuning of a VLM, with SimPO in addition if there is a mixer; options of the head by name."""
+    head = dict(type='SFTHead' if mixer is None else 'SimPOHead', **head)
     return MODELS.build(dict(type='VLMTuner', vlm=vlm, head=head, mixer=mixer)).train()
 
 
@@ -117,26 +117,41 @@ def plain_llava_losses(tuner: VLMTuner, batch: Batch) -> Losses:
         return dict(loss_sft=tuner.vlm.model(**batch).loss)
 
 
-def release_llava_losses(tuner: VLMTuner, batch: Batch) -> Losses:
-    """The loss as the MergeMix release computes it.
+def release_llava_losses(tuner: VLMTuner, batch: Batch, language_model_scores: bool = True) -> Losses:
+    """The loss as the MergeMix release for LLaVA computes it.
 
-    There are three full forwards with all logits, the loser has no gradient, and lengths include padding.
+    The whole model runs without gradient to score, then with gradient on the clean images, which is both the supervised
+    pass and the winner's, then without gradient on the losers. All passes compute all logits and their loss. A label of
+    the text is scored by the logit of its own position; lengths are those of the padded text.
+
+    Args:
+        tuner (VLMTuner): With :class:`lib.release_scheme.ForkScoring` as its mixer.
+        batch (dict): Samples of equal length, each with its image first.
+        language_model_scores (bool): Whether the scoring pass goes on through the language model. Defaults to True.
     """
-    model, labels = tuner.vlm.model, batch['labels']
-    inputs = {key: value for key, value in batch.items() if key != 'labels'}
+    model = partial(tuner.vlm.model, use_cache=False)
+    places = batch['input_ids'] == tuner.vlm.family.image_token_id
+    first = int(places[0].sum())
+    text = batch['labels'][:, first:]
     with tuner.vlm.autocast(batch):
-        sft = model(**batch).loss
-        result = tuner.mix(batch)
-        won = _mean_logps(model(**inputs).logits, labels)
         with torch.no_grad():
-            lost = _mean_logps(model(**inputs | dict(pixel_values=torch.stack(result.images))).logits, labels)
+            result = tuner.mix(batch)
+            if language_model_scores:
+                embeds = tuner.vlm.family.model.get_input_embeddings()(batch['input_ids'])
+                features = tuner.vlm.family.model.model.multi_modal_projector(tuner.mixer.features).to(embeds.dtype)
+                embeds = embeds.masked_scatter(places[..., None], features)
+                model(inputs_embeds=embeds, attention_mask=batch['attention_mask'], labels=batch['labels'])
+        clean = model(**batch)
+        with torch.no_grad():
+            lost = model(**batch | dict(pixel_values=torch.stack(result.images))).logits[:, first:].clone()
+        won, lost = (_sum_logps(logits, text) / text.size(1) for logits in (clean.logits[:, first:], lost))
         simpo = simpo_loss(won, lost, beta=1.0, margin=float(1 - result.ratio[0])).mean()
-        return dict(loss=(sft + simpo) / 2)
+        return dict(loss=(clean.loss + simpo) / 2)
 
 
-def _mean_logps(logits: Tensor, labels: Tensor) -> Tensor:
+def _sum_logps(logits: Tensor, labels: Tensor) -> Tensor:
     logps = logits.float().log_softmax(dim=-1).gather(2, labels.clamp(min=0).unsqueeze(2)).squeeze(2)
-    return (logps * (labels != IGNORE_INDEX)).sum(dim=1) / labels.size(1)
+    return (logps * (labels != IGNORE_INDEX)).sum(dim=1)
 
 
 # --- Janus ------------------------------------------------------------------------------------------------------------
