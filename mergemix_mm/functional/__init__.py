@@ -17,6 +17,7 @@ from .mixing import (
 from .preference import answer_logps, simpo_loss
 from .resize import resize
 from .saliency import class_attention, received_attention, restore_attention
+from .static_saliency import fine_grained_saliency, gaussian_smooth, spectral_residual
 from .token_merge import (
     Matching,
     TokenGroups,
@@ -50,9 +51,11 @@ __all__ = [
     'boxes_to_square',
     'class_attention',
     'derangement',
+    'fine_grained_saliency',
     'format_boxes',
     'format_phrase',
     'gaussian_ratio',
+    'gaussian_smooth',
     'interaction_intensity',
     'merge_schedule',
     'merge_tokens',
@@ -72,6 +75,7 @@ __all__ = [
     'restore_attention',
     'sample_lambda',
     'simpo_loss',
+    'spectral_residual',
     'split_views',
     'square_padding',
     'topk_mask',
