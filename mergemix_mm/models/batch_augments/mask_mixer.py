@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ...functional import area_ratio, attention_ratio, derangement, replace_patches, sample_lambda
 from ...utils.numbers import check_number
 from ..evaluation_mode import evaluation_mode
-from ..vision_encoders import PatchScores, build_vision_encoder, score_patches, scored_merge
+from ..vision_encoders import SALIENCIES, PatchScores, build_vision_encoder, score_patches, scored_merge
 from ..vlms.weight_names import old_options
 from .base import Mixer, MixResult
 
@@ -44,6 +44,10 @@ class MaskMixer(Mixer):
             frozen, moves to the device of the images on first use and is not saved with the model; it sees the images
             as the classifier does, normalised by the classifier's mean and std. Defaults to None.
         prop_attn (bool): Proportional attention: merged tokens count with their size. Defaults to True.
+        saliency (str): What makes a patch salient: ``'attention'``, the attention from the class token at the scored
+            layer (without one, the attention received); ``'value_norm'``, the same weighted by the norm of the patch's
+            value in each head (https://arxiv.org/abs/2004.10102); ``'mean'``, the mean attention of all layers up to
+            the scored one. Defaults to ``'attention'``.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -64,6 +68,7 @@ class MaskMixer(Mixer):
         inflection: float = -0.5,
         encoder: nn.Module | dict | None = None,
         prop_attn: bool = True,
+        saliency: str = 'attention',
     ) -> None:
         name = type(self).__name__
         check_number(f'{name}: alpha', alpha, '> 0 and finite', above=0)
@@ -76,6 +81,8 @@ class MaskMixer(Mixer):
         check_number(f'{name}: inflection', inflection, 'in [-1, 1]', least=-1, most=1)
         if ratio not in self.ratios:
             raise ValueError(f'{name}: ratio={ratio!r} must be one of {self.ratios}')
+        if saliency not in SALIENCIES:
+            raise ValueError(f'{name}: saliency={saliency!r} must be one of {SALIENCIES}')
         self.alpha = alpha
         self.ratio = ratio
         self.per_image = per_image
@@ -83,6 +90,7 @@ class MaskMixer(Mixer):
         self.layer = layer
         self.inflection = inflection
         self.prop_attn = prop_attn
+        self.saliency = saliency
         if encoder is not None and not self.needs_scores:
             raise ValueError(f"{name}: ratio={ratio!r} scores nothing, so remove encoder or set ratio='attention'")
         self.encoder = _build_frozen(encoder) if encoder is not None else None
@@ -211,7 +219,13 @@ class MaskMixer(Mixer):
             )
         with evaluation_mode(encoder, images.device.type):
             return score_patches(
-                build_vision_encoder(encoder), images, self.num_merge, self.layer, self.inflection, self.prop_attn
+                build_vision_encoder(encoder),
+                images,
+                self.num_merge,
+                self.layer,
+                self.inflection,
+                self.prop_attn,
+                self.saliency,
             )
 
     def _own_encoder(self, device: torch.device) -> nn.Module | None:

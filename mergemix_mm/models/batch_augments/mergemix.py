@@ -41,6 +41,8 @@ class MergeMix(MaskMixer):
         per_image (bool): See :class:`MaskMixer`. Defaults to False.
         encoder (nn.Module | dict, optional): See :class:`MaskMixer`. Defaults to None.
         prop_attn (bool): Proportional attention: merged tokens count with their size. Defaults to True.
+        saliency (str): What makes a patch salient: ``'attention'``, the paper's; ``'value_norm'`` or ``'mean'``, see
+            :class:`MaskMixer`. Defaults to ``'attention'``.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -60,6 +62,7 @@ class MergeMix(MaskMixer):
         per_image: bool = False,
         encoder: nn.Module | dict | None = None,
         prop_attn: bool = True,
+        saliency: str = 'attention',
     ) -> None:
         if mask not in MASKS:
             raise ValueError(f'{type(self).__name__}: mask={mask!r} must be one of {MASKS}')
@@ -73,6 +76,7 @@ class MergeMix(MaskMixer):
             inflection=inflection,
             encoder=encoder,
             prop_attn=prop_attn,
+            saliency=saliency,
         )
 
     @property

@@ -185,7 +185,7 @@ class MixupClassifier(ImageClassifier):
     def _clean_loss(self, batch: TrainingBatch, mixer: Mixer | None) -> tuple[dict[str, Tensor], PatchScores | None]:
         """The head's losses on the clean images, and their scores if this pass scores for the mixer."""
         if isinstance(mixer, MaskMixer) and self._shares_clean_pass(mixer):
-            features, scores, _ = self._recorded_features(batch.images, mixer.layer)
+            features, scores, _ = self._recorded_features(batch.images, mixer.layer, mixer.saliency)
         else:
             features, scores = self.extract_feat(batch.images), None
         return self.head.loss(features, self._with_scores(batch.data_samples, batch.labels)), scores
@@ -240,9 +240,11 @@ class MixupClassifier(ImageClassifier):
         return features, *mixer.after_pass(result, MixedPass(batch, scores, tokens, features))
 
     @torch.compiler.disable  # A compiled backbone would not call the hooks.
-    def _recorded_features(self, images: Tensor, layer: int | None) -> tuple[tuple, PatchScores, Tensor]:
+    def _recorded_features(
+        self, images: Tensor, layer: int | None, saliency: str = 'attention'
+    ) -> tuple[tuple, PatchScores, Tensor]:
         """The training pass, the saliency of one of its layers, and its tokens [B, L, C] after the last norm."""
-        with recorded(self.backbone, images, layer) as recording:
+        with recorded(self.backbone, images, layer, saliency) as recording:
             features = self.extract_feat(images)
         return features, *recording.finished()
 

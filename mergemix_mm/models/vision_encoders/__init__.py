@@ -3,10 +3,11 @@
 from ...families.vision_encoder import EncoderLayer, UnsupportedEncoderError, VisionEncoder
 from ..evaluation_mode import evaluation_mode as scoring_mode
 from .build import ADAPTERS, build_vision_encoder
-from .forward import PatchScores, Recording, gathered, recorded, run_layers, score_patches, scored_merge
+from .forward import SALIENCIES, PatchScores, Recording, gathered, recorded, run_layers, score_patches, scored_merge
 
 __all__ = [
     'ADAPTERS',
+    'SALIENCIES',
     'EncoderLayer',
     'PatchScores',
     'Recording',

@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,13 +24,16 @@ from ...functional import (
 from ..evaluation_mode import uncached_autocast
 from .build import build_vision_encoder
 
+# What makes a patch salient, see :func:`score_patches`.
+SALIENCIES = ('attention', 'value_norm', 'mean')
+
 
 @dataclass
 class PatchScores:
     """What a scoring pass finds. Shapes: B images, L' patches, L tokens with prefix.
 
     Args:
-        saliency (Tensor): [B, L'] float32, attention per original patch.
+        saliency (Tensor): [B, L'] float32, what is salient of each original patch, >= 0.
         groups (TokenGroups): the partition of the L tokens at the scored layer.
         grid (tuple[int, int]): rows and columns of the patch grid.
         num_prefix_tokens (int): L - L'.
@@ -62,7 +66,7 @@ def run_layers(
         schedule (Sequence[int]): how many tokens each layer merges.
         num_prefix_tokens (int): tokens at the front that never merge.
         prop_attn (bool): Whether to add log(size) of each key to the attention logits. Defaults to True.
-        recording (Recording, optional): Gets the attention of its layer, and the tokens after the last layer. Defaults
+        recording (Recording, optional): Gets the attention of its layers, and the tokens after the last layer. Defaults
             to None.
 
     Yields:
@@ -71,8 +75,8 @@ def run_layers(
     groups = TokenGroups.identity(x.size(0), x.size(1), x.device)
     for number, (layer, num_merge) in enumerate(zip(layers, schedule, strict=True), start=1):
         query, key, value = layer.query_key_value(x)
-        if recording is not None and number == recording.layer:
-            recording.read(query, key, groups, prop_attn)
+        if recording is not None and recording.reads(number):
+            recording.read(number, query, key, value, groups, prop_attn)
         attended = layer.attend(query, key, value, _log_size(groups, query) if prop_attn else None)
         x = layer.add_attention(x, attended.transpose(1, 2).flatten(2))
         if num_merge:
@@ -92,11 +96,15 @@ def score_patches(
     layer: int | None = None,
     inflection: float = -0.5,
     prop_attn: bool = True,
+    saliency: str = 'attention',
 ) -> PatchScores:
-    """Attention per patch at one layer, after the layers before it merged `num_merge` tokens.
+    """Saliency per patch at one layer, after the layers before it merged `num_merge` tokens.
 
-    Saliency is the attention from the class token, mean over heads; without a class token, the attention received,
-    averaged over all original queries. The pass stops at the scored layer, whose own merge comes after its attention.
+    ``'attention'`` is the attention from the class token, mean over heads; without a class token, the attention
+    received, averaged over all original queries. ``'value_norm'`` weights the attention of each head by the norm of the
+    patch's value (https://arxiv.org/abs/2004.10102). ``'mean'`` is the mean attention of all layers up to the scored
+    one, each given back to the patches through its own groups; layers with windows are left out. The pass stops at the
+    scored layer, whose own merge comes after its attention.
 
     Args:
         encoder (VisionEncoder): the adapter of the scoring model.
@@ -107,26 +115,27 @@ def score_patches(
             the tokens of that layer attend within windows, the last layer of global attention before it.
         inflection (float): Shape of the merge schedule, see :func:`merge_schedule`. Defaults to -0.5.
         prop_attn (bool): Proportional attention. Defaults to True.
+        saliency (str): ``'attention'``, ``'value_norm'`` or ``'mean'``. Defaults to ``'attention'``, the paper's.
 
     Returns:
-        PatchScores: saliency per original patch, and the groups.
+        PatchScores: saliency per original patch, and the groups of the scored layer.
 
     Raises:
-        ValueError: if `layer` is not in the encoder or has windows, or `num_merge` is out of reach.
+        ValueError: if `layer` is not in the encoder or has windows, `num_merge` is out of reach, or `saliency` is
+            unknown.
     """
     _check_image_size(encoder, images)
-    layer = _scored_layer(encoder, layer)
     num_merge = scored_merge(encoder, num_merge)
     # DeepSpeed casts weights but not images, and not every library's embeddings cast them.
     x, grid = encoder.embed(images.to(next(encoder.model.parameters()).dtype))
-    prefix = encoder.num_prefix_tokens
-    schedule = _scoring_schedule(num_merge, layer, inflection, x.size(1), prefix)
+    prefix, recording = encoder.num_prefix_tokens, Recording(encoder, layer, grid, saliency)
+    last = recording.layer - 1
+    schedule = _scoring_schedule(num_merge, recording.layer, inflection, x.size(1), prefix)
 
     groups = TokenGroups.identity(x.size(0), x.size(1), x.device)
-    for x, groups in run_layers(encoder.layers[: layer - 1], x, schedule, prefix, prop_attn):  # noqa: B007, B020
+    for x, groups in run_layers(encoder.layers[:last], x, schedule, prefix, prop_attn, recording):  # noqa: B007, B020
         pass  # Only the last state counts.
-    query, key, _ = encoder.layers[layer - 1].query_key_value(x)
-    return _patch_scores(encoder, query, key, groups, grid, prop_attn)
+    return recording.read(recording.layer, *encoder.layers[last].query_key_value(x), groups, prop_attn)
 
 
 class Recording:
@@ -137,21 +146,59 @@ class Recording:
         layer (int, optional): The layer whose attention is read, counted from 1. Defaults to None: as for
             :func:`score_patches`.
         grid (tuple[int, int]): Rows and columns of the patches of the images.
+        saliency (str): As for :func:`score_patches`. Defaults to ``'attention'``.
     """
 
-    def __init__(self, encoder: VisionEncoder, layer: int | None, grid: tuple[int, int]) -> None:
+    def __init__(
+        self, encoder: VisionEncoder, layer: int | None, grid: tuple[int, int], saliency: str = 'attention'
+    ) -> None:
+        if saliency not in SALIENCIES:
+            raise ValueError(f'saliency={saliency!r} must be one of {SALIENCIES}')
         self.encoder = encoder
         self.layer = _scored_layer(encoder, layer)
         self.grid = grid
+        self.saliency = saliency
         self.scores: PatchScores | None = None
         # [B, N, C] after the last layer, before the norm, and their groups. With gradient.
         self.tokens: Tensor | None = None
         self.groups: TokenGroups | None = None
+        # [B, L'] of each layer that was read.
+        self._rows: dict[int, Tensor] = {}
+
+    def reads(self, number: int) -> bool:
+        """Whether the attention of a layer, counted from 1, is asked for."""
+        earlier = self.saliency == 'mean' and number < self.layer
+        return number == self.layer or (earlier and self.encoder.layers[number - 1].is_global)
 
     @torch.no_grad()
-    def read(self, query: Tensor, key: Tensor, groups: TokenGroups, prop_attn: bool) -> None:
-        """Read the saliency from queries and keys [B, H, N, D]; dropout of the attention plays no part."""
-        self.scores = _patch_scores(self.encoder, query, key, groups, self.grid, prop_attn)
+    def read(
+        self, number: int, query: Tensor, key: Tensor, value: Tensor, groups: TokenGroups, prop_attn: bool
+    ) -> PatchScores:
+        """Read the saliency from query, key and value [B, H, N, D] of a layer; dropout of the attention plays no part.
+
+        Args:
+            number (int): The layer, counted from 1. The scored one comes last.
+            query (Tensor): [B, H, N, D].
+            key (Tensor): [B, H, N, D].
+            value (Tensor): [B, H, N, D].
+            groups (TokenGroups): Those of the layers before.
+            prop_attn (bool): Proportional attention.
+
+        Returns:
+            PatchScores: of what was read so far.
+        """
+        prefix, size = self.encoder.num_prefix_tokens, groups.size if prop_attn else None
+        weights = value if self.saliency == 'value_norm' else None
+        # Without a class token, all original queries vote: a merged query counts as often as it has patches.
+        if self.encoder.has_class_token:
+            attention = class_attention(query[:, :, 0], key, size, weights)
+        else:
+            attention = received_attention(query, key, groups.size, size, value=weights)
+        self._rows[number] = restore_attention(attention, groups, prop_attn)[:, prefix:]
+        rows = list(self._rows.values())
+        saliency = rows[0] if len(rows) == 1 else torch.stack(rows).mean(dim=0)
+        self.scores = PatchScores(saliency, groups, self.grid, prefix)
+        return self.scores
 
     def finished(self) -> tuple[PatchScores, Tensor]:
         """The scores, and the tokens [B, L, C] after the norm; each original token has the value of its group.
@@ -168,23 +215,27 @@ class Recording:
 
 
 @contextmanager
-def recorded(model: nn.Module, images: Tensor, layer: int | None = None) -> Iterator[Recording]:
+def recorded(
+    model: nn.Module, images: Tensor, layer: int | None = None, saliency: str = 'attention'
+) -> Iterator[Recording]:
     """Read the attention of one layer in the forward pass that runs inside this context.
 
     A model with an attribute ``recording`` (`ToMeVisionTransformer`) fills it in its own forward. In other models the
-    layer is observed by hooks, which repeat its projection of queries and keys: 1/4 of the weights of one layer.
+    layer is observed by hooks, which repeat its projection of queries and keys: 1/4 of the weights of one layer, and of
+    each layer that ``saliency='mean'`` reads.
 
     Args:
         model (nn.Module): The encoder.
         images (Tensor): [B, 3, H, W], the images that it will get.
         layer (int, optional): Counted from 1. Defaults to None: as for :func:`score_patches`.
+        saliency (str): As for :func:`score_patches`. Defaults to ``'attention'``.
 
     Yields:
         Recording: filled when the forward has run.
 
     Raises:
         UnsupportedEncoderError: If the model is not a supported vision transformer.
-        ValueError: If the layer is not in the encoder.
+        ValueError: If the layer is not in the encoder, or the saliency is unknown.
     """
     if torch.distributed.is_available():
         from torch.distributed.fsdp import FullyShardedDataParallel
@@ -193,7 +244,7 @@ def recorded(model: nn.Module, images: Tensor, layer: int | None = None) -> Iter
     encoder = build_vision_encoder(model)
     _check_image_size(encoder, images)
     rows, cols = (side // patch for side, patch in zip(images.shape[-2:], encoder.patch_size, strict=True))
-    recording = Recording(encoder, layer, (rows, cols))
+    recording = Recording(encoder, layer, (rows, cols), saliency)
     if hasattr(model, 'recording'):
         own: Any = model
         own.recording = recording
@@ -207,20 +258,20 @@ def recorded(model: nn.Module, images: Tensor, layer: int | None = None) -> Iter
         with torch.no_grad(), uncached_autocast(images.device.type):
             encoder.embed(images)
 
-    def before(module: nn.Module, args: tuple, kwargs: dict) -> None:
+    def before(number: int, module: nn.Module, args: tuple, kwargs: dict) -> None:
         x = args[0] if args else next(iter(kwargs.values()))
         with torch.no_grad(), uncached_autocast(x.device.type):
-            query, key, _ = encoder.layers[recording.layer - 1].query_key_value(x)
-            recording.read(query, key, TokenGroups.identity(x.size(0), x.size(1), x.device), True)
+            parts = encoder.layers[number - 1].query_key_value(x)
+            recording.read(number, *parts, TokenGroups.identity(x.size(0), x.size(1), x.device), True)
 
     def after(module: nn.Module, args: tuple, output: Tensor | tuple) -> None:
         recording.tokens = output[0] if isinstance(output, tuple) else output
         recording.groups = TokenGroups.identity(len(recording.tokens), recording.tokens.size(1), images.device)
 
-    handles = [
-        encoder.layers[recording.layer - 1].module.register_forward_pre_hook(before, with_kwargs=True),
-        encoder.layers[-1].module.register_forward_hook(after),
-    ]
+    handles = [encoder.layers[-1].module.register_forward_hook(after)]
+    for number in filter(recording.reads, range(1, recording.layer + 1)):
+        module = encoder.layers[number - 1].module
+        handles.append(module.register_forward_pre_hook(partial(before, number), with_kwargs=True))
     try:
         yield recording
     finally:
@@ -327,20 +378,6 @@ def _scoring_schedule(num_merge: int | None, layer: int, inflection: float, num_
         return merge_schedule(layer - 1, num_merge, inflection, num_tokens=num_tokens, protected=prefix)
     except ValueError as error:
         raise ValueError(f'num_merge={num_merge}, layer={layer}, inflection={inflection}: {error}') from None
-
-
-def _patch_scores(
-    encoder: VisionEncoder, query: Tensor, key: Tensor, groups: TokenGroups, grid: tuple[int, int], prop_attn: bool
-) -> PatchScores:
-    """Saliency from queries and keys [B, H, N, D] of the scored layer, whose groups are those of the layers before."""
-    prefix = encoder.num_prefix_tokens
-    size = groups.size if prop_attn else None
-    # Without a class token, all original queries vote: a merged query counts as often as it has patches.
-    if encoder.has_class_token:
-        attention = class_attention(query[:, :, 0], key, size)
-    else:
-        attention = received_attention(query, key, groups.size, size)
-    return PatchScores(restore_attention(attention, groups, prop_attn)[:, prefix:], groups, grid, prefix)
 
 
 def _log_size(groups: TokenGroups, query: Tensor) -> Tensor | None:

@@ -12,7 +12,7 @@ from tiny_vit import VIT
 
 from mergemix_mm.functional import area_ratio, attention_ratio
 from mergemix_mm.models import MergeMix
-from mergemix_mm.models.vision_encoders import UnsupportedEncoderError
+from mergemix_mm.models.vision_encoders import UnsupportedEncoderError, build_vision_encoder, score_patches
 
 
 @pytest.fixture
@@ -76,6 +76,20 @@ def test_the_most_salient_patches_are_the_ones_kept(vit, images):
     assert 0 < int(result.mask[0].sum()) < 16
     for saliency, mask in zip(result.saliency, result.mask, strict=True):
         assert saliency[mask].min() >= saliency[~mask].max()
+
+
+@pytest.mark.parametrize('saliency', ['value_norm', 'mean'])
+@torch.no_grad()
+def test_another_saliency_chooses_the_patches_and_the_labels(vit, images, saliency):
+    vit.eval()
+    result = MergeMix(saliency=saliency).mix(images, vit)
+    torch.testing.assert_close(
+        result.saliency, score_patches(build_vision_encoder(vit), images, saliency=saliency).saliency
+    )
+    assert not torch.allclose(result.saliency, MergeMix().score(images, vit).saliency, atol=1e-4)
+    for row, mask in zip(result.saliency, result.mask, strict=True):
+        assert mask.all() or not mask.any() or row[mask].min() >= row[~mask].max()
+    torch.testing.assert_close(result.ratio, attention_ratio(result.saliency, result.partner, result.mask))
 
 
 def test_topk_scores_without_merging_and_random_keeps_whole_groups_first(vit, images):
@@ -308,6 +322,7 @@ def test_an_encoder_that_cannot_score_is_refused_before_training():
         (dict(num_merge=-1), 'num_merge=-1'),
         (dict(inflection=2), 'inflection=2'),
         (dict(mask='best'), r"mask='best' must be one of \('mergemix', 'topk', 'random', 'inverse'\)"),
+        (dict(saliency='value'), r"MergeMix: saliency='value' must be one of \('attention', 'value_norm', 'mean'\)"),
         (dict(ratio='mean'), r"ratio='mean' must be one of \('area', 'attention', 'gaussian'\)"),
     ],
 )

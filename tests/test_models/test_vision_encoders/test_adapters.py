@@ -305,10 +305,20 @@ def test_saliency_without_merging_is_the_attention_of_the_library(name):
     """That of the class token's query; without a class token, the mean of all queries."""
     model, images = model_and_images(name)
     encoder = build_vision_encoder(model)
+
+    def row(layer, weights=1.0):
+        maps = (attention_maps(model, images, layer) * weights).mean(dim=1)
+        votes = maps[:, 0] if encoder.has_class_token else maps.mean(dim=1)
+        return (votes / votes.sum(dim=1, keepdim=True))[:, encoder.num_prefix_tokens :]
+
+    expected = row(2)
     scores = score_patches(encoder, images, num_merge=0, layer=2)
-    maps = attention_maps(model, images, 2).mean(dim=1)
-    expected = maps[:, 0] if encoder.has_class_token else maps.mean(dim=1)
-    torch.testing.assert_close(scores.saliency, expected[:, encoder.num_prefix_tokens :], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(scores.saliency, expected, atol=1e-5, rtol=1e-5)
+    mean = score_patches(encoder, images, num_merge=0, layer=2, saliency='mean').saliency
+    torch.testing.assert_close(mean, (row(1) + expected) / 2, atol=1e-5, rtol=1e-5)
+    value = encoder.layers[0].query_key_value(encoder.embed(images)[0])[2]
+    weighted = score_patches(encoder, images, num_merge=0, layer=1, saliency='value_norm').saliency
+    torch.testing.assert_close(weighted, row(1, value.norm(dim=-1).unsqueeze(2)), atol=1e-5, rtol=1e-5)
     assert expected.std() > 1e-3
     assert scores.num_kept_patches == scores.saliency.size(1) == 16
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from mmpretrain.registry import MODELS
 
 from mergemix_mm.functional import TokenGroups, bipartite_soft_matching, merge_tokens
-from mergemix_mm.models.vision_encoders import build_vision_encoder, score_patches
+from mergemix_mm.models.vision_encoders import SALIENCIES, build_vision_encoder, recorded, score_patches
 
 ARCH = dict(embed_dims=16, num_layers=4, num_heads=2, feedforward_channels=32)
 
@@ -24,34 +24,38 @@ def vit(**kwargs):
 
 
 @torch.no_grad()
-def plain_scores(model, images, schedule, layer):
+def plain_scores(model, images, schedule, layer, saliency='attention'):
     """Scoring with whole attention maps and explicit softmax, layer by layer."""
     encoder = build_vision_encoder(model)
     prefix = encoder.num_prefix_tokens
     x, _ = encoder.embed(images)
-    groups = TokenGroups.identity(x.size(0), x.size(1))
+    groups, restored = TokenGroups.identity(x.size(0), x.size(1)), []
     for number, part in enumerate(encoder.layers, start=1):
         q, k, v = part.query_key_value(x)
         logits = q @ k.transpose(-1, -2) / q.size(-1) ** 0.5 + groups.size.log()[:, None, None]
         maps = logits.softmax(-1)
+        if number == layer or saliency == 'mean':
+            seen = maps * v.norm(dim=-1).unsqueeze(2) if saliency == 'value_norm' else maps
+            row = seen[:, :, 0].mean(1) if prefix else (seen.mean(1) * groups.size.unsqueeze(-1)).sum(1)
+            row = row / row.sum(1, keepdim=True)
+            restored.append(groups.restore(row / groups.size))
+            torch.testing.assert_close(restored[-1].sum(1), torch.ones(len(x)))
         if number == layer:
-            if prefix:
-                row = maps[:, :, 0].mean(1)
-            else:
-                row = (maps.mean(1) * groups.size.unsqueeze(-1)).sum(1) / groups.size.sum(1, keepdim=True)
-            return groups.restore(row / groups.size)[:, prefix:], groups
+            return torch.stack(restored).mean(0)[:, prefix:], groups
         x = part.add_attention(x, (maps @ v).transpose(1, 2).flatten(2))
         match = bipartite_soft_matching(k.mean(1), schedule[number - 1], prefix)
         x, groups = merge_tokens(x, groups, match)
         x = part.feed_forward(x)
 
 
+@pytest.mark.parametrize('saliency', SALIENCIES)
 @pytest.mark.parametrize('with_cls_token', [True, False])
-def test_saliency_equals_a_plain_pass_with_the_groups_before_the_scored_layers_own_merge(with_cls_token):
+def test_saliency_equals_a_plain_pass_with_the_groups_before_the_scored_layers_own_merge(with_cls_token, saliency):
     model, images = vit(with_cls_token=with_cls_token), torch.randn(3, 3, 32, 40)
+    options = dict(num_merge=9, layer=4, inflection=-1.0, saliency=saliency)
     with torch.no_grad():
-        scores = score_patches(build_vision_encoder(model), images, num_merge=9, layer=4, inflection=-1.0)
-    expected, groups = plain_scores(model, images, [6, 3, 0], layer=4)
+        scores = score_patches(build_vision_encoder(model), images, **options)
+    expected, groups = plain_scores(model, images, [6, 3, 0], layer=4, saliency=saliency)
     torch.testing.assert_close(scores.saliency, expected, atol=1e-5, rtol=1e-4)
     assert scores.grid == (4, 5)
     assert torch.equal(scores.groups.index, groups.index)
@@ -65,6 +69,33 @@ def test_saliency_without_merging_is_the_class_tokens_attention():
         scores = score_patches(build_vision_encoder(model), images, num_merge=0, layer=3)
     expected, _ = plain_scores(model, images, [0, 0, 0], layer=3)
     torch.testing.assert_close(scores.saliency, expected, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize('saliency', SALIENCIES)
+def test_the_training_pass_shows_the_saliency_of_the_scoring_pass(saliency):
+    images, options = torch.randn(2, 3, 32, 32), dict(layer=3, saliency=saliency)
+    plain = vit()
+    tome = MODELS.build(dict(type='ToMeVisionTransformer', arch=ARCH, img_size=32, patch_size=8, out_type='raw'))
+    tome.load_state_dict(plain.state_dict())
+    tome.eval()
+    for model, num_merge in ((plain, 0), (tome, 0), (tome, 12)):
+        model.num_merge = num_merge
+        with torch.no_grad(), recorded(model, images, **options) as recording:
+            model(images)
+        scores, _ = recording.finished()
+        if num_merge:
+            expected, _ = plain_scores(model, images, [3, 3, 3], layer=3, saliency=saliency)
+        else:
+            expected = score_patches(build_vision_encoder(plain), images, num_merge=0, **options).saliency
+        torch.testing.assert_close(scores.saliency, expected, atol=1e-6, rtol=1e-5)
+
+
+def test_the_mean_leaves_layers_with_windows_out():
+    encoder, images = without_merging(windows=(2,)), torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        mean = score_patches(encoder, images, num_merge=0, layer=3, saliency='mean').saliency
+        rows = [score_patches(encoder, images, num_merge=0, layer=layer).saliency for layer in (1, 3)]
+    torch.testing.assert_close(mean, sum(rows) / 2)
 
 
 def test_the_pass_stops_at_the_scored_layer():
@@ -92,8 +123,10 @@ def test_images_that_the_patches_do_not_tile_are_an_error_with_a_remedy(size):
         score_patches(build_vision_encoder(vit()), torch.randn(2, 3, size, 32))
 
 
-@pytest.mark.parametrize('with_cls_token', [True, False])
-def test_no_tensor_of_all_queries_by_all_keys_is_built(with_cls_token, monkeypatch):
+@pytest.mark.parametrize(
+    ('with_cls_token', 'saliency'), [(True, 'attention'), (False, 'attention'), (True, 'mean'), (False, 'value_norm')]
+)
+def test_no_tensor_of_all_queries_by_all_keys_is_built(with_cls_token, saliency, monkeypatch):
     """Every tensor the pass makes, in Python or inside torch, stays below one [L, L] map."""
     from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -112,7 +145,7 @@ def test_no_tensor_of_all_queries_by_all_keys_is_built(with_cls_token, monkeypat
     num_tokens = 64 * 64
     monkeypatch.setattr(F, 'scaled_dot_product_attention', lambda q, k, v, **_: v)
     with torch.no_grad(), Largest():
-        score_patches(build_vision_encoder(model), images, num_merge=64 * 48, layer=4)
+        score_patches(build_vision_encoder(model), images, num_merge=64 * 48, layer=4, saliency=saliency)
     assert 0 < Largest.numel < num_tokens**2 // 16
 
 
@@ -121,6 +154,7 @@ def test_no_tensor_of_all_queries_by_all_keys_is_built(with_cls_token, monkeypat
     [
         (dict(layer=5), r'layer=5 must be in \[1, 4\]'),
         (dict(layer=0), 'layer=0'),
+        (dict(saliency='rollout'), "saliency='rollout' must be one of"),
         (dict(num_merge=16), r'num_merge=16 must be in \[0, 15\]: .* Merge fewer'),
         (dict(num_merge=2, layer=1), 'set layer >= 2'),
         (dict(num_merge=15, layer=2), 'num_merge=15, layer=2, .* 8 of 16 in all. Merge fewer tokens'),
