@@ -13,7 +13,7 @@ from tiny_vit import VIT
 
 from mergemix_mm.functional import area_ratio
 from mergemix_mm.models.batch_augments import MaskMixer, mix_batch
-from mergemix_mm.models.vision_encoders import build_vision_encoder, recorded, score_patches
+from mergemix_mm.models.vision_encoders import SALIENCIES, build_vision_encoder, recorded, score_patches
 
 TOME = dict(VIT, type='ToMeVisionTransformer', num_merge=4, inflection=-0.5)
 
@@ -42,8 +42,10 @@ def test_clean_loss_is_the_one_hot_loss_and_a_merging_clean_pass_scores_as_well(
     assert all(parameter.grad is not None for parameter in model.parameters())
 
 
-def test_the_clean_pass_scores_with_the_schedule_of_the_backbone():
-    model, (images, samples) = classifier(backbone=TOME, clean_weight=1.0), batch()
+@pytest.mark.parametrize('saliency', SALIENCIES)
+def test_the_clean_pass_scores_with_the_schedule_of_the_backbone(saliency):
+    train_cfg = dict(augments=[dict(type='MergeMix', saliency=saliency)])
+    model, (images, samples) = classifier(backbone=TOME, clean_weight=1.0, train_cfg=train_cfg), batch()
     model.loss(images, samples)
     encoder = build_vision_encoder(model.backbone)
     depth, layer = len(encoder.layers), -(-3 * len(encoder.layers) // 4)
@@ -53,7 +55,7 @@ def test_the_clean_pass_scores_with_the_schedule_of_the_backbone():
         tokens = encoder.num_prefix_tokens + 16
         whole = merge_schedule(depth, 4, -0.5, num_tokens=tokens, protected=encoder.num_prefix_tokens)
         schedule.return_value = whole[: layer - 1]
-        expected = score_patches(encoder, images)
+        expected = score_patches(encoder, images, saliency=saliency)
     torch.testing.assert_close(model.mix_result.saliency, expected.saliency)
     assert expected.num_kept_patches < 16 and not model.mix_result.saliency.requires_grad
 
