@@ -1,5 +1,6 @@
 """The mathematics of the methods: pure functions on tensors that need only torch."""
 
+from .blocks import block_mask, draw_side, extreme_blocks, shift_patches
 from .coordinates import CoordinateError, format_boxes, format_phrase, parse_boxes, parse_family_boxes, parse_phrases
 from .embedding_mix import as_grid, mix_embeddings, resample_grid
 from .interaction import aia_loss, attention_with_intensity, interaction_intensity
@@ -15,8 +16,9 @@ from .mixing import (
     topk_mask,
 )
 from .preference import answer_logps, simpo_loss
+from .relabel import mixed_attention_ratio, nearest_mask, progressive_ratio
 from .resize import resize
-from .saliency import class_attention, received_attention, restore_attention
+from .saliency import class_attention, received_attention, restore_attention, top_down_saliency
 from .static_saliency import fine_grained_saliency, gaussian_smooth, spectral_residual
 from .token_merge import (
     Matching,
@@ -46,11 +48,14 @@ __all__ = [
     'attention_ratio',
     'attention_with_intensity',
     'bipartite_soft_matching',
+    'block_mask',
     'boxes_from_square',
     'boxes_from_view',
     'boxes_to_square',
     'class_attention',
     'derangement',
+    'draw_side',
+    'extreme_blocks',
     'fine_grained_saliency',
     'format_boxes',
     'format_phrase',
@@ -64,9 +69,12 @@ __all__ = [
     'mix_labels',
     'mix_tensors',
     'mix_weights',
+    'mixed_attention_ratio',
+    'nearest_mask',
     'parse_boxes',
     'parse_family_boxes',
     'parse_phrases',
+    'progressive_ratio',
     'real_views',
     'received_attention',
     'replace_patches',
@@ -74,9 +82,11 @@ __all__ = [
     'resize',
     'restore_attention',
     'sample_lambda',
+    'shift_patches',
     'simpo_loss',
     'spectral_residual',
     'split_views',
     'square_padding',
+    'top_down_saliency',
     'topk_mask',
 ]

@@ -150,7 +150,7 @@ def area_ratio(mask: Tensor) -> Tensor:
     return mask.float().mean(dim=1)
 
 
-def attention_ratio(saliency: Tensor, partner: Tensor, mask: Tensor) -> Tensor:
+def attention_ratio(saliency: Tensor, partner: Tensor, mask: Tensor, partner_saliency: Tensor | None = None) -> Tensor:
     """The share of visible attention mass that is the image's own.
 
     sum_i A_i M / (sum_i A_i M + sum_j A_j (1 - M)), in float32.
@@ -160,15 +160,17 @@ def attention_ratio(saliency: Tensor, partner: Tensor, mask: Tensor) -> Tensor:
             attention, all others count as 0 beside them.
         partner (Tensor): [B] int64.
         mask (Tensor): [B, L'] bool, or the own share of each patch in [0, 1].
+        partner_saliency (Tensor, optional): [B, L'], what the partners' patches have where they are shown, for
+            partners that are moved. Defaults to None: ``saliency[partner]``.
 
     Returns:
         Tensor: [B] float32 in [0, 1]; the area ratio where nothing visible has any attention.
     """
-    saliency = saliency.float()
-    saliency = torch.where(saliency.isnan() | saliency.isneginf(), 0, saliency)
-    share = mask.to(saliency)
+    own, other = saliency.float(), saliency[partner].float() if partner_saliency is None else partner_saliency.float()
+    own, other = (torch.where(x.isnan() | x.isneginf(), 0, x) for x in (own, other))
+    share = mask.to(own)
     # Zero shares are left out first: 0 * infinity would be NaN.
-    own, other = torch.where(share > 0, saliency * share, 0), torch.where(share < 1, saliency[partner] * (1 - share), 0)
+    own, other = torch.where(share > 0, own * share, 0), torch.where(share < 1, other * (1 - share), 0)
     shown = torch.stack([own, other], dim=1)
     # Only ratios count. Where the sum overflows, all is divided by the largest one; if that is infinite itself, the
     # infinite ones become 1 and the finite ones 0.

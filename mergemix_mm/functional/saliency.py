@@ -12,6 +12,7 @@ left out, so that nothing more is computed), and each row is scaled to a sum of 
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .token_merge import TokenGroups
@@ -78,6 +79,27 @@ def restore_attention(attention: Tensor, groups: TokenGroups, proportional: bool
         Tensor: [B, L] float32.
     """
     return groups.restore(attention / groups.size if proportional else attention)
+
+
+def top_down_saliency(attention: Tensor, tokens: Tensor, class_weight: Tensor) -> Tensor:
+    """Attention of the patches, weighted by how much each one resembles the image's class (after TdAttenMix).
+
+    A_p * max(cos(z_p, w), 0), in float32: bottom-up attention, and the classifier's weights of the class from the top
+    down (https://arxiv.org/abs/2501.15409).
+
+    Args:
+        attention (Tensor): [B, L'], of the patches.
+        tokens (Tensor): [B, L', C], their tokens as the classifier would get them.
+        class_weight (Tensor): [B, C], the classifier's weights of each image's class.
+
+    Returns:
+        Tensor: [B, L'] float32; the attention alone for an image of which no patch resembles the class, as with
+            weights of 0.
+    """
+    # Elementwise on purpose: autocast would compute a product of matrices in low precision.
+    alike = F.cosine_similarity(tokens.float(), class_weight.float().unsqueeze(1), dim=2).clamp(min=0)
+    weighted = attention.float() * alike
+    return torch.where((weighted > 0).any(dim=1, keepdim=True), weighted, attention.float())
 
 
 def _attention(query: Tensor, key: Tensor, size: Tensor | None, value: Tensor | None) -> Tensor:

@@ -10,6 +10,7 @@ from mergemix_mm.functional import (
     merge_tokens,
     received_attention,
     restore_attention,
+    top_down_saliency,
 )
 
 
@@ -114,3 +115,12 @@ def test_a_large_background_group_does_not_outvote_the_object():
     assert object_share(restore_attention(attention, groups)) == 1.0
     assert object_share(groups.restore(attention)) == 0.0
     torch.testing.assert_close(restore_attention(attention, groups), class_attention(query, key), atol=1e-6, rtol=1e-5)
+
+
+def test_top_down_saliency_favours_patches_that_resemble_the_class():
+    attention = torch.tensor([[0.5, 0.3, 0.2], [0.5, 0.3, 0.2]])
+    tokens = torch.tensor([[[3.0, 4.0], [-1.0, 0.0], [2.0, 0.0]]]).expand(2, -1, -1)
+    weight = torch.tensor([[5.0, 0.0], [0.0, 0.0]])
+    saliency = top_down_saliency(attention, tokens, weight)
+    # Cosines 0.6, -1 and 1 with the first class; weights of 0 resemble nothing, and the attention is left.
+    torch.testing.assert_close(saliency, torch.tensor([[0.3, 0.0, 0.2], [0.5, 0.3, 0.2]]))
