@@ -15,6 +15,7 @@ from .mixing import (
     sample_lambda,
     topk_mask,
 )
+from .perturbation import fgsm, hide_patches, pgd
 from .preference import answer_logps, simpo_loss
 from .relabel import mixed_attention_ratio, nearest_mask, progressive_ratio
 from .resize import resize
@@ -56,11 +57,13 @@ __all__ = [
     'derangement',
     'draw_side',
     'extreme_blocks',
+    'fgsm',
     'fine_grained_saliency',
     'format_boxes',
     'format_phrase',
     'gaussian_ratio',
     'gaussian_smooth',
+    'hide_patches',
     'interaction_intensity',
     'merge_schedule',
     'merge_tokens',
@@ -74,6 +77,7 @@ __all__ = [
     'parse_boxes',
     'parse_family_boxes',
     'parse_phrases',
+    'pgd',
     'progressive_ratio',
     'real_views',
     'received_attention',

@@ -182,3 +182,64 @@ def draw_beta_sweep(
     if title:
         figure.suptitle(title, fontsize=11)
     return figure_to_image(figure)
+
+
+def draw_accuracy_curves(
+    x: Sequence[float],
+    panels: Mapping[str, Mapping[str, Sequence[float]]],
+    xlabel: str,
+    dashed: Mapping[str, str] | None = None,
+    ylabel: str = 'top-1 [%]',
+    title: str | None = None,
+    dpi: int = 110,
+) -> np.ndarray:
+    """Draw accuracies in panels side by side, with one legend for all of them.
+
+    Args:
+        x (Sequence[float]): N values of what was varied.
+        panels (Mapping[str, Mapping]): By the title of the panel, the curves by their names, N numbers each. A curve
+            has the same colour in all panels.
+        xlabel (str): Name and unit of `x`.
+        dashed (Mapping[str, str], optional): For the name of a curve that is drawn dashed, the name of the curve whose
+            colour it has. Defaults to None.
+        ylabel (str): Name and unit of the accuracies. Defaults to ``'top-1 [%]'``.
+        title (str, optional): A headline. Defaults to None.
+        dpi (int): Pixels per inch; a panel has 3.4 x 3.2 inches. Defaults to 110.
+
+    Returns:
+        np.ndarray: [H, W, 3] uint8, RGB.
+
+    Raises:
+        ValueError: If there is no curve, or one with another number of values than `x`.
+    """
+    lengths = {name: len(values) for curves in panels.values() for name, values in curves.items()}
+    if not lengths or set(lengths.values()) != {len(x)}:
+        raise ValueError(f'draw_accuracy_curves: needs {len(x)} values in each curve, got {lengths}')
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(3.4 * len(panels), 3.2 + 0.1 * len(lengths)), dpi=dpi, layout='constrained')
+    row = np.atleast_1d(figure.subplots(1, len(panels), sharey=True))
+    dashed = dashed or {}
+    own = [name for name in lengths if name not in dashed]
+    colours = {name: COLOURS[number % len(COLOURS)] for number, name in enumerate(own)}
+    for axes, (name, curves) in zip(row, panels.items()):
+        for label, values in curves.items():
+            axes.plot(
+                x,
+                values,
+                color=colours[dashed.get(label, label)],
+                linestyle=(0, (4, 2)) if label in dashed else '-',
+                linewidth=1.4,
+                marker='o',
+                markersize=3.5,
+                label=legend_label(label),
+            )
+        axes.set(title=name, xlabel=xlabel)
+        axes.title.set_fontsize(10)
+        style_axes(axes)
+    row[0].set_ylabel(ylabel)
+    handles = {line.get_label(): line for axes in row for line in axes.lines}
+    figure.legend(handles.values(), handles, loc='outside lower center', ncols=2, frameon=False, fontsize=8)
+    if title:
+        figure.suptitle(title, fontsize=11)
+    return figure_to_image(figure)

@@ -3,7 +3,13 @@
 import numpy as np
 import pytest
 
-from mergemix_mm.visualization import curves, draw_beta_sweep, draw_interaction_curves, draw_reward_curves
+from mergemix_mm.visualization import (
+    curves,
+    draw_accuracy_curves,
+    draw_beta_sweep,
+    draw_interaction_curves,
+    draw_reward_curves,
+)
 
 REWARDS = dict(step=[10, 20], reward_chosen=[-1, -0.5], reward_rejected=[-1, -1], reward_margin=[0, 0.5])
 
@@ -34,8 +40,9 @@ def bands(figure):
         lambda: draw_interaction_curves(dict(a=dict(mean=[0.7, 0.2])), title='step 4'),
         lambda: draw_reward_curves(REWARDS, title='run'),
         lambda: draw_beta_sweep([0, 1], dict(a=[1, 2]), title='mix'),
+        lambda: draw_accuracy_curves([0, 1], dict(one=dict(a=[1, 2])), 'hidden', title='occlusion'),
     ],
-    ids=['interaction', 'rewards', 'beta'],
+    ids=['interaction', 'rewards', 'beta', 'accuracy'],
 )
 def test_figures_are_images(figure):
     image = figure()
@@ -81,3 +88,16 @@ def test_several_scores_have_a_mean_and_references_are_level(lines):
 def test_numbers_that_do_not_fit_are_named(draw, message):
     with pytest.raises(ValueError, match=message):
         draw()
+
+
+def test_accuracies_have_a_panel_each_and_dashed_curves_the_colour_of_their_partner(lines):
+    panels = {'at random': dict(a=[3, 1], b=[2, 1], c=[2, 2]), 'salient': dict(a=[3, 0])}
+    figure = draw_accuracy_curves([0, 10], panels, 'hidden [%]', dashed=dict(b='a'))
+    first, second = lines(figure)
+    assert first == {name: [[0, 10], values] for name, values in panels['at random'].items()}
+    assert second == dict(a=[[0, 10], [3, 0]])
+    a, b, c = figure.axes[0].lines
+    assert a.get_color() == b.get_color() != c.get_color() and a.get_linestyle() == '-' != b.get_linestyle()
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ['a', 'b', 'c']
+    with pytest.raises(ValueError, match=r"needs 1 values in each curve, got {'a': 2}"):
+        draw_accuracy_curves([0], dict(x=dict(a=[1, 2])), 'x')
