@@ -4,6 +4,7 @@ from .blocks import block_mask, draw_side, extreme_blocks, shift_patches
 from .coordinates import CoordinateError, format_boxes, format_phrase, parse_boxes, parse_family_boxes, parse_phrases
 from .embedding_mix import as_grid, mix_embeddings, resample_grid
 from .interaction import aia_loss, attention_with_intensity, interaction_intensity
+from .masks import box_mask, random_centers
 from .mixing import (
     area_ratio,
     attention_ratio,
@@ -50,6 +51,7 @@ __all__ = [
     'attention_with_intensity',
     'bipartite_soft_matching',
     'block_mask',
+    'box_mask',
     'boxes_from_square',
     'boxes_from_view',
     'boxes_to_square',
@@ -79,6 +81,7 @@ __all__ = [
     'parse_phrases',
     'pgd',
     'progressive_ratio',
+    'random_centers',
     'real_views',
     'received_attention',
     'replace_patches',

@@ -1,7 +1,7 @@
 """Models and their parts, registered with MMEngine and MMPretrain."""
 
 from .backbones import MultiBackbone, TokenMap, ToMeVisionTransformer
-from .batch_augments import MergeMix, MixResult, SalientBlur, SwapImages, mix_batch
+from .batch_augments import MergeMix, MixResult, OACutMix, SalientBlur, SwapImages, mix_batch
 from .classifiers import MixupClassifier
 from .heads import AnswerScores, SFTHead, SimPOHead
 from .losses import AIALoss, SimPOLoss
@@ -21,6 +21,7 @@ __all__ = [
     'MixResult',
     'MixupClassifier',
     'MultiBackbone',
+    'OACutMix',
     'SFTHead',
     'SalientBlur',
     'SimPOHead',

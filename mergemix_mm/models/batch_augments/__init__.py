@@ -1,6 +1,7 @@
 """Batch augments: what a mixer is, MergeMix and its relatives, and one call for MMPretrain's augments as well."""
 
 from .base import MixedPass, Mixer, MixResult, TrainingBatch
+from .boxes import DrawnMaskMixer, OACutMix
 from .losers import SalientBlur, SwapImages
 from .mask_mixer import MaskMixer
 from .mergemix import MergeMix
@@ -8,11 +9,13 @@ from .mix_batch import AugmentMixer, as_mixer, mix_batch
 
 __all__ = [
     'AugmentMixer',
+    'DrawnMaskMixer',
     'MaskMixer',
     'MergeMix',
     'MixResult',
     'MixedPass',
     'Mixer',
+    'OACutMix',
     'SalientBlur',
     'SwapImages',
     'TrainingBatch',
