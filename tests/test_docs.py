@@ -302,6 +302,22 @@ def test_cells_of_tables_are_short_and_words_are_plain(page):
     assert not IDIOMS.findall(prose_of(page))
 
 
+def test_a_cell_about_a_release_names_the_file_that_it_was_read_in():
+    before_sphinx = (ROOT / 'docs/fidelity.md').read_text().split('\n## SPHINX')[0]
+    named = re.compile(r'`[\w/]+\.(py|md)`|of the configs\)|\(note \d+\)|^(-|no code for .*)$')
+    columns, cells = {}, []
+    for line in before_sphinx.split('\n'):
+        row = [cell.strip() for cell in line.split('|')[1:-1]]
+        if {'OpenMixup', 'LLaVA fork', 'released code', 'port', 'LLaVA-v1.5'} & set(row):
+            columns = {i for i, name in enumerate(row) if name not in ('definition', 'paper', 'method', 'this project')}
+        elif not row:
+            columns = set()
+        elif not row[0].startswith(':--'):
+            cells += [row[i] for i in columns]
+    assert len(cells) > 60
+    assert not [cell for cell in cells if not named.search(cell)]
+
+
 # Links and names.
 
 LINK = re.compile(r'\]\(([^)\s]+)\)')
