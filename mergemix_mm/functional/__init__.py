@@ -4,7 +4,7 @@ from .blocks import block_mask, draw_side, extreme_blocks, shift_patches
 from .coordinates import CoordinateError, format_boxes, format_phrase, parse_boxes, parse_family_boxes, parse_phrases
 from .embedding_mix import as_grid, mix_embeddings, resample_grid
 from .interaction import aia_loss, attention_with_intensity, interaction_intensity
-from .masks import box_mask, random_centers
+from .masks import box_mask, cell_mask, random_centers
 from .mixing import (
     area_ratio,
     attention_ratio,
@@ -55,6 +55,7 @@ __all__ = [
     'boxes_from_square',
     'boxes_from_view',
     'boxes_to_square',
+    'cell_mask',
     'class_attention',
     'derangement',
     'draw_side',

@@ -1,4 +1,4 @@
-"""Masks of image mixing that need no network: boxes.
+"""Masks of image mixing that need no network: boxes and cells.
 
 Shapes: B batch, H x W pixels. A mask is True where an image keeps its own pixel and False where it takes the
 partner's. A share is that of the image itself, in [0, 1].
@@ -51,6 +51,33 @@ def box_mask(share: Tensor, center: Tensor, size: tuple[int, int]) -> Tensor:
         inside.append((places >= first[:, None]) & (places < (first + length)[:, None]))
     rows, columns = inside
     return ~(rows[:, :, None] & columns[:, None, :])
+
+
+def cell_mask(
+    share: Tensor,
+    grid: tuple[int, int],
+    cell: int,
+    generator: torch.Generator | None = None,
+    device: torch.device | str | None = None,
+) -> Tensor:
+    """Random square cells: ceil(lambda * cells) of them are the image's own (MixPro, https://arxiv.org/abs/2304.12043).
+
+    Args:
+        share (Tensor): [B] lambda in [0, 1], on the CPU; each image has cells of its own.
+        grid (tuple[int, int]): Rows and columns of the mask.
+        cell (int): Side of a cell on the grid, >= 1; cells at the right and the lower border may be cut.
+        generator (torch.Generator, optional): Source of randomness. Defaults to torch's global one.
+        device (optional): Device of the result. Defaults to the generator's.
+
+    Returns:
+        Tensor: [B, rows, columns] bool.
+    """
+    cells = [-(-side // cell) for side in grid]
+    total = cells[0] * cells[1]
+    drawn_on = generator.device if generator is not None else None
+    order = torch.rand(len(share), total, generator=generator, device=drawn_on).argsort(dim=1)
+    own = _to(order < (share * total).ceil().long().to(order.device).unsqueeze(1), device).unflatten(1, cells)
+    return own.repeat_interleave(cell, dim=1).repeat_interleave(cell, dim=2)[:, : grid[0], : grid[1]]
 
 
 def _to(drawn: Tensor, device: torch.device | str | None) -> Tensor:

@@ -1,7 +1,7 @@
 """Models and their parts, registered with MMEngine and MMPretrain."""
 
 from .backbones import MultiBackbone, TokenMap, ToMeVisionTransformer
-from .batch_augments import MergeMix, MixResult, OACutMix, SalientBlur, SwapImages, mix_batch
+from .batch_augments import MergeMix, MixPro, MixResult, OACutMix, SalientBlur, SwapImages, TransMix, mix_batch
 from .classifiers import MixupClassifier
 from .heads import AnswerScores, SFTHead, SimPOHead
 from .losses import AIALoss, SimPOLoss
@@ -18,6 +18,7 @@ __all__ = [
     'HFVisionLanguageModel',
     'JanusModel',
     'MergeMix',
+    'MixPro',
     'MixResult',
     'MixupClassifier',
     'MultiBackbone',
@@ -31,6 +32,7 @@ __all__ = [
     'SwapImages',
     'ToMeVisionTransformer',
     'TokenMap',
+    'TransMix',
     'UnifiedTuner',
     'VLMDataPreprocessor',
     'VLMTuner',

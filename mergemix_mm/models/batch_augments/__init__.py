@@ -6,12 +6,14 @@ from .losers import SalientBlur, SwapImages
 from .mask_mixer import MaskMixer
 from .mergemix import MergeMix
 from .mix_batch import AugmentMixer, as_mixer, mix_batch
+from .relabel import MixPro, TransMix
 
 __all__ = [
     'AugmentMixer',
     'DrawnMaskMixer',
     'MaskMixer',
     'MergeMix',
+    'MixPro',
     'MixResult',
     'MixedPass',
     'Mixer',
@@ -19,6 +21,7 @@ __all__ = [
     'SalientBlur',
     'SwapImages',
     'TrainingBatch',
+    'TransMix',
     'as_mixer',
     'mix_batch',
 ]

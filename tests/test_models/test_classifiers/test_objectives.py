@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from mmpretrain.models.losses import LabelSmoothLoss
 from mmpretrain.registry import BATCH_AUGMENTS, MODELS
 from mmpretrain.structures import DataSample
-from tiny_classifier import HEAD, MERGEMIX, batch, classifier, soft_cross_entropy
+from tiny_classifier import HEAD, MERGEMIX, batch, classifier, forwards, soft_cross_entropy
 from tiny_vit import VIT
 
 from mergemix_mm.functional import area_ratio
@@ -16,13 +16,6 @@ from mergemix_mm.models.batch_augments import MaskMixer, mix_batch
 from mergemix_mm.models.vision_encoders import SALIENCIES, build_vision_encoder, recorded, score_patches
 
 TOME = dict(VIT, type='ToMeVisionTransformer', num_merge=4, inflection=-0.5)
-
-
-def forwards(model):
-    """Count the images that enter the patch embedding: one entry for each pass of the encoder."""
-    passes = []
-    model.backbone.patch_embed.register_forward_pre_hook(lambda module, args: passes.append(len(args[0])))
-    return passes
 
 
 @pytest.mark.parametrize(('backbone', 'num_passes'), [(VIT, 3), (TOME, 2)], ids=['plain', 'merging'])
