@@ -18,6 +18,7 @@ from .mixing import (
 )
 from .perturbation import fgsm, hide_patches, pgd
 from .preference import answer_logps, simpo_loss
+from .regions import random_blocks, region_means, visible_scores
 from .relabel import mixed_attention_ratio, nearest_mask, progressive_ratio
 from .resize import resize
 from .saliency import class_attention, received_attention, restore_attention, top_down_saliency
@@ -82,9 +83,11 @@ __all__ = [
     'parse_phrases',
     'pgd',
     'progressive_ratio',
+    'random_blocks',
     'random_centers',
     'real_views',
     'received_attention',
+    'region_means',
     'replace_patches',
     'resample_grid',
     'resize',
@@ -97,4 +100,5 @@ __all__ = [
     'square_padding',
     'top_down_saliency',
     'topk_mask',
+    'visible_scores',
 ]

@@ -28,10 +28,14 @@ def sample_lambda(alpha: float, size: int, generator: torch.Generator | None = N
     """
     if not 0 < alpha < math.inf:
         raise ValueError(f'alpha={alpha} must be > 0 and finite')
-    # torch's own Beta takes no generator. The standard library's does; it is seeded from torch, so that one seed rules.
-    seed = torch.randint(2**62, (), generator=generator, device=generator.device if generator else None)
-    source = random.Random(int(seed))
+    source = random_source(generator)  # torch's own Beta takes no generator.
     return torch.tensor([source.betavariate(alpha, alpha) for _ in range(size)], dtype=torch.float64)
+
+
+def random_source(generator: torch.Generator | None = None) -> random.Random:
+    """A generator of the standard library for draws on the host, seeded from torch, so that one seed rules."""
+    seed = torch.randint(2**62, (), generator=generator, device=generator.device if generator else None)
+    return random.Random(int(seed))
 
 
 def derangement(

@@ -7,6 +7,8 @@ from .mask_mixer import MaskMixer
 from .mergemix import MergeMix
 from .mix_batch import AugmentMixer, as_mixer, mix_batch
 from .relabel import MixPro, TransMix
+from .smmix import SMMix
+from .token_mix import TokenMix
 
 __all__ = [
     'AugmentMixer',
@@ -18,8 +20,10 @@ __all__ = [
     'MixedPass',
     'Mixer',
     'OACutMix',
+    'SMMix',
     'SalientBlur',
     'SwapImages',
+    'TokenMix',
     'TrainingBatch',
     'TransMix',
     'as_mixer',

@@ -60,6 +60,12 @@ class TrainingBatch:
     labels: Tensor
     data_samples: list
 
+    @torch.compiler.disable  # Nothing to compile, and torch 2.8 cannot leave the graph in a loop over a strict zip.
+    def head_loss(self, features: tuple, labels: Tensor) -> dict[str, Tensor]:
+        """The losses of the classifier's head on features, with labels [B, num_classes] for the samples."""
+        samples = [x.new().set_gt_score(y) for x, y in zip(self.data_samples, labels, strict=True)]
+        return self.classifier.head.loss(features, samples)
+
 
 @dataclass
 class MixedPass:
@@ -99,9 +105,11 @@ class Mixer(ABC):
     takes_partner: bool = True
     # Whether `score_batch` has to be given the classifier and its labels.
     needs_classifier: bool = False
-    # Whether `after_pass` has to be called, with the attention of layer `read_layer` (counted from 1; None: the last).
+    # Whether `after_pass` has to be called, with the attention of layer `read_layer` (counted from 1; -1: the last).
     reads_pass: bool = False
-    read_layer: int | None = None
+    read_layer: int = -1
+    # Whether a mask that was drawn at one image size can be applied at another, as VLMTuner does.
+    resizes: bool = True
 
     @property
     def needs_encoder(self) -> bool:

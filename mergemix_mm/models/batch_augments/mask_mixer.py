@@ -47,7 +47,7 @@ class MaskMixer(Mixer):
         saliency (str): What makes a patch salient: ``'attention'``, the attention from the class token at the scored
             layer (without one, the attention received); ``'value_norm'``, the same weighted by the norm of the patch's
             value in each head (https://arxiv.org/abs/2004.10102); ``'mean'``, the mean attention of all layers up to
-            the scored one. Defaults to ``'attention'``.
+            the scored one; ``'received'``, the attention that it gets from all patches. Defaults to ``'attention'``.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -55,7 +55,9 @@ class MaskMixer(Mixer):
 
     # What `ratio` may be.
     ratios: tuple[str, ...] = ('area', 'attention')
-    # Whether draw_mask() reads the scores; otherwise they are only for ratio='attention'.
+    # Those among them that read the scores.
+    scored_ratios: tuple[str, ...] = ('attention',)
+    # Whether draw_mask() reads the scores; otherwise they are only for the ratio.
     mask_needs_scores: bool = False
 
     def __init__(
@@ -93,7 +95,7 @@ class MaskMixer(Mixer):
         self.saliency = saliency
         if encoder is not None and not self.needs_scores:
             raise ValueError(f"{name}: ratio={ratio!r} scores nothing, so remove encoder or set ratio='attention'")
-        self.encoder = _build_frozen(encoder) if encoder is not None else None
+        self.encoder = build_frozen(encoder) if encoder is not None else None
         if self.encoder is not None:
             # Refuses an encoder that cannot score, or not like this, before training starts.
             self.num_merge = scored_merge(build_vision_encoder(self.encoder), self.num_merge)
@@ -101,7 +103,7 @@ class MaskMixer(Mixer):
     @property
     def needs_scores(self) -> bool:
         """Whether patches are scored at all."""
-        return self.mask_needs_scores or self.ratio == 'attention'
+        return self.mask_needs_scores or self.ratio in self.scored_ratios
 
     @property
     def needs_encoder(self) -> bool:
@@ -157,7 +159,7 @@ class MaskMixer(Mixer):
             partner = self.draw_partner(images, scores, generator)
         mask, grid = self.draw_mask(images, partner, scores, generator)
         ratio = self.draw_ratio(scores, partner, mask, grid, generator)
-        mixed = replace_patches(images, self.fill(images, images[partner]), mask, grid)
+        mixed = replace_patches(images, self.partner_pixels(images, partner, mask, scores), mask, grid)
         saliency, saliency_grid = (None, None) if scores is None else (scores.saliency, scores.grid)
         return MixResult(mixed, partner, ratio, mask, saliency, grid, images, saliency_grid=saliency_grid)
 
@@ -168,6 +170,10 @@ class MaskMixer(Mixer):
         if not self.needs_partner:
             return torch.arange(len(images), device=images.device)
         return derangement(len(images), generator, images.device)
+
+    def partner_pixels(self, images: Tensor, partner: Tensor, mask: Tensor, scores: PatchScores | None) -> Tensor:
+        """What an image shows where its mask is False, [B, 3, H, W]: :meth:`fill` with the partners in their place."""
+        return self.fill(images, images[partner])
 
     def draw_lambda(self, batch_size: int, generator: torch.Generator | None = None) -> Tensor:
         """Lambda ~ Beta(alpha, alpha) for every image [B] float64 on the CPU, one for all unless ``per_image``."""
@@ -183,7 +189,7 @@ class MaskMixer(Mixer):
     ) -> Tensor:
         """The share [B] of each image's own label, for masks [B, L'] on a grid."""
         if self.ratio == 'attention' and scores is not None:
-            return attention_ratio(scores.saliency, partner, _on_grid(mask, grid, scores.grid))
+            return attention_ratio(scores.saliency, partner, on_grid(mask, grid, scores.grid))
         return area_ratio(mask)
 
     def scoring_size(self, encoder: nn.Module | None = None) -> tuple[int, int] | None:
@@ -233,14 +239,15 @@ class MaskMixer(Mixer):
         return self.encoder.to(device) if self.encoder is not None else None
 
 
-def _on_grid(mask: Tensor, grid: tuple[int, int], target: tuple[int, int]) -> Tensor:
+def on_grid(mask: Tensor, grid: tuple[int, int], target: tuple[int, int]) -> Tensor:
     """A mask [B, L'] on another grid: each cell gets the mean of the cells that it covers."""
     if grid == target:
         return mask
     return F.interpolate(mask.float().unflatten(1, grid)[:, None], target, mode='area').flatten(1)
 
 
-def _build_frozen(encoder: nn.Module | dict) -> nn.Module:
+def build_frozen(encoder: nn.Module | dict) -> nn.Module:
+    """Build a frozen model from its config in MODELS, or freeze the one that is given."""
     model: nn.Module
     if isinstance(encoder, dict):
         model = MODELS.build(deepcopy(dict(encoder)) | old_options(encoder.get('type')))

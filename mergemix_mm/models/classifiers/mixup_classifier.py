@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ...utils.numbers import check_number
 from ..batch_augments import MaskMixer, MixedPass, Mixer, MixResult, TrainingBatch, as_mixer
 from ..evaluation_mode import evaluation_mode
-from ..vision_encoders import PatchScores, build_vision_encoder, gathered, recorded
+from ..vision_encoders import PatchScores, gathered, recorded
 
 _NO_LABEL = (
     'negative ones mark images without a label, or classes to be ignored; leave such images out of the training '
@@ -188,7 +188,7 @@ class MixupClassifier(ImageClassifier):
             features, scores, _ = self._recorded_features(batch.images, mixer.layer, mixer.saliency)
         else:
             features, scores = self.extract_feat(batch.images), None
-        return self.head.loss(features, self._with_scores(batch.data_samples, batch.labels)), scores
+        return batch.head_loss(features, batch.labels), scores
 
     @torch.compiler.disable  # Draws from Python's generators, and differs from step to step.
     def _mix(
@@ -229,14 +229,13 @@ class MixupClassifier(ImageClassifier):
             result = _batch_mean(result) if self.ratio_reduce else result
             labels = result.mix_scores(batch.labels)
         # The samples are copied after the pass has started, so that a GPU computes meanwhile.
-        return self.head.loss(features, self._with_scores(batch.data_samples, labels)) | added, result
+        return batch.head_loss(features, labels) | added, result
 
     def _after_pass(
         self, mixer: Mixer, result: MixResult, batch: TrainingBatch
     ) -> tuple[tuple, MixResult, dict[str, Tensor]]:
         """The training pass over the mixed images, and what the mixer makes of it."""
-        layer = mixer.read_layer or len(build_vision_encoder(self.backbone).layers)
-        features, scores, tokens = self._recorded_features(result.images, layer)
+        features, scores, tokens = self._recorded_features(result.images, mixer.read_layer)
         return features, *mixer.after_pass(result, MixedPass(batch, scores, tokens, features))
 
     @torch.compiler.disable  # A compiled backbone would not call the hooks.
@@ -247,10 +246,6 @@ class MixupClassifier(ImageClassifier):
         with recorded(self.backbone, images, layer, saliency) as recording:
             features = self.extract_feat(images)
         return features, *recording.finished()
-
-    @torch.compiler.disable  # Nothing to compile, and torch 2.8 cannot leave the graph in a loop over a strict zip.
-    def _with_scores(self, data_samples: list[DataSample], scores: Tensor) -> list[DataSample]:
-        return [sample.new().set_gt_score(score) for sample, score in zip(data_samples, scores, strict=True)]
 
     @torch.compiler.disable  # Reads the labels.
     def _scores(self, data_samples: list[DataSample], device: torch.device) -> Tensor:

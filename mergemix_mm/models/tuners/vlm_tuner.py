@@ -178,6 +178,11 @@ class VLMTuner(BaseTuner):
         mixer = as_mixer(self.mixer)
         if reason := mixer.needs_mixup_classifier():
             raise ValueError(f'VLMTuner: mixer={type(mixer).__name__} {reason}, so it works in MixupClassifier only')
+        if not mixer.resizes:
+            name = type(mixer).__name__
+            raise ValueError(
+                f'VLMTuner: mixer={name} moves patches, so it needs images of one size: take another mixer'
+            )
         if needs_ratio and mixer.no_margin is not None:
             raise ValueError(f'VLMTuner: {mixer.no_margin}')
         if mixer.needs_encoder and self.vlm.vision_encoder is None:

@@ -25,7 +25,7 @@ from ..evaluation_mode import uncached_autocast
 from .build import build_vision_encoder
 
 # What makes a patch salient, see :func:`score_patches`.
-SALIENCIES = ('attention', 'value_norm', 'mean')
+SALIENCIES = ('attention', 'value_norm', 'mean', 'received')
 
 
 @dataclass
@@ -103,8 +103,9 @@ def score_patches(
     ``'attention'`` is the attention from the class token, mean over heads; without a class token, the attention
     received, averaged over all original queries. ``'value_norm'`` weights the attention of each head by the norm of the
     patch's value (https://arxiv.org/abs/2004.10102). ``'mean'`` is the mean attention of all layers up to the scored
-    one, each given back to the patches through its own groups; layers with windows are left out. The pass stops at the
-    scored layer, whose own merge comes after its attention.
+    one, each given back to the patches through its own groups; layers with windows are left out. ``'received'`` is the
+    attention that a patch gets from all patches. The pass stops at the scored layer, whose own merge comes after its
+    attention.
 
     Args:
         encoder (VisionEncoder): the adapter of the scoring model.
@@ -115,7 +116,8 @@ def score_patches(
             the tokens of that layer attend within windows, the last layer of global attention before it.
         inflection (float): Shape of the merge schedule, see :func:`merge_schedule`. Defaults to -0.5.
         prop_attn (bool): Proportional attention. Defaults to True.
-        saliency (str): ``'attention'``, ``'value_norm'`` or ``'mean'``. Defaults to ``'attention'``, the paper's.
+        saliency (str): ``'attention'``, ``'value_norm'``, ``'mean'`` or ``'received'``. Defaults to ``'attention'``, the
+            paper's.
 
     Returns:
         PatchScores: saliency per original patch, and the groups of the scored layer.
@@ -143,8 +145,8 @@ class Recording:
 
     Args:
         encoder (VisionEncoder): The adapter of the model that runs.
-        layer (int, optional): The layer whose attention is read, counted from 1. Defaults to None: as for
-            :func:`score_patches`.
+        layer (int, optional): The layer whose attention is read, counted from 1; -1 is the last. Defaults to None: as
+            for :func:`score_patches`.
         grid (tuple[int, int]): Rows and columns of the patches of the images.
         saliency (str): As for :func:`score_patches`. Defaults to ``'attention'``.
     """
@@ -189,11 +191,15 @@ class Recording:
         """
         prefix, size = self.encoder.num_prefix_tokens, groups.size if prop_attn else None
         weights = value if self.saliency == 'value_norm' else None
-        # Without a class token, all original queries vote: a merged query counts as often as it has patches.
-        if self.encoder.has_class_token:
+        if self.encoder.has_class_token and self.saliency != 'received':
             attention = class_attention(query[:, :, 0], key, size, weights)
         else:
-            attention = received_attention(query, key, groups.size, size, value=weights)
+            # All original queries vote: a merged query counts as often as it has patches.
+            votes = groups.size
+            if self.saliency == 'received':
+                votes = votes.clone()
+                votes[:, :prefix] = 0  # Patches only.
+            attention = received_attention(query, key, votes, size, value=weights)
         self._rows[number] = restore_attention(attention, groups, prop_attn)[:, prefix:]
         rows = list(self._rows.values())
         saliency = rows[0] if len(rows) == 1 else torch.stack(rows).mean(dim=0)
@@ -227,7 +233,7 @@ def recorded(
     Args:
         model (nn.Module): The encoder.
         images (Tensor): [B, 3, H, W], the images that it will get.
-        layer (int, optional): Counted from 1. Defaults to None: as for :func:`score_patches`.
+        layer (int, optional): Counted from 1; -1 is the last. Defaults to None: as for :func:`score_patches`.
         saliency (str): As for :func:`score_patches`. Defaults to ``'attention'``.
 
     Yields:
@@ -356,6 +362,7 @@ def _scored_layer(encoder: VisionEncoder, layer: int | None) -> int:
     whole = [number for number, one in enumerate(encoder.layers, start=1) if one.is_global]
     if layer is None and whole:
         return max((number for number in whole if number <= -(-3 * depth // 4)), default=whole[0])
+    layer = depth if layer == -1 else layer
     if layer is not None and not 1 <= layer <= depth:
         raise ValueError(f'layer={layer} must be in [1, {depth}], the layers of `{name}`')
     if layer not in whole:
