@@ -41,8 +41,8 @@ class MergeMix(MaskMixer):
         per_image (bool): See :class:`MaskMixer`. Defaults to False.
         encoder (nn.Module | dict, optional): See :class:`MaskMixer`. Defaults to None.
         prop_attn (bool): Proportional attention: merged tokens count with their size. Defaults to True.
-        saliency (str): What makes a patch salient: ``'attention'``, the paper's; ``'value_norm'``, ``'mean'`` or ``'received'``,
-            see :class:`MaskMixer`. Defaults to ``'attention'``.
+        saliency (str): What makes a patch salient: ``'attention'``, the paper's; ``'value_norm'``, ``'mean'`` or
+            ``'received'``, see :class:`MaskMixer`. Defaults to ``'attention'``.
 
     Raises:
         ValueError: If an argument is out of its range.

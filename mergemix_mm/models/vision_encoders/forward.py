@@ -116,8 +116,8 @@ def score_patches(
             the tokens of that layer attend within windows, the last layer of global attention before it.
         inflection (float): Shape of the merge schedule, see :func:`merge_schedule`. Defaults to -0.5.
         prop_attn (bool): Proportional attention. Defaults to True.
-        saliency (str): ``'attention'``, ``'value_norm'``, ``'mean'`` or ``'received'``. Defaults to ``'attention'``, the
-            paper's.
+        saliency (str): ``'attention'``, ``'value_norm'``, ``'mean'`` or ``'received'``. Defaults to
+            ``'attention'``, the paper's.
 
     Returns:
         PatchScores: saliency per original patch, and the groups of the scored layer.
