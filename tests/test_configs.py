@@ -143,7 +143,7 @@ def test_sharded_configs_hand_over_keys_that_exist_and_keep_what_scores_whole(pa
         # DeepSpeed clips by itself, and its optimizer wrapper refuses any further key.
         assert set(cfg.optim_wrapper) <= {'type', 'optimizer', 'paramwise_cfg'}
         assert cfg.optim_wrapper.type == 'DeepSpeedOptimWrapper'
-        assert cfg.strategy.gradient_clipping == (5.0 if path in FILES else 1.0)
+        assert cfg.strategy.gradient_clipping == (10.0 if path in FILES else 1.0)
         assert f'zero{cfg.strategy.zero_optimization.stage}' == kind
     # A process that holds a part cannot save the whole.
     saves = 'SavePretrainedHook' in [hook.type for hook in cfg.custom_hooks]
@@ -201,10 +201,9 @@ def test_tables_of_a_folder_list_all_its_configs_and_what_was_done_with_them(fol
         assert status[path.stem] == ('run' if path.stem in run else 'built, counted' if counted else 'built'), path.stem
 
 
-@pytest.mark.parametrize('name', ['README.md', 'metafile.yml'])
-def test_what_follows_from_the_names_of_the_configs_of_mergemix_is_written(name):
-    text = (CONFIGS / 'mergemix' / name).read_text()
-    assert mergemix_tables.written(name, text) == text, 'run PYTHONPATH=. python tests/mergemix_tables.py'
+@pytest.mark.parametrize('path', mergemix_tables.TABLES, ids=lambda path: path.name)
+def test_what_follows_from_the_names_of_the_configs_of_mergemix_is_written(path):
+    assert mergemix_tables.written(path) == path.read_text(), 'run PYTHONPATH=. python tests/mergemix_tables.py'
 
 
 def test_model_index_imports_every_metafile():
@@ -252,7 +251,7 @@ def shrink(cfg: Config) -> Config:
         backbone.init_cfg = None
     cfg.model.head.in_channels = SMALL['embed_dims']
     for part in [backbone, *(cfg.model.get('train_cfg') or {}).get('augments', [])]:
-        if part.get('num_merge') is not None:
+        if isinstance(part.get('num_merge'), int):  # A float is a share.
             part.num_merge = part.num_merge * SMALL_PATCHES // patches
         if part.get('layer') is not None:
             part.layer = part.layer * SMALL['num_layers'] // depth
@@ -302,6 +301,46 @@ def test_a_classifier_mixes_as_its_name_says_and_knows_the_classes_of_its_data(p
     for split in ('val', 'test'):
         assert cfg[f'{split}_dataloader'].dataset.type == cfg.train_dataloader.dataset.type
         assert cfg[f'{split}_dataloader'].dataset.split != cfg.train_dataloader.dataset.split
+
+
+# Released settings (OpenMixup): layer that scores, of how many; tokens that merge; ratio; whether the trained passes
+# merge too; learning rate and its last value.
+RELEASED = {
+    'deit-tiny_1xb100-mergemix-coslr-200e_cifar100': (9, 12, 98, 'gaussian', True, 1e-3, 0.0),
+    'deit-tiny_1xb100-mergemix-coslr-600e_cifar100': (9, 12, 98, 'gaussian', True, 1e-3, 1e-6),
+    'deit-small_1xb100-mergemix-coslr-200e_cifar100': (9, 12, 98, 'gaussian', True, 1e-3, 0.0),
+    'deit-base_1xb100-mergemix-coslr-200e_cifar100': (9, 12, 98, 'gaussian', False, 5e-4, 1e-6),
+    'vit-base_1xb100-mergemix-coslr-600e_cifar100': (9, 12, 98, 'gaussian', True, 5e-4, 0.0),
+    'vit-small_1xb100-mergemix-coslr-200e_cifar100': (6, 8, 98, 'gaussian', True, 5e-4, 1e-6),
+    'vit-small_1xb100-mergemix-coslr-600e_cifar100': (6, 8, 98, 'gaussian', True, 5e-4, 1e-6),
+    'vit-large_1xb100-mergemix-coslr-200e_cifar100': (18, 24, 98, 'gaussian', False, 2e-4, 1e-6),
+    'deit-small_1xb16-mergemix-coslr-200e_cub': (9, 12, 147, 'area', False, 1e-5, 1e-7),
+    'vit-base_1xb16-mergemix-coslr-200e_cub': (9, 12, 98, 'gaussian', False, 1e-5, 1e-6),
+    'deit-small_1xb16-mergemix-coslr-200e_fgvcaircraft': (12, 12, 98, 'area', False, 1e-5, 5e-6),
+    'vit-base_1xb16-mergemix-coslr-200e_fgvcaircraft': (12, 12, 98, 'gaussian', False, 1e-5, 1e-6),
+    'deit-small_1xb16-mergemix-coslr-200e_stanfordcars': (12, 12, 98, 'area', False, 1e-5, 1e-6),
+    'vit-base_1xb16-mergemix-coslr-200e_stanfordcars': (12, 12, 98, 'area', False, 1e-5, 1e-6),
+    'deit-small_4xb256-mergemix-coslr-300e_in1k': (12, 12, 49, 'area', False, 1e-3, 1e-5),
+}
+
+
+@pytest.mark.parametrize('stem', RELEASED)
+def test_mergemix_has_the_objective_of_the_paper_and_the_released_settings(stem):
+    layer, depth, merged, ratio, trained, rate, last = RELEASED[stem]
+    cfg = load(CONFIGS / f'mergemix/{stem}.py')
+    backbone, (augment,) = cfg.model.backbone, cfg.model.train_cfg.augments
+    assert VisionTransformer.arch_zoo[backbone.arch]['num_layers'] == depth
+    assert (cfg.model.clean_weight, cfg.model.get('base_augment')) == (1.0, None)
+    assert (augment.get('layer', depth * 3 // 4), augment.ratio) == (layer, ratio)
+    assert (backbone.type == 'ToMeVisionTransformer') == trained
+    # 196 patches, of which half merge by default.
+    assert merged == (int(196 * backbone.num_merge) if trained else augment.get('num_merge', 98))
+    assert augment.get('inflection', -0.5) == backbone.get('inflection', -0.5) == -0.5
+    assert not trained or not {'num_merge', 'inflection'} & set(augment)
+    assert (cfg.optim_wrapper.optimizer.lr, schedules_of(cfg)[-1].eta_min) == (rate, last)
+    # One loss is clipped at 5.
+    clip = cfg.optim_wrapper.clip_grad.max_norm
+    assert clip == 5.0 * (1 + cfg.model.clean_weight) and backbone.drop_path_rate == 0.1
 
 
 @parametrize(FILES)
@@ -384,6 +423,24 @@ def test_two_lines_add_mergemix_to_a_config_outside_the_repository(base, tmp_pat
     assert mine.model.train_cfg == dict(augments=[dict(type='MergeMix')], probs=None)
     assert mine.model.backbone == theirs.model.backbone
     assert mine.optim_wrapper == theirs.optim_wrapper
+
+
+@pytest.mark.parametrize('scheme', ['lean', 'paper', 'released'])
+def test_a_plugin_gives_each_scheme_of_mergemix_to_a_config_outside_the_repository(scheme, tmp_path):
+    plugin = mergemix_mm.config_path(f'_base_/plugins/mergemix_{scheme}.py')
+    (tmp_path / 'mine.py').write_text(
+        f"_base_ = ['mmpretrain::deit/deit-small_4xb256_in1k.py', {str(plugin)!r}]\nmodel = _base_.mergemix\n"
+    )
+    model = Config.fromfile(tmp_path / 'mine.py').model
+    model.backbone.update(arch=SMALL, img_size=SMALL_SIZE, patch_size=SMALL_PATCH)
+    model.head.in_channels = SMALL['embed_dims']
+    model = MODELS.build(model)
+    images = torch.randn(4, 3, SMALL_SIZE, SMALL_SIZE, generator=torch.Generator().manual_seed(0))
+    losses = model.loss(images, [DataSample().set_gt_label(label) for label in (0, 1, 2, 3)])
+    second = dict(lean=[], paper=['clean_loss'], released=['base_loss'])[scheme]
+    assert sorted(losses) == sorted(['loss', 'ratio_mean', *second])
+    assert getattr(model.backbone, 'num_merge', 0) == (0 if scheme == 'lean' else 0.5)
+    assert (model.mix_result.ratio.std() == 0) == (scheme == 'released')
 
 
 def test_three_lines_without_a_second_base_do_the_same(tmp_path):

@@ -2,4 +2,4 @@
 
 _base_ = './deit-small_1xb100-mergemix-coslr-200e_cifar100.py'
 
-model = dict(train_cfg=dict(augments=[dict(type='MergeMix', mask='random')]))
+model = dict(train_cfg=dict(augments=[dict(type='MergeMix', mask='random', ratio='gaussian')]))

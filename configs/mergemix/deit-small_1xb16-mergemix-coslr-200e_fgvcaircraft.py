@@ -1,5 +1,12 @@
 """DeiT-S with MergeMix on FGVC-Aircraft, scored at the last layer, from pre-trained weights."""
 
-_base_ = ['../_base_/common/deit-small_mergemix_finetune.py', '../_base_/datasets/fgvcaircraft_bs16_224.py']
+_base_ = './deit-small_1xb16-coslr-200e_fgvcaircraft.py'
 
-model = dict(head=dict(num_classes=100), train_cfg=dict(augments=[dict(type='MergeMix', layer=12)]))
+model = dict(
+    _base_.mergemix_paper_plain,
+    train_cfg=dict(augments=[dict(type='MergeMix', layer=12, ratio='area')]),
+)
+
+optim_wrapper = _base_.two_losses
+
+param_scheduler = [_base_.param_scheduler[0], dict(_base_.param_scheduler[1], eta_min=5e-6)]

@@ -1,5 +1,10 @@
-"""DeiT-S with MergeMix on Stanford Cars, from pre-trained weights."""
+"""DeiT-S with MergeMix on Stanford Cars, scored at the last layer, from pre-trained weights."""
 
-_base_ = ['../_base_/common/deit-small_mergemix_finetune.py', '../_base_/datasets/stanfordcars_bs16_224.py']
+_base_ = './deit-small_1xb16-coslr-200e_stanfordcars.py'
 
-model = dict(head=dict(num_classes=196))
+model = dict(
+    _base_.mergemix_paper_plain,
+    train_cfg=dict(augments=[dict(type='MergeMix', layer=12, ratio='area')]),
+)
+
+optim_wrapper = _base_.two_losses

@@ -1,19 +1,10 @@
-"""DeiT-S with MergeMix on ImageNet-1k, 300 epochs: 5 of them warm-up, a quarter of the tokens merged to score."""
+"""DeiT-S with MergeMix on ImageNet-1k, 300 epochs: a quarter of the tokens merged to score, at the last layer."""
 
-_base_ = [
-    'mmpretrain::deit/deit-small_4xb256_in1k.py',
-    '../_base_/plugins/mergemix.py',
-    '../_base_/plugins/step_seed.py',
-]
+_base_ = './deit-small_4xb256-coslr-300e_in1k.py'
 
 model = dict(
-    type=_base_.mergemix.type,
-    backbone=dict(drop_path_rate=0.1),
-    train_cfg=dict(_delete_=True, augments=[dict(type='MergeMix', num_merge=49)]),
+    _base_.mergemix_paper_plain,
+    train_cfg=dict(augments=[dict(type='MergeMix', layer=12, num_merge=49, ratio='area')]),
 )
 
-warmup_epochs = 5
-param_scheduler = [
-    dict(type='LinearLR', start_factor=1e-5, by_epoch=True, end=warmup_epochs, convert_to_iter_based=True),
-    dict(type='CosineAnnealingLR', eta_min=1e-5, by_epoch=True, begin=warmup_epochs, convert_to_iter_based=True),
-]
+optim_wrapper = _base_.two_losses

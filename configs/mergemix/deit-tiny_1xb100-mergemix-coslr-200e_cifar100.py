@@ -2,4 +2,8 @@
 
 _base_ = './deit-tiny_1xb100-coslr-200e_cifar100.py'
 
-model = _base_.mergemix
+model = _base_.mergemix_paper
+
+optim_wrapper = _base_.two_losses
+
+param_scheduler = [_base_.param_scheduler[0], dict(_base_.param_scheduler[1], eta_min=0.0)]

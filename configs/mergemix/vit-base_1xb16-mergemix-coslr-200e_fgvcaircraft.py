@@ -1,5 +1,10 @@
 """ViT-B with MergeMix on FGVC-Aircraft, scored at the last layer, from pre-trained weights."""
 
-_base_ = ['./deit-small_1xb16-mergemix-coslr-200e_fgvcaircraft.py', '../_base_/plugins/vit-base_finetune.py']
+_base_ = './vit-base_1xb16-coslr-200e_fgvcaircraft.py'
 
-model = _base_.vit_base
+model = dict(
+    _base_.mergemix_paper_plain,
+    train_cfg=dict(augments=[dict(type='MergeMix', layer=12, ratio='gaussian')]),
+)
+
+optim_wrapper = _base_.two_losses

@@ -2,4 +2,6 @@
 
 _base_ = './vit-small_1xb100-coslr-200e_cifar100.py'
 
-model = _base_.mergemix
+model = _base_.mergemix_paper
+
+optim_wrapper = _base_.two_losses

@@ -1,0 +1,5 @@
+"""DeiT-S with Mixup or CutMix, drawn evenly, on ImageNet-1k."""
+
+_base_ = './deit-small_4xb256-coslr-300e_in1k.py'
+
+model = _base_.mixup_cutmix

@@ -1,0 +1,9 @@
+"""ViT-B with MergeMix on CIFAR-100 at 224 px, 600 epochs; here the trained passes merge."""
+
+_base_ = './vit-base_1xb100-mergemix-coslr-200e_cifar100.py'
+
+model = _base_.mergemix_paper
+
+train_cfg = dict(max_epochs=600)
+
+param_scheduler = [_base_.param_scheduler[0], dict(_base_.param_scheduler[1], eta_min=0.0)]
