@@ -1,4 +1,4 @@
-"""Evaluates a checkpoint of a vision-language model on several benchmarks, and prints one table."""
+"""Evaluates a checkpoint of a vision-language model or a classifier on several benchmarks, and prints one table."""
 
 import argparse
 import math
@@ -18,7 +18,8 @@ CONFIG gives the model and, in its variable `encode`, the transform that makes t
 configs/_base_/models). The data of CONFIG are not used. A benchmark is a config with `test_dataloader` and
 `test_evaluator`. `encode` becomes the last transform of its pipeline, with max_length=None and generate=True, and
 replaces a transform of the same type. A benchmark can set other options in its variable `encode_options`; for example,
-`encode_options = dict(generate=False)` scores the given answers instead of generating new ones.
+`encode_options = dict(generate=False)` scores the given answers instead of generating new ones. A classifier has no
+`encode`: the pipeline of its benchmark (cifar100-c) is whole.
 
 Keys of --cfg-options are those of CONFIG. The data of a benchmark are at test_dataloader.NAME, for example
   --cfg-options test_dataloader.pope.dataset.data_root=/data/coco
@@ -47,18 +48,20 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def merge_args(cfg: Config, args: argparse.Namespace) -> Config:
     """Replace the tests of the config by the benchmarks, then apply the flags, and ``--cfg-options`` last."""
-    if cfg.get('encode') is None:
-        raise launch.LaunchError(
-            f'CONFIG: {args.config} has no `encode`, the transform that makes the inputs of its model; set it, e.g. '
-            "encode=dict(type='EncodeConversation', processor=...), as configs/_base_/models do"
-        )
     launch.merge_common_args(cfg, args)
     # Every process has the whole model, because a sharded model cannot generate.
     for key in ('strategy', 'runner_type'):
         cfg.pop(key, None)
     cfg.load_from = args.checkpoint
-    benchmarks = [read_benchmark(name, cfg.encode) for name in args.benchmarks]
+    benchmarks = [read_benchmark(name, cfg.get('encode')) for name in args.benchmarks]
     names = [name for name, _ in benchmarks]
+    unencoded = [name for name, benchmark in benchmarks if cfg.get('encode') is None and not packs_inputs(benchmark)]
+    if unencoded:
+        raise launch.LaunchError(
+            f'CONFIG: {args.config} has no `encode`, the transform that makes the inputs of its model, which '
+            f"{', '.join(unencoded)} needs; set it, e.g. encode=dict(type='EncodeConversation', processor=...), as "
+            'configs/_base_/models do'
+        )
     if len(set(names)) < len(names):
         raise launch.LaunchError(f'BENCHMARK: {", ".join(names)}: each name may be there once; rename a file')
     cfg.test_dataloader = {name: benchmark.test_dataloader for name, benchmark in benchmarks}
@@ -71,12 +74,12 @@ def merge_args(cfg: Config, args: argparse.Namespace) -> Config:
     return cfg
 
 
-def read_benchmark(name: str, encode: dict) -> tuple[str, Config]:
-    """Read the config of a benchmark, and append the transform of the model to its pipeline.
+def read_benchmark(name: str, encode: dict | None) -> tuple[str, Config]:
+    """Read the config of a benchmark, and append the transform of the model to its pipeline, if it has one.
 
     Args:
         name (str): The name of a file in ``configs/_base_/datasets``, or a path that ends in ``.py``.
-        encode (dict): The transform that makes the inputs of the model.
+        encode (dict, optional): The transform that makes the inputs of the model.
 
     Returns:
         tuple[str, Config]: The name, with underscores instead of dots because dots separate keys, and the config.
@@ -94,11 +97,19 @@ def read_benchmark(name: str, encode: dict) -> tuple[str, Config]:
     missing = [key for key in ('test_dataloader', 'test_evaluator') if benchmark.get(key) is None]
     if missing:
         raise launch.LaunchError(f'BENCHMARK: {path} has no {" and no ".join(missing)}; it only trains')
+    if encode is None:
+        return path.stem.replace('.', '_'), benchmark
     options = {'max_length': None, 'generate': True, **benchmark.get('encode_options', {})}
     dataset = benchmark.test_dataloader.dataset
     task = [transform for transform in dataset.get('pipeline', []) if transform['type'] != encode['type']]
     dataset.pipeline = [*task, {**encode, **options}]
     return path.stem.replace('.', '_'), benchmark
+
+
+def packs_inputs(benchmark: Config) -> bool:
+    """Whether the pipeline of a benchmark makes the inputs of the model itself, as those for classifiers do."""
+    pipeline = benchmark.test_dataloader.dataset.get('pipeline')
+    return bool(pipeline) and pipeline[-1]['type'] == 'PackInputs'
 
 
 def table(results: dict[str, dict]) -> str:

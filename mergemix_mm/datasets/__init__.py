@@ -3,6 +3,7 @@
 from ..moved import moved_names
 from ..utils.text import RecordError
 from .base import RecordDataset
+from .cifar100c import CIFAR100C
 from .coco_tasks import COCOTaskDataset
 from .collate import ConversationCollate, UnifiedCollate
 from .conversation import ConversationDataset
@@ -41,6 +42,7 @@ from .transforms import (
 from .vqav2 import VQAv2Dataset
 
 __all__ = [
+    'CIFAR100C',
     'COCOTaskDataset',
     'CaptionTask',
     'ChartToTableTask',

@@ -152,6 +152,15 @@ def test_names_are_those_of_the_repository_and_options_reach_into_each(files, lo
         assert loader.pin_memory and not loader.persistent_workers
 
 
+def test_a_classifier_takes_the_inputs_of_its_benchmark_as_they_are(files, load_tool):
+    folder, _ = files
+    (folder / 'classifier.py').write_text("model = dict(type='ImageClassifier')\n")
+    cfg = merged(load_tool, folder / 'classifier.py', 'weights.pth', 'cifar100-c')
+    loader = cfg.test_dataloader['cifar100-c']
+    assert [one.type for one in loader.dataset.pipeline] == ['Resize', 'PackInputs']
+    assert loader.collate_fn.type == 'default_collate'
+
+
 def test_the_encoding_follows_the_transforms_of_the_task(files, load_tool):
     folder, _ = files
     pipeline = "[dict(type='Task'), dict(type='EncodeConversation', processor=None)]"

@@ -1,7 +1,7 @@
-"""Throughput of ToMeVisionTransformer by share of merged tokens, against the VisionTransformer of MMPretrain.
+"""Throughput and operations of ToMeVisionTransformer by merged tokens, against the VisionTransformer of MMPretrain.
 
 On a GPU, the models also run as CUDA graphs, as ``torch.compile(mode='reduce-overhead')`` makes them, without the cost
-of launching kernels.
+of launching kernels. GFLOPs are those of one image: what MMEngine counts, and with the products of attention.
 """
 
 import argparse
@@ -25,6 +25,7 @@ from lib.measure import (
 from mmengine.registry import MODELS
 
 import mergemix_mm  # noqa: F401  registers ToMeVisionTransformer
+from mergemix_mm.engine.measuring import Flops, count_flops
 from mergemix_mm.utils.tables import markdown_table
 
 REFERENCE = 'VisionTransformer'
@@ -86,16 +87,20 @@ def main(argv: Sequence[str] | None = None) -> dict:
     images = torch.randn(args.batch_size, 3, args.image_size, args.image_size, **options)
 
     results = dict(benchmark='tome_throughput', options=vars(args), models=[])
+    flops = {name: count_flops(model, images[:1]) for name, model in models.items()}
     with torch.inference_mode():
         arms = {name: partial(model, images) for name, model in models.items()}
-        results['models'] += measure(args, models, arms, 'eager')
+        results['models'] += measure(args, models, flops, arms, 'eager')
         if args.output:
             write_json(args.output, results)
         if args.device.type == 'cuda':
             graphs = {name: captured(arm) for name, arm in arms.items()}
-            results['models'] += measure(args, models, graphs, 'CUDA graph')
+            results['models'] += measure(args, models, flops, graphs, 'CUDA graph')
     print(f'\nInference: {args.arch}, {args.image_size} px, batch {args.batch_size}\n')
-    header = ('model', 'run', 'patches merged', 'images / s', 'speed-up', 'lowest - highest', 'peak memory (MB)')
+    header = (
+        *('model', 'run', 'patches merged', 'GFLOPs', 'with attention'),
+        *('images / s', 'speed-up', 'lowest - highest', 'peak memory (MB)'),
+    )
     print(markdown_table(header, [_row(row, num_patches) for row in results['models']]))
     if args.output:
         write_json(args.output, results)
@@ -103,7 +108,9 @@ def main(argv: Sequence[str] | None = None) -> dict:
     return results
 
 
-def measure(args: argparse.Namespace, models: dict, arms: dict[str, Callable[[], object]], run: str) -> list[dict]:
+def measure(
+    args: argparse.Namespace, models: dict, flops: dict[str, Flops], arms: dict[str, Callable[[], object]], run: str
+) -> list[dict]:
     """Time the forward passes of the models; a row of the table for each."""
     times = interleaved_times(arms, args.rounds, device=args.device)
     rows = []
@@ -115,6 +122,8 @@ def measure(args: argparse.Namespace, models: dict, arms: dict[str, Callable[[],
                 model=name,
                 run=run,
                 merged=getattr(models[name], 'num_merge', 0),
+                gflops=flops[name].counted / 1e9,
+                gflops_with_attention=(flops[name].counted + flops[name].attention) / 1e9,
                 images_per_second=args.batch_size / statistics.median(times[name]),
                 speed_up=median_ratio(times[REFERENCE], times[name]),
                 speed_up_low=low,
@@ -145,6 +154,8 @@ def _row(row: dict, num_patches: int) -> list:
         row['model'],
         row['run'],
         f'{row["merged"]} of {num_patches}',
+        f'{row["gflops"]:.3f}',
+        f'{row["gflops_with_attention"]:.3f}',
         f'{row["images_per_second"]:.1f}',
         f'{row["speed_up"]:.3f}',
         f'{row["speed_up_low"]:.3f} - {row["speed_up_high"]:.3f}',

@@ -3,6 +3,7 @@
 from ...moved import moved_names
 from .answer_loss import AnswerLoss
 from .calibration_error import AnswerCalibrationError, CalibrationError
+from .corruption_error import CorruptionError
 from .mme import MMEMetric
 from .multiple_choice import MultipleChoiceMetric
 from .pope import POPEMetric
@@ -17,6 +18,7 @@ __all__ = [
     'AnswerCalibrationError',
     'AnswerLoss',
     'CalibrationError',
+    'CorruptionError',
     'MMEMetric',
     'MultipleChoiceMetric',
     'POPEMetric',
