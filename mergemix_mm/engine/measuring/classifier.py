@@ -104,8 +104,23 @@ class TrainedClassifier:
         return f'{self.name}, {self.merged_tokens(True)} merged' if merge else self.name
 
     def logits(self, images: Tensor) -> Tensor:
-        """The scores [B, C] of normalised images before the softmax."""
-        return self.model(images, mode='tensor')
+        """The scores [B, C] of normalised images before the softmax.
+
+        Raises:
+            LaunchError: If the images have too few patches for ``num_merge``, or the head gives no scores of classes.
+        """
+        try:
+            scores = self.model(images, mode='tensor')
+        except ValueError as error:
+            if not str(error).startswith(ToMeVisionTransformer.__name__):
+                raise
+            raise launch.LaunchError(f'--num-merge: {self.name}: {one_line(error)}') from error
+        if not isinstance(scores, Tensor) or scores.ndim != 2:
+            raise launch.LaunchError(
+                f'CONFIG of {self.name}: model.head gives {type(scores).__name__}, and a measurement needs one score '
+                'for each image and class'
+            )
+        return scores
 
     def pixel_scale(self) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation [3, 1, 1] of the data preprocessor: pixels in 0..255 are images * std + mean."""
@@ -213,7 +228,8 @@ def _set_merging(cfg: Config, path: str, num_merge: int | float | None) -> int |
     if num_merge is None:
         num_merge = (backbone.get('num_merge') if merges else None) or HALF
     if merges or (num_merge and found is VisionTransformer):
-        backbone.update(type='ToMeVisionTransformer', num_merge=num_merge, merge_in=('train', 'test'))
+        # Nothing merges outside of `TrainedClassifier.merging`.
+        backbone.update(type='ToMeVisionTransformer', num_merge=0, merge_in=('train', 'test'))
         backbone.pop('_scope_', None)
     elif num_merge:
         raise launch.LaunchError(

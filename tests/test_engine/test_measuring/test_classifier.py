@@ -115,6 +115,16 @@ def test_what_cannot_be_measured_is_named_in_one_line(load, options, match):
     assert '\n' not in str(found.value)
 
 
+def test_too_many_merged_tokens_and_a_head_without_scores_are_named(load):
+    images = torch.zeros(1, 3, 32, 32)
+    (classifier,) = load('--num-merge', '16')
+    with classifier.merging(True), pytest.raises(LaunchError, match='^--num-merge: tiny: .*num_merge=16'):
+        classifier.logits(images)
+    classifier.model.head = None
+    with pytest.raises(LaunchError, match='CONFIG of tiny: model.head gives tuple'):
+        classifier.logits(images)
+
+
 @pytest.mark.parametrize('value', ['-1', '1.5', 'half'])
 def test_a_number_of_tokens_is_an_integer_or_a_share(load, value, capsys):
     with pytest.raises(SystemExit):
