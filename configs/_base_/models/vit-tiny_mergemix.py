@@ -9,7 +9,9 @@ model = dict(
         patch_size=4,
         drop_path_rate=0.0,
     ),
-    head=dict(in_channels=64),
+    # MMPretrain starts this head at zero, which suits pre-trained features. From scratch and with few images, the
+    # same model then hardly learns (docs/benchmarks/mergemix.md).
+    head=dict(in_channels=64, init_cfg=None),
     # A spread of 0.02 suits wide layers and slows narrow ones down; PyTorch's own initialisation knows the width.
     init_cfg=None,
     # Half of the batches stay unmixed: a small model with few epochs has to see whole images as well.

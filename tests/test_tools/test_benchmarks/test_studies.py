@@ -19,27 +19,108 @@ def keep_arms(program, monkeypatch, *names):
 # Digits.
 
 
-def test_accuracy_runs_are_paired_stored_one_by_one_and_not_repeated(load, tmp_path, monkeypatch, capsys):
-    accuracy, output = load('digits_accuracy'), tmp_path / 'runs.json'
-    keys = keep_arms(accuracy, monkeypatch, 'CutMix', 'MergeMix, area')
-    runs = accuracy.main(['--quick', '--output', str(output)])
-    assert set(runs) == keys and '| CutMix ' in capsys.readouterr().out
+def test_a_study_is_paired_stored_run_by_run_and_not_repeated(load, tmp_path, monkeypatch, capsys):
+    study, output = load('mixing_study'), tmp_path / 'runs.json'
+    arms = {name: study.STUDIES['labels'].arms[name] for name in ('box, area', 'MergeMix, shuffled')}
+    arms = {name: arm._replace(prob=1.0) for name, arm in arms.items()}
+    contrasts = {'both': {'MergeMix, shuffled': 1, 'box, area': -1}}
+    monkeypatch.setitem(study.STUDIES, 'accuracy', study.Study(arms, 'box, area', 5, contrasts))
+    runs = load('digits_accuracy').main(['--quick', '--output', str(output)])
+    assert set(runs) == {f'{name}/{seed}' for name in arms for seed in (0, 1)}
+    printed = capsys.readouterr().out
+    assert 'label error %' in printed and '| both ' in printed and '2 seeds' in printed
+    tested, correct = (study.unpack_bits(runs['box, area/1'][key], study.NUM_DIGITS) for key in ('tested', 'correct'))
+    assert tested.sum() == 32 and not (correct & ~tested).any()
+    assert 100 * correct.sum() / 32 == runs['box, area/1']['accuracy']
 
     stored = json.loads(output.read_text())
-    del stored['runs']['MergeMix, area/1']
+    del stored['runs']['box, area/1']
     output.write_text(json.dumps(stored))
-    monkeypatch.setattr(accuracy, 'run', lambda arm, seed, **_: dict(accuracy=float(seed), calibration_error=0.0))
-    again = accuracy.main(['--quick', '--output', str(output)])
-    assert again['MergeMix, area/1'] == dict(accuracy=1.0, calibration_error=0.0)
-    assert again['CutMix/0'] == runs['CutMix/0']
+    with pytest.raises(SystemExit, match='1 runs are missing'):
+        study.main(['accuracy', '--quick', '--minutes', '0', '--output', str(output)])
+    again = study.main(['accuracy', '--quick', '--output', str(output)])
+    assert again['box, area/1'] | dict(seconds=0) == runs['box, area/1'] | dict(seconds=0)
+    assert again['box, area/0'] == runs['box, area/0']
     with pytest.raises(SystemExit, match='--output'):
-        accuracy.main(['--quick', '--prob', '0.9', '--output', str(output)])
+        study.main(['labels', '--quick', '--output', str(output)])
 
 
-def test_the_same_seed_gives_the_same_run(load):
-    accuracy = load('digits_accuracy')
-    first, second = (accuracy.run('MergeMix, area', 3, steps=3, prob=1.0, num_test=64) for _ in range(2))
-    assert (first['accuracy'], first['calibration_error']) == (second['accuracy'], second['calibration_error'])
+def test_contrasts_name_arms_and_weigh_them_to_zero_and_every_arm_builds(load):
+    study, seen = load('mixing_study'), set()
+    for name, found in study.STUDIES.items():
+        assert found.reference in found.arms
+        for weights in found.contrasts.values():
+            assert set(weights) <= set(found.arms) and sum(weights.values()) == 0, name
+        for arm in found.arms.values():
+            if str(arm) not in seen:
+                load('lib.digits').build_classifier(arm.augment, arm.prob, 0, dict(arm.options))
+            seen.add(str(arm))
+
+
+def test_the_benchmark_trains_the_model_of_the_config(load):
+    from mmengine.config import Config
+
+    digits = load('lib.digits')
+    found = digits.build_classifier(dict(type='MergeMix'), 0.5, 0).state_dict()
+    torch.manual_seed(0)
+    expected = digits.MODELS.build(Config.fromfile(digits.config_path(digits.CONFIG)).model)
+    expected.init_weights()
+    assert all(torch.equal(found[name], value) for name, value in expected.state_dict().items())
+
+
+@pytest.fixture
+def labelled(load):
+    """A mixer with a label, and 8 images of 32 px with their ink; the model scores 64 patches."""
+
+    def mix(mask, label, seed=0):
+        torch.manual_seed(0)
+        images, ink = torch.randn(8, 3, 32, 32), torch.rand(8, 32, 32) < 0.1
+        backbone = load('lib.digits').build_classifier(None, 0, 0).backbone
+        mixer = getattr(load('lib.label_mixers'), mask)(label=label)
+        mixer.show_ink(ink)
+        load('lib.digits').seed_mixes(seed)
+        return mixer.mix(images, backbone), mixer, ink
+
+    return mix
+
+
+@pytest.mark.parametrize('mask', ['LabelledCutMix', 'LabelledMergeMix'])
+def test_labels_differ_on_one_and_the_same_mix(labelled, mask):
+    mixes = {label: labelled(mask, label) for label in ('area', 'attention', 'batch mean', 'shuffled', 'visible')}
+    results = {label: result for label, (result, _, _) in mixes.items()}
+    assert all(torch.equal(result.images, results['area'].images) for result in results.values())
+    attention = results['attention'].ratio
+    torch.testing.assert_close(results['batch mean'].ratio, attention.mean().expand(8))
+    assert attention.std() > 0 and not (results['shuffled'].ratio == attention).any()
+    torch.testing.assert_close(results['shuffled'].ratio.sort().values, attention.sort().values)
+
+    result, mixer, ink = mixes['visible']
+    side = 32 // result.grid[0]
+    own = result.mask.view(8, *result.grid).repeat_interleave(side, 1).repeat_interleave(side, 2)
+    torch.testing.assert_close(results['area'].ratio, own.float().mean(dim=(1, 2)))
+    shown = (ink & own).sum((1, 2)), (ink[result.partner] & ~own).sum((1, 2))
+    torch.testing.assert_close(result.ratio, shown[0] / (shown[0] + shown[1]))
+    assert mixer.errors == [0]
+    error = (results['area'].ratio - result.ratio).abs().mean()
+    assert mixes['area'][1].errors == pytest.approx([float(error)])
+
+
+def test_a_mix_without_ink_keeps_the_label_of_the_area(load, labelled, monkeypatch):
+    labels = load('lib.label_mixers')
+    monkeypatch.setattr(labels.LabelledMixer, 'show_ink', lambda self, ink: setattr(self, 'ink', ink & False))
+    ratio = labelled('LabelledCutMix', 'visible')[0].ratio
+    torch.testing.assert_close(ratio, labelled('LabelledCutMix', 'area')[0].ratio)
+
+
+def test_occlusion_hides_what_its_shares_say(load):
+    study = load('mixing_study')
+
+    class CountsPatches(torch.nn.Module):
+        def forward(self, images, mode):  # Right while more than half of the patches can be seen.
+            return torch.stack([torch.full((len(images),), 0.5), images.mean(dim=(1, 2, 3))], dim=1)
+
+    area = study.occlusion_area(CountsPatches(), torch.ones(64, 3, 32, 32), torch.ones(64, dtype=torch.int64), (8, 8))
+    assert 0.5 < area < 0.75  # 1, 1, about 0.95, about 0.05, 0 at 0 ... 80%.
 
 
 def test_ratio_fidelity_measures_every_way_and_every_saliency(load, tmp_path, capsys):

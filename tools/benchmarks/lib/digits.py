@@ -5,13 +5,14 @@ longer than runs of a minute. Batches and weights depend only on the seed, so th
 their augment.
 """
 
-from copy import deepcopy
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 import torch
 from mmengine.config import Config
+from mmengine.logging import MMLogger
 from mmengine.registry import DATASETS, MODELS
 from mmpretrain.structures import DataSample
 from torch import Tensor, nn
@@ -30,12 +31,14 @@ class Digits:
     Args:
         images (Tensor): [N, 3, H, W], normalised as in the config.
         labels (Tensor): [N] int64.
-        masks (Tensor): [N, H, W] bool, True on the ink of the digit.
+        masks (Tensor, optional): [N, H, W] bool, True on the ink of the digit.
+        source (Tensor, optional): [N] int64, the digit's place among all 1,797, which names it in every split.
     """
 
     images: Tensor
     labels: Tensor
-    masks: Tensor
+    masks: Tensor | None = None
+    source: Tensor | None = None
 
     @classmethod
     @lru_cache(maxsize=2)  # All arms of a seed share its two splits.
@@ -47,40 +50,76 @@ class Digits:
         settings = Config.fromfile(config_path(CONFIG)).data_preprocessor
         mean, std = (torch.tensor(settings[key]).view(-1, 1, 1) for key in ('mean', 'std'))
         masks = torch.stack([torch.from_numpy(sample['gt_mask']) for sample in samples])
-        labels = torch.tensor([sample['gt_label'] for sample in samples])
-        return cls((images - mean) / std, labels, masks)
+        labels, source = (torch.tensor([sample[key] for sample in samples]) for key in ('gt_label', 'source_index'))
+        return cls((images - mean) / std, labels, masks, source)
 
 
-def build_classifier(augment: dict | None, prob: float, seed: int) -> nn.Module:
-    """The `MixupClassifier` of the config with one augment (a config of BATCH_AUGMENTS).
+def build_classifier(augment: dict | None, prob: float, seed: int, options: dict | None = None) -> nn.Module:
+    """The `MixupClassifier` of the config with its first weights, as a Runner builds it.
 
-    The weights are those that torch draws when it builds the modules, so the position embedding starts at zero. The
-    Runner would call ``init_weights()``, which draws the position embedding. From 200 images, a digit that can be
-    anywhere is learnt far better without it.
+    Args:
+        augment (dict, optional): Config of a batch augment (BATCH_AUGMENTS). None does not mix.
+        prob (float): Share of mixed batches in [0, 1].
+        seed (int): Of the weights and of the mixes.
+        options (dict, optional): Changes of the config, as ``--cfg-options`` of `tools/train.py` takes them, e.g.
+            ``{'model.clean_weight': 1.0}``. Defaults to None.
     """
-    cfg = deepcopy(Config.fromfile(config_path(CONFIG)).model)
-    cfg.train_cfg = None if augment is None else dict(augments=[augment], probs=[prob])
+    cfg = Config.fromfile(config_path(CONFIG))
+    cfg.merge_from_dict(options or {})
+    cfg.model.train_cfg = None if augment is None else dict(augments=[augment], probs=[prob])
+    seed_mixes(seed)
+    MMLogger.get_current_instance().setLevel('WARNING')  # It would log how every weight was initialised.
+    model = MODELS.build(cfg.model)
+    model.init_weights()
+    return model
+
+
+def seed_mixes(seed: int) -> None:
+    """Seed what mixers draw from: torch, and numpy for augments of MMPretrain and for the choice among augments."""
     torch.manual_seed(seed)
-    np.random.seed(seed)  # Augments of MMPretrain, and the choice among them, draw from numpy.
-    return MODELS.build(cfg)
+    np.random.seed(seed)
 
 
 def train(
-    model: nn.Module, data: Digits, steps: int, seed: int, batch_size: int = 32, lr: float = 2e-3, shift: int = 8
+    model: nn.Module,
+    data: Digits,
+    steps: int,
+    seed: int,
+    batch_size: int = 32,
+    lr: float = 2e-3,
+    shift: int = 8,
+    show_ink: Callable[[Tensor], None] | None = None,
 ) -> None:
-    """Train by AdamW with warm-up and cosine decay. Each image is shifted by up to ``shift`` pixels."""
+    """Train by AdamW with warm-up and cosine decay. Each image is shifted by up to ``shift`` pixels.
+
+    Args:
+        model (nn.Module): Trained in place.
+        data (Digits): The training images.
+        steps (int): Gradient steps.
+        seed (int): Of the order and of the shifts.
+        batch_size (int): Images per step. Defaults to 32.
+        lr (float): Highest learning rate. Defaults to 2e-3.
+        shift (int): Defaults to 8.
+        show_ink (Callable, optional): Called before each step with the masks of its images [B, H, W] bool, shifted as
+            the images are. Defaults to None.
+    """
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.05)
     schedule = warmup_cosine(optimizer, steps)
     order = torch.Generator().manual_seed(seed)
+    images = data.images if show_ink is None else torch.cat([data.images, data.masks[:, None]], dim=1)
+    # The clean loss adds to the gradient, and clipping, unlike AdamW, is not blind to its scale.
+    max_norm = 5.0 * (1 + model.clean_weight)
     model.train()
     for _ in range(steps):
         chosen = torch.randperm(len(data.labels), generator=order)[:batch_size]
-        images = _shift(data.images[chosen], shift, order)
+        shifted = _shift(images[chosen], shift, order)
+        if show_ink is not None:
+            show_ink(shifted[:, 3].bool())
         samples = [DataSample().set_gt_label(int(label)) for label in data.labels[chosen]]
-        loss = model.loss(images, samples)['loss']
+        loss, _ = model.parse_losses(model.loss(shifted[:, :3], samples))
         optimizer.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 5.0)
+        nn.utils.clip_grad_norm_(model.parameters(), max_norm)
         optimizer.step()
         schedule.step()
 

@@ -2,25 +2,32 @@
 
 import argparse
 import json
+import math
 import multiprocessing
 import statistics
+import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from pathlib import Path
+from typing import Any
 
 from mergemix_mm.utils.processes import end_with_parent
 from mergemix_mm.utils.tables import markdown_table
 
 from .measure import write_json
 
-Runs = dict[str, dict[str, float]]
+Runs = dict[str, dict[str, Any]]
 
 
-def add_run_arguments(parser: argparse.ArgumentParser, seeds: int, steps: int, output: str) -> None:
-    """Add the options of benchmarks that train: --seeds, --steps, --workers, --output, --quick."""
-    parser.add_argument('--seeds', type=int, default=seeds, help='paired runs of each arm (default: %(default)s)')
+def add_run_arguments(parser: argparse.ArgumentParser, seeds: int | None, steps: int, output: str) -> None:
+    """Add the options of benchmarks that train: --seeds, --steps, --workers, --minutes, --output, --quick."""
+    number = 'that of the study' if seeds is None else seeds
+    parser.add_argument('--seeds', type=int, default=seeds, help=f'paired runs of each arm (default: {number})')
     parser.add_argument('--steps', type=int, default=steps, help='gradient steps of a run (default: %(default)s)')
     parser.add_argument('--workers', type=int, default=2, help='processes with one thread each (default: %(default)s)')
+    parser.add_argument(
+        '--minutes', type=float, help='start no run after so many minutes; a later call goes on (default: no limit)'
+    )
     parser.add_argument('--output', type=Path, default=Path('work_dirs/benchmarks', output))
     parser.add_argument(
         '--quick', action='store_true', help='two steps and two seeds, which show that it runs and measure nothing'
@@ -28,7 +35,7 @@ def add_run_arguments(parser: argparse.ArgumentParser, seeds: int, steps: int, o
 
 
 def run_missing(
-    run: Callable[..., dict[str, float]], arms: Sequence[str], args: argparse.Namespace, settings: dict
+    run: Callable[..., dict[str, Any]], arms: Sequence[str], args: argparse.Namespace, settings: dict
 ) -> Runs:
     """Run every arm with every seed, except for runs that the output file holds.
 
@@ -43,7 +50,7 @@ def run_missing(
         dict: The measured numbers of each ``'arm/seed'``.
 
     Raises:
-        SystemExit: If the output file holds runs with other settings.
+        SystemExit: If the output file holds runs with other settings, or if runs are missing after --minutes.
     """
     stored = json.loads(args.output.read_text()) if args.output.exists() else dict(settings=settings, runs={})
     if stored['settings'] != settings:
@@ -51,8 +58,9 @@ def run_missing(
     runs = stored['runs']
     # The order is seed by seed, so that an interrupted benchmark has complete pairs.
     missing = [(arm, seed) for seed in range(args.seeds) for arm in arms if f'{arm}/{seed}' not in runs]
+    end = math.inf if args.minutes is None else time.monotonic() + 60 * args.minutes
 
-    def finish(arm: str, seed: int, result: dict[str, float]) -> None:
+    def finish(arm: str, seed: int, result: dict[str, Any]) -> None:
         runs[f'{arm}/{seed}'] = result
         write_json(args.output, dict(settings=settings, runs=runs))
         first = next(iter(result))
@@ -60,13 +68,21 @@ def run_missing(
         print(f'[{done}/{args.seeds * len(arms)}] {arm}, seed {seed}: {first} {result[first]:.2f}', flush=True)
 
     if args.workers == 0:
-        for arm, seed in missing:
+        while missing and time.monotonic() < end:
+            arm, seed = missing.pop(0)
             finish(arm, seed, run(arm, seed, **settings))
-        return runs
-    with ProcessPoolExecutor(args.workers, multiprocessing.get_context('spawn'), end_with_parent) as pool:
-        futures = {pool.submit(run, arm, seed, **settings): (arm, seed) for arm, seed in missing}
-        for future in as_completed(futures):
-            finish(*futures[future], future.result())
+    elif missing:
+        with ProcessPoolExecutor(args.workers, multiprocessing.get_context('spawn'), end_with_parent) as pool:
+            running: dict[Future, tuple[str, int]] = {}
+            while running or (missing and time.monotonic() < end):
+                # Only what can start at once is handed over, so that --minutes can end the rest.
+                while missing and len(running) < args.workers and time.monotonic() < end:
+                    arm, seed = missing.pop(0)
+                    running[pool.submit(run, arm, seed, **settings)] = arm, seed
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    finish(*running.pop(future), future.result())
+    if missing:
+        raise SystemExit(f'{len(missing)} runs are missing after --minutes {args.minutes:g}: start again to go on')
     return runs
 
 
