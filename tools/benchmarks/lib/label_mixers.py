@@ -6,11 +6,10 @@ from mmpretrain.registry import BATCH_AUGMENTS
 from torch import Tensor
 
 from mergemix_mm.functional import derangement
-from mergemix_mm.models.batch_augments.mask_mixer import MaskMixer
-from mergemix_mm.models.batch_augments.mergemix import MergeMix
+from mergemix_mm.models.batch_augments import MaskMixer, MergeMix, OACutMix
 from mergemix_mm.models.vision_encoders import PatchScores
 
-from .digit_mixes import cut_boxes, visible_ink
+from .digit_mixes import visible_ink
 
 LABELS = ('area', 'attention', 'batch mean', 'shuffled', 'visible')
 
@@ -73,16 +72,8 @@ class LabelledMixer(MaskMixer):
 
 
 @BATCH_AUGMENTS.register_module(force=True)
-class LabelledCutMix(LabelledMixer):
+class LabelledCutMix(LabelledMixer, OACutMix):
     """The box of CutMix, one for the batch, with any of five labels."""
-
-    def draw_mask(
-        self, images: Tensor, partner: Tensor, scores: PatchScores | None, generator: torch.Generator | None
-    ) -> tuple[Tensor, tuple[int, int]]:
-        """Masks [B, H * W] bool on the grid of the pixels; see :class:`MaskMixer`."""
-        size = (images.shape[-2], images.shape[-1])
-        own, _ = cut_boxes(self.draw_lambda(1, generator), size)
-        return own.flatten(1).expand(len(images), -1), size
 
 
 @BATCH_AUGMENTS.register_module(force=True)
