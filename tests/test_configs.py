@@ -245,7 +245,6 @@ def shrink(cfg: Config) -> Config:
     backbone = cfg.model.backbone
     plain = VisionTransformer.arch_zoo[backbone.arch] if isinstance(backbone.arch, str) else backbone.arch
     depth, patches = plain['num_layers'], (backbone.img_size // backbone.patch_size) ** 2
-    patch_size = backbone.patch_size
     backbone.update(arch=SMALL, img_size=SMALL_SIZE, patch_size=SMALL_PATCH)
     if (backbone.get('init_cfg') or {}).get('type') == 'Pretrained':
         backbone.init_cfg = None
@@ -255,9 +254,6 @@ def shrink(cfg: Config) -> Config:
             part.num_merge = part.num_merge * SMALL_PATCHES // patches
         if part.get('layer') is not None:
             part.layer = part.layer * SMALL['num_layers'] // depth
-        if part.get('cell_size') is not None:
-            # Half as many patches, as the small image has fewer.
-            part.cell_size = part.cell_size * SMALL_PATCH // (2 * patch_size)
 
     images = dict(type='RandomImages', size=SMALL_SIZE, num_classes=cfg.model.head.num_classes)
     for split in ('train', 'val'):

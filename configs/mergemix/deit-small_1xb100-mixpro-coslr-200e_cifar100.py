@@ -2,8 +2,4 @@
 
 _base_ = './deit-small_1xb100-coslr-200e_cifar100.py'
 
-model = dict(
-    train_cfg=dict(
-        augments=[dict(type='MixPro', alpha=1.0, cell_size=64), dict(type='Mixup', alpha=1.0)], probs=[0.8, 0.2]
-    )
-)
+model = dict(train_cfg=dict(augments=[dict(type='MixPro', alpha=1.0), dict(type='Mixup', alpha=1.0)], probs=[0.8, 0.2]))

@@ -75,9 +75,10 @@ class MixPro(MaskMixer):
 
     Args:
         alpha (float): Parameter of the Beta distribution, > 0 and finite. Defaults to 1.0.
-        cell_size (int): Side of the cells in pixels, a multiple of the patches' side and smaller than the image; cells
-            at the right and the lower border are smaller if the image is no multiple of it. Defaults to 64: four
-            patches of 16, as in the authors' configs of DeiT-T and DeiT-S (56 with patches of 14).
+        cell_size (int, optional): Side of the cells in pixels, a multiple of the patches' side and smaller than the
+            image; cells at the right and the lower border are smaller if the image is not a multiple of it. Defaults
+            to None: a quarter of the shorter side, rounded up to a multiple of 16. For 224 pixels that is 64, four
+            patches of 16; the authors' DeiT-T and DeiT-S have four patches of 14, DeiT-B eight.
         label_smooth_val (float): Smoothing of the label that is compared with the prediction, in [0, 1); to be that of
             the loss. Defaults to 0.1.
         per_image (bool): Whether each image gets a lambda of its own. Cells are drawn for each image in any case.
@@ -90,9 +91,15 @@ class MixPro(MaskMixer):
     reads_pass = True
 
     def __init__(
-        self, alpha: float = 1.0, cell_size: int = 64, label_smooth_val: float = 0.1, per_image: bool = False
+        self,
+        alpha: float = 1.0,
+        cell_size: int | None = None,
+        label_smooth_val: float = 0.1,
+        per_image: bool = False,
     ) -> None:
-        check_number('MixPro: cell_size', cell_size, 'an int >= 1, in pixels', least=1, integer=True)
+        if cell_size is not None:
+            allowed = 'an int >= 1, in pixels, or None for a quarter of the image'
+            check_number('MixPro: cell_size', cell_size, allowed, least=1, integer=True)
         check_number('MixPro: label_smooth_val', label_smooth_val, 'in [0, 1)', least=0, below=1)
         super().__init__(alpha=alpha, per_image=per_image)
         self.cell_size = cell_size
@@ -103,24 +110,24 @@ class MixPro(MaskMixer):
     ) -> tuple[Tensor, tuple[int, int]]:
         """Random cells, on the coarsest grid that shows them."""
         size = images.shape[-2:]
-        if self.cell_size >= max(size):
+        cell = self._side(images)
+        if cell >= max(size):
             raise ValueError(
-                f'MixPro: cell_size={self.cell_size} must be smaller than the images of {size[0]} x {size[1]} pixels'
+                f'MixPro: cell_size={cell} must be smaller than the images of {size[0]} x {size[1]} pixels'
             )
         # One common measure of image and cells: cells at the border may be cut.
-        unit = math.gcd(self.cell_size, *size)
+        unit = math.gcd(cell, *size)
         grid = size[0] // unit, size[1] // unit
         share = self.draw_lambda(len(images), generator)
-        return cell_mask(share, grid, self.cell_size // unit, generator, images.device).flatten(1), grid
+        return cell_mask(share, grid, cell // unit, generator, images.device).flatten(1), grid
 
     @torch.compiler.disable  # Changes the mode of the head.
     def after_pass(self, result: MixResult, seen: MixedPass) -> tuple[MixResult, dict[str, Tensor]]:
         """The label of area and attention."""
+        cell = self._side(result.images)
         patch = [side // count for side, count in zip(result.images.shape[-2:], seen.scores.grid, strict=True)]
-        if any(self.cell_size % side for side in patch):
-            raise ValueError(
-                f'MixPro: cell_size={self.cell_size} must be a multiple of the patches of {patch[0]} x {patch[1]}'
-            )
+        if any(cell % side for side in patch):
+            raise ValueError(f'MixPro: cell_size={cell} must be a multiple of the patches of {patch[0]} x {patch[1]}')
         head, labels = seen.batch.classifier.head, seen.batch.labels
         # In eval mode: a norm in the head would count the batch twice.
         with evaluation_mode(head, labels.device.type):
@@ -129,6 +136,10 @@ class MixPro(MaskMixer):
         area_labels = mix_labels(smooth, result.partner, result.ratio)
         ratio, trust = progressive_ratio(result.ratio, _attention(result, seen), area_labels, logits)
         return replace(result, ratio=ratio), {'trust': trust.mean()}
+
+    def _side(self, images: Tensor) -> int:
+        """The side of the cells for these images."""
+        return self.cell_size or -(-min(images.shape[-2:]) // 64) * 16
 
 
 def _attention(result: MixResult, seen: MixedPass) -> Tensor:

@@ -72,15 +72,17 @@ def test_mixpro_shows_ceil_of_lambda_of_the_cells_and_cuts_those_at_the_border()
     assert cells.sum((1, 2)).tolist() == [0, 1, 1, 2, 2, 3, 4, 4]
     assert torch.equal(cells.repeat_interleave(2, 1).repeat_interleave(2, 2)[..., :3], mask)
     torch.testing.assert_close(result.ratio, mask.float().mean((1, 2)))
+    # A quarter of 224 pixels is 56, and four patches of 16 are 64.
+    assert mix_batch(BATCH_AUGMENTS.build(dict(type='MixPro')), torch.zeros(2, 1, 224, 256)).grid == (7, 8)
 
 
 @pytest.mark.parametrize(
     ('mixer', 'message'),
     [
         (dict(type='TransMix', area_weight=1.5), r'TransMix: area_weight=1.5 must be in \[0, 1\]'),
-        (dict(type='MixPro', cell_size=0), 'MixPro: cell_size=0 must be an int >= 1, in pixels'),
+        (dict(type='MixPro', cell_size=0), 'MixPro: cell_size=0 must be an int >= 1, in pixels, or None'),
         (dict(type='MixPro', label_smooth_val=1), r'MixPro: label_smooth_val=1 must be in \[0, 1\)'),
-        (dict(type='MixPro'), 'cell_size=64 must be smaller than the images of 32 x 32 pixels'),
+        (dict(type='MixPro', cell_size=32), 'cell_size=32 must be smaller than the images of 32 x 32 pixels'),
         (dict(type='MixPro', cell_size=12), 'cell_size=12 must be a multiple of the patches of 8 x 8'),
     ],
     ids=str,
