@@ -1,7 +1,17 @@
 """Models and their parts, registered with MMEngine and MMPretrain."""
 
 from .backbones import MultiBackbone, TokenMap, ToMeVisionTransformer
-from .batch_augments import MergeMix, MixPro, MixResult, OACutMix, SalientBlur, SwapImages, TransMix, mix_batch
+from .batch_augments import (
+    MergeMix,
+    MixPro,
+    MixResult,
+    OACutMix,
+    SalientBlur,
+    SwapImages,
+    TdAttenMix,
+    TransMix,
+    mix_batch,
+)
 from .classifiers import MixupClassifier
 from .heads import AnswerScores, SFTHead, SimPOHead
 from .losses import AIALoss, SimPOLoss
@@ -30,6 +40,7 @@ __all__ = [
     'SimpleFeaturePyramid',
     'SphinxModel',
     'SwapImages',
+    'TdAttenMix',
     'ToMeVisionTransformer',
     'TokenMap',
     'TransMix',

@@ -8,6 +8,7 @@ from .mergemix import MergeMix
 from .mix_batch import AugmentMixer, as_mixer, mix_batch
 from .relabel import MixPro, TransMix
 from .smmix import SMMix
+from .tdattenmix import TdAttenMix
 from .token_mix import TokenMix
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     'SMMix',
     'SalientBlur',
     'SwapImages',
+    'TdAttenMix',
     'TokenMix',
     'TrainingBatch',
     'TransMix',

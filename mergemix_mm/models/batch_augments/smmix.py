@@ -9,7 +9,15 @@ import torch.nn.functional as F
 from mmpretrain.registry import BATCH_AUGMENTS
 from torch import Tensor, nn
 
-from ...functional import area_ratio, block_mask, draw_side, extreme_blocks, region_means, shift_patches
+from ...functional import (
+    area_ratio,
+    attention_ratio,
+    block_mask,
+    draw_side,
+    extreme_blocks,
+    region_means,
+    shift_patches,
+)
 from ...utils.numbers import check_number
 from ..evaluation_mode import evaluation_mode
 from ..vision_encoders import PatchScores, recorded
@@ -41,7 +49,7 @@ class SMMix(MaskMixer):
     - ``region_loss``: the head classifies the mean token of the own region as the own class and that of the square as
       the partner's, 1/2 (own + partner). The authors' code has a linear layer of its own for it, and reports that the
       shared head, which is used here, is as good.
-    - ``consistency_loss``: KL(softmax of the area-weighted logits of both clean images || prediction of the mix).
+    - ``consistency_loss``: KL(softmax of both clean images' logits, mixed as the labels || prediction of the mix).
 
     With both weights 0, only the images differ from CutMix; then it works outside of `MixupClassifier` as well.
 
@@ -82,6 +90,11 @@ class SMMix(MaskMixer):
         self.needs_classifier = consistency_weight > 0
         self.reads_pass = region_weight > 0 or consistency_weight > 0
 
+    @property
+    def needs_encoder(self) -> bool:
+        """Whether the backbone scores by itself: not if the classifier is asked for its predictions anyway."""
+        return not self.needs_classifier and super().needs_encoder
+
     def score_batch(self, batch: TrainingBatch) -> PatchScores:
         """Scores and predictions of the clean images, in one pass (two with an encoder of its own)."""
         classifier: Any = batch.classifier
@@ -90,9 +103,15 @@ class SMMix(MaskMixer):
             recorded(classifier.backbone, batch.images, -1, self.saliency) as recording,
         ):
             logits = classifier(batch.images, mode='tensor')
-        own = self.score(batch.images) if self.encoder is not None else recording.finished()[0]
+            scores, tokens = recording.finished()
+        own = self.score(batch.images) if self.encoder is not None else scores
         assert own is not None
-        return _CleanScores(own.saliency, own.groups, own.grid, own.num_prefix_tokens, logits)
+        saliency = self.class_saliency(own, tokens, batch)
+        return _CleanScores(saliency, own.groups, own.grid, own.num_prefix_tokens, logits)
+
+    def class_saliency(self, scores: PatchScores, tokens: Tensor, batch: TrainingBatch) -> Tensor:
+        """The saliency [B, L'], for a subclass that makes something of the tokens [B, L, C] and the classifier."""
+        return scores.saliency
 
     def draw_mask(
         self, images: Tensor, partner: Tensor, scores: PatchScores | None, generator: torch.Generator | None
@@ -106,9 +125,21 @@ class SMMix(MaskMixer):
     def partner_pixels(self, images: Tensor, partner: Tensor, mask: Tensor, scores: PatchScores | None) -> Tensor:
         """The partners, shifted so that their most attended square is where the mask is False."""
         assert scores is not None  # mask_needs_scores
-        side = math.isqrt(int((~mask[0]).sum()))
-        least, most = extreme_blocks(scores.saliency, scores.grid, side)
-        return shift_patches(images[partner], least - most[partner], scores.grid)
+        return _moved(images, partner, mask, scores)
+
+    def draw_ratio(
+        self,
+        scores: PatchScores | None,
+        partner: Tensor,
+        mask: Tensor,
+        grid: tuple[int, int],
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """The share of each image's own label; the attention of the partners is that of what they show."""
+        if self.ratio == 'attention' and scores is not None:
+            saliency = scores.saliency
+            return attention_ratio(saliency, partner, mask, _moved(saliency, partner, mask, scores))
+        return area_ratio(mask)
 
     def mix_scored(
         self,
@@ -131,8 +162,15 @@ class SMMix(MaskMixer):
             own, other = (seen.batch.head_loss((mean,), label)['loss'] for mean, label in regions)
             losses['region_loss'] = self.region_weight / 2 * (own + other)
         if result.logits is not None:
-            share = area_ratio(result.mask)[:, None]
+            share = result.ratio[:, None]
             target = (share * result.logits + (1 - share) * result.logits[partner]).float().softmax(dim=1)
             prediction = seen.batch.classifier.head(seen.features).float().log_softmax(dim=1)
             losses['consistency_loss'] = self.consistency_weight * F.kl_div(prediction, target, reduction='batchmean')
         return result, losses
+
+
+def _moved(values: Tensor, partner: Tensor, mask: Tensor, scores: PatchScores) -> Tensor:
+    """Images or maps of the partners, shifted so that their most salient square is where the mask is False."""
+    side = math.isqrt(int((~mask[0]).sum()))
+    least, most = extreme_blocks(scores.saliency, scores.grid, side)
+    return shift_patches(values[partner], least - most[partner], scores.grid)
