@@ -4,7 +4,7 @@ from .blocks import block_mask, draw_side, extreme_blocks, shift_patches
 from .coordinates import CoordinateError, format_boxes, format_phrase, parse_boxes, parse_family_boxes, parse_phrases
 from .embedding_mix import as_grid, mix_embeddings, resample_grid
 from .interaction import aia_loss, attention_with_intensity, interaction_intensity
-from .masks import box_mask, cell_mask, random_centers
+from .masks import box_mask, cell_mask, cells_to_pixels, fourier_mask, grid_mask, hole_mask, random_centers, spot_mask
 from .mixing import (
     area_ratio,
     attention_ratio,
@@ -57,6 +57,7 @@ __all__ = [
     'boxes_from_view',
     'boxes_to_square',
     'cell_mask',
+    'cells_to_pixels',
     'class_attention',
     'derangement',
     'draw_side',
@@ -65,9 +66,12 @@ __all__ = [
     'fine_grained_saliency',
     'format_boxes',
     'format_phrase',
+    'fourier_mask',
     'gaussian_ratio',
     'gaussian_smooth',
+    'grid_mask',
     'hide_patches',
+    'hole_mask',
     'interaction_intensity',
     'merge_schedule',
     'merge_tokens',
@@ -97,6 +101,7 @@ __all__ = [
     'simpo_loss',
     'spectral_residual',
     'split_views',
+    'spot_mask',
     'square_padding',
     'top_down_saliency',
     'topk_mask',

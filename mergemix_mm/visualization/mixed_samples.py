@@ -103,11 +103,13 @@ def _make_rows(batch, mean, std, labels, classes, max_rows, channel_order) -> li
             # The clean partner: that of `images` is mixed itself.
             row['partner'] = _to_pixels(batch.clean[partner], mean, std, channel_order)
         # One grid for all images, or one for each.
-        grid = batch.grid[index] if isinstance(batch.grid, list) else batch.grid
+        grid, saliency_grid = (
+            one[index] if isinstance(one, list) else one for one in (batch.grid, batch.saliency_grid)
+        )
         if batch.mask is not None:
             row['mask'] = batch.mask[index].reshape(grid).cpu().numpy()
         if batch.saliency is not None:
-            saliency = batch.saliency[index].detach().float().reshape(1, 1, *(batch.saliency_grid or grid)).cpu()
+            saliency = batch.saliency[index].detach().float().reshape(1, 1, *(saliency_grid or grid)).cpu()
             # Smooth: edges of patches would distract from what is salient. The mask keeps its edges.
             saliency = F.interpolate(saliency, size=row['mixed'].shape[:2], mode='bilinear', align_corners=False)
             row['saliency'] = saliency[0, 0].numpy()

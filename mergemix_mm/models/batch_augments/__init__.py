@@ -1,7 +1,9 @@
 """Batch augments: what a mixer is, MergeMix and its relatives, and one call for MMPretrain's augments as well."""
 
+from .attentivemix import AttentiveMix
 from .base import MixedPass, Mixer, MixResult, TrainingBatch
-from .boxes import DrawnMaskMixer, OACutMix
+from .boxes import DrawnMaskMixer, OACutMix, SaliencyMix
+from .drawn_masks import DrawnMaskMixer, FMix, GridMix, SmoothMix
 from .losers import SalientBlur, SwapImages
 from .mask_mixer import MaskMixer
 from .mergemix import MergeMix
@@ -12,8 +14,11 @@ from .tdattenmix import TdAttenMix
 from .token_mix import TokenMix
 
 __all__ = [
+    'AttentiveMix',
     'AugmentMixer',
     'DrawnMaskMixer',
+    'FMix',
+    'GridMix',
     'MaskMixer',
     'MergeMix',
     'MixPro',
@@ -22,7 +27,9 @@ __all__ = [
     'Mixer',
     'OACutMix',
     'SMMix',
+    'SaliencyMix',
     'SalientBlur',
+    'SmoothMix',
     'SwapImages',
     'TdAttenMix',
     'TokenMix',

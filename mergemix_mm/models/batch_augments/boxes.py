@@ -1,6 +1,4 @@
-"""Mixers that cut a box: OA-CutMix (https://arxiv.org/abs/2606.04820)."""
-
-from abc import abstractmethod
+"""Mixers that cut a box: OA-CutMix (https://arxiv.org/abs/2606.04820), SaliencyMix (2006.01791)."""
 
 import numpy as np
 import torch
@@ -8,43 +6,13 @@ from mmpretrain.registry import BATCH_AUGMENTS
 from mmpretrain.structures import DataSample
 from torch import Tensor, nn
 
-from ...functional import TokenGroups, box_mask, random_centers
+from ...functional import TokenGroups, box_mask, fine_grained_saliency, random_centers, spectral_residual
 from ..vision_encoders import PatchScores
 from .base import TrainingBatch
+from .drawn_masks import DrawnMaskMixer
 from .mask_mixer import MaskMixer
 
-
-class DrawnMaskMixer(MaskMixer):
-    """A :class:`MaskMixer` whose masks are drawn on the pixels, without looking at the images.
-
-    One mask serves the batch; with ``per_image=True`` each image gets its own. A subclass implements
-    :meth:`draw_pixels`.
-    """
-
-    def draw_mask(
-        self, images: Tensor, partner: Tensor, scores: PatchScores | None, generator: torch.Generator | None
-    ) -> tuple[Tensor, tuple[int, int]]:
-        """One mask for the batch, or one for each image, on the grid of the pixels."""
-        height, width = images.shape[-2:]
-        share = self.draw_lambda(len(images) if self.per_image else 1, generator)
-        mask = self.draw_pixels(share, (height, width), images.device, generator)
-        return mask.flatten(1).expand(len(images), -1), (height, width)
-
-    @abstractmethod
-    def draw_pixels(
-        self, share: Tensor, size: tuple[int, int], device: torch.device, generator: torch.Generator | None
-    ) -> Tensor:
-        """Draw masks for N shares.
-
-        Args:
-            share (Tensor): [N] float64 on the CPU, lambda in [0, 1].
-            size (tuple[int, int]): H and W of the images.
-            device (torch.device): Device of the masks.
-            generator (torch.Generator, optional): Source of randomness. Defaults to torch's global one.
-
-        Returns:
-            Tensor: [N, H, W], bool or the own share in [0, 1].
-        """
+STATIC_SALIENCIES = {'fine_grained': fine_grained_saliency, 'spectral_residual': spectral_residual}
 
 
 @BATCH_AUGMENTS.register_module()
@@ -100,10 +68,11 @@ class OACutMix(DrawnMaskMixer):
         return None if self.masks is None else f'reads {self.masks} of the data samples'
 
     def draw_pixels(
-        self, share: Tensor, size: tuple[int, int], device: torch.device, generator: torch.Generator | None
+        self, count: int, size: tuple[int, int], device: torch.device, generator: torch.Generator | None
     ) -> Tensor:
         """CutMix' box, [N, H, W] bool."""
-        return box_mask(share, random_centers(len(share), size, generator, device), size)
+        share = self.draw_lambda(count, generator)
+        return box_mask(share, random_centers(count, size, generator, device), size)
 
     def score(self, images: Tensor, encoder: nn.Module | None = None) -> PatchScores | None:
         """The attention of the patches; see :meth:`MaskMixer.score`."""
@@ -119,6 +88,50 @@ class OACutMix(DrawnMaskMixer):
             saliency = saliency / saliency.sum(dim=1, keepdim=True).clamp(min=1)
         groups = TokenGroups.identity(len(saliency), height * width, saliency.device)
         return PatchScores(saliency, groups, (height, width), 0)
+
+
+@BATCH_AUGMENTS.register_module()
+class SaliencyMix(MaskMixer):
+    """CutMix with the box around the most salient pixel of the partner (https://arxiv.org/abs/2006.01791).
+
+    A box of area 1 - lambda shows the partner, lambda ~ Beta(alpha, alpha), in the same place of both images. Static
+    saliency, which needs no model, finds its centre in each partner. The label is the area.
+
+    Args:
+        alpha (float): Parameter of lambda ~ Beta(alpha, alpha), > 0 and finite. Defaults to 1.0.
+        static_saliency (str): ``'fine_grained'``, the paper's (Montabone and Soto, 2010), or ``'spectral_residual'``
+            (Hou and Zhang, 2007). Defaults to ``'fine_grained'``.
+        shared_box (bool): Whether the box of the first image serves the whole batch, as the code of the authors does
+            (``SaliencyMix_CIFAR/saliencymix.py``). Defaults to False.
+        **kwargs: The others of :class:`MaskMixer`.
+
+    Raises:
+        ValueError: If an argument is out of its range.
+    """
+
+    def __init__(
+        self, alpha: float = 1.0, static_saliency: str = 'fine_grained', shared_box: bool = False, **kwargs
+    ) -> None:
+        super().__init__(alpha=alpha, **kwargs)
+        if static_saliency not in STATIC_SALIENCIES:
+            raise ValueError(
+                f'SaliencyMix: static_saliency={static_saliency!r} must be one of {tuple(STATIC_SALIENCIES)}'
+            )
+        if shared_box and self.per_image:
+            raise ValueError('SaliencyMix: shared_box=True has one lambda for the batch; remove per_image=True')
+        self.static_saliency = static_saliency
+        self.shared_box = shared_box
+
+    def draw_mask(
+        self, images: Tensor, partner: Tensor, scores: PatchScores | None, generator: torch.Generator | None
+    ) -> tuple[Tensor, tuple[int, int]]:
+        """The boxes, on the grid of the pixels."""
+        height, width = images.shape[-2:]
+        maps = STATIC_SALIENCIES[self.static_saliency](images[partner[:1] if self.shared_box else partner])
+        peak = maps.flatten(1).argmax(dim=1)
+        center = torch.stack([peak.div(width, rounding_mode='floor'), peak % width], dim=1)
+        mask = box_mask(self.draw_lambda(len(center), generator), center, (height, width))
+        return mask.flatten(1).expand(len(images), -1), (height, width)
 
 
 def object_masks(data_samples: list[DataSample], key: str, size: tuple[int, int]) -> Tensor:

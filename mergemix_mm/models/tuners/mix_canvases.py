@@ -27,7 +27,8 @@ class CanvasMix:
             share in [0, 1]; N of [L'] where each image was scored at its own size, so that L' differs.
         saliency (Tensor | list[Tensor], optional): [N, L'] float32, or N of [L'].
         grid (tuple[int, int] | list[tuple[int, int]], optional): Rows and columns of the mask, or those of each image.
-        saliency_grid (tuple[int, int], optional): Rows and columns of the saliency. Defaults to None: `grid`.
+        saliency_grid (tuple[int, int] | list[tuple[int, int]], optional): Rows and columns of the saliency, or those of
+            each image. Defaults to None: `grid`.
     """
 
     images: list[Tensor]
@@ -39,7 +40,7 @@ class CanvasMix:
     mask: Tensor | list[Tensor] | None = None
     saliency: Tensor | list[Tensor] | None = None
     grid: tuple[int, int] | list[tuple[int, int]] | None = None
-    saliency_grid: tuple[int, int] | None = None
+    saliency_grid: tuple[int, int] | list[tuple[int, int]] | None = None
 
 
 @torch.compiler.disable  # Draws from Python's generators; what it does depends on the sizes and the partners.
@@ -114,7 +115,7 @@ def _mix_at_own_sizes(
     sizes = [canvas.shape[-2:] for canvas in canvases]
     groups = {size: [i for i, own in enumerate(sizes) if own == size] for size in dict.fromkeys(sizes)}
     saliency = _score_at_own_sizes(mixer, canvases, groups, encoder)
-    masks: dict[int, Tensor] = {}
+    masks: dict[int, tuple[Tensor, tuple[int, int]]] = {}
     for size, members in groups.items():
         # Partners that are known leave the other images out; an augment that draws them itself needs all images.
         batch = list(range(len(canvases))) if mixer.needs_partner else members
@@ -133,15 +134,16 @@ def _mix_at_own_sizes(
         partners = [batch[k] for k in result.partner.tolist()]
         for i in members:
             k = place[i]
-            if result.mask is not None:
-                masks[i] = result.mask[k]
+            if result.mask is not None and result.grid is not None:
+                masks[i] = result.mask[k], result.grid
             if not mixer.needs_partner or owner[partners[k]] != owner[i]:
                 images[i], found[i], ratio[i], mixed[i] = result.images[k], partners[k], result.ratio[k], True
     mix = CanvasMix(images, canvases, found, ratio, owner, mixed)
     if saliency is not None:
         order = range(len(canvases))
-        mix.mask, mix.saliency = [masks[i] for i in order], [saliency[i].flatten() for i in order]
-        mix.grid = [(saliency[i].size(0), saliency[i].size(1)) for i in order]
+        mix.mask, mix.grid = [masks[i][0] for i in order], [masks[i][1] for i in order]
+        mix.saliency = [saliency[i].flatten() for i in order]
+        mix.saliency_grid = [(saliency[i].size(0), saliency[i].size(1)) for i in order]
     return mix
 
 

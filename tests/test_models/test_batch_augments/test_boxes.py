@@ -1,4 +1,4 @@
-"""OACutMix: CutMix' box, with labels by what can be seen of the objects."""
+"""OACutMix: labels by what can be seen of the objects; SaliencyMix: the box around what is salient."""
 
 import numpy as np
 import pytest
@@ -8,8 +8,8 @@ from mmpretrain.registry import BATCH_AUGMENTS, MODELS, TRANSFORMS
 from mmpretrain.structures import DataSample
 from tiny_vit import VIT
 
-from mergemix_mm.functional import attention_ratio
-from mergemix_mm.models import OACutMix, mix_canvases
+from mergemix_mm.functional import attention_ratio, fine_grained_saliency, spectral_residual
+from mergemix_mm.models import OACutMix, SaliencyMix, mix_canvases
 from mergemix_mm.models.batch_augments import TrainingBatch
 
 
@@ -164,3 +164,43 @@ def test_images_of_other_sizes_than_that_of_the_encoder_get_the_same_box(vit):
     box = result.mask[1].view(1, 1, 32, 32).float()
     kept = torch.nn.functional.interpolate(box, (48, 64))[0, 0].bool()
     assert torch.equal(result.images[1][:, kept], canvases[1][:, kept]) and not kept.all()
+
+
+@pytest.mark.parametrize('static_saliency', ['fine_grained', 'spectral_residual'])
+def test_the_box_lies_around_the_most_salient_pixel_of_the_partner(images, static_saliency, monkeypatch):
+    images, partner, mixer = (
+        images[:3, :, :, :20],
+        torch.tensor([1, 2, 0]),
+        SaliencyMix(static_saliency=static_saliency),
+    )
+    monkeypatch.setattr(mixer, 'draw_lambda', lambda size, _: torch.full((size,), 0.75, dtype=torch.float64))
+    result = mixer.mix(images, partner=partner)
+    maps = dict(fine_grained=fine_grained_saliency, spectral_residual=spectral_residual)[static_saliency](images)
+    for i, j in enumerate(partner.tolist()):
+        row, column = divmod(int(maps[j].argmax()), 20)
+        expected = torch.ones(32, 20, dtype=torch.bool)
+        expected[max(row - 8, 0) : row + 8, max(column - 5, 0) : column + 5] = False
+        assert torch.equal(result.mask[i].view(32, 20), expected), i
+        assert torch.equal(result.images[i, :, row, column], images[j, :, row, column])
+
+
+def test_one_box_can_serve_the_batch_as_the_authors_code_does(images):
+    partner, generator = torch.tensor([1, 2, 3, 0]), torch.Generator().manual_seed(0)
+    shared = SaliencyMix(shared_box=True).mix(images, generator=generator, partner=partner).mask
+    single = SaliencyMix().mix(images, generator=generator.manual_seed(0), partner=partner).mask
+    assert torch.equal(shared, single[:1].expand(4, -1)) and not torch.equal(single[0], single[1])
+
+
+@pytest.mark.parametrize(
+    ('kwargs', 'message'),
+    [
+        (
+            dict(static_saliency='sobel'),
+            r"static_saliency='sobel' must be one of \('fine_grained', 'spectral_residual'\)",
+        ),
+        (dict(shared_box=True, per_image=True), 'remove per_image=True'),
+    ],
+)
+def test_saliencymix_names_what_it_refuses(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        SaliencyMix(**kwargs)
