@@ -2,7 +2,7 @@
 
 from .attentivemix import AttentiveMix
 from .base import MixedPass, Mixer, MixResult, TrainingBatch
-from .boxes import DrawnMaskMixer, OACutMix, SaliencyMix
+from .boxes import OACutMix, SaliencyMix
 from .drawn_masks import DrawnMaskMixer, FMix, GridMix, SmoothMix
 from .losers import SalientBlur, SwapImages
 from .mask_mixer import MaskMixer

@@ -23,7 +23,7 @@ from ...utils.numbers import check_number
 from ..evaluation_mode import evaluation_mode
 from ..vision_encoders import PatchScores
 from .base import MixedPass, MixResult
-from .boxes import DrawnMaskMixer
+from .drawn_masks import DrawnMaskMixer
 from .mask_mixer import MaskMixer
 
 
@@ -53,10 +53,11 @@ class TransMix(DrawnMaskMixer):
         self.area_weight = area_weight
 
     def draw_pixels(
-        self, share: Tensor, size: tuple[int, int], device: torch.device, generator: torch.Generator | None
+        self, count: int, size: tuple[int, int], device: torch.device, generator: torch.Generator | None
     ) -> Tensor:
         """CutMix' box, [N, H, W] bool."""
-        return box_mask(share, random_centers(len(share), size, generator, device), size)
+        share = self.draw_lambda(count, generator)
+        return box_mask(share, random_centers(count, size, generator, device), size)
 
     def after_pass(self, result: MixResult, seen: MixedPass) -> tuple[MixResult, dict[str, Tensor]]:
         """The label of the attention, blended with that of the area."""
