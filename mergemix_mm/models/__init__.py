@@ -1,13 +1,28 @@
 """Models and their parts, registered with MMEngine and MMPretrain."""
 
-from .backbones import MultiBackbone, ToMeVisionTransformer, TokenMap
-from .batch_augments import AttentiveMix, FMix, GridMix, MergeMix, MixPro, MixResult, OACutMix, SaliencyMix, SalientBlur, SmoothMix, SwapImages, TdAttenMix, TransMix, mix_batch
+from .backbones import MultiBackbone, TokenMap, ToMeVisionTransformer
+from .batch_augments import (
+    AttentiveMix,
+    FMix,
+    GridMix,
+    MergeMix,
+    MixPro,
+    MixResult,
+    OACutMix,
+    SaliencyMix,
+    SalientBlur,
+    SmoothMix,
+    SwapImages,
+    TdAttenMix,
+    TransMix,
+    mix_batch,
+)
 from .classifiers import MixupClassifier
 from .heads import AnswerScores, SFTHead, SimPOHead
 from .losses import AIALoss, SimPOLoss
 from .necks import EmbeddingMixNeck, SimpleFeaturePyramid
 from .tuners import CanvasMix, UnifiedTuner, VLMTuner, mix_canvases
-from .vlms import Emu3Model, HFVisionLanguageModel, JanusModel, SphinxModel, VLMDataPreprocessor, VisionLanguageModel
+from .vlms import Emu3Model, HFVisionLanguageModel, JanusModel, SphinxModel, VisionLanguageModel, VLMDataPreprocessor
 
 __all__ = [
     'AIALoss',
