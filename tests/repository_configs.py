@@ -38,6 +38,23 @@ def parametrize(files):
     return pytest.mark.parametrize('path', files, ids=[path.stem for path in files])
 
 
+def read_once(patch):
+    """Let MMEngine parse each config of the repository once, not once for each config that inherits it."""
+    # Reading all metafiles of MMPretrain again for each `mmpretrain::` base.
+    patch.setattr(config_utils, 'load', cache(config_utils.load))
+    parse, parsed = Config._file2dict, {}
+
+    def parse_once(filename, *args, **kwargs):
+        if not Path(filename).resolve().is_relative_to(CONFIGS):
+            return parse(filename, *args, **kwargs)
+        key = repr((filename, args, kwargs))
+        if key not in parsed:
+            parsed[key] = parse(filename, *args, **kwargs)
+        return deepcopy(parsed[key])
+
+    patch.setattr(Config, '_file2dict', staticmethod(parse_once))
+
+
 @cache
 def _load(path):
     return Config.fromfile(path)
@@ -67,8 +84,7 @@ def quick_mmengine():
     with pytest.MonkeyPatch.context() as patch:
         # Laying out the text of the configs that every Runner writes down, several times each.
         patch.setattr('yapf.yapflib.yapf_api.FormatCode', lambda text, **_: (text, True))
-        # Reading all metafiles of MMPretrain again for each `mmpretrain::` base.
-        patch.setattr(config_utils, 'load', cache(config_utils.load))
+        read_once(patch)
         # Asking compilers for their versions.
         patch.setattr(Runner, '_log_env', lambda *_: None)
         yield

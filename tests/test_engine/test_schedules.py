@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.config import Config
-from mmengine.config import utils as config_utils
 from mmengine.optim import OptimWrapper
 from mmengine.registry import PARAM_SCHEDULERS
+from repository_configs import read_once
 from torch import nn
 
 from mergemix_mm import config_path
@@ -32,7 +32,7 @@ def read(path):
 @pytest.fixture(scope='module', autouse=True)
 def quick_bases():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(config_utils, 'load', cache(config_utils.load))  # The metafiles of MMPretrain and MMDetection.
+        read_once(patch)
         yield
 
 
