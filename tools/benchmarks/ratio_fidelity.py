@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from lib.digit_mixes import measure_clean_against_mixed, measure_saliency, mix_all_ways, score
+from lib.digit_mixes import measure_clean_against_mixed, measure_kinds, measure_saliency, mix_all_ways, score
 from lib.digits import Digits, build_classifier, predict, train
 from lib.measure import add_common_arguments, prepare, write_json
 from torch import Tensor, nn
@@ -106,8 +106,8 @@ def main(argv: Sequence[str] | None = None) -> dict:
         argv (Sequence[str], optional): The command line. Defaults to that of the process.
 
     Returns:
-        dict: ``fidelity``, ``saliency`` and ``clean_against_mixed``, one dictionary per row of the tables, and
-            ``accuracy``.
+        dict: ``fidelity``, ``saliency``, ``kinds`` and ``clean_against_mixed``, one dictionary per row of the tables,
+            and ``accuracy``.
     """
     args = parse_args(argv)
     prepare(args)
@@ -125,6 +125,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
         accuracy=accuracy,
         fidelity=measure_fidelity(encoder, test, args),
         saliency=measure_saliency(encoder, test, args),
+        kinds=measure_kinds(encoder, test, args),
         clean_against_mixed=measure_clean_against_mixed(encoder, test, args),
     )
     _print_tables(results, len(test.images))
@@ -174,6 +175,12 @@ def _print_tables(results: dict, num_images: int) -> None:
         for row in results['saliency']
     ]
     print(markdown_table(('layer', 'saliency', 'mass on the digit', "digit's area", 'digit in top 20%', *names), rows))
+    print('\nWhich saliency: does it find the digit, and do labels by its visible share match the mixed image?\n')
+    columns = dict(
+        mass_on_digit='mass on the digit', digit_in_top20='digit in top 20%', ratio_error='|ratio - visible share|'
+    )
+    rows = [(row['layer'], row['saliency'], *(_with_error(row[key]) for key in columns)) for row in results['kinds']]
+    print(markdown_table(('layer', 'saliency', *columns.values()), rows))
     print('\nSaliency on clean and on mixed images, on the patches that the image keeps\n')
     rows = [
         (row['arm'], row['images'], *(_with_error(row.get(key)) for key in agreement))

@@ -11,6 +11,7 @@ import torch
 from mmpretrain.models.utils.batch_augments import CutMix
 from torch import Tensor, nn
 
+from mergemix_mm.evaluation.localization import mass_on_object, object_in_top, object_share
 from mergemix_mm.functional import (
     area_ratio,
     attention_ratio,
@@ -20,7 +21,7 @@ from mergemix_mm.functional import (
     sample_lambda,
     topk_mask,
 )
-from mergemix_mm.models.vision_encoders import PatchScores, build_vision_encoder, score_patches
+from mergemix_mm.models.vision_encoders import SALIENCIES, PatchScores, build_vision_encoder, score_patches
 
 from .digits import Digits
 
@@ -32,20 +33,22 @@ MIN_KEPT = 8
 
 @torch.no_grad()
 def score(
-    encoder: nn.Module, images: Tensor, num_merge: int | None, layer: int | None, prop_attn: bool = True
+    encoder: nn.Module,
+    images: Tensor,
+    num_merge: int | None,
+    layer: int | None,
+    prop_attn: bool = True,
+    saliency: str = 'attention',
 ) -> PatchScores:
     """The scoring pass of MergeMix over images [N, 3, H, W] at once."""
-    return score_patches(build_vision_encoder(encoder), images, num_merge, layer, prop_attn=prop_attn)
+    return score_patches(
+        build_vision_encoder(encoder), images, num_merge, layer, prop_attn=prop_attn, saliency=saliency
+    )
 
 
 def copied(scores: PatchScores) -> Tensor:
     """The saliency [N, L'] if each patch had the whole attention of its group instead of its part of it."""
     return scores.saliency * scores.groups.restore(scores.groups.size)[:, scores.num_prefix_tokens :]
-
-
-def ink_of(masks: Tensor, grid: tuple[int, int]) -> Tensor:
-    """The share of ink in every patch: masks [N, H, W] bool -> [N, L']."""
-    return nn.functional.adaptive_avg_pool2d(masks.float()[:, None], grid).flatten(1)
 
 
 def visible_ink(masks: Tensor, partner_masks: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
@@ -176,19 +179,45 @@ def measure_saliency(encoder: nn.Module, test: Digits, args: argparse.Namespace)
                 encoder, test.images, args.num_merge, layer, prop_attn=False
             ).saliency,
         }
-        ink = ink_of(test.masks, plain.grid)
+        ink = object_share(test.masks, plain.grid)
         for name, saliency in ways.items():
-            mass = saliency / saliency.sum(dim=1, keepdim=True)
             row = dict(
                 layer=layer,
                 saliency=name,
-                mass_on_digit=_mean_and_error((mass * ink).sum(dim=1)),
+                mass_on_digit=_mean_and_error(mass_on_object(saliency, ink)),
                 area_of_digit=float(ink.mean()),
-                digit_in_top20=_mean_and_error((ink * topk_mask(saliency, 0.2)).sum(dim=1) / ink.sum(dim=1)),
+                digit_in_top20=_mean_and_error(object_in_top(saliency, ink)),
             )
             if name != 'no merging':
                 row |= _agreement(plain.saliency, saliency)
             rows.append(row)
+    return rows
+
+
+def measure_kinds(encoder: nn.Module, test: Digits, args: argparse.Namespace) -> list[dict]:
+    """Measure for each layer and kind of saliency whether it finds the digit, and whether its labels match the mix."""
+    rows = []
+    for layer in range(2, len(build_vision_encoder(encoder).layers) + 1):
+        for kind in SALIENCIES:
+            found = score(encoder, test.images, args.num_merge, layer, saliency=kind)
+            ink = object_share(test.masks, found.grid)
+            generator = torch.Generator().manual_seed(args.seed)  # All rows mix the same pairs with the same lambdas.
+            errors = []
+            for _ in range(args.repeats):
+                partner = derangement(len(test.images), generator)
+                mask = topk_mask(found.saliency, sample_lambda(args.alpha, len(test.images), generator))
+                kept = to_pixels(mask, found.grid, tuple(test.images.shape[-2:]))
+                own, other = visible_ink(test.masks, test.masks[partner], kept)
+                errors.append((attention_ratio(found.saliency, partner, mask) - own / (own + other)).abs())
+            rows.append(
+                dict(
+                    layer=layer,
+                    saliency=kind,
+                    mass_on_digit=_mean_and_error(mass_on_object(found.saliency, ink)),
+                    digit_in_top20=_mean_and_error(object_in_top(found.saliency, ink)),
+                    ratio_error=_mean_and_error(torch.stack(errors).nanmean(dim=0)),
+                )
+            )
     return rows
 
 
@@ -217,7 +246,7 @@ def measure_clean_against_mixed(encoder: nn.Module, test: Digits, args: argparse
         mixed = torch.where(own.unsqueeze(1), test.images, test.images[partner])
         saliency = score(encoder, mixed, 0, args.layer).saliency
         # Patches that a box of CutMix cuts belong to both images and are left out.
-        mask = ink_of(own, clean.grid) == 1
+        mask = object_share(own, clean.grid) == 1
         rows.append(dict(arm=name, **_masked_agreement(clean.saliency, saliency, mask)))
     return rows
 
