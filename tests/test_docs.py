@@ -193,7 +193,7 @@ def test_a_config_pasted_into_a_file_trains(block, home, stand_in, tmp_path, mon
     assert runner.iter == 2 and all(map(torch.isfinite, map(torch.tensor, losses)))
 
 
-@pytest.mark.parametrize('method', ['mergemix', 'mixed_simpo', 'aia', 'sphinx'])
+@pytest.mark.parametrize('method', ['mergemix', 'mixing_rivals', 'mixed_simpo', 'aia', 'sphinx'])
 def test_every_method_has_a_complete_config_without_downloads(method):
     blocks = BLOCK.findall((ROOT / f'docs/methods/{method}.md').read_text())
     assert any('config_path' in block and not any(name in block for name in HUB) for block in blocks)

@@ -322,7 +322,10 @@ def test_an_encoder_that_cannot_score_is_refused_before_training():
         (dict(num_merge=-1), 'num_merge=-1'),
         (dict(inflection=2), 'inflection=2'),
         (dict(mask='best'), r"mask='best' must be one of \('mergemix', 'topk', 'random', 'inverse'\)"),
-        (dict(saliency='value'), r"MergeMix: saliency='value' must be one of \('attention', 'value_norm', 'mean'\)"),
+        (
+            dict(saliency='value'),
+            r"MergeMix: saliency='value' must be one of \('attention', 'value_norm', 'mean', 'received'\)",
+        ),
         (dict(ratio='mean'), r"ratio='mean' must be one of \('area', 'attention', 'gaussian'\)"),
     ],
 )
