@@ -2,7 +2,8 @@
 
 import argparse
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
@@ -227,16 +228,18 @@ def measure_arms(args: argparse.Namespace, arms: dict[str, Arm]) -> list[dict]:
         print(f'memory of: {name}', flush=True)
         low, high = ratio_range(times[name], times[REFERENCE])
         ran, scored = (function and kernels(function, args.device) for function in (one_step, scorers.get(name)))
+        with counted_passes(arms[name].model) as passes:
+            peak = peak_memory(one_step, args.device)
         rows.append(
             dict(
                 arm=name,
-                passes=count_passes(arms[name].model, one_step),
+                passes=len(passes),
                 seconds=statistics.median(times[name]),
                 ratio=median_ratio(times[name], times[REFERENCE]),
                 ratio_low=low,
                 ratio_high=high,
                 scoring_seconds=statistics.median(scoring[name]) if name in scoring else None,
-                peak_mb=peak_memory(one_step, args.device),
+                peak_mb=peak,
                 kernels=ran and ran[0],
                 kernel_seconds=ran and ran[1],
                 scoring_kernel_seconds=scored and scored[1],
@@ -246,15 +249,15 @@ def measure_arms(args: argparse.Namespace, arms: dict[str, Arm]) -> list[dict]:
     return rows
 
 
-def count_passes(model: nn.Module, function: Callable[[], object]) -> int:
-    """How often a call sends images through the backbone of a model, whole or up to the scored layer."""
-    calls: list[int] = []
-    handle = model.backbone.patch_embed.register_forward_hook(lambda *_: calls.append(1))
+@contextmanager
+def counted_passes(model: nn.Module) -> Iterator[list]:
+    """A list that gets an item for each pass of images through the backbone, whole or up to the scored layer."""
+    passes: list[None] = []
+    handle = model.backbone.patch_embed.register_forward_hook(lambda *_: passes.append(None))
     try:
-        function()
+        yield passes
     finally:
         handle.remove()
-    return len(calls)
 
 
 def measure_steps(args: argparse.Namespace) -> list[dict]:

@@ -44,6 +44,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         'forward passes, backward pass and AdamW update. The tower is frozen; projector and language model train. '
         'Memory is that of torch tensors, above weights, gradients and optimizer state.',
     )
+    parser.add_argument(
+        '--mixers', nargs='+', choices=MIXERS, default=list(MIXERS), help='to measure beside the release (default: all)'
+    )
     parser.add_argument('--batch-size', type=int, default=4, help='(default: %(default)s)')
     parser.add_argument('--image-size', type=int, default=224, help='in pixels, patches of 16 (default: %(default)s)')
     parser.add_argument('--prompt', type=int, default=40, help='prompt tokens (default: %(default)s)')
@@ -74,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict]:
     config = small_llava(**{key: getattr(args, key) for key in TINY_LLAVA})
     batch = random_conversations(config, args.batch_size, args.prompt, args.answer)
     sft = build_llava(dict(type='HFVisionLanguageModel', config=config))
-    tuners = {f'SFT + SimPO, {name}': build_llava(sft.vlm, mixer) for name, mixer in MIXERS.items()}
+    tuners = {f'SFT + SimPO, {name}': build_llava(sft.vlm, MIXERS[name]) for name in args.mixers}
     losses = {name: partial(llava_losses, tuner) for name, tuner in ({SFT: sft} | tuners).items()}
     losses[DETACHED] = partial(llava_losses, build_llava(sft.vlm, MIXERS['MergeMix'], detach_loser=True))
     release = partial(release_llava_losses, build_llava(sft.vlm, ForkScoring()))
