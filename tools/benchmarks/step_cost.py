@@ -2,7 +2,7 @@
 
 import argparse
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -201,8 +201,18 @@ def rivals(args: argparse.Namespace) -> dict[str, Arm]:
     return augment_arms(augments, args)
 
 
-def measure_arms(args: argparse.Namespace, arms: dict[str, Arm]) -> list[dict]:
-    """Time, peak memory and passes of a step of each arm, with the same images."""
+def measure_arms(args: argparse.Namespace, arms: dict[str, Arm], optional: Collection[str] = ()) -> list[dict]:
+    """Time, peak memory and passes of a step of each arm, with the same images.
+
+    Args:
+        args (argparse.Namespace): The options.
+        arms (dict[str, Arm]): By name; one of them is the reference.
+        optional (Collection[str]): Arms that are left out, with a line that says why, if they refuse the images.
+            Defaults to none.
+
+    Returns:
+        list[dict]: a row for each arm.
+    """
     images = torch.randn(args.batch_size, 3, args.image_size, args.image_size, device=args.device)
     samples = [DataSample().set_gt_label(i % NUM_CLASSES).to(args.device) for i in range(args.batch_size)]
 
@@ -219,9 +229,15 @@ def measure_arms(args: argparse.Namespace, arms: dict[str, Arm]) -> list[dict]:
             arm.score(images)
 
     steps = {name: partial(step, arm) for name, arm in arms.items()}
+    for name in optional:
+        try:
+            steps[name]()
+        except ValueError as error:
+            print(f'{name} is not measured: {error}', flush=True)
+            del steps[name]
     options = dict(device=args.device, clock=args.clock)
     times = interleaved_times(steps, args.rounds, **options)
-    scorers = {name: partial(score, arm) for name, arm in arms.items() if arm.score is not None}
+    scorers = {name: partial(score, arms[name]) for name in steps if arms[name].score is not None}
     scoring = interleaved_times(scorers, args.rounds, **options)
     rows = []
     for name, one_step in steps.items():
@@ -272,7 +288,8 @@ def measure_schemes(args: argparse.Namespace) -> list[dict]:
 
 def measure_rivals(args: argparse.Namespace) -> list[dict]:
     """Every registered mixer."""
-    return measure_arms(args, rivals(args))
+    arms = rivals(args)
+    return measure_arms(args, arms, optional=set(arms) - set(LIBRARY))
 
 
 def measure_scoring(args: argparse.Namespace) -> list[dict]:

@@ -79,8 +79,9 @@ def run_layers(
             recording.read(number, query, key, value, groups, prop_attn)
         attended = layer.attend(query, key, value, _log_size(groups, query) if prop_attn else None)
         x = layer.add_attention(x, attended.transpose(1, 2).flatten(2))
-        if num_merge:
-            metric = key.detach().mean(dim=1)
+        metric = key.detach().mean(dim=1) if num_merge else None
+        del query, key, value, attended  # Memory is highest in the feed-forward, which needs none of them.
+        if metric is not None:
             match = bipartite_soft_matching(metric, num_merge, num_prefix_tokens)
             x, groups = merge_tokens(x, groups, match)
         x = layer.feed_forward(x)
