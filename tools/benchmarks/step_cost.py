@@ -77,6 +77,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--patch-size', type=int, default=16, help='in pixels (default: %(default)s)')
     parser.add_argument('--num-merge', type=int, help='patches that are merged in scoring (default: half of them)')
     parser.add_argument('--layers', type=int, nargs='+', default=[6, 9, 12], help='scored layers (default: 6 9 12)')
+    parser.add_argument(
+        '--mixers', nargs='+', choices=registered_mixers(), default=registered_mixers(), help='of rivals (default: all)'
+    )
     parser.add_argument('--rounds', type=int, default=7, help='steps per arm (default: %(default)s)')
     parser.add_argument(
         '--memory-sizes',
@@ -188,14 +191,18 @@ def schemes(args: argparse.Namespace) -> dict[str, Arm]:
     return arms
 
 
+def registered_mixers() -> list[str]:
+    """Names of the augments of MMPretrain, and of every mixer that is registered and not made for losers."""
+    own = (name for name, kind in BATCH_AUGMENTS.module_dict.items() if issubclass(kind, Mixer))
+    return [*LIBRARY, *(name for name in own if BATCH_AUGMENTS.get(name).__module__ != losers.__name__)]
+
+
 def rivals(args: argparse.Namespace) -> dict[str, Arm]:
-    """Every mixer that is registered and not made for losers, with its defaults; what cannot be built is printed."""
-    augments: dict[str, Callable | dict | None] = dict(LIBRARY)
-    for name, kind in BATCH_AUGMENTS.module_dict.items():
-        if not issubclass(kind, Mixer) or kind.__module__ == losers.__name__:
-            continue
+    """The chosen mixers with their defaults, beside the reference. What cannot be built is printed."""
+    augments: dict[str, Callable | dict | None] = {}
+    for name in dict.fromkeys((REFERENCE, *args.mixers)):
         try:
-            augments[name] = BATCH_AUGMENTS.build(dict(type=name))
+            augments[name] = BATCH_AUGMENTS.build(dict(LIBRARY.get(name, dict(type=name))))
         except (ImportError, TypeError, ValueError) as error:
             print(f'{name} is not measured: {error}', flush=True)
     return augment_arms(augments, args)
@@ -289,7 +296,7 @@ def measure_schemes(args: argparse.Namespace) -> list[dict]:
 def measure_rivals(args: argparse.Namespace) -> list[dict]:
     """Every registered mixer."""
     arms = rivals(args)
-    return measure_arms(args, arms, optional=set(arms) - set(LIBRARY))
+    return measure_arms(args, arms, optional=set(arms) - {REFERENCE})
 
 
 def measure_scoring(args: argparse.Namespace) -> list[dict]:
