@@ -137,7 +137,7 @@ $(RUNTIME_DONE): requirements/runtime.txt setup.py pyproject.toml $(TORCH_DONE)
 	@$(PY) -c 'import cv2' 2>/dev/null || $(PIP) install --force-reinstall --no-deps opencv-python-headless
 	@touch $@
 
-TESTS_REQUIREMENTS := $(foreach name,optional detection quantization docs tests,requirements/$(name).txt)
+TESTS_REQUIREMENTS := $(foreach name,optional detection quantization puzzlemix docs tests,requirements/$(name).txt)
 $(TESTS_DONE): $(TESTS_REQUIREMENTS) $(RUNTIME_DONE)
 	@echo '==> installing the test requirements'
 	@rm -f $(STAMPS)/tests-*

@@ -135,8 +135,11 @@ def test_its_metadata_are_those_of_the_repository(wheel):
     assert metadata['License-Expression'] == 'Apache-2.0'
     assert metadata.get_payload().startswith('# mergemix_mm')
     required = [Requirement(line) for line in metadata.get_all('Requires-Dist')]
-    extras = {'': {'runtime'}, **{name: {name} for name in ('optional', 'detection', 'quantization', 'docs')}}
-    extras['tests'] = {'optional', 'detection', 'quantization', 'docs', 'tests'}
+    extras = {
+        '': {'runtime'},
+        **{name: {name} for name in ('optional', 'detection', 'quantization', 'puzzlemix', 'docs')},
+    }
+    extras['tests'] = {'optional', 'detection', 'quantization', 'puzzlemix', 'docs', 'tests'}
     assert set(metadata.get_all('Provides-Extra')) == set(extras) - {''}
     for extra, names in extras.items():
         found = {f'{one.name}{one.specifier}' for one in required if f'"{extra}"' in f'{one.marker or chr(34) * 2}'}

@@ -3,6 +3,7 @@
 from .blocks import block_mask, draw_side, extreme_blocks, shift_patches
 from .coordinates import CoordinateError, format_boxes, format_phrase, parse_boxes, parse_family_boxes, parse_phrases
 from .embedding_mix import as_grid, mix_embeddings, resample_grid
+from .guided_mix import greedy_cycle, saliency_share
 from .interaction import aia_loss, attention_with_intensity, interaction_intensity
 from .masks import box_mask, cell_mask, cells_to_pixels, fourier_mask, grid_mask, hole_mask, random_centers, spot_mask
 from .mixing import (
@@ -18,6 +19,7 @@ from .mixing import (
 )
 from .perturbation import fgsm, hide_patches, pgd
 from .preference import answer_logps, simpo_loss
+from .puzzle_mix import MaskCosts, mask_costs, move_cells, transport_costs
 from .regions import random_blocks, region_means, visible_scores
 from .relabel import mixed_attention_ratio, nearest_mask, progressive_ratio
 from .resize import resize
@@ -42,6 +44,7 @@ from .weight_mix import mix_tensors, mix_weights
 
 __all__ = [
     'CoordinateError',
+    'MaskCosts',
     'Matching',
     'TokenGroups',
     'aia_loss',
@@ -69,10 +72,12 @@ __all__ = [
     'fourier_mask',
     'gaussian_ratio',
     'gaussian_smooth',
+    'greedy_cycle',
     'grid_mask',
     'hide_patches',
     'hole_mask',
     'interaction_intensity',
+    'mask_costs',
     'merge_schedule',
     'merge_tokens',
     'mix_embeddings',
@@ -81,6 +86,7 @@ __all__ = [
     'mix_tensors',
     'mix_weights',
     'mixed_attention_ratio',
+    'move_cells',
     'nearest_mask',
     'parse_boxes',
     'parse_family_boxes',
@@ -96,6 +102,7 @@ __all__ = [
     'resample_grid',
     'resize',
     'restore_attention',
+    'saliency_share',
     'sample_lambda',
     'shift_patches',
     'simpo_loss',
@@ -105,5 +112,6 @@ __all__ = [
     'square_padding',
     'top_down_saliency',
     'topk_mask',
+    'transport_costs',
     'visible_scores',
 ]

@@ -16,11 +16,13 @@ _LUMA = (0.299, 0.587, 0.114)
 _SURROUNDS = (12, 24, 48, 28, 56, 112)
 
 
-def spectral_residual(images: Tensor, side: int = 64, sigma: float = 8.0) -> Tensor:
+def spectral_residual(
+    images: Tensor, side: int = 64, sigma: float = 8.0, radius: int | None = None, power: float = 2.0
+) -> Tensor:
     """What the spectrum of an image has beyond its own smooth course: the spectral residual (Hou and Zhang, 2007).
 
     With the amplitude A and the phase P of the spectrum of the image in grey, and a mean h over 3 x 3 frequencies:
-    R = log A - h * log A, and S = g * |F^-1(exp(R + i P))|^2, where g is a Gaussian.
+    R = log A - h * log A, and S = g * |F^-1(exp(R + i P))|^power, where g is a Gaussian.
 
     Args:
         images (Tensor): [B, 3, H, W] in the order red, green, blue, or [B, 1, H, W] in grey; any floating dtype.
@@ -28,6 +30,8 @@ def spectral_residual(images: Tensor, side: int = 64, sigma: float = 8.0) -> Ten
             Images that are smaller stay as they are. Defaults to 64, the paper's.
         sigma (float): Standard deviation of g in pixels of the smaller image; 0 leaves g out. Defaults to 8.0, the
             paper's.
+        radius (int, optional): See :func:`gaussian_smooth`. Defaults to None.
+        power (float): Defaults to 2.0, the paper's; GuidedMixup takes 1.
 
     Returns:
         Tensor: [B, H, W] float32, >= 0, with maximum 1; all 0 for black images.
@@ -41,9 +45,9 @@ def spectral_residual(images: Tensor, side: int = 64, sigma: float = 8.0) -> Ten
     # Spectra are periodic, so each frequency has eight neighbours.
     steps = (-1, 0, 1)
     mean = torch.stack([log.roll((down, across), dims=(1, 2)) for down in steps for across in steps]).mean(dim=0)
-    found = torch.fft.ifft2(spectrum / amplitude * (log - mean).exp()).abs().square()
+    found = torch.fft.ifft2(spectrum / amplitude * (log - mean).exp()).abs().pow(power)
     if sigma:
-        found = gaussian_smooth(found, sigma)
+        found = gaussian_smooth(found, sigma, radius)
     return _to_peak_one(resize(found[:, None], images.shape[-2:])[:, 0].clamp(min=0))
 
 
@@ -80,12 +84,14 @@ def fine_grained_saliency(images: Tensor) -> Tensor:
     return _to_peak_one(_to_peak_one(on) + _to_peak_one(off))
 
 
-def gaussian_smooth(maps: Tensor, sigma: float) -> Tensor:
-    """Gaussian mean of maps [B, H, W] over all pixels, with weights that sum to 1 at the border as well.
+def gaussian_smooth(maps: Tensor, sigma: float, radius: int | None = None) -> Tensor:
+    """Gaussian mean of maps [B, H, W], with weights that sum to 1 at the border as well.
 
     Args:
         maps (Tensor): [B, H, W] float32.
         sigma (float): Standard deviation in pixels, > 0.
+        radius (int, optional): Leave pixels out that are further away along rows or columns. A radius that is not
+            several times sigma makes the Gaussian narrower. Defaults to None: all pixels count.
 
     Returns:
         Tensor: [B, H, W] float32.
@@ -94,6 +100,8 @@ def gaussian_smooth(maps: Tensor, sigma: float) -> Tensor:
     for length in maps.shape[-2:]:
         place = torch.arange(length, device=maps.device, dtype=torch.float32)
         row = (-0.5 * ((place[:, None] - place) / sigma).square()).exp()
+        if radius is not None:
+            row = row * _within(length, radius, maps.device)
         weights.append(row / row.sum(dim=1, keepdim=True))
     return _along_both(maps, *weights)
 

@@ -4,10 +4,12 @@ from .attentivemix import AttentiveMix
 from .base import MixedPass, Mixer, MixResult, TrainingBatch
 from .boxes import OACutMix, SaliencyMix
 from .drawn_masks import DrawnMaskMixer, FMix, GridMix, SmoothMix
+from .guided_mix import GuidedMix
 from .losers import SalientBlur, SwapImages
 from .mask_mixer import MaskMixer
 from .mergemix import MergeMix
 from .mix_batch import AugmentMixer, as_mixer, mix_batch
+from .puzzle_mix import PuzzleMix
 from .relabel import MixPro, TransMix
 from .smmix import SMMix
 from .tdattenmix import TdAttenMix
@@ -19,6 +21,7 @@ __all__ = [
     'DrawnMaskMixer',
     'FMix',
     'GridMix',
+    'GuidedMix',
     'MaskMixer',
     'MergeMix',
     'MixPro',
@@ -26,6 +29,7 @@ __all__ = [
     'MixedPass',
     'Mixer',
     'OACutMix',
+    'PuzzleMix',
     'SMMix',
     'SaliencyMix',
     'SalientBlur',
