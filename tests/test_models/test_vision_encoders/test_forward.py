@@ -36,7 +36,11 @@ def plain_scores(model, images, schedule, layer, saliency='attention'):
         maps = logits.softmax(-1)
         if number == layer or saliency == 'mean':
             seen = maps * v.norm(dim=-1).unsqueeze(2) if saliency == 'value_norm' else maps
-            row = seen[:, :, 0].mean(1) if prefix else (seen.mean(1) * groups.size.unsqueeze(-1)).sum(1)
+            votes = groups.size.clone()
+            if saliency == 'received':
+                votes[:, :prefix] = 0  # Patches only.
+            one = prefix and saliency != 'received'
+            row = seen[:, :, 0].mean(1) if one else (seen.mean(1) * votes.unsqueeze(-1)).sum(1)
             row = row / row.sum(1, keepdim=True)
             restored.append(groups.restore(row / groups.size))
             torch.testing.assert_close(restored[-1].sum(1), torch.ones(len(x)))
