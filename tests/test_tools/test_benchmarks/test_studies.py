@@ -141,6 +141,18 @@ def test_ratio_fidelity_measures_every_way_and_every_saliency(load, tmp_path, ca
     assert 'Ratio fidelity' in capsys.readouterr().out
 
 
+def test_the_frontier_has_no_pass_that_another_one_beats(load, tmp_path):
+    frontier, path = load('scoring_frontier'), tmp_path / 'frontier.json'
+    a, b, c, d = (frontier.Pass(3, merged, 1.0) for merged in (0.0, 0.1, 0.2, 0.3))
+    errors, times = {a: 0.1, b: 0.2, c: 0.2, d: 0.2}, {a: 1.0, b: 0.5, c: 0.6, d: 0.5}
+    assert frontier.frontier(errors, times) == {a, b, d}
+
+    rows = frontier.main(['--quick', '--threads', '1', '--output', str(path)])['passes']
+    assert len(rows) == len(frontier.PASSES) == 3 * (1 + 3 + 4 + 4) and any(row['frontier'] for row in rows)
+    assert [row['difference'] for row in rows if row['today']] == [0]
+    assert json.loads(path.read_text())['passes'] == rows
+
+
 # AIA.
 
 

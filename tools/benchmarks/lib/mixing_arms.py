@@ -55,7 +55,19 @@ CLEAN = {'model.clean_weight': 1.0}
 RELEASED = {**MERGED_BACKBONE, 'model.base_augment': MIXUP, 'model.ratio_reduce': 'batch_mean'}
 
 # Mixers with the defaults of the package, as they are registered.
-RIVALS: tuple[str, ...] = ()
+RIVALS = (
+    'SmoothMix',
+    'GridMix',
+    'FMix',
+    'SaliencyMix',
+    'AttentiveMix',
+    'OACutMix',
+    'TransMix',
+    'TokenMix',
+    'SMMix',
+    'MixPro',
+    'TdAttenMix',
+)
 
 MIXES = {
     'none': Arm(None),
