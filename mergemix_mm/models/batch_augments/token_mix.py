@@ -121,4 +121,4 @@ class TokenMix(MaskMixer):
             )
         scores = logits.float().softmax(dim=1).unflatten(0, (size, -1))
         saliency = torch.einsum('blc,bc->bl', scores, batch.labels.float())
-        return PatchScores(saliency, TokenGroups.identity(*saliency.shape, saliency.device), grid, 0)
+        return PatchScores(saliency, TokenGroups.identity(len(saliency), saliency.size(1), saliency.device), grid, 0)

@@ -5,11 +5,12 @@ import torch
 from mmpretrain.registry import BATCH_AUGMENTS
 
 from mergemix_mm.functional import attention_ratio, mix_images, resize
-from mergemix_mm.models import MergeMix, SalientBlur, SwapImages
+from mergemix_mm.models import MergeMix, OACutMix, SalientBlur, SwapImages
 from mergemix_mm.models.batch_augments import Mixer, MixResult
 from mergemix_mm.models.tuners import mix_canvases
 from mergemix_mm.models.vision_encoders import ADAPTERS
 from mergemix_mm.models.vision_encoders.mmpretrain import MMPretrainEncoder
+from mergemix_mm.visualization import draw_mixed_samples
 
 
 def draw(*sizes: tuple[int, int]) -> list[torch.Tensor]:
@@ -121,6 +122,18 @@ def test_each_image_is_scored_once_at_its_own_size(any_size, monkeypatch):
         assert (
             [len(mask) for mask in result.mask] == [len(saliency) for saliency in result.saliency] == [16, 15, 16, 12]
         )
+
+
+def test_masks_on_the_pixels_keep_their_grid_beside_that_of_the_saliency(any_size):
+    canvases = draw(*ANY)
+    torch.manual_seed(0)
+    result = mix_canvases(OACutMix(num_merge=0), canvases, torch.arange(4), any_size)
+    assert result.grid == ANY and result.saliency_grid == [(4, 4), (3, 5), (4, 4), (6, 2)]
+    for image, clean, mask, grid in zip(result.images, canvases, result.mask, result.grid, strict=True):
+        own = mask.view(grid)
+        assert torch.equal(image[:, own], clean[:, own])
+    assert 0 < torch.cat(result.mask).float().mean() < 1
+    assert draw_mixed_samples(result).ndim == 3
 
 
 @pytest.mark.parametrize('seed', range(3))
