@@ -22,7 +22,7 @@ def spectral_residual(
     """What the spectrum of an image has beyond its own smooth course: the spectral residual (Hou and Zhang, 2007).
 
     With the amplitude A and the phase P of the spectrum of the image in grey, and a mean h over 3 x 3 frequencies:
-    R = log A - h * log A, and S = g * |F^-1(exp(R + i P))|^power, where g is a Gaussian.
+    ``R = log A - h * log A``, and ``S = g * |F^-1(exp(R + i P))|^power``, where g is a Gaussian.
 
     Args:
         images (Tensor): [B, 3, H, W] in the order red, green, blue, or [B, 1, H, W] in grey; any floating dtype.
