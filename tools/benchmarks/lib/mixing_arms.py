@@ -61,6 +61,8 @@ RIVALS = (
     'FMix',
     'SaliencyMix',
     'AttentiveMix',
+    'GuidedMix',
+    'PuzzleMix',
     'OACutMix',
     'TransMix',
     'TokenMix',
