@@ -38,6 +38,7 @@ def draw_mixed_samples(
     max_rows: int = 8,
     channel_order: str = 'rgb',
     dpi: int = 110,
+    titles: Sequence[str] | None = None,
 ) -> np.ndarray:
     """Draw a row per image: clean, partner, saliency, mask and mixed, with the labels and their shares.
 
@@ -55,9 +56,12 @@ def draw_mixed_samples(
             image; with several batches, one such sequence (or None) for each. Defaults to None: the page then says
             'own' and 'partner'.
         classes (Sequence[str], optional): Class names. Defaults to None, which shows the indices.
-        max_rows (int): The most rows, counted over all batches. Defaults to 8.
+        max_rows (int): The most rows, counted over all batches; with `titles`, the batches share them evenly. Defaults
+            to 8.
         channel_order (str): ``'rgb'`` or ``'bgr'``, the order of the normalised images. Defaults to ``'rgb'``.
         dpi (int): Pixels per inch; an image is about 1.45 inches high. Defaults to 110.
+        titles (Sequence[str], optional): With several batches, a name for each, written beside its rows. Defaults to
+            None.
 
     Returns:
         np.ndarray: [H, W, 3] uint8, RGB.
@@ -75,8 +79,10 @@ def draw_mixed_samples(
     else:
         batches = [(result, labels)]
     rows: list[dict] = []
-    for batch, batch_labels in batches:
-        rows += _make_rows(batch, mean, std, batch_labels, classes, max_rows - len(rows), channel_order)
+    for (batch, batch_labels), title in zip(batches, titles or [''] * len(batches), strict=True):
+        count = max_rows - len(rows) if titles is None else max(max_rows // len(batches), 1)
+        made = _make_rows(batch, mean, std, batch_labels, classes, count, channel_order)
+        rows += [row | dict(title=title) for row in made]
     if not rows:
         raise ValueError('draw_mixed_samples: there is no mixed image to draw; pass at least one MixResult.')
     return figure_to_image(_make_figure(rows, dpi))
@@ -90,7 +96,10 @@ def _make_rows(batch, mean, std, labels, classes, max_rows, channel_order) -> li
     rows = []
     for index in range(min(size, max_rows)):
         partner = int(batch.partner[index])
-        row: dict[str, Any] = dict(ratio=float(batch.ratio[index]), own='own', other='partner')
+        ratio = float(batch.ratio[index])
+        partner_ratio = getattr(batch, 'partner_ratio', None)
+        other_share = 1 - ratio if partner_ratio is None else float(partner_ratio[index])
+        row: dict[str, Any] = dict(ratio=ratio, other_ratio=other_share, own='own', other='partner')
         if labels is not None:
             row.update(own=_name(labels[index], classes), other=_name(labels[partner], classes))
         if batch.clean is not None:
@@ -153,14 +162,15 @@ def _make_figure(rows: list[dict], dpi: int):
     cell_w = min(max(CELL_HEIGHT / steepness[0], 1.0), 3.0)
     cell_hs = np.clip(CELL_HEIGHT * steepness / steepness[0], 0.6, 3.0)
     caption, gap, heading, side = 0.32, 0.07, 0.3, 0.1
-    page_w = len(columns) * cell_w + (len(columns) - 1) * gap + 2 * side
+    first = side + 0.25 * any(row['title'] for row in rows)
+    page_w = len(columns) * cell_w + (len(columns) - 1) * gap + first + side
     page_h = heading + cell_hs.sum() + len(rows) * caption
 
     figure = Figure(figsize=(page_w, page_h), dpi=dpi, facecolor='white')
     grid = GridSpec(
         len(rows),
         len(columns),
-        left=side / page_w,
+        left=first / page_w,
         right=1 - side / page_w,
         top=1 - heading / page_h,
         bottom=caption / page_h,
@@ -173,6 +183,8 @@ def _make_figure(rows: list[dict], dpi: int):
         for place, column in enumerate(columns):
             axes = figure.add_subplot(grid[line, place])
             axes.set_axis_off()
+            if place == 0 and row['title']:
+                axes.text(-0.05, 0.5, row['title'], rotation=90, ha='right', va='center', transform=axes.transAxes)
             if line == 0:
                 title, colour = COLUMNS[column]
                 axes.set_title(title, fontsize=10, fontweight='bold', color=colour, pad=5)
@@ -183,19 +195,19 @@ def _make_figure(rows: list[dict], dpi: int):
 
 
 def _show(axes, column: str, row: dict) -> None:
-    from matplotlib.colors import ListedColormap
+    from matplotlib.colors import LinearSegmentedColormap
 
     if column == 'mask':
         axes.imshow(
             row['mask'],
-            cmap=ListedColormap([PARTNER_COLOUR, OWN_COLOUR]),
+            cmap=LinearSegmentedColormap.from_list('mask', [PARTNER_COLOUR, OWN_COLOUR]),  # Soft masks blend.
             vmin=0,
             vmax=1,
             interpolation='nearest',
             aspect='auto',
         )
         rows, cols = row['mask'].shape
-        if max(rows, cols) <= 32:
+        if max(rows, cols) <= 24:
             axes.vlines(np.arange(1, cols) - 0.5, -0.5, rows - 0.5, color='white', linewidth=0.4, alpha=0.5)
             axes.hlines(np.arange(1, rows) - 0.5, -0.5, cols - 0.5, color='white', linewidth=0.4, alpha=0.5)
     elif column == 'saliency':
@@ -220,7 +232,7 @@ def _caption_parts(column: str, row: dict) -> list[tuple[str, str]]:
         return [
             (f'{ratio:.2f} {row["own"]}', OWN_COLOUR),
             (' + ', TEXT_COLOUR),
-            (f'{1 - ratio:.2f} {row["other"]}', PARTNER_COLOUR),
+            (f'{row["other_ratio"]:.2f} {row["other"]}', PARTNER_COLOUR),
         ]
     return []
 

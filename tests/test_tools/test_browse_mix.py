@@ -69,6 +69,17 @@ def test_same_seed_gives_the_same_page_and_another_seed_another(browse_mix, conf
     assert pages[0] == pages[1] != pages[2]
 
 
+def test_several_augments_mix_the_same_images_in_a_row_each(browse_mix, config, tmp_path):
+    names = ['MergeMix', 'TransMix', 'TokenMix', 'SMMix', 'FMix']
+    with mock.patch.object(browse_mix, 'draw_mixed_samples', wraps=browse_mix.draw_mixed_samples) as draw:
+        browse_mix.main([str(config), '-o', str(tmp_path), '--num-images', '1', '--augments', *names])
+    (results,), options = draw.call_args
+    assert options['titles'] == names and options['max_rows'] == 5
+    assert all(torch.equal(result.clean, results[0].clean) for result in results)
+    # Labels that the mixed pass decides are final.
+    assert not torch.allclose(results[1].ratio, results[1].mask.float().mean(1))
+
+
 def test_weights_come_from_the_checkpoint(browse_mix, config, tmp_path, capsys):
     model = browse_mix.build_model(browse_mix.Config.fromfile(config), None)
     assert 'No --checkpoint given' in capsys.readouterr().out

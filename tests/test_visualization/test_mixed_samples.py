@@ -99,6 +99,14 @@ def test_several_batches_share_the_page():
     assert len(shown) == 2 * 6 + 3
 
 
+def test_batches_have_titles_and_share_the_rows_evenly_and_labels_need_not_sum_to_one():
+    first, second = _result()[0], _result()[0]
+    second.partner_ratio = torch.full_like(second.ratio, 0.1)
+    _, shown, _, captions = _draw([first, second], MEAN, STD, max_rows=2, titles=['FMix', 'TokenMix'])
+    assert len(shown) == 2 * 6  # The saliency lies over the image.
+    assert captions[-1] == '0.10 partner' and captions[5] == '0.25 partner'
+
+
 def test_images_on_the_scale_of_pixels_need_no_mean_and_std():
     result, pixels = _result()
     result.clean = pixels.float()

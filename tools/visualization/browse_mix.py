@@ -27,10 +27,18 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         default='work_dirs/browse_mix',
         help='a folder, or a file that ends in .png (default: %(default)s)',
     )
-    parser.add_argument('--num-images', type=int, default=8, help='rows of the figure (default: %(default)s)')
+    parser.add_argument(
+        '--num-images', type=int, default=8, help='rows of the figure, or of each of --augments (default: %(default)s)'
+    )
     parser.add_argument(
         '--checkpoint',
         help='weights of the model whose encoder scores (default: load_from of the config, or random weights)',
+    )
+    parser.add_argument(
+        '--augments',
+        nargs='+',
+        metavar='TYPE',
+        help='batch augments to compare, with their defaults, instead of those of the config; all mix the same images',
     )
     launch.add_trust_argument(parser)
     parser.add_argument(
@@ -110,6 +118,31 @@ def mix_batches(model: torch.nn.Module, dataloader, num_images: int) -> tuple[li
     return results, labels
 
 
+def compare_augments(model: torch.nn.Module, dataloader, names: Sequence[str], seed: int) -> tuple[list, list]:
+    """Mix the first batch with each of several augments.
+
+    Args:
+        model (torch.nn.Module): A MixupClassifier.
+        dataloader (Iterable): Yields the batches.
+        names (Sequence[str]): Types of batch augments.
+        seed (int): Of each augment.
+
+    Returns:
+        tuple[list, list]: The MixResult of each augment, and the labels of its images.
+    """
+    from mmpretrain.models.utils.batch_augments import RandomBatchAugment  # After mergemix_mm, which prepares it.
+
+    data_batch = next(iter(dataloader))
+    batch = model.data_preprocessor(data_batch, training=True)
+    results = []
+    for name in names:
+        set_random_seed(seed)
+        with torch.no_grad():
+            augments = RandomBatchAugment(dict(type=name))
+            results.append(model.mix(batch['inputs'], augments, batch['data_samples']))
+    return results, [labels_of(data_batch, len(batch['inputs']))] * len(names)
+
+
 def main(argv: Sequence[str] | None = None) -> Path:
     """Write the figure and print its path.
 
@@ -137,14 +170,19 @@ def main(argv: Sequence[str] | None = None) -> Path:
     launch.read_in_this_process(loader_cfg)
     with launch.safe_checkpoints(args.trust_checkpoint), launch.explain_corrupt_images('train'):
         dataloader = Runner.build_dataloader(loader_cfg, seed=args.seed)
-        results, labels = mix_batches(model, dataloader, args.num_images)
+        if args.augments is None:
+            results, labels, titles = *mix_batches(model, dataloader, args.num_images), None
+        else:
+            results, labels = compare_augments(model, dataloader, args.augments, args.seed)
+            titles = args.augments
     page = draw_mixed_samples(
         results,
+        titles=titles,
         mean=getattr(model.data_preprocessor, 'mean', None),
         std=getattr(model.data_preprocessor, 'std', None),
         labels=labels,
         classes=getattr(dataloader.dataset, 'metainfo', {}).get('classes'),
-        max_rows=args.num_images,
+        max_rows=args.num_images * len(titles or [1]),
         channel_order=args.channel_order,
     )
     output = launch.figure_path(args.output_dir, args.config)

@@ -59,6 +59,8 @@ class MaskMixer(Mixer):
     scored_ratios: tuple[str, ...] = ('attention',)
     # Whether draw_mask() reads the scores; otherwise they are only for the ratio.
     mask_needs_scores: bool = False
+    # Whether a clean training pass that merges tokens may take the place of the scoring pass.
+    scored_by_clean_pass: bool = True
 
     def __init__(
         self,

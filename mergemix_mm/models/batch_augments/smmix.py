@@ -69,6 +69,7 @@ class SMMix(MaskMixer):
 
     mask_needs_scores = True
     resizes = False
+    scored_by_clean_pass = False
 
     def __init__(
         self,

@@ -26,7 +26,8 @@ class TokenMix(MaskMixer):
     Args:
         partner_share (float): Share of the tokens that the partner takes, in (0, 1). Defaults to 4 / 7: the authors'
             code replaces half of 196 tokens and 14 more.
-        patch_size (int): Side of a token in pixels, > 0. Defaults to 16.
+        patch_size (int, optional): Side of a token in pixels, > 0. Defaults to None: that of the vision transformer
+            that scores, or 16 if none does.
         ratio (str): ``'visible'``, the label above; ``'attention'`` or ``'area'`` as for :class:`MaskMixer`, with
             labels that sum to one. Defaults to ``'visible'``.
         teacher (nn.Module | dict, optional): A trained classifier with the classes of the data, or its config (MODELS),
@@ -48,13 +49,14 @@ class TokenMix(MaskMixer):
     def __init__(
         self,
         partner_share: float = 4 / 7,
-        patch_size: int = 16,
+        patch_size: int | None = None,
         ratio: str = 'visible',
         teacher: nn.Module | dict | None = None,
         **kwargs: Any,
     ) -> None:
         check_number('TokenMix: partner_share', partner_share, 'in (0, 1)', above=0, below=1)
-        check_number('TokenMix: patch_size', patch_size, 'an int >= 1', least=1, integer=True)
+        if patch_size is not None:
+            check_number('TokenMix: patch_size', patch_size, 'an int >= 1', least=1, integer=True)
         super().__init__(ratio=ratio, **kwargs)
         self.partner_share = partner_share
         self.patch_size = patch_size
@@ -79,7 +81,10 @@ class TokenMix(MaskMixer):
         self, images: Tensor, partner: Tensor, scores: PatchScores | None, generator: torch.Generator | None
     ) -> tuple[Tensor, tuple[int, int]]:
         """One mask of blocks for all images of the batch, or one for each with ``per_image=True``."""
-        grid = (images.size(2) // self.patch_size, images.size(3) // self.patch_size)
+        side = self.patch_size or 16
+        grid = (images.size(2) // side, images.size(3) // side)
+        if self.patch_size is None and scores is not None and self.teacher is None:
+            grid = scores.grid
         count = round(self.partner_share * grid[0] * grid[1])
         masks = [~random_blocks(grid, count, generator) for _ in range(len(images) if self.per_image else 1)]
         return torch.stack(masks).to(images.device).expand(len(images), -1), grid

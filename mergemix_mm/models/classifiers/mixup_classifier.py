@@ -180,7 +180,7 @@ class MixupClassifier(ImageClassifier):
     def _shares_clean_pass(self, augment: object) -> bool:
         """Whether the clean training pass scores for a mixer: it merges, and the backbone would score anyway."""
         merges = self.clean_weight > 0 and getattr(self.backbone, 'merges_in_training', False)
-        return merges and isinstance(augment, MaskMixer) and augment.needs_encoder
+        return merges and isinstance(augment, MaskMixer) and augment.scored_by_clean_pass and augment.needs_encoder
 
     def _clean_loss(self, batch: TrainingBatch, mixer: Mixer | None) -> tuple[dict[str, Tensor], PatchScores | None]:
         """The head's losses on the clean images, and their scores if this pass scores for the mixer."""
