@@ -88,7 +88,7 @@ def gaussian_smooth(maps: Tensor, sigma: float, radius: int | None = None) -> Te
     """Gaussian mean of maps [B, H, W], with weights that sum to 1 at the border as well.
 
     Args:
-        maps (Tensor): [B, H, W] float32.
+        maps (Tensor): [B, H, W], any floating dtype.
         sigma (float): Standard deviation in pixels, > 0.
         radius (int, optional): Leave pixels out that are further away along rows or columns. A radius that is not
             several times sigma makes the Gaussian narrower. Defaults to None: all pixels count.
@@ -103,7 +103,7 @@ def gaussian_smooth(maps: Tensor, sigma: float, radius: int | None = None) -> Te
         if radius is not None:
             row = row * _within(length, radius, maps.device)
         weights.append(row / row.sum(dim=1, keepdim=True))
-    return _along_both(maps, *weights)
+    return _along_both(maps.float(), *weights)
 
 
 def _grey(images: Tensor) -> Tensor:

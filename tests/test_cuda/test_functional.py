@@ -14,14 +14,17 @@ PARTNER = torch.tensor([1, 2, 0])
 # Text in, text out, or numbers only.
 WITHOUT_TENSORS = {
     'CoordinateError',
+    'MaskCosts',
     'Matching',
     'as_grid',
+    'draw_side',
     'format_boxes',
     'format_phrase',
     'merge_schedule',
     'parse_boxes',
     'parse_family_boxes',
     'parse_phrases',
+    'random_blocks',
     'sample_lambda',
 }
 
@@ -74,6 +77,14 @@ PADDED = masks()[0][:, None, None] | torch.ones(L, L, dtype=torch.bool).tril()
 BOXES = torch.tensor([[1.0, 2.0, 8.0, 9.0], [0.0, 0.0, 30.0, 20.0]], dtype=torch.float64)
 HEAD = torch.nn.Linear(C, V, dtype=torch.float64)
 SIZES = torch.tensor([[20, 30], [31, 17], [5, 50]])
+CORNERS = torch.tensor([[0, 1], [2, 2], [1, 0]])
+SHARES = torch.tensor([0.2, 0.5, 0.9])
+
+
+def square_loss(images):
+    return images.square().sum()
+
+
 # Name of the function -> one or several lists of (function, arguments, options).
 CASES = {
     'TokenGroups': [(restored, (merged()[1], drawn(B, L - 6, C)), {})],
@@ -101,16 +112,29 @@ CASES = {
     'bipartite_soft_matching': [
         (fn.bipartite_soft_matching, (drawn(B, L, C), r), dict(protected=p)) for r in (0, 9) for p in (0, 1, 2)
     ],
+    'block_mask': [(fn.block_mask, (CORNERS, 2, (4, 4)), {})],
+    'box_mask': [(fn.box_mask, (SHARES, CORNERS, (32, 24)), {})],
     'boxes_from_square': [(fn.boxes_from_square, (BOXES / 40, (20, 30)), dict(align=a)) for a in ('center', 'corner')],
     'boxes_from_view': [(fn.boxes_from_view, (BOXES / 40, view, 2), {}) for view in (0, 3)],
     'boxes_to_square': [
         (fn.boxes_to_square, (BOXES, (20, 30)), {}),
         (fn.boxes_to_square, (BOXES, torch.tensor([[20, 30], [20, 30]])), {}),
     ],
+    'cell_mask': [],
+    'cells_to_pixels': [(fn.cells_to_pixels, (drawn(B, 4, 4), (32, 32)), {})],
     'class_attention': [
         (fn.class_attention, (drawn(B, H, D), drawn(B, H, L, D)), dict(size=size))
         for size in (None, drawn(B, L).abs() + 1)
     ],
+    'extreme_blocks': [(fn.extreme_blocks, (drawn(B, 16).abs(), (4, 4), 2), {})],
+    'fgsm': [(fn.fgsm, (square_loss, drawn(B, 3, 8, 8).sigmoid(), 0.1), {})],
+    'fine_grained_saliency': [(fn.fine_grained_saliency, (drawn(B, 3, 32, 32),), {})],
+    'fourier_mask': [],
+    'gaussian_smooth': [(fn.gaussian_smooth, (drawn(B, 16, 16).abs(), 2.0), {})],
+    'greedy_cycle': [(fn.greedy_cycle, (drawn(B, 16).abs(),), {})],
+    'grid_mask': [],
+    'hide_patches': [(fn.hide_patches, (drawn(B, 3, 32, 32), drawn(B, 16), 5, (4, 4)), {})],
+    'hole_mask': [(fn.hole_mask, (SHARES, torch.tensor([2, 3, 4]), CORNERS, CORNERS + 20, (32, 24)), {})],
     'gaussian_ratio': [],
     'derangement': [],
     'interaction_intensity': [
@@ -118,6 +142,7 @@ CASES = {
         for backend in ('fused', 'eager')
         for arguments, options in (attention(backend, is_causal=True),)
     ],
+    'mask_costs': [(fn.mask_costs, (drawn(B, 4, 4).abs(), PARTNER, drawn(B, 3, 32, 32), SHARES), {})],
     'merge_tokens': [(fn.merge_tokens, merged(), {})],
     'mix_embeddings': [
         (fn.mix_embeddings, ([drawn(B, 4, 9, 9), drawn(B, 6, 4, 4)], 6), {}),
@@ -127,10 +152,21 @@ CASES = {
     'mix_labels': [(fn.mix_labels, (torch.eye(B), PARTNER, drawn(B).sigmoid()), {})],
     'mix_tensors': [(fn.mix_tensors, (drawn(300, 300), drawn(300, 300, seed=1), 0.3), {})],
     'mix_weights': [(fn.mix_weights, (state(0), state(1), 0.3), {})],
+    'mixed_attention_ratio': [(fn.mixed_attention_ratio, (drawn(B, 16).abs(), MASK), {})],
+    'move_cells': [
+        (fn.move_cells, (drawn(B, 3, 32, 32), torch.stack([torch.arange(16).roll(i) for i in range(B)]), (4, 4)), {})
+    ],
+    'nearest_mask': [(fn.nearest_mask, (MASK, (4, 4), (2, 2)), {})],
+    'pgd': [(fn.pgd, (square_loss, drawn(B, 3, 8, 8).sigmoid(), 0.1, 0.02, 3), dict(random_start=False))],
+    'progressive_ratio': [
+        (fn.progressive_ratio, (drawn(B).sigmoid(), drawn(B, seed=1).sigmoid(), torch.eye(B), drawn(B, B)), {})
+    ],
+    'random_centers': [],
     'real_views': [(fn.real_views, (SIZES, 2), {})],
     'received_attention': [
         (fn.received_attention, (drawn(B, H, L, D), drawn(B, H, L, D, seed=1), drawn(B, L).abs()), dict(chunk_size=8))
     ],
+    'region_means': [(fn.region_means, (drawn(B, 16, C), MASK), {})],
     'replace_patches': [(fn.replace_patches, (drawn(B, 3, 32, 32), drawn(B, 3, 32, 32, seed=1), MASK, (4, 4)), {})],
     'resample_grid': [
         (fn.resample_grid, (drawn(B, 4, 9, 9), 6), {}),
@@ -140,6 +176,8 @@ CASES = {
     'restore_attention': [
         (fn.restore_attention, (drawn(B, L - 6).abs(), merged()[1]), dict(proportional=p)) for p in (True, False)
     ],
+    'saliency_share': [(fn.saliency_share, (drawn(B, 16, 16).abs(), PARTNER), {})],
+    'shift_patches': [(fn.shift_patches, (drawn(B, 3, 32, 32), CORNERS - 1, (4, 4)), {})],
     'simpo_loss': [
         (
             fn.simpo_loss,
@@ -148,9 +186,14 @@ CASES = {
         )
         for kind in ('sigmoid', 'hinge')
     ],
+    'spectral_residual': [(fn.spectral_residual, (drawn(B, 3, 32, 32),), {})],
+    'spot_mask': [(fn.spot_mask, (CORNERS, SHARES * 8 + 1, (32, 24)), {})],
     'split_views': [(fn.split_views, (drawn(B, 3, 40, 40), grid, 16), {}) for grid in (0, 2)],
     'square_padding': [(fn.square_padding, (SIZES,), dict(align=align)) for align in ('center', 'corner')],
+    'top_down_saliency': [(fn.top_down_saliency, (drawn(B, 16).abs(), drawn(B, 16, C), drawn(B, C)), {})],
     'topk_mask': [(fn.topk_mask, (saliency(), ratio), {}) for ratio in (0.4, torch.tensor([0.0, 0.5, 1.0]))],
+    'transport_costs': [(fn.transport_costs, (drawn(B, 4, 4).abs(), drawn(B, 4, 4).sigmoid()), {})],
+    'visible_scores': [(fn.visible_scores, (drawn(B, 16).abs(), PARTNER, MASK), {})],
 }
 LISTED = [pytest.param(*case, id=f'{name}-{i}') for name, cases in CASES.items() for i, case in enumerate(cases)]
 
