@@ -94,7 +94,7 @@ def checkpoint(config, tmp_path):
 def test_every_layer_and_kind_is_measured_beside_a_map_without_saliency(tool, config, checkpoint, tmp_path, capsys):
     found = tool.main([str(config), str(checkpoint), '-o', str(tmp_path / 'out')])
     rows = {(row['layer'], row['saliency']): row for row in found['rows']}
-    kinds = ('attention', 'value_norm', 'mean')
+    kinds = ('attention', 'value_norm', 'mean', 'received')
     assert list(rows) == [(layer, kind) for layer in (1, 2) for kind in kinds] + [(None, 'none (uniform)')]
     uniform = rows[None, 'none (uniform)']
     assert uniform['mass_on_object'][0] == pytest.approx(uniform['area_of_object'], abs=1e-6)
