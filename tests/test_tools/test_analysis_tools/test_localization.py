@@ -103,7 +103,7 @@ def test_every_layer_and_kind_is_measured_beside_a_map_without_saliency(tool, co
     for row in rows.values():
         assert 0 <= row['top1_localization'][0] <= row['box_accuracy'][0] <= 1
     assert found['images'] == 39 and json.loads((tmp_path / 'out/weights.json').read_text())['images'] == 39
-    assert capsys.readouterr().out.count('\n|') == 9
+    assert capsys.readouterr().out.count('\n|') == 11
 
 
 def test_the_threshold_and_the_layers_can_be_given(tool, config, checkpoint, tmp_path):
