@@ -5,7 +5,17 @@ from .coordinates import CoordinateError, format_boxes, format_phrase, parse_box
 from .embedding_mix import as_grid, mix_embeddings, resample_grid
 from .guided_mix import greedy_cycle, saliency_share
 from .interaction import aia_loss, attention_with_intensity, interaction_intensity
-from .masks import box_mask, cell_mask, cells_to_pixels, fourier_mask, grid_mask, hole_mask, random_centers, spot_mask
+from .masks import (
+    box_mask,
+    cell_mask,
+    cells_to_pixels,
+    fourier_mask,
+    grid_mask,
+    hole_mask,
+    random_blocks,
+    random_centers,
+    spot_mask,
+)
 from .mixing import (
     area_ratio,
     attention_ratio,
@@ -20,8 +30,7 @@ from .mixing import (
 from .perturbation import fgsm, hide_patches, pgd
 from .preference import answer_logps, simpo_loss
 from .puzzle_mix import MaskCosts, mask_costs, move_cells, transport_costs
-from .regions import random_blocks, region_means, visible_scores
-from .relabel import mixed_attention_ratio, nearest_mask, progressive_ratio
+from .relabel import mixed_attention_ratio, nearest_mask, progressive_ratio, region_means, visible_scores
 from .resize import resize
 from .saliency import class_attention, received_attention, restore_attention, top_down_saliency
 from .static_saliency import fine_grained_saliency, gaussian_smooth, spectral_residual

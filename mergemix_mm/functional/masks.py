@@ -1,13 +1,15 @@
-"""Masks of image mixing that need no network: boxes, soft spots, grids and noise.
+"""Masks of image mixing that need no network: boxes, soft spots, grids, blocks and noise.
 
 Shapes: B batch, H x W pixels. A mask is True where an image keeps its own pixel and False where it takes the
 partner's; a soft mask is the own share of each pixel. A share is that of the image itself, in [0, 1].
 """
 
+import math
+
 import torch
 from torch import Tensor
 
-from .mixing import topk_mask
+from .mixing import random_source, topk_mask
 
 
 def random_centers(
@@ -162,6 +164,42 @@ def hole_mask(
         inside.append(_to(in_region & (place % cell[:, None] < hole[:, None]), device))
     rows, columns = inside
     return ~(rows[:, :, None] & columns[:, None, :])
+
+
+def random_blocks(grid: tuple[int, int], count: int, generator: torch.Generator | None = None) -> Tensor:
+    """Draw random, possibly overlapping rectangles until they cover `count` patches (TokenMix, block-wise mask).
+
+    The area of each block is uniform in [1, what is missing], its aspect ratio log-uniform in [0.3, 1 / 0.3]. A block
+    that would cover too many patches is drawn again, up to ten times; then the mask stays smaller than `count`.
+
+    Args:
+        grid (tuple[int, int]): Rows and columns of the patches.
+        count (int): Patches to cover, in [0, rows * columns].
+        generator (torch.Generator, optional): Source of randomness. Defaults to torch's global one.
+
+    Returns:
+        Tensor: [L'] bool on the CPU, True in a block.
+    """
+    rows, columns = grid
+    source = random_source(generator)
+    covered = torch.zeros(rows, columns, dtype=torch.bool)
+    missing = count
+    while missing > 0:
+        for _ in range(10):
+            area, aspect = source.uniform(1, missing), math.exp(source.uniform(math.log(0.3), -math.log(0.3)))
+            height, width = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+            if not (0 < height < rows and 0 < width < columns):
+                continue
+            top, left = source.randint(0, rows - height), source.randint(0, columns - width)
+            block = covered[top : top + height, left : left + width]
+            new = block.numel() - int(block.sum())
+            if 0 < new <= missing:
+                block.fill_(True)
+                missing -= new
+                break
+        else:
+            break
+    return covered.flatten()
 
 
 def fourier_mask(

@@ -1,4 +1,4 @@
-"""Labels that follow what a network attends to in the mixed image (TransMix, MixPro).
+"""Labels that follow what a mixed image shows: to the network (TransMix, MixPro), of maps and tokens (TokenMix, SMMix).
 
 Shapes: B batch, L' patches. A mask is True where an image keeps its own pixel, or the own share in [0, 1]. A ratio is
 the share of an image's own label, in [0, 1].
@@ -61,3 +61,31 @@ def progressive_ratio(area: Tensor, attention: Tensor, area_labels: Tensor, logi
     """
     progress = F.cosine_similarity(area_labels.float(), logits.float().softmax(dim=1), dim=1).clamp(0, 1)
     return torch.lerp(area.float(), attention.float(), progress), progress
+
+
+def visible_scores(saliency: Tensor, partner: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """How much of each image's own saliency, and how much of the partner's, can be seen in the mix (TokenMix).
+
+    Args:
+        saliency (Tensor): [B, L'], non-negative. Each row is divided by its sum; a row of zeros counts as uniform.
+        partner (Tensor): [B] int64.
+        mask (Tensor): [B, L'] bool, or the own share of each patch in [0, 1].
+
+    Returns:
+        tuple[Tensor, Tensor]: [B] float32 each, in [0, 1]. They need not sum to one.
+    """
+    saliency = saliency.float()
+    total = saliency.sum(dim=1, keepdim=True)
+    saliency = torch.where(total > 0, saliency / torch.where(total > 0, total, 1), 1 / saliency.size(1))
+    share = mask.to(saliency)
+    return (saliency * share).sum(dim=1), (saliency[partner] * (1 - share)).sum(dim=1)
+
+
+def region_means(tokens: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean of the patch tokens [B, L', C] where mask [B, L'] is True, and where it is False: [B, C] each.
+
+    The mean of an empty region is 0.
+    """
+    own = mask.to(tokens)[..., None]
+    inside, outside = ((tokens * share).sum(dim=1) / share.sum(dim=1).clamp(min=1) for share in (own, 1 - own))
+    return inside, outside

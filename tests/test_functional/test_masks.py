@@ -13,6 +13,7 @@ from mergemix_mm.functional import (
     grid_mask,
     hole_mask,
     masks,
+    random_blocks,
     random_centers,
     spot_mask,
 )
@@ -122,3 +123,16 @@ def test_the_spectrum_of_the_noise_falls_as_the_paper_says(monkeypatch):
         (13, 1): 10**0.5 / 16,
     }.items():
         assert power[row, column].item() * frequency**4 == pytest.approx(2, rel=0.25), (row, column)
+
+
+def test_blocks_never_cover_more_than_asked_and_nearly_always_as_much():
+    generator = torch.Generator().manual_seed(0)
+    covered = [int(random_blocks((14, 14), 112, generator).sum()) for _ in range(100)]
+    assert max(covered) <= 112 and sum(covered) / 100 > 110
+    assert random_blocks((14, 14), 0, generator).sum() == 0
+    assert len({tuple(random_blocks((4, 6), 10, generator).tolist()) for _ in range(20)}) > 10
+
+
+def test_blocks_are_seeded():
+    first, second = (random_blocks((14, 14), 112, torch.Generator().manual_seed(3)) for _ in range(2))
+    assert torch.equal(first, second)

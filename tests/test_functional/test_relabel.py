@@ -3,7 +3,14 @@
 import pytest
 import torch
 
-from mergemix_mm.functional import attention_ratio, mixed_attention_ratio, nearest_mask, progressive_ratio
+from mergemix_mm.functional import (
+    attention_ratio,
+    mixed_attention_ratio,
+    nearest_mask,
+    progressive_ratio,
+    region_means,
+    visible_scores,
+)
 
 
 def test_a_mask_of_pixels_is_read_at_the_centre_of_each_patch():
@@ -39,3 +46,26 @@ def test_attention_is_trusted_as_far_as_the_area_label_is_predicted():
     third = (2 / 3) ** 0.5  # The cosine of (1, 1, 0) and (1, 1, 1).
     assert progress.tolist() == pytest.approx([1.0, 0.0, third])
     assert ratio.tolist() == pytest.approx([0.2, 0.75, third * 0.6 + (1 - third) * 0.75])
+
+
+def test_visible_scores_by_hand_do_not_sum_to_one():
+    saliency = torch.tensor([[6.0, 2.0, 1.0, 1.0], [0.0, 0.0, 1.0, 3.0]])
+    mask = torch.tensor([[True, True, False, False], [True, True, False, False]])
+    own, other = visible_scores(saliency, torch.tensor([1, 0]), mask)
+    assert own.tolist() == pytest.approx([0.8, 0.0])
+    assert other.tolist() == pytest.approx([1.0, 0.2])
+    soft, _ = visible_scores(saliency, torch.tensor([1, 0]), torch.full((2, 4), 0.25))
+    assert soft.tolist() == pytest.approx([0.25, 0.25])
+
+
+def test_a_map_of_zeros_counts_as_uniform():
+    own, other = visible_scores(
+        torch.zeros(2, 4), torch.tensor([1, 0]), torch.tensor([[True, False, False, False]] * 2)
+    )
+    assert own.tolist() == [0.25, 0.25] and other.tolist() == [0.75, 0.75]
+
+
+def test_region_means_by_hand():
+    tokens = torch.tensor([[[1.0], [3.0], [8.0]], [[1.0], [2.0], [3.0]]])
+    own, other = region_means(tokens, torch.tensor([[True, True, False], [False, False, False]]))
+    assert own.flatten().tolist() == [2.0, 0.0] and other.flatten().tolist() == [8.0, 2.0]
