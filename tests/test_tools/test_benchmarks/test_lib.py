@@ -1,6 +1,7 @@
 """What the benchmarks share: timing, memory, tables, runs, and ways to mix digits, with known answers."""
 
 import json
+from unittest import mock
 
 import pytest
 import torch
@@ -38,6 +39,12 @@ def test_peak_memory_counts_what_is_held_together(load):
     before = torch.empty(7 * megabyte)  # Is there already, so it does not count.
     assert load('lib.measure').peak_memory(function) == pytest.approx(6, abs=0.01)
     del before
+
+
+def test_a_call_that_raises_leaves_no_profiler_on(load):
+    with pytest.raises(MemoryError):
+        load('lib.measure').peak_memory(mock.Mock(side_effect=MemoryError))
+    assert not torch.autograd._profiler_enabled()
 
 
 def test_json_replaces_the_file_whole_or_not_at_all(load, tmp_path):

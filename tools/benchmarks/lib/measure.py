@@ -169,8 +169,10 @@ def peak_memory(function: Callable[[], object], device: torch.device | str = 'cp
         warnings.simplefilter('ignore', UserWarning)
         profiler = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
         profiler.start()
-    function()
-    profiler.stop()
+    try:
+        function()
+    finally:  # Left on, it would record all that the process does, and add it to the next measurement.
+        profiler.stop()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / 'trace.json'
         profiler.export_chrome_trace(str(path))
