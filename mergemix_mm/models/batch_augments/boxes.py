@@ -6,7 +6,7 @@ from mmpretrain.registry import BATCH_AUGMENTS
 from mmpretrain.structures import DataSample
 from torch import Tensor, nn
 
-from ...functional import TokenGroups, box_mask, fine_grained_saliency, random_centers, spectral_residual
+from ...functional import box_mask, fine_grained_saliency, random_centers, spectral_residual
 from ..vision_encoders import PatchScores
 from .base import TrainingBatch
 from .drawn_masks import DrawnMaskMixer
@@ -58,11 +58,6 @@ class OACutMix(DrawnMaskMixer):
         self.relative = relative
         self.needs_classifier = masks is not None
 
-    @property
-    def needs_encoder(self) -> bool:
-        """True if the attention of the model that is trained stands for the objects."""
-        return self.masks is None and super().needs_encoder
-
     def needs_mixup_classifier(self) -> str | None:
         """Masks are in the data samples, which only `MixupClassifier` hands on."""
         return None if self.masks is None else f'reads {self.masks} of the data samples'
@@ -86,8 +81,7 @@ class OACutMix(DrawnMaskMixer):
         saliency = object_masks(batch.data_samples, str(self.masks), (height, width)).to(batch.images.device).flatten(1)
         if self.relative:
             saliency = saliency / saliency.sum(dim=1, keepdim=True).clamp(min=1)
-        groups = TokenGroups.identity(len(saliency), height * width, saliency.device)
-        return PatchScores(saliency, groups, (height, width), 0)
+        return PatchScores.unmerged(saliency, (height, width))
 
 
 @BATCH_AUGMENTS.register_module()

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...functional import TokenGroups
 from ..evaluation_mode import evaluation_mode
 from ..vision_encoders import PatchScores
 from .base import TrainingBatch
@@ -25,9 +24,8 @@ class PixelScores(PatchScores):
 
 def pixel_scores(saliency: Tensor, pixel_scale: Tensor | None = None) -> PixelScores:
     """Scores of pixels from maps [B, H, W], >= 0."""
-    batch_size, height, width = saliency.shape
-    groups = TokenGroups.identity(batch_size, height * width, saliency.device)
-    return PixelScores(saliency.flatten(1), groups, (height, width), num_prefix_tokens=0, pixel_scale=pixel_scale)
+    height, width = saliency.shape[1:]
+    return PixelScores.unmerged(saliency.flatten(1), (height, width), pixel_scale=pixel_scale)
 
 
 def input_gradient(batch: TrainingBatch) -> PixelScores:

@@ -109,8 +109,8 @@ class MaskMixer(Mixer):
 
     @property
     def needs_encoder(self) -> bool:
-        """True if patches are scored without an encoder of its own: the model that is trained has to score."""
-        return self.needs_scores and self.encoder is None
+        """True if patches are scored, but neither by an encoder of its own nor in :meth:`score_batch`."""
+        return self.needs_scores and self.encoder is None and not self.needs_classifier
 
     @abstractmethod
     def draw_mask(

@@ -86,11 +86,6 @@ class PuzzleMix(MaskMixer):
         self.eta = eta
         self.t_eps = t_eps
 
-    @property
-    def needs_encoder(self) -> bool:
-        """False: the classifier scores."""
-        return False
-
     def score(self, images: Tensor, encoder: nn.Module | None = None) -> PatchScores | None:
         """Refused: images alone, without labels, cannot be scored."""
         raise ValueError(f'PuzzleMix {self.needs_mixup_classifier()}')

@@ -91,11 +91,6 @@ class SMMix(MaskMixer):
         self.needs_classifier = consistency_weight > 0
         self.reads_pass = region_weight > 0 or consistency_weight > 0
 
-    @property
-    def needs_encoder(self) -> bool:
-        """Whether the backbone scores by itself: not if the classifier is asked for its predictions anyway."""
-        return not self.needs_classifier and super().needs_encoder
-
     def score_batch(self, batch: TrainingBatch) -> PatchScores:
         """Scores and predictions of the clean images, in one pass (two with an encoder of its own)."""
         classifier: Any = batch.classifier

@@ -7,7 +7,7 @@ import torch
 from mmpretrain.registry import BATCH_AUGMENTS
 from torch import Tensor, nn
 
-from ...functional import TokenGroups, random_blocks, visible_scores
+from ...functional import random_blocks, visible_scores
 from ...utils.numbers import check_number
 from ..vision_encoders import PatchScores
 from .base import MixResult, TrainingBatch
@@ -66,11 +66,6 @@ class TokenMix(MaskMixer):
         self.needs_classifier = self.teacher is not None
 
     @property
-    def needs_encoder(self) -> bool:
-        """True without a teacher and without an encoder of its own, if maps are needed."""
-        return super().needs_encoder and self.teacher is None
-
-    @property
     def no_margin(self) -> str | None:
         """Labels that do not sum to one make no margin."""
         return (
@@ -126,4 +121,4 @@ class TokenMix(MaskMixer):
             )
         scores = logits.float().softmax(dim=1).unflatten(0, (size, -1))
         saliency = torch.einsum('blc,bc->bl', scores, batch.labels.float())
-        return PatchScores(saliency, TokenGroups.identity(len(saliency), saliency.size(1), saliency.device), grid, 0)
+        return PatchScores.unmerged(saliency, grid)

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...functional import TokenGroups, resize
+from ...functional import resize
 from ..batch_augments import Mixer, MixResult, as_mixer
 from ..vision_encoders import PatchScores
 
@@ -167,8 +167,7 @@ def _scores_on(grid: Sequence[int], saliency: list[Tensor]) -> PatchScores:
     for own in saliency:
         resized = resize(own[None, None], grid).flatten()
         rows.append(resized * (own.sum() / resized.sum()))
-    groups = TokenGroups.identity(len(rows), len(rows[0]), rows[0].device)
-    return PatchScores(torch.stack(rows), groups, (grid[0], grid[1]), 0)
+    return PatchScores.unmerged(torch.stack(rows), (grid[0], grid[1]))
 
 
 def _other_samples(owner: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed
@@ -23,6 +23,9 @@ from ...functional import (
 )
 from ..evaluation_mode import uncached_autocast
 from .build import build_vision_encoder
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 # What makes a patch salient, see :func:`score_patches`.
 SALIENCIES = ('attention', 'value_norm', 'mean', 'received')
@@ -43,6 +46,12 @@ class PatchScores:
     groups: TokenGroups
     grid: tuple[int, int]
     num_prefix_tokens: int
+
+    @classmethod
+    def unmerged(cls, saliency: Tensor, grid: tuple[int, int], **fields: Any) -> 'Self':
+        """Scores [B, L'] of the cells of any grid, of which none was merged; `fields` are those of a subclass."""
+        groups = TokenGroups.identity(saliency.size(0), saliency.size(1), saliency.device)
+        return cls(saliency, groups, grid, 0, **fields)
 
     @property
     def num_kept_patches(self) -> int:
