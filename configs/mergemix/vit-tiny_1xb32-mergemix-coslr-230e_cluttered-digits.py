@@ -13,7 +13,7 @@ test_dataloader = val_dataloader
 
 optim_wrapper = dict(optimizer=dict(lr=2e-3))
 
-# 200 images are 7 steps per epoch: 1,610 steps, as many as in tools/benchmarks/digits_accuracy.py.
+# 200 images are 7 steps per epoch: 1,610 steps, as many as in tools/benchmarks/mixing_study.py.
 train_cfg = dict(max_epochs=230, val_interval=46)
 
 default_hooks = dict(logger=dict(interval=35), checkpoint=dict(interval=46))

@@ -21,6 +21,7 @@ MOVED_PATHS = {
         'attention_consistency': 'lib/digit_mixes',
         'detection_training': 'lib/detection',
         'digit_mixes': 'lib/digit_mixes',
+        'digits_accuracy': 'mixing_study',
         'digits_training': 'lib/digits',
         'release_scheme': 'lib/release_scheme',
         'shapes_training': 'lib/llava',

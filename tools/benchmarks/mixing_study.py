@@ -1,8 +1,9 @@
-"""Studies of mixing on cluttered digits with 20 training images for each class: labels, schemes, rivals.
+"""Studies of mixing on cluttered digits, 20 training images per class: labels, schemes, rivals, variants of MergeMix.
 
 All arms of a study see the same images in the same order and start from the same weights. Each seed has its own
 training images, weights and order, which the arms share, so that differences are paired. The number of steps is fixed.
-Every finished run is written to --output at once. A study that is started again skips these runs.
+Every finished run is written to --output at once. A study that is started again skips these runs, and those of arms
+that it shares with another study. Only one call at a time can write to a file.
 """
 
 import argparse
@@ -25,7 +26,7 @@ from lib.contrasts import (
 from lib.digit_mixes import score
 from lib.digits import Digits, build_classifier, predict, seed_mixes, train
 from lib.label_mixers import LabelledMixer
-from lib.mixing_arms import STUDIES, Study
+from lib.mixing_arms import ARMS, STUDIES, Study
 from lib.runs import Runs, add_run_arguments, mean_and_deviation, run_missing
 from torch import Tensor, nn
 
@@ -47,17 +48,17 @@ COLUMNS = dict(
 DEVIATION = 3.4  # Of paired differences of top-1 in percent, over the seeds of docs/benchmarks/mergemix.md.
 
 
-def run(arm: str, seed: int, study: str, steps: int, num_test: int | None) -> dict[str, Any]:
+def run(arm: str, seed: int, steps: int, num_test: int | None) -> dict[str, Any]:
     """Train one arm with one seed and test it on all digits that it has not seen.
 
     Returns:
         dict: In percent, top-1 ``accuracy``, ``calibration_error``, ``occlusion_area``, ``mass_on_digit``,
-            ``digit_in_top20`` and, in the study of labels, ``label_error``. The digits that were ``tested``, and those
-            of them that were ``correct``, see :func:`pack_bits`. The ``seconds`` that it took.
+            ``digit_in_top20`` and, in arms of the study of labels, ``label_error``. The digits that were ``tested``,
+            and those of them that were ``correct``, see :func:`pack_bits`. The ``seconds`` that it took.
     """
     torch.set_num_threads(1)
     start = time.perf_counter()
-    recipe = STUDIES[study].arms[arm]
+    recipe = ARMS[arm]
     data = dict(clutter=True, train_per_class=20, seed=seed)
     training, test = Digits.load('train', **data), Digits.load('test', **data)
     model = build_classifier(recipe.augment, recipe.prob, seed, dict(recipe.options))
@@ -127,7 +128,7 @@ def report(study: Study, runs: Runs, seeds: int) -> str:
     values = {
         key: {arm: np.array([runs[f'{arm}/{seed}'][key] for seed in range(seeds)]) for arm in arms}
         for key in COLUMNS
-        if key in runs[f'{arms[0]}/0']
+        if all(key in runs[f'{arm}/0'] for arm in arms)
     }
     bits = {
         key: np.array([[unpack_bits(runs[f'{arm}/{seed}'][key], NUM_DIGITS) for seed in range(seeds)] for arm in arms])
@@ -167,14 +168,13 @@ def main(argv: list[str] | None = None) -> Runs:
     """Run what is missing of a study and print its tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('study', choices=STUDIES, help='the study to run')
-    add_run_arguments(parser, seeds=None, steps=1600, output='mixing_study_STUDY.json')
+    add_run_arguments(parser, seeds=None, steps=1600, output='mixing_study.json')
     args = parser.parse_args(argv)
     study = STUDIES[args.study]
-    args.output = args.output.with_name(args.output.name.replace('STUDY', args.study))
     args.seeds = args.seeds or study.seeds
     if args.quick:
         args.seeds, args.steps, args.workers = 2, 2, 0
-    settings = dict(study=args.study, steps=args.steps, num_test=32 if args.quick else None)
+    settings = dict(steps=args.steps, num_test=32 if args.quick else None)
     runs = run_missing(run, list(study.arms), args, settings)
     print(report(study, runs, args.seeds))
     return runs

@@ -24,8 +24,9 @@ def test_a_study_is_paired_stored_run_by_run_and_not_repeated(load, tmp_path, mo
     arms = {name: study.STUDIES['labels'].arms[name] for name in ('box, area', 'MergeMix, shuffled')}
     arms = {name: arm._replace(prob=1.0) for name, arm in arms.items()}
     contrasts = {'both': {'MergeMix, shuffled': 1, 'box, area': -1}}
-    monkeypatch.setitem(study.STUDIES, 'accuracy', study.Study(arms, 'box, area', 5, contrasts))
-    runs = load('digits_accuracy').main(['--quick', '--output', str(output)])
+    monkeypatch.setitem(study.STUDIES, 'labels', study.Study(arms, 'box, area', 5, contrasts))
+    monkeypatch.setattr(study, 'ARMS', arms)
+    runs = study.main(['labels', '--quick', '--output', str(output)])
     assert set(runs) == {f'{name}/{seed}' for name in arms for seed in (0, 1)}
     printed = capsys.readouterr().out
     assert 'label error %' in printed and '| both ' in printed and '2 seeds' in printed
@@ -37,24 +38,26 @@ def test_a_study_is_paired_stored_run_by_run_and_not_repeated(load, tmp_path, mo
     del stored['runs']['box, area/1']
     output.write_text(json.dumps(stored))
     with pytest.raises(SystemExit, match='1 runs are missing'):
-        study.main(['accuracy', '--quick', '--minutes', '0', '--output', str(output)])
-    again = study.main(['accuracy', '--quick', '--output', str(output)])
+        study.main(['labels', '--quick', '--minutes', '0', '--output', str(output)])
+    again = study.main(['labels', '--quick', '--output', str(output)])
     assert again['box, area/1'] | dict(seconds=0) == runs['box, area/1'] | dict(seconds=0)
     assert again['box, area/0'] == runs['box, area/0']
+    # Another study has one of the arms too, and runs nothing again.
+    monkeypatch.setitem(study.STUDIES, 'variants', study.Study({'box, area': arms['box, area']}, 'box, area', 5, {}))
+    assert study.main(['variants', '--quick', '--minutes', '0', '--output', str(output)]) == again
     with pytest.raises(SystemExit, match='--output'):
-        study.main(['labels', '--quick', '--output', str(output)])
+        study.main(['labels', '--steps', '3', '--output', str(output)])
 
 
 def test_contrasts_name_arms_and_weigh_them_to_zero_and_every_arm_builds(load):
-    study, seen = load('mixing_study'), set()
+    study = load('mixing_study')
     for name, found in study.STUDIES.items():
         assert found.reference in found.arms
+        assert all(study.ARMS[key] == arm for key, arm in found.arms.items()), f'{name}: a name for two recipes'
         for weights in found.contrasts.values():
             assert set(weights) <= set(found.arms) and sum(weights.values()) == 0, name
-        for arm in found.arms.values():
-            if str(arm) not in seen:
-                load('lib.digits').build_classifier(arm.augment, arm.prob, 0, dict(arm.options))
-            seen.add(str(arm))
+    for arm in study.ARMS.values():
+        load('lib.digits').build_classifier(arm.augment, arm.prob, 0, dict(arm.options))
 
 
 def test_the_benchmark_trains_the_model_of_the_config(load):

@@ -54,6 +54,18 @@ MERGED_BACKBONE = {
 CLEAN = {'model.clean_weight': 1.0}
 RELEASED = {**MERGED_BACKBONE, 'model.base_augment': MIXUP, 'model.ratio_reduce': 'batch_mean'}
 
+REGISTERS = {'model.backbone.type': 'ToMeVisionTransformer', 'model.backbone.num_registers': 4}
+
+# Options of MergeMix that differ from its defaults: the label by attention, layer 3 of 4, half of the patches merged.
+VARIANTS = {
+    'gaussian': dict(ratio='gaussian'),
+    'topk mask': dict(mask='topk'),
+    'random mask': dict(mask='random'),
+    'layer 4': dict(layer=4),
+    'value_norm': dict(saliency='value_norm'),
+    'mean, layer 4': dict(saliency='mean', layer=4),
+}
+
 # Mixers with the defaults of the package, as they are registered.
 RIVALS = (
     'SmoothMix',
@@ -85,24 +97,11 @@ def _mean_difference(label: str, other: str) -> dict[str, float]:
 
 
 MASKS = {'box': 'LabelledCutMix', 'MergeMix': 'LabelledMergeMix'}
+LABELLED = {f'{mask}, {label}': Arm(dict(type=mixer, label=label)) for mask, mixer in MASKS.items() for label in LABELS}
 
 STUDIES = {
-    # The arms of digits_accuracy.py.
-    'accuracy': Study(
-        {
-            **MIXES,
-            'MergeMix, area': Arm(dict(type='MergeMix', ratio='area')),
-            'MergeMix, attention': Arm(dict(type='MergeMix', ratio='attention')),
-            'MergeMix, gaussian': Arm(dict(type='MergeMix', ratio='gaussian')),
-            'MergeMix, topk mask, area': Arm(dict(type='MergeMix', mask='topk', ratio='area')),
-            'MergeMix, random mask, area': Arm(dict(type='MergeMix', mask='random', ratio='area')),
-        },
-        reference='CutMix',
-        seeds=5,
-        contrasts={},
-    ),
     'labels': Study(
-        {f'{mask}, {label}': Arm(dict(type=mixer, label=label)) for mask, mixer in MASKS.items() for label in LABELS},
+        LABELLED,
         reference='box, area',
         seeds=5,
         contrasts={
@@ -131,9 +130,23 @@ STUDIES = {
         },
     ),
     'rivals': Study(
-        {**MIXES, **{name: Arm(dict(type=name)) for name in RIVALS}, 'MergeMix': Arm(MERGEMIX)},
+        {**MIXES, **{name: Arm(dict(type=name)) for name in RIVALS}, 'MergeMix, lean': Arm(MERGEMIX)},
         reference='CutMix',
         seeds=3,
         contrasts={},
     ),
+    'variants': Study(
+        {
+            'MergeMix, lean': Arm(MERGEMIX),
+            'MergeMix, area': LABELLED['MergeMix, area'],
+            **{f'MergeMix, {name}': Arm(dict(MERGEMIX, **options)) for name, options in VARIANTS.items()},
+            'MergeMix, 4 registers': Arm(MERGEMIX, options=REGISTERS),
+        },
+        reference='MergeMix, lean',
+        seeds=3,
+        contrasts={},
+    ),
 }
+
+# Studies that share an arm share its name and its runs.
+ARMS = {name: arm for study in STUDIES.values() for name, arm in study.arms.items()}
