@@ -4,7 +4,7 @@ Shapes: B samples, L tokens, C channels, V vocabulary. Log-probabilities are flo
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -17,45 +17,57 @@ LOSS_TYPES = ('sigmoid', 'hinge')
 
 
 def answer_logps(
-    hidden: Tensor,
+    hidden: Tensor | Sequence[Tensor],
     head: Tensor | Callable[[Tensor], Tensor],
-    labels: Tensor,
+    labels: Tensor | Sequence[Tensor],
     ignore_index: int = IGNORE_INDEX,
     chunk_size: int = 1024,
 ) -> tuple[Tensor, Tensor]:
     """Sum the log-probabilities of each sample's answer tokens, each predicted from the position before it.
 
     Only hidden states before answer tokens go through the head, `chunk_size` at a time. Their logits are computed again
-    in the backward instead of being stored. Memory is O(chunk_size * V), where full logits take O(B * L * V).
+    in the backward instead of being stored. Memory is O(chunk_size * V), where full logits take O(B * L * V). The
+    gradient of the head's weight is summed over the chunks in float32, whatever the precision of the products is.
 
     Args:
-        hidden (Tensor): [B, L, C], the language model's last hidden states.
+        hidden (Tensor | Sequence[Tensor]): [B, L, C], the language model's last hidden states. Or those of several
+            passes, whose B and L may differ: they share the calls of the head, and with them one gradient of its
+            weight.
         head (Tensor | Callable): the head's weight [V, C], or a function from hidden states [N, C] to logits [N, V]
             (with bias, scale, soft cap, several layers).
-        labels (Tensor): [B, L] int64, token ids at answer positions and `ignore_index` elsewhere.
+        labels (Tensor | Sequence[Tensor]): [B, L] int64, token ids at answer positions and `ignore_index` elsewhere;
+            of each pass.
         ignore_index (int): The label of positions without an answer token. Defaults to -100.
         chunk_size (int): Answer tokens per call of the head. Defaults to 1024.
 
     Returns:
-        tuple: sums of log-probabilities [B] float32 (0 without answer tokens), and numbers of answer tokens [B] int64.
-            The first token of a sample is never counted, since no position comes before it.
+        tuple: sums of log-probabilities [B] float32 (0 without answer tokens), and numbers of answer tokens [B] int64;
+            of several passes, those of the first pass come first. The first token of a sample is never counted, since
+            no position comes before it.
 
     Raises:
         ValueError: if shapes do not fit, or chunk_size < 1.
     """
-    if labels.shape != hidden.shape[:2]:
-        raise ValueError(f'labels {list(labels.shape)} must be [B, L] of hidden {list(hidden.shape)}')
+    passes = [(hidden, labels)] if isinstance(hidden, Tensor) else list(zip(hidden, labels, strict=True))
+    for states, targets in passes:
+        if targets.shape != states.shape[:2]:
+            raise ValueError(f'labels {list(targets.shape)} must be [B, L] of hidden {list(states.shape)}')
     if not isinstance(chunk_size, int) or isinstance(chunk_size, bool) or chunk_size < 1:
         raise ValueError(f'chunk_size={chunk_size!r} must be an integer >= 1')
-    rows, positions = (labels[:, 1:] != ignore_index).nonzero(as_tuple=True)
-    states, targets = hidden[rows, positions], labels[rows, positions + 1]
-    if isinstance(head, Tensor):
-        logps = _linear_logps(states, head, targets, chunk_size)
-    else:
-        logps = _callable_logps(states, head, targets, chunk_size)
+    # Answer tokens are taken out of each pass before the passes are joined: the rest is never copied.
+    found = [_answers(states, targets, ignore_index) for states, targets in passes]
+    states, targets, lengths = (parts[0] if len(parts) == 1 else torch.cat(parts) for parts in zip(*found))
+    token_logps = _linear_logps if isinstance(head, Tensor) else _callable_logps
+    logps = token_logps(states, head, targets, chunk_size)
     # Samples have answers of different lengths: added up by row, instead of padded.
-    sums = torch.zeros(len(labels), dtype=torch.float32, device=hidden.device).index_add(0, rows, logps)
-    return sums, torch.bincount(rows, minlength=len(labels))
+    rows = torch.repeat_interleave(lengths, output_size=len(logps))
+    return logps.new_zeros(len(lengths)).index_add(0, rows, logps), lengths
+
+
+def _answers(hidden: Tensor, labels: Tensor, ignore_index: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Hidden states [N, C] before the N answer tokens of a pass, their ids [N], and their number in each row [B]."""
+    rows, positions = (labels[:, 1:] != ignore_index).nonzero(as_tuple=True)
+    return hidden[rows, positions], labels[rows, positions + 1], torch.bincount(rows, minlength=len(labels))
 
 
 def simpo_loss(
@@ -110,32 +122,45 @@ def simpo_loss(
 
 
 class _LinearLogps(torch.autograd.Function):
-    """Log-probabilities under softmax(states @ weight.T), chunk by chunk; the backward computes the logits again."""
+    """Log-probabilities under softmax(states @ weight.T), chunk by chunk; the backward computes the logits again.
+
+    States and weight are cast to `dtype` in here: a cast outside would round the gradient of the weight to it.
+    """
 
     @staticmethod
-    def forward(ctx, states: Tensor, weight: Tensor, targets: Tensor, chunk_size: int) -> Tensor:
+    def forward(ctx, states: Tensor, weight: Tensor, targets: Tensor, chunk_size: int, dtype: torch.dtype) -> Tensor:
+        low = weight.to(dtype)
         chunks = zip(states.split(chunk_size), targets.split(chunk_size), strict=True)
-        logps = [_gather_logps(rows @ weight.T, target) for rows, target in chunks]
+        logps = [_gather_logps(rows.to(dtype) @ low.T, target) for rows, target in chunks]
         ctx.save_for_backward(states, weight, targets)
-        ctx.chunk_size = chunk_size
+        ctx.chunk_size, ctx.dtype = chunk_size, dtype
         return torch.cat(logps)
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         states, weight, targets = ctx.saved_tensors
-        grad_states = torch.empty_like(states) if ctx.needs_input_grad[0] else None
-        grad_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
-        for start in range(0, len(states), ctx.chunk_size):
-            part = slice(start, start + ctx.chunk_size)
+        low = weight.to(ctx.dtype)
+        grad_states: list[Tensor] = []
+        grad_weight: Tensor | None = None
+        for rows, target, scale in zip(*(one.split(ctx.chunk_size) for one in (states, targets, grad)), strict=True):
+            rows = rows.to(ctx.dtype)
             # d logp / d logits = onehot - softmax. In float32, as the onehot and a probability near 1 cancel.
-            grad_logits = _softmax_((states[part] @ weight.T).float()).mul_(-grad[part, None])
-            grad_logits.scatter_add_(1, targets[part, None], grad[part, None])
-            grad_logits = grad_logits.to(weight.dtype)
-            if grad_states is not None:
-                torch.mm(grad_logits, weight, out=grad_states[part])
-            if grad_weight is not None:
-                grad_weight.addmm_(grad_logits.T, states[part])
-        return grad_states, grad_weight, None, None
+            grad_logits = _softmax_((rows @ low.T).float()).mul_(-scale[:, None])
+            grad_logits.scatter_add_(1, target[:, None], scale[:, None])
+            grad_logits = grad_logits.to(ctx.dtype)
+            if ctx.needs_input_grad[0]:
+                grad_states.append((grad_logits @ low).to(states.dtype))
+            if ctx.needs_input_grad[1]:
+                grad_weight = _add_product(grad_weight, grad_logits.T, rows)
+        grads = torch.cat(grad_states) if grad_states else None, grad_weight
+        return grads[0], None if grads[1] is None else grads[1].to(weight.dtype), None, None, None
+
+
+def _add_product(total: Tensor | None, left: Tensor, right: Tensor) -> Tensor:
+    """total + left @ right; the sum is in float32, since one in bfloat16 loses what comes after 256 equal terms."""
+    if total is None:
+        return left @ right
+    return total.addmm_(left, right) if left.dtype == total.dtype == torch.float32 else total.float().add_(left @ right)
 
 
 def _softmax_(logits: Tensor) -> Tensor:
@@ -147,10 +172,9 @@ def _softmax_(logits: Tensor) -> Tensor:
 def _linear_logps(states: Tensor, weight: Tensor, targets: Tensor, chunk_size: int) -> Tensor:
     device = states.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
-    # The backward of a custom function runs without autocast. A cast out here is part of the graph, so its gradient has
-    # the right dtype.
+    # The backward of a custom function runs without autocast.
     with torch.autocast(device, enabled=False):
-        return _LinearLogps.apply(states.to(dtype), weight.to(dtype), targets, chunk_size)
+        return _LinearLogps.apply(states, weight, targets, chunk_size, dtype)
 
 
 def _callable_logps(states: Tensor, head: Callable[[Tensor], Tensor], targets: Tensor, chunk_size: int) -> Tensor:
@@ -158,8 +182,14 @@ def _callable_logps(states: Tensor, head: Callable[[Tensor], Tensor], targets: T
     def logps(rows: Tensor, target: Tensor) -> Tensor:
         return _gather_logps(head(rows), target)
 
+    device = states.device.type
+    autocast = torch.autocast(
+        device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device), cache_enabled=False
+    )
     chunks = zip(states.split(chunk_size), targets.split(chunk_size), strict=True)
-    return torch.cat([checkpoint(logps, rows, target, use_reentrant=False) for rows, target in chunks])
+    # Without the cache of weights, each chunk casts the head itself, so that their gradients are summed in float32.
+    with autocast:
+        return torch.cat([checkpoint(logps, rows, target, use_reentrant=False) for rows, target in chunks])
 
 
 def _gather_logps(logits: Tensor, targets: Tensor) -> Tensor:

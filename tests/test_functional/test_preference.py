@@ -98,6 +98,41 @@ def test_bf16_autocast_keeps_float32_probabilities_and_finite_gradients(batch, a
         torch.testing.assert_close(got, want, atol=0.2, rtol=0.1)
 
 
+@pytest.mark.parametrize('as_weight', [True, False])
+def test_the_gradient_of_the_weight_is_summed_over_chunks_in_float32(as_weight):
+    # Each of 512 chunks adds 1: in bfloat16, the sum would stay at 256.
+    hidden, weight = torch.ones(1, 1025, 1), torch.zeros(2, 1, requires_grad=True)
+    head = weight if as_weight else lambda states: torch.nn.functional.linear(states, weight)
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        sums, _ = answer_logps(hidden, head, torch.zeros(1, 1025, dtype=torch.int64), chunk_size=2)
+    sums.sum().backward()
+    assert weight.grad.tolist() == [[512], [-512]]
+
+
+@pytest.mark.parametrize('as_weight', [True, False])
+def test_several_passes_share_a_call_and_give_what_each_would_alone(batch, as_weight):
+    hidden, weight, labels = batch
+    head = weight if as_weight else lambda x: x @ weight.T
+    passes, of_each = (hidden, hidden[:2, 2:].flip(2)), (labels, labels[:2, 2:])
+    sums, lengths = answer_logps(passes, head, of_each, chunk_size=3)
+    alone = [answer_logps(*one) for one in zip(passes, (head, head), of_each)]
+    torch.testing.assert_close(sums, torch.cat([one[0] for one in alone]))
+    assert lengths.tolist() == [5, 6, 0, 5, 4]
+    joined, single = (
+        torch.autograd.grad(total.square().sum(), (hidden, weight), retain_graph=True)
+        for total in (sums, torch.cat([one[0] for one in alone]))
+    )
+    torch.testing.assert_close(joined, single, rtol=1e-4, atol=1e-4)
+
+
+def test_what_is_no_answer_is_not_copied_when_passes_are_joined():
+    hidden, labels = torch.randn(2, 50, 16), torch.full((2, 50), -100)
+    labels[:, [1, 45]] = 3
+    with LargestTensor() as seen:
+        answer_logps([hidden, hidden + 1], torch.randn(5, 16), [labels, labels])
+    assert seen.elements == hidden.numel(), 'only hidden + 1, of this test'
+
+
 def test_a_batch_without_answers_is_zero_and_still_has_a_gradient(batch):
     hidden, weight, labels = batch
     sums, lengths = answer_logps(hidden, weight, torch.full_like(labels, -100))
@@ -111,6 +146,8 @@ def test_shapes_that_do_not_fit_are_errors(batch):
     hidden, weight, labels = batch
     with pytest.raises(ValueError, match=r'labels \[3, 8\] must be \[B, L\] of hidden \[3, 9, 6\]'):
         answer_logps(hidden, weight, labels[:, 1:])
+    with pytest.raises(ValueError, match=r'labels \[2, 9\] must be \[B, L\] of hidden \[3, 9, 6\]'):
+        answer_logps([hidden, hidden], weight, [labels, labels[:2]])
     with pytest.raises(ValueError, match='chunk_size=0'):
         answer_logps(hidden, weight, labels, chunk_size=0)
 

@@ -5,14 +5,12 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from mmengine.model import BaseModel, initialize
 from mmengine.registry import MODELS, TRANSFORMS
 from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 
 from ...functional import answer_logps
-from ...functional.preference import IGNORE_INDEX
 from ...utils.numbers import check_number
 from ..attention import InteractionAlignment, interaction_spans
 from ..heads import AnswerScores
@@ -138,18 +136,18 @@ class BaseTuner(BaseModel):
 
     def answer_scores(self, inputs: dict) -> AnswerScores:
         """Log-probabilities of the labelled tokens of a batch."""
-        return self._score(self._run_vlm(inputs))[0]
+        return self._score(self._run_vlm(self.vlm.prepare(inputs)))[0]
 
-    def _run_vlm(self, inputs: dict, task: str | None = None, dropped: Tensor | None = None) -> ForwardPass:
+    def _run_vlm(self, batch: dict, task: str | None = None, dropped: Tensor | None = None) -> ForwardPass:
         """Run the VLM once, without its head.
 
         Args:
-            inputs (dict): A batch, prepared or not.
+            batch (dict): A prepared batch.
             task (str, optional): ``'gen'`` or ``'und'``: the alignment, if there is one, records this pass. Defaults
                 to None: the pass is not recorded.
             dropped (Tensor, optional): [B] bool, samples without a prompt, which are not aligned. Defaults to None.
         """
-        batch, kwargs = self.vlm.prepare(inputs), {}
+        kwargs = {}
         if task is not None and self.alignment is not None:
             spans = interaction_spans(task, self.vlm.modality(batch), batch['labels'], dropped)
             kwargs = self.alignment.kwargs(*spans)
@@ -162,33 +160,18 @@ class BaseTuner(BaseModel):
     def _score(self, *passes: ForwardPass, head: nn.Module | None = None) -> list[AnswerScores]:
         """Log-probabilities of the labelled tokens of one or two passes, by the VLM's head unless another is given."""
         # All passes share one call: each call allocates a gradient of the size of the head's weight.
-        parts = [_from_first_label(one.hidden, one.labels) for one in passes]
-        length = max(labels.size(1) for _, labels in parts)
-        hidden = torch.cat([_pad(hidden.transpose(1, 2), length, 0.0).transpose(1, 2) for hidden, _ in parts])
-        labels = torch.cat([_pad(labels, length, IGNORE_INDEX) for _, labels in parts])
+        hidden, labels = [one.hidden for one in passes], [one.labels for one in passes]
         sums, lengths = answer_logps(hidden, self._output(head), labels, chunk_size=self.chunk_size)
-        counted = zip(sums.chunk(len(passes)), lengths.chunk(len(passes)), passes, strict=True)
+        sizes = [len(rows) for rows in labels]
+        counted = zip(sums.split(sizes), lengths.split(sizes), passes, strict=True)
         return [AnswerScores(total, length, one.batch) for total, length, one in counted]
 
     def _output(self, head: nn.Module | None = None) -> Tensor | Callable[[Tensor], Tensor]:
         """The head that makes logits: the VLM's unless another is given; its weight if it has nothing else.
 
-        A bare weight needs the least memory. A head with hooks or a wrapper (FSDP, DeepSpeed, LoRA) has to be called.
+        A bare weight needs the least memory. A head with hooks or a wrapper (FSDP, LoRA) has to be called.
         """
         head = self.vlm.head if head is None else head
         plain = type(head) is nn.Linear and head.bias is None
         hooked = plain and (head._forward_pre_hooks or head._forward_hooks)
         return head.weight if plain and not hooked else head
-
-
-def _from_first_label(hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Leave out the columns before the first labelled token of a batch (images, prompts), to avoid copying them."""
-    labelled = (labels != IGNORE_INDEX).any(dim=0)
-    start = max(int(labelled.int().argmax()) - 1, 0)
-    return hidden[:, start:], labels[:, start:]
-
-
-def _pad(values: Tensor, length: int, fill: float) -> Tensor:
-    """Lengthen the last dimension; without a copy if nothing is missing."""
-    missing = length - values.size(-1)
-    return F.pad(values, (0, missing), value=fill) if missing else values

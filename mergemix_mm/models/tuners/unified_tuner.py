@@ -73,7 +73,8 @@ class UnifiedTuner(BaseTuner):
             # Drawn on the CPU, so that a seed gives the same draws on every device.
             dropped = torch.rand(len(inputs['input_ids'])).to(inputs['input_ids'].device) < self.drop_prompt
             inputs = self.vlm.drop_prompts(inputs, dropped)
-        scores = self._score(self._run_vlm(inputs, task, dropped), head=self.vlm.head_of(inputs))
+        chosen = self._run_vlm(self.vlm.prepare(inputs), task, dropped)
+        scores = self._score(chosen, head=self.vlm.head_of(inputs))
         ntp_loss = self.head.loss(*scores)['loss_sft']
         return {f'loss_ntp_{task}': ntp_loss} | self._alignment_losses(task, ntp_loss)
 

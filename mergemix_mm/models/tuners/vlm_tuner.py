@@ -28,7 +28,7 @@ class Losers:
     """What loses against a batch.
 
     Args:
-        batch (dict): The losers, in the same rows.
+        batch (dict): The losers, in the same rows; prepared.
         ratio (Tensor, optional): [B], the share of its images that is a row's own; None for rejected answers.
         valid (Tensor): [B] bool, which rows have a loser.
     """
@@ -94,14 +94,16 @@ class VLMTuner(BaseTuner):
                 'as well; remove the mixer and set head.margin to a number, or train on records without them'
             )
         clean = {key: value for key, value in inputs.items() if key != 'rejected'}
-        losses = self._head_losses(clean, self._run_vlm(clean, task='und'), inputs.get('rejected'))
+        chosen = self._run_vlm(self.vlm.prepare(clean), task='und')
+        losses = self._head_losses(clean, chosen, inputs.get('rejected'))
         return losses | self._alignment_losses('und', losses.get('loss_sft'))
 
     def _head_losses(self, clean: dict, chosen: ForwardPass, rejected: dict | None) -> dict[str, Tensor]:
         """The losses of the head, given the clean pass."""
         if not self._needs_loser:
             return self.head.loss(*self._score(chosen))
-        losers = self._mixed(clean) if self.mixer is not None else self._rejected(clean, rejected)
+        # The clean pass has prepared its batch. Mixed images have as many tokens, so they share what was prepared.
+        losers = self._mixed(chosen.batch) if self.mixer is not None else self._rejected(clean, rejected)
         # All ranks decide together: a pass that some ranks skipped would leave the others waiting in its collectives.
         pairs = losers.valid.sum()
         all_reduce(pairs)
@@ -118,6 +120,9 @@ class VLMTuner(BaseTuner):
         """Mix the images of a batch; None if it has none that can be mixed.
 
         Draws from the global states of torch, numpy and random, as the batch augments do.
+
+        Args:
+            inputs (dict): A batch, prepared or not.
         """
         assert self.mixer is not None  # Only asked for with a mixer.
         canvases, owner = self.vlm.canvases(inputs)
@@ -132,7 +137,7 @@ class VLMTuner(BaseTuner):
         return getattr(self.head, 'needs_loser', False)
 
     def _mixed(self, inputs: dict) -> Losers:
-        """The same answers given mixed images; a sample's ratio is the mean over its images."""
+        """The same answers of a prepared batch given mixed images; a sample's ratio is the mean over its images."""
         self.mix_result = None  # Frees the last batch before the next one is mixed.
         result = self.mix_result = self.mix(inputs) if 'pixel_values' in inputs else None
         labels = inputs['labels']
@@ -155,10 +160,10 @@ class VLMTuner(BaseTuner):
             )
         valid = torch.ones(len(inputs['labels']), dtype=torch.bool, device=inputs['labels'].device)
         if 'original_sizes' not in rejected:
-            return Losers({**inputs, **rejected}, None, valid)
+            return Losers(self.vlm.prepare({**inputs, **rejected}), None, valid)
         # Losers that have images of their own, or none at all, do not see those of the chosen answers.
         own = {key: value for key, value in rejected.items() if key != 'original_sizes' or len(value)}
-        return Losers(own, None, valid)
+        return Losers(self.vlm.prepare(own), None, valid)
 
     def _check(self) -> None:
         if self.mixer is not None and not self._needs_loser:
