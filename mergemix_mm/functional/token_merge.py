@@ -97,7 +97,7 @@ def bipartite_soft_matching(metric: Tensor, r: int, protected: int = 0) -> Match
         return Matching(positions.expand(batch_size, num_tokens), num_tokens)
 
     even, odd = protected + protected % 2, protected + 1 - protected % 2  # The first free position of either kind.
-    similarity, partner = _nearest(metric[:, even::2], metric[:, odd::2])
+    similarity, partner = _nearest(metric, even, odd)
     chosen = similarity.argsort(dim=-1, descending=True, stable=True)[:, :r]
     source, target = even + 2 * chosen, odd + 2 * partner.gather(1, chosen)
 
@@ -121,10 +121,12 @@ def merge_tokens(x: Tensor, groups: TokenGroups, match: Matching) -> tuple[Tenso
     """
     if match.num_tokens == x.size(1):
         return x, groups
-    merged = TokenGroups(match.index.gather(1, groups.index), _sum_merged(groups.size, match))
-    # Weighted sums in float32: sizes reach hundreds, and bfloat16 counts by ones only up to 256.
-    total = _sum_merged(x.float() * groups.size.unsqueeze(-1), match)
-    return (total / merged.size.unsqueeze(-1)).to(x.dtype), merged
+    rows = _flat_rows(match.index, match.num_tokens)
+    size = _sum_merged(groups.size, match, rows)
+    # Weighted sums in float32, the dtype of the sizes: they reach hundreds, and bfloat16 counts by ones only up to 256.
+    total = _sum_merged(x * groups.size.unsqueeze(-1), match, rows)
+    merged = TokenGroups(match.index.gather(1, groups.index), size)
+    return (total / size.unsqueeze(-1)).to(x.dtype), merged
 
 
 def merge_schedule(
@@ -211,11 +213,16 @@ def static_int(size: int | Tensor) -> int:
 
 
 @torch.no_grad()
-def _nearest(tokens: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
-    """Highest cosine similarity [B, N] of each token [B, N, C] to the others [B, M, C], and the index of that other."""
-    with torch.autocast(tokens.device.type, enabled=False):
-        tokens, others = F.normalize(tokens.float(), dim=-1), F.normalize(others.float(), dim=-1).transpose(1, 2)
+def _nearest(metric: Tensor, even: int, odd: int) -> tuple[Tensor, Tensor]:
+    """For every second token of [B, N, C] from `even` on: its highest cosine similarity to one of every second token
+    from `odd` on, [B, A], and the index of that one among those.
+    """
+    with torch.autocast(metric.device.type, enabled=False):
+        metric = F.normalize(metric.float(), dim=-1)
+        tokens, others = metric[:, even::2], metric[:, odd::2].transpose(1, 2)
         found = [(rows @ others).max(dim=-1) for rows in tokens.split(_ROWS_AT_A_TIME, dim=1)]
+    if len(found) == 1:
+        return found[0].values, found[0].indices
     return torch.cat([best.values for best in found], 1), torch.cat([best.indices for best in found], 1)
 
 
@@ -225,12 +232,11 @@ def _take(values: Tensor, index: Tensor) -> Tensor:
     return values.flatten(0, 1).index_select(0, rows).unflatten(0, index.shape)
 
 
-def _sum_merged(values: Tensor, match: Matching) -> Tensor:
-    """Sum the values of the tokens that become one: [B, N, ...] -> [B, N - r, ...]."""
+def _sum_merged(values: Tensor, match: Matching, rows: Tensor) -> Tensor:
+    """Sum the values of the tokens that become one: [B, N, ...] -> [B, N - r, ...]; `rows` are those of the result."""
     batch_size = values.size(0)  # Not len(), which torch.export and torch.jit.trace take for a constant.
     total = values.new_zeros(batch_size * match.num_tokens, *values.shape[2:])
-    total = total.index_add(0, _flat_rows(match.index, match.num_tokens), values.flatten(0, 1))
-    return total.unflatten(0, (batch_size, match.num_tokens))
+    return total.index_add_(0, rows, values.flatten(0, 1)).unflatten(0, (batch_size, match.num_tokens))
 
 
 def _flat_rows(index: Tensor, num_tokens: int) -> Tensor:

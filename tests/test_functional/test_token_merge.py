@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from largest_tensor import LargestTensor
 
 from mergemix_mm.functional import TokenGroups, bipartite_soft_matching, merge_schedule, merge_tokens
 
@@ -177,3 +178,10 @@ def test_schedule_moves_the_excess_to_layers_with_room():
 def test_schedule_refuses_arguments_out_of_range(args, message):
     with pytest.raises(ValueError, match=message):
         merge_schedule(*args)
+
+
+def test_a_merging_layer_launches_few_operations_and_copies_its_tokens_to_float32_once():
+    x, keys = torch.randn(2, 50, 32).bfloat16(), torch.randn(2, 50, 8).bfloat16()
+    with LargestTensor() as seen:
+        merge_tokens(x, TokenGroups.identity(2, 50), bipartite_soft_matching(keys, 9, 1))
+    assert seen.operations <= 32 and seen.elements == x.numel()
