@@ -303,8 +303,19 @@ class Family:
         Raises:
             ValueError: if the canvases differ from ``canvases(batch)`` in number or shape.
         """
-        check_canvases(canvases, self.canvases(batch))
+        self.check_canvases(canvases, batch)
         return {**batch, 'pixel_values': torch.stack(canvases)} if canvases else dict(batch)
+
+    def check_canvases(self, canvases: list[Tensor], batch: dict) -> None:
+        """Refuse canvases that would not give the same tokens as those of `batch`, whose pixels are not read.
+
+        Raises:
+            ValueError: if they differ from ``canvases(batch)`` in number or shape.
+        """
+        pixels = self.pixels(batch)
+        # On the meta device, tiles are joined to shapes without content.
+        shapes = batch if pixels is None else {**batch, 'pixel_values': pixels.to('meta')}
+        check_canvases(canvases, self.canvases(shapes))
 
     def forward_kwargs(self, batch: dict) -> dict:
         """What the base model's forward takes; see :meth:`model_kwargs`."""

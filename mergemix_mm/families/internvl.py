@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .base import Family, ImageInput, check_canvases, square_image
+from .base import Family, ImageInput, square_image
 from .layout import canvas_to_views, mark_frames, runs, views_to_canvas
 from .towers import Dinov2Encoder
 from .vision_encoder import EncoderLayer, split_heads
@@ -89,7 +89,7 @@ class InternVLFamily(Family):
         return [views_to_canvas(views, grid) for views, grid in self._views(batch)]
 
     def with_canvases(self, batch: dict, canvases: list[Tensor]) -> dict:
-        check_canvases(canvases, self.canvases(batch))
+        self.check_canvases(canvases, batch)
         if not canvases:
             return dict(batch)
         views = [canvas_to_views(canvas, *old) for canvas, old in zip(canvases, self._views(batch), strict=True)]

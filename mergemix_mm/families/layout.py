@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .base import IMAGE, MARKER, TEXT, Family, check_canvases
+from .base import IMAGE, MARKER, TEXT, Family
 
 
 def runs(mask: Tensor) -> Tensor:
@@ -37,7 +37,7 @@ class PaddedFamily(Family):
         return [image[:, :height, :width] for image, (height, width) in zip(pixels, sizes, strict=True)]
 
     def with_canvases(self, batch: dict, canvases: list[Tensor]) -> dict:
-        check_canvases(canvases, self.canvases(batch))
+        self.check_canvases(canvases, batch)
         if not canvases:
             return dict(batch)
         height, width = batch['pixel_values'].shape[-2:]
@@ -68,11 +68,12 @@ def canvas_to_views(canvas: Tensor, views: Tensor, grid: tuple[int, int]) -> Ten
     The processors make the thumbnail of the original file, which a changed canvas does not have: here it is the canvas,
     resized bicubically with antialiasing.
     """
-    # Images that were not mixed keep the thumbnail of the processor exactly.
-    if torch.equal(canvas, views_to_canvas(views, grid)):
-        return views
     if grid == (1, 1):
         return canvas[None]
+    tiles = split_canvas(canvas, grid)
+    # Images that were not mixed keep the thumbnail of the processor exactly.
+    if torch.equal(tiles, views[:-1]):
+        return views
     # In float32: bfloat16 would round the intermediate values of the filter.
     thumbnail = F.interpolate(canvas[None].float(), views.shape[-2:], mode='bicubic', antialias=True)
-    return torch.cat([split_canvas(canvas, grid), thumbnail.to(canvas.dtype)])
+    return torch.cat([tiles, thumbnail.to(canvas.dtype)])

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .base import IMAGE, MARKER, Family, ImageInput, check_canvases, square_image
+from .base import IMAGE, MARKER, Family, ImageInput, square_image
 from .layout import join_tiles, split_canvas
 
 
@@ -84,15 +84,15 @@ class LlavaNextFamily(Family):
         The processor makes it of the original file, which a changed canvas does not have. The thumbnail of an
         unchanged canvas stays.
         """
-        known = self.canvases(batch)
-        check_canvases(canvases, known)
+        self.check_canvases(canvases, batch)
         if not canvases:
             return dict(batch)
         images = []
-        for canvas, old, (_, thumbnails, layout) in zip(canvases, known, self._views(batch)):
-            if len(thumbnails) and not torch.equal(canvas, old):
+        for canvas, (old, thumbnails, layout) in zip(canvases, self._views(batch), strict=True):
+            tiles = split_canvas(canvas, layout.grid)
+            if len(thumbnails) and not torch.equal(tiles, old):
                 thumbnails = _resize(canvas[(slice(None), *layout.pixels)], thumbnails)
-            views = torch.cat([thumbnails, split_canvas(canvas, layout.grid)])
+            views = torch.cat([thumbnails, tiles])
             # Images of a batch have the same number of tiles: zeros fill up the smaller ones.
             images.append(F.pad(views, (0, 0) * 3 + (0, batch['pixel_values'].size(1) - len(views))))
         return {**batch, 'pixel_values': torch.stack(images)}

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from .base import Family, ImageInput, check_canvases
+from .base import Family, ImageInput
 from .layout import mark_frames
 from .qwen_towers import Qwen2_5_VLEncoder, Qwen2VLEncoder
 from .vision_encoder import VisionEncoder
@@ -77,7 +77,7 @@ class Qwen2_5_VLFamily(Family):
         return [self._unpatch(*sample) for sample in zip(patches, grids, strict=True)]
 
     def with_canvases(self, batch: dict, canvases: list[Tensor]) -> dict:
-        check_canvases(canvases, self.canvases(batch))
+        self.check_canvases(canvases, batch)
         if not canvases:
             return dict(batch)
         return {**batch, 'pixel_values': torch.cat([self._patch(canvas) for canvas in canvases])}

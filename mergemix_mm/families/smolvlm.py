@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .base import ANY_WORD, MARKER, TEXT, Family, ImageInput, check_canvases
+from .base import ANY_WORD, MARKER, TEXT, Family, ImageInput
 from .layout import canvas_to_views, runs, views_to_canvas
 from .towers import SiglipEncoder
 
@@ -127,7 +127,7 @@ class SmolVLMFamily(Family):
         return [views_to_canvas(pixels[image.row, image.views], image.grid) for image in self._images(batch)]
 
     def with_canvases(self, batch: dict, canvases: list[Tensor]) -> dict:
-        check_canvases(canvases, self.canvases(batch))
+        self.check_canvases(canvases, batch)
         if not canvases:
             return dict(batch)
         pixels = batch['pixel_values'].clone()

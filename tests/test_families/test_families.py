@@ -44,6 +44,17 @@ def test_images_of_many_sizes_go_out_and_in_again(name):
     assert family.owners(batch).tolist() == list(range(len(sizes)))
 
 
+@pytest.mark.parametrize('name', FAMILIES)
+def test_canvases_are_checked_by_their_shapes_and_not_built_again(name, monkeypatch):
+    family, batch = build(name), mixed_batch(name)
+    given, read, canvases = family.canvases(batch), [], type(family).canvases
+    monkeypatch.setattr(
+        type(family), 'canvases', lambda self, of: read.append(of['pixel_values'].device.type) or canvases(self, of)
+    )
+    family.with_canvases(batch, given)
+    assert read == ['meta']
+
+
 @pytest.mark.parametrize('name', TILED)
 def test_only_the_changed_image_gets_a_new_thumbnail(name):
     family, batch = build(name), mixed_batch(name)
