@@ -14,6 +14,7 @@ from mergemix_mm.models.batch_augments import Mixer, MixResult
 from mergemix_mm.models.heads import AnswerHead, AnswerScores
 from mergemix_mm.models.tuners.base_tuner import ForwardPass
 from mergemix_mm.models.vision_encoders import build_vision_encoder, score_patches
+from mergemix_mm.models.vlms.hf.vision_merge import VisionMerge
 
 SIMPO = dict(type='SimPOHead', beta=2.0)
 VIT = dict(
@@ -154,6 +155,20 @@ def test_tower_runs_twice_and_once_up_to_the_scored_layer(monkeypatch):
     assert calls.count('layer') == 4  # The scoring pass calls the parts of the layers, not the layers.
     for hook in hooks:
         hook.remove()
+
+
+def test_a_mixed_step_shrinks_its_batch_once_and_losers_share_it(monkeypatch):
+    model = build(head=SIMPO, mixer=MIXERS['MergeMix'], vision_merge=dict(num_merge=5))
+    shrunk, shrink = [], VisionMerge._shrink
+    monkeypatch.setattr(VisionMerge, '_shrink', lambda self, *args: shrunk.append(shrink(self, *args)) or shrunk[-1])
+    batch = tiny_vlms.tiny_batch('llava', samples(4))
+    losses = loss_of(model, batch)
+    assert len(shrunk) == 1
+    result = model.mix_result
+    won, length = full_logps(model, batch)
+    lost, _ = full_logps(model, {**batch, 'pixel_values': torch.stack(result.images)})
+    expected = simpo_loss(won / length, lost / length, 2.0, 1 - result.ratio).mean()
+    assert losses['loss_simpo'].item() == pytest.approx(expected.item(), rel=1e-5)
 
 
 def test_the_loser_gets_gradients_unless_detached():
