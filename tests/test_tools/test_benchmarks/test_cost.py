@@ -91,6 +91,43 @@ def test_answer_head(run):
     assert written['heads'] == results and '| frozen  |' in printed
 
 
+def test_peers_compute_the_loss_of_this_package_and_random_batches_compute_more_tokens(run):
+    results, written, printed = run('peers', '--peers', 'transformers')
+    assert list(results) == ['sft', 'lengths'] and written['parts'] == results
+    assert list(results['sft']['times']) == ['mergemix_mm', 'transformers'] and '| transformers ' in printed
+    work = results['lengths']['work']
+    assert 1 <= work['mergemix_mm, grouped'] < work['mergemix_mm, random'] == work['transformers, random']
+
+
+def test_a_peer_with_another_loss_stops_the_comparison(load):
+    arms = dict(mergemix_mm=lambda: torch.tensor(1.0), trl=lambda: torch.tensor(1.01))
+    with pytest.raises(AssertionError, match='loss of trl: 1.010000, of mergemix_mm: 1.000000'):
+        load('peers').check_losses(arms)
+
+
+def test_trl_has_the_same_losses_and_takes_more_memory_from_the_hidden_states_on(run):
+    pytest.importorskip('trl')
+    results, _, printed = run('peers', '--peers', 'trl', '--parts', 'sft', 'pairs', 'head')
+    assert all(list(part['times']) == ['mergemix_mm', 'trl'] for part in results.values())
+    memory = results['head']['memory']
+    assert memory['mergemix_mm'] < memory['trl'] and printed.count('| trl ') == 3
+
+
+def test_drawn_conversations_have_the_stated_lengths_and_grouping_spares_their_padding(load):
+    lengths, steps = load('lib.lengths'), load('lib.steps')
+    torch.manual_seed(0)
+    images, texts = map(torch.tensor, zip(*lengths.draw_lengths(20_000)))
+    assert 390 <= texts.median() <= 410 and texts.min() == 16 and texts.max() == 2000
+    assert (images == 0).float().mean().item() == pytest.approx(40 / 665, abs=0.01) and images.max() == 576
+    config = steps.small_llava(**steps.TINY_LLAVA | dict(image_size=64))
+    samples = lengths.random_conversations(config, 64)
+    work = {order: lengths.to_batches(samples, 8, order == 'grouped') for order in ('random', 'grouped')}
+    used = [sum(int(batch['attention_mask'].sum()) for batch in batches) for batches in work.values()]
+    assert used[0] == used[1] == sum(len(sample['input_ids']) for sample in samples)
+    random, grouped = map(lengths.tokens_per_useful_token, work.values())
+    assert grouped < 1.2 < random
+
+
 def test_view_encoding(run):
     results, written, printed = run('view_encoding')
     assert list(results['batching']) == ['2/1', '3/1'] and len(results['skipping']) == 6
@@ -145,6 +182,7 @@ def test_the_table_of_mixing_compares_memory_with_the_bare_process_and_times_wit
         ('tuning_step', ['--batch-size', '1'], '--batch-size 1'),
         ('step_cost', ['--batch-size', '1'], '--batch-size 1'),
         ('interaction_cost', ['--prompt', '600'], '--prompt 600'),
+        ('peers', ['--peers', 'transformers', '--parts', 'head'], '--parts head compares with trl only'),
     ],
 )
 def test_options_that_cannot_be_measured_are_refused(load, capsys, name, options, message):
