@@ -32,8 +32,8 @@ WORKERS ?= 2
 PYTEST = OMP_NUM_THREADS=1 $(PY) -m pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 DEMO_CONFIG := configs/mergemix/vit-tiny_1xb32-mergemix-coslr-30e_digits.py
 DEMO_DIR := work_dirs/demo
-# Every benchmark that is a program and serves a CPU; the others need a GPU, or are modules that these share.
-BENCH = $(filter-out %/gpu_suite.py %/large_steps.py,$(shell grep -l __main__ tools/benchmarks/*.py))
+# Every benchmark that is a program and serves a CPU; the others need a GPU or trl, or are modules that these share.
+BENCH = $(filter-out %/gpu_suite.py %/large_steps.py %/peers.py,$(shell grep -l __main__ tools/benchmarks/*.py))
 
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check --no-input

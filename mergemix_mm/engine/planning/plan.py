@@ -124,38 +124,81 @@ def plan_memory(
         UnknownBatchError: If no batch can be made up.
         HubConfigError: If the config of a hub model is missing.
     """
-    for key in ('model', 'train_dataloader', 'optim_wrapper'):
-        if not cfg.get(key):
-            raise PlanError(f'CONFIG has no {key}: memory is planned of configs that train')
-    low = low_precision(cfg)
-    whole = step_peaks(cfg, hub_configs, text_tokens, autocast=low)
-    fixed = whole.scorers
-    copies = whole.weights if _hooks_of(cfg, EMAHook) else 0
-    buckets = whole.gradients if gpus > 1 else 0
-    plans = [
-        MemoryPlan(
-            'DDP' if gpus > 1 else 'one GPU',
-            weights=whole.weights + copies + fixed,
-            gradients=whole.gradients + buckets,
-            optimizer=whole.optimizer,
-            step=max(whole.loss, whole.update) - whole.gradients,
-        )
-    ]
-    sharded = step_peaks(cfg, hub_configs, text_tokens, compute=low, release=True)
-    units = unit_sizes(build_weightless(cfg.model, hub_configs))
-    size = parse_dtype(low).itemsize
-    layers = min(GATHERED, units.number) * units.largest
-    gathered = size * (units.root + layers)
-    gathered += size * (units.root_trained + units.largest_trained)  # Their gradients, until they are complete.
-    gathered += 4 * max(min(GATHERED, units.number) * units.largest_trained, units.root_trained)
-    states = dict(weights=whole.weights + copies, gradients=whole.gradients, optimizer=whole.optimizer)
-    shards = {name: -(-value // gpus) for name, value in states.items()}
-    update = (whole.update - whole.gradients) // gpus
-    step, host = sharded.loss + gathered, sum(shards.values()) + update
-    plans.append(MemoryPlan('FSDP2', **shards, step=max(step, update)))
-    plans[-1].weights += fixed
-    plans.append(MemoryPlan('FSDP2, CPU offload', weights=fixed, gradients=0, optimizer=0, step=step, host=host))
-    return TrainingPlan(plans, whole.batches, low)
+    return Simulation(cfg, hub_configs, text_tokens).plan(gpus)
+
+
+class Simulation:
+    """The steps of a config on one GPU and on one of many, from which plans for any number of GPUs follow.
+
+    Args:
+        cfg (Config): As for `plan_memory`, like all that follows.
+        hub_configs (Mapping, optional): See `cfg`.
+        text_tokens (int, optional): See `cfg`.
+
+    Raises:
+        PlanError: If the config does not train.
+    """
+
+    def __init__(self, cfg: Config, hub_configs: HubConfigs | None = None, text_tokens: int | None = None) -> None:
+        for key in ('model', 'train_dataloader', 'optim_wrapper'):
+            if not cfg.get(key):
+                raise PlanError(f'CONFIG has no {key}: memory is planned of configs that train')
+        self.low = low_precision(cfg)
+        self.whole = step_peaks(cfg, hub_configs, text_tokens, autocast=self.low)
+        self.sharded = step_peaks(cfg, hub_configs, text_tokens, compute=self.low, release=True)
+        self.units = unit_sizes(build_weightless(cfg.model, hub_configs))
+        self.averaged = bool(_hooks_of(cfg, EMAHook))
+
+    def plan(self, gpus: int) -> TrainingPlan:
+        """The ways to train on so many GPUs."""
+        whole, units = self.whole, self.units
+        fixed = whole.scorers
+        copies = whole.weights if self.averaged else 0
+        buckets = whole.gradients if gpus > 1 else 0
+        plans = [
+            MemoryPlan(
+                'DDP' if gpus > 1 else 'one GPU',
+                weights=whole.weights + copies + fixed,
+                gradients=whole.gradients + buckets,
+                optimizer=whole.optimizer,
+                step=max(whole.loss, whole.update) - whole.gradients,
+            )
+        ]
+        size = parse_dtype(self.low).itemsize
+        layers = min(GATHERED, units.number) * units.largest
+        gathered = size * (units.root + layers)
+        gathered += size * (units.root_trained + units.largest_trained)  # Their gradients, until they are complete.
+        gathered += 4 * max(min(GATHERED, units.number) * units.largest_trained, units.root_trained)
+        states = dict(weights=whole.weights + copies, gradients=whole.gradients, optimizer=whole.optimizer)
+        shards = {name: -(-value // gpus) for name, value in states.items()}
+        update = (whole.update - whole.gradients) // gpus
+        step, host = self.sharded.loss + gathered, sum(shards.values()) + update
+        plans.append(MemoryPlan('FSDP2', **shards, step=max(step, update)))
+        plans[-1].weights += fixed
+        plans.append(MemoryPlan('FSDP2, CPU offload', weights=fixed, gradients=0, optimizer=0, step=step, host=host))
+        return TrainingPlan(plans, whole.batches, self.low)
+
+
+def simulated_model(
+    cfg: Config, hub_configs: HubConfigs | None, text_tokens: int | None, compute: torch.dtype | None
+) -> tuple[nn.Module, nn.ModuleList, StepMemory, dict]:
+    """A model on tensors without content, as `step_peaks` runs it.
+
+    Returns:
+        tuple: the model, the encoders that score for it and are no part of it, what counts, and the batches by task.
+    """
+    model = build_weightless(cfg.model, hub_configs)
+    memory = StepMemory()
+    memory.adopt_module(model, compute)
+    scorers = nn.ModuleList(_scorers(model))
+    memory.adopt_module(scorers, compute)
+    for scorer in scorers:
+        # A mixer moves it to the device of the images.
+        setattr(scorer, 'to', lambda *_, scorer=scorer: scorer)  # noqa: B010 - a method is replaced
+    model.train()
+    for hook in _hooks_of(cfg, AIAHook):  # It makes the tuner record attention, which takes memory.
+        HOOKS.build(deepcopy(hook)).before_train(SimpleNamespace(model=model))
+    return model, scorers, memory, training_batches(cfg, model, memory, text_tokens)
 
 
 def step_peaks(
@@ -181,19 +224,8 @@ def step_peaks(
     Returns:
         StepPeaks: The largest values over all tasks.
     """
-    model = build_weightless(cfg.model, hub_configs)
-    memory = StepMemory()
-    memory.adopt_module(model, compute)
-    scorers = nn.ModuleList(_scorers(model))
-    memory.adopt_module(scorers, compute)
-    for scorer in scorers:
-        # A mixer moves it to the device of the images.
-        setattr(scorer, 'to', lambda *_, scorer=scorer: scorer)  # noqa: B010 - a method is replaced
+    model, scorers, memory, batches = simulated_model(cfg, hub_configs, text_tokens, compute)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    model.train()
-    for hook in _hooks_of(cfg, AIAHook):  # It makes the tuner record attention, which takes memory.
-        HOOKS.build(deepcopy(hook)).before_train(SimpleNamespace(model=model))
-    batches = training_batches(cfg, model, memory, text_tokens)
     tensors = [*model.parameters(), *model.buffers()]
     peaks = StepPeaks(_bytes(tensors), _bytes(scorers.parameters()), _bytes(trained))
     with memory:

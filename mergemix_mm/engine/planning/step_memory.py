@@ -1,9 +1,10 @@
-"""Runs a training step on tensors without content, and adds up the memory that it would hold at its peak.
+"""Runs a training step on tensors without content, and adds up its operations and the memory that it holds at its peak.
 
 Fake tensors of torch have shapes, dtypes and storages, but no memory. So a step of any size runs in seconds, through
 the same code as in training, and every allocation and release of it is counted.
 """
 
+import math
 import weakref
 from collections.abc import Iterable
 
@@ -12,11 +13,18 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
+from torch.utils.flop_counter import flop_registry
 
 _VALUE = torch.ops.aten._local_scalar_dense.default
 _EQUAL = torch.ops.aten.equal.default
 _NONZERO = torch.ops.aten.nonzero.default
 _CONVOLUTION = torch.ops.aten.convolution.default
+# The kernels of attention on a CPU, which torch's own counter does not know: two products of matrices, and five in the
+# backward, which computes the weights again.
+_ATTENTION = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: (2, 0),
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: (5, 1),
+}
 _INDEXED = (torch.ops.aten.index.Tensor, torch.ops.aten.index_put.default, torch.ops.aten.index_put_.default)
 
 
@@ -30,12 +38,14 @@ class StepMemory(TorchDispatchMode):
     Attributes:
         held (int): Bytes now.
         peak (int): Largest number of bytes so far.
+        flops (int): Floating point operations so far of products of matrices, convolutions and attention; a
+            multiply-add counts twice.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.fake = FakeTensorMode(allow_non_fake_inputs=True)
-        self.held = self.peak = 0
+        self.held = self.peak = self.flops = 0
         self._known: set[int] = set()
 
     def empty(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -83,6 +93,7 @@ class StepMemory(TorchDispatchMode):
             if empty and function in _INDEXED:
                 args = (args[0], _as_positions(args[1]), *args[2:])
             result = function(*args, **kwargs)
+        self.flops += _flops(function, args, kwargs, result)
         for tensor in tree_iter(result):
             if isinstance(tensor, Tensor):
                 self._register(tensor)
@@ -118,3 +129,13 @@ def _as_positions(indices: Iterable[Tensor | None]) -> list[Tensor | None]:
         else:
             result.append(index)
     return result
+
+
+def _flops(function, args: tuple, kwargs: dict, result) -> int:
+    """Floating point operations of a call; 0 for what is not counted."""
+    packet = function._overloadpacket
+    if packet in _ATTENTION:
+        products, first = _ATTENTION[packet]
+        query, key = args[first], args[first + 1]
+        return 2 * products * math.prod(query.shape) * key.size(-2)
+    return flop_registry[packet](*args, **kwargs, out_val=result) if packet in flop_registry else 0

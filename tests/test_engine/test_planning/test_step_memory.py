@@ -124,3 +124,18 @@ def test_a_convolution_needs_room_for_a_second_output_while_it_runs():
     with memory, torch.no_grad():
         held = model(pixels)
     assert memory.held == held.numel() * 4 and memory.peak == 2 * memory.held
+
+
+def test_products_and_attention_count_their_operations_and_the_backward_twice_or_more():
+    memory = StepMemory()
+    query = memory.empty(2, 3, 10, 8).requires_grad_()
+    x, layer = memory.empty(5, 16), on_meta(lambda: nn.Linear(16, 32))
+    memory.adopt_module(layer)
+    with memory:
+        attended = F.scaled_dot_product_attention(query, query, query)
+        assert memory.flops == 2 * 2 * (2 * 3 * 10 * 10 * 8)
+        attended.sum().backward()
+        assert memory.flops == (2 + 5) * 2 * (2 * 3 * 10 * 10 * 8)
+        before = memory.flops
+        layer(x).sum().backward()  # The input needs no gradient.
+    assert memory.flops - before == 2 * 2 * 5 * 16 * 32

@@ -1,0 +1,242 @@
+"""A training on many GPUs: batches, steps, memory, bytes that a step sends, and hours under stated assumptions."""
+
+import math
+from copy import deepcopy
+from dataclasses import dataclass
+
+from mmengine.config import Config
+from torch import Tensor, nn
+from torch.utils._pytree import tree_iter
+
+from ...models.vlms.hf.loading import parse_dtype
+from ...models.vlms.wrap_policy import wrap_decoder_layers
+from .plan import MemoryPlan, PlanError, Simulation, low_precision, simulated_model, unit_sizes
+from .weightless import HubConfigs
+
+GIGA, TERA = 10**9, 10**12
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """What is assumed of the GPUs and of the network. The defaults are those of machines with eight H100 or H200.
+
+    Args:
+        peak (float): Operations per second of a GPU in the precision of computation, a multiply-add counted twice.
+            Defaults to 989e12, the data sheet's number for dense matrices in bfloat16.
+        utilisation (float): The share of it that a step reaches, in (0, 1]. Defaults to 0.3 (docs/scale.md).
+        link (float): Bytes per second that a GPU sends to others in its machine. Defaults to 360e9, 80% of NVLink's
+            450e9.
+        network (float): Bytes per second that a machine sends to others. Defaults to 320e9, 80% of eight adapters of
+            400 Gbit/s, all of which rings use.
+        node (int): GPUs of a machine. Defaults to 8.
+        gpu_memory (int): Bytes of a GPU. Defaults to 80 GiB.
+    """
+
+    peak: float = 989 * TERA
+    utilisation: float = 0.3
+    link: float = 360 * GIGA
+    network: float = 320 * GIGA
+    node: int = 8
+    gpu_memory: int = 80 * 2**30
+
+
+@dataclass
+class StepWork:
+    """What one step of a process computes and what it exchanges, before its numbers of samples and GPUs are known.
+
+    Args:
+        flops (float): Operations for each sample, mean over the tasks; what is computed again in the backward counts.
+        gathered (int): Parameters that FSDP2 gathers, each time that a unit runs or is run backward.
+        reduced (int): Gradients that FSDP2 sums over the GPUs.
+        collectives (int): Calls of the network for both.
+        trained (int): Parameters that train: DDP sums a gradient of each.
+        itemsize (int): Bytes of a gathered parameter.
+    """
+
+    flops: float
+    gathered: int
+    reduced: int
+    collectives: int
+    trained: int
+    itemsize: int
+
+
+@dataclass
+class ScalePlan:
+    """A training on some GPUs.
+
+    Args:
+        gpus (int): Their number.
+        batch_size (int): Samples of a GPU at a time.
+        accumulation (int): How many times a GPU takes so many samples in a step.
+        steps (int): Updates until the recipe has seen its samples.
+        memory (MemoryPlan): The way to train that is taken: DDP if it fits, or FSDP2, or FSDP2 with states on the CPU.
+        fits (bool): Whether that fits.
+        sent (int): Bytes that a GPU sends in a step.
+        collectives (int): Calls of the network in a step.
+        compute (float): Seconds of a step.
+        communication (float): Seconds of a step, if nothing is computed meanwhile.
+    """
+
+    gpus: int
+    batch_size: int
+    accumulation: int
+    steps: int
+    memory: MemoryPlan
+    fits: bool
+    sent: int
+    collectives: int
+    compute: float
+    communication: float
+
+    @property
+    def global_batch(self) -> int:
+        """Samples of a step."""
+        return self.gpus * self.batch_size * self.accumulation
+
+    @property
+    def hours(self) -> tuple[float, float]:
+        """Of the whole training: if all communication is hidden behind computation, and if none is."""
+        seconds = max(self.compute, self.communication), self.compute + self.communication
+        return seconds[0] * self.steps / 3600, seconds[1] * self.steps / 3600
+
+
+def plan_scale(
+    cfg: Config,
+    gpus: list[int],
+    cluster: Cluster | None = None,
+    hub_configs: HubConfigs | None = None,
+    text_tokens: int | None = None,
+    records: int | None = None,
+) -> list[ScalePlan]:
+    """Plan the training of a config on several numbers of GPUs.
+
+    The batch of a step is ``auto_scale_lr.base_batch_size``, divided among the GPUs. A process takes
+    ``train_dataloader.batch_size`` samples at a time at most, and accumulates the rest; at least one, or two if images
+    are mixed with one another: with too many GPUs, the batch of a step grows and the steps become fewer.
+
+    Memory is planned for the longest texts, as `plan_memory` does. Operations are those of texts of `text_tokens`.
+    Collectives are rings, in which a GPU sends (N - 1) / N of what is gathered or reduced. DDP sums gradients once a
+    step, FSDP2 in each micro-batch. Sums are in float32.
+
+    Args:
+        cfg (Config): A config that trains.
+        gpus (list[int]): Numbers of GPUs, each >= 2.
+        cluster (Cluster, optional): Assumptions. Defaults to None: those of :class:`Cluster`.
+        hub_configs (Mapping, optional): As `build_weightless` takes it.
+        text_tokens (int, optional): As `training_batches` takes it, for the operations.
+        records (int, optional): Samples of an epoch, for a training in epochs.
+
+    Raises:
+        PlanError: If the config does not train, or does not say how many samples it sees.
+        UnknownBatchError: If no batch can be made up.
+        HubConfigError: If the config of a hub model is missing.
+    """
+    cluster = cluster or Cluster()
+    base = (cfg.get('auto_scale_lr') or {}).get('base_batch_size')
+    if not base:
+        raise PlanError('CONFIG has no auto_scale_lr.base_batch_size, the batch of a step that its rate is meant for')
+    samples = _samples(cfg, base, records)
+    work = step_work(cfg, hub_configs, text_tokens)
+    simulations: dict[tuple[int, bool], Simulation] = {}
+    plans = []
+    for number in gpus:
+        size, accumulation = micro_batches(base, cfg.train_dataloader.batch_size, number, 2 if _mixes(cfg) else 1)
+        key = size, accumulation > 1
+        if key not in simulations:
+            own = deepcopy(cfg)
+            own.train_dataloader.batch_size = size
+            own.optim_wrapper.accumulative_counts = accumulation
+            simulations[key] = Simulation(own, hub_configs)
+        ways = simulations[key].plan(number).ways
+        way = next((way for way in ways if way.fits(cluster.gpu_memory)), ways[-1])
+        ring = (number - 1) / number
+        if way.name == 'DDP':
+            sent, collectives = 2 * 4 * work.trained * ring, 1
+        else:
+            each = work.itemsize * work.gathered + 4 * work.reduced
+            sent, collectives = accumulation * each * ring, accumulation * work.collectives
+        rate = cluster.link if number <= cluster.node else min(cluster.link, cluster.network)
+        plans.append(
+            ScalePlan(
+                number,
+                size,
+                accumulation,
+                steps=-(-samples // (number * size * accumulation)),
+                memory=way,
+                fits=way.fits(cluster.gpu_memory),
+                sent=round(sent),
+                collectives=collectives,
+                compute=work.flops * size * accumulation / (cluster.peak * cluster.utilisation),
+                communication=sent / rate,
+            )
+        )
+    return plans
+
+
+def micro_batches(base: int, batch_size: int, gpus: int, least: int) -> tuple[int, int]:
+    """Samples of a GPU at a time and how many times in a step, for a step of `base` samples or the next larger one."""
+    share = base / gpus
+    size = max(least, min(batch_size, math.ceil(share)))
+    return size, max(1, math.ceil(share / size))
+
+
+def step_work(cfg: Config, hub_configs: HubConfigs | None = None, text_tokens: int | None = None) -> StepWork:
+    """Run a step of each task on tensors without content, as sharded layers run it, and count.
+
+    Args:
+        cfg (Config): A config that trains.
+        hub_configs (Mapping, optional): As `build_weightless` takes it.
+        text_tokens (int, optional): As `training_batches` takes it.
+    """
+    low, cfg = low_precision(cfg), deepcopy(cfg)
+    cfg.train_dataloader.batch_size = size = 2
+    model, _, memory, batches = simulated_model(cfg, hub_configs, text_tokens, low)
+    runs: list[tuple[int, int]] = []  # Of units: parameters, and those that train; the second time backward.
+    forward = True
+
+    def count(module: nn.Module, args: tuple, output: object) -> None:
+        if not forward:  # A layer that is computed again is whole already.
+            return
+        numbers = _numbers(module)
+        runs.append((numbers[0], 0))
+        if any(isinstance(one, Tensor) and one.requires_grad for one in tree_iter(output)):
+            runs.append(numbers)
+
+    for module in model.modules():
+        if wrap_decoder_layers(module, False, 0):
+            module.register_forward_hook(count)
+    for make in batches.values():
+        with memory:
+            loss, _ = model.parse_losses(model(**make()))
+            forward = False
+            loss.backward()
+            forward = True
+            model.zero_grad()
+    tasks, root = len(batches), unit_sizes(model)
+    gathered = sum(run[0] for run in runs) // tasks + root.root
+    reduced = sum(run[1] for run in runs) // tasks + root.root_trained
+    collectives = (len(runs) + sum(run[1] > 0 for run in runs)) // tasks + 1 + (root.root_trained > 0)
+    trained = sum(one.numel() for one in model.parameters() if one.requires_grad)
+    itemsize = parse_dtype(low).itemsize
+    return StepWork(memory.flops / (size * tasks), gathered, reduced, collectives, trained, itemsize)
+
+
+def _numbers(module: nn.Module) -> tuple[int, int]:
+    parameters = {id(one): one for one in module.parameters()}.values()
+    return sum(one.numel() for one in parameters), sum(one.numel() for one in parameters if one.requires_grad)
+
+
+def _mixes(cfg: Config) -> bool:
+    """Whether images of a batch are mixed with one another, which takes two of them."""
+    return bool(cfg.model.get('mixer') or (cfg.model.get('train_cfg') or {}).get('augments'))
+
+
+def _samples(cfg: Config, base: int, records: int | None) -> int:
+    """How many samples the recipe sees."""
+    loop = cfg.get('train_cfg') or {}
+    if loop.get('max_iters'):
+        return loop.max_iters * base
+    if records is None:
+        raise PlanError('CONFIG trains in epochs: say the samples of an epoch with --records')
+    return loop.max_epochs * records
