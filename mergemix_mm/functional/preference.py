@@ -48,7 +48,8 @@ def answer_logps(
     Raises:
         ValueError: if shapes do not fit, or chunk_size < 1.
     """
-    passes = [(hidden, labels)] if isinstance(hidden, Tensor) else list(zip(hidden, labels, strict=True))
+    of_passes = [hidden] if isinstance(hidden, Tensor) else [*hidden]
+    passes = list(zip(of_passes, [labels] if isinstance(labels, Tensor) else [*labels], strict=True))
     for states, targets in passes:
         if targets.shape != states.shape[:2]:
             raise ValueError(f'labels {list(targets.shape)} must be [B, L] of hidden {list(states.shape)}')
@@ -57,8 +58,10 @@ def answer_logps(
     # Answer tokens are taken out of each pass before the passes are joined: the rest is never copied.
     found = [_answers(states, targets, ignore_index) for states, targets in passes]
     states, targets, lengths = (parts[0] if len(parts) == 1 else torch.cat(parts) for parts in zip(*found))
-    token_logps = _linear_logps if isinstance(head, Tensor) else _callable_logps
-    logps = token_logps(states, head, targets, chunk_size)
+    if isinstance(head, Tensor):
+        logps = _linear_logps(states, head, targets, chunk_size)
+    else:
+        logps = _callable_logps(states, head, targets, chunk_size)
     # Samples have answers of different lengths: added up by row, instead of padded.
     rows = torch.repeat_interleave(lengths, output_size=len(logps))
     return logps.new_zeros(len(lengths)).index_add(0, rows, logps), lengths

@@ -20,7 +20,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__,
         epilog='memory: of the way that fits, DDP first, with the longest texts. sent: by a GPU in a step, in rings; '
-        'calls: of the network. hours: if all communication is hidden behind computation - if none is. Reading data, '
+        'calls: of the network. hours: if communication takes place during computation - if in turns. Reading data, '
         'validation and checkpoints are left out.',
     )
     parser.add_argument('config', metavar='CONFIG', help='a config that trains')

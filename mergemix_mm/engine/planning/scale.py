@@ -96,7 +96,7 @@ class ScalePlan:
 
     @property
     def hours(self) -> tuple[float, float]:
-        """Of the whole training: if all communication is hidden behind computation, and if none is."""
+        """Of the whole training: if communication takes place during computation, and if they take turns."""
         seconds = max(self.compute, self.communication), self.compute + self.communication
         return seconds[0] * self.steps / 3600, seconds[1] * self.steps / 3600
 
@@ -236,7 +236,9 @@ def _samples(cfg: Config, base: int, records: int | None) -> int:
     """How many samples the recipe sees."""
     loop = cfg.get('train_cfg') or {}
     if loop.get('max_iters'):
-        return loop.max_iters * base
+        return loop['max_iters'] * base
+    if not loop.get('max_epochs'):
+        raise PlanError('CONFIG has neither train_cfg.max_iters nor train_cfg.max_epochs: it does not say how long')
     if records is None:
         raise PlanError('CONFIG trains in epochs: say the samples of an epoch with --records')
-    return loop.max_epochs * records
+    return loop['max_epochs'] * records

@@ -102,6 +102,7 @@ class VLMTuner(BaseTuner):
         """The losses of the head, given the clean pass."""
         if not self._needs_loser:
             return self.head.loss(*self._score(chosen))
+        assert chosen.batch is not None  # Of _run_vlm.
         # The clean pass has prepared its batch. Mixed images have as many tokens, so they share what was prepared.
         losers = self._mixed(chosen.batch) if self.mixer is not None else self._rejected(clean, rejected)
         # All ranks decide together: a pass that some ranks skipped would leave the others waiting in its collectives.
