@@ -81,7 +81,7 @@ class VLMTuner(BaseTuner):
         self._check()
 
     def loss(self, inputs: dict) -> dict[str, Tensor]:
-        """Calculate the losses of the head, and what it logs.
+        """Calculate the losses of the head, and what it logs; also ``padding_share``, of the tokens of the clean batch.
 
         Args:
             inputs (dict): A batch with ``labels``, and with ``rejected`` for pairs of answers (ignored by a head
@@ -94,8 +94,9 @@ class VLMTuner(BaseTuner):
                 'as well; remove the mixer and set head.margin to a number, or train on records without them'
             )
         clean = {key: value for key, value in inputs.items() if key != 'rejected'}
-        losses = self._head_losses(clean, self._run_vlm(clean, task='und'), inputs.get('rejected'))
-        return losses | self._alignment_losses('und', losses.get('loss_sft'))
+        chosen = self._run_vlm(clean, task='und')
+        losses = self._head_losses(clean, chosen, inputs.get('rejected'))
+        return losses | self._alignment_losses('und', losses.get('loss_sft')) | self._padding(chosen)
 
     def _head_losses(self, clean: dict, chosen: ForwardPass, rejected: dict | None) -> dict[str, Tensor]:
         """The losses of the head, given the clean pass."""
