@@ -3,6 +3,7 @@
 import json
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -151,3 +152,32 @@ def test_options_that_cannot_be_measured_are_refused(load, capsys, name, options
     with pytest.raises(SystemExit):
         load(name).parse_args(options)
     assert message in capsys.readouterr().err
+
+
+def test_padding(run):
+    results, written, printed = run('padding')
+    assert written['arms'] == results and '| padded, group_by_length ' in printed
+    assert 1.6 < results['padded, one modality']['tokens'] < 2.1
+    assert 1 <= results['padded, group_by_length']['tokens'] < 1.15
+    packed = results['packed, group_by_length']
+    assert packed['tokens'] == packed['pairs'] == packed['work'] == 1 <= packed['slowest'] < 1.05
+    # Sixteen samples in one row: a mask over all of them has 16 times as many pairs, and causal attention half of them.
+    assert results['one row with a dense mask']['pairs'] > 16 and results['packed, one modality']['mask_mb'] == 0
+
+
+def test_padding_counts_what_batches_cost(load):
+    tokens = np.array([[[2, 4], [4, 4]]])  # One step of two ranks.
+    found = load('padding').count(tokens, 'padded')
+    assert found['tokens'] == 16 / 14 and found['pairs'] == (32 + 32) / (10 + 16)
+    assert load('padding').count(tokens, 'dense')['pairs'] == (36 + 64) / (10 + 16)
+    assert load('padding').count(tokens, 'packed')['slowest'] == pytest.approx(8 / 7, rel=1e-3)
+
+
+def test_data_throughput(run):
+    results, written, printed = run('data_throughput')
+    assert written['steps'] == results['steps'] and results['steps'].keys() == {'padded', 'packed'}
+    for parts in results['steps'].values():
+        whole = parts.pop('whole step')
+        assert sum(parts.values()) == pytest.approx(whole) and min(parts.values()) >= 0
+    assert results['stages']['whole sample'] > 0 and results['loaders'].keys() == {'0'}
+    assert '| template and tokens ' in printed and '| worker processes ' in printed
