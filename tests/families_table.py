@@ -29,6 +29,11 @@ def aligned(name):
     return 'layers of softmax attention' if 'linear_attention' in kinds else 'all layers'
 
 
+def packed(name):
+    """Whether conversations can share a row without padding."""
+    return 'yes' if tiny_vlms.tiny_family(name).no_packing is None else 'no'
+
+
 def served():
     """The lines of the families whose tiny model the installed version of transformers has, by name."""
     lines = {}
@@ -40,7 +45,9 @@ def served():
         own = Path(f'tests/test_families/test_{name}.py')
         tests = f'`{name}`' + (f', `{own.name}`' if (ROOT / own).exists() else '')
         versions = tiny_vlms.TRANSFORMERS[name]
-        lines[name] = f'| {title} | {types} | {scoring(name)} | {aligned(name)} | {versions} | {tests} |'
+        lines[name] = (
+            f'| {title} | {types} | {scoring(name)} | {aligned(name)} | {packed(name)} | {versions} | {tests} |'
+        )
     return lines
 
 
@@ -52,7 +59,7 @@ def refused():
 
 def table():
     """The table of what is served."""
-    head = ['models', 'model types', 'MergeMix on its tower', 'AIA', 'transformers', 'tests']
+    head = ['models', 'model types', 'MergeMix on its tower', 'AIA', 'packed', 'transformers', 'tests']
     lines = [f'| {" | ".join(head)} |', '| ' + ' | '.join([':--'] * len(head)) + ' |', *served().values()]
     return '\n'.join(lines)
 

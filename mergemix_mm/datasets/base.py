@@ -116,6 +116,19 @@ class RecordDataset(Dataset, ABC):
         return np.ones(len(self), dtype=bool)
 
     @property
+    def lengths(self) -> np.ndarray:
+        """About how long the text of each record is, [N] int64 bytes, for ``group_by_length`` of the samplers.
+
+        The index of the file knows it: no record is read, and no image. Only the order counts, so what all records have
+        alike may be part of it (names of keys, ids, file names). Images are not counted: within a batch, they should
+        have about equally many tokens. Images inside a JSON record (``data:`` URLs) would be counted as text.
+
+        Raises:
+            AttributeError: If the records of this dataset do not say it.
+        """
+        return self.records.lengths
+
+    @property
     def num_skipped(self) -> int:
         """How many different records all worker processes of a data loader have found unusable so far."""
         return int(self._skipped.sum())

@@ -12,6 +12,8 @@ from .io.coco_file import CocoFile
 from .io.fields import check_keys
 
 KINDS = ('detection', 'layout', 'keypoints', 'captions')
+# Characters of a box with its separator in an answer, such as [0.123,0.456,0.789,0.987];
+BOX_LENGTH = 26
 
 
 @DATASETS.register_module()
@@ -80,6 +82,13 @@ class COCOTaskDataset(RecordDataset):
             return f'{self.coco.path}: annotation {self.coco.ids[first]}'
         image = f'{self.coco.path}: image {self.coco.images[int(self.coco.image_places[first])]["id"]}'
         return f'{image}, category {self.coco.category_ids[first]}' if self.kind == 'detection' else image
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """The bytes of captions; for the other kinds, what the boxes of a record take."""
+        if self.kind == 'captions':
+            return self.coco.annotations.lengths[self.members]
+        return np.diff(self.starts) * BOX_LENGTH
 
     def load_record(self, index: int) -> dict[str, Any]:
         members = self.members[self.starts[index] : self.starts[index + 1]].tolist()

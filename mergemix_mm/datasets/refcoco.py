@@ -77,6 +77,10 @@ class RefCOCODataset(RecordDataset):
         number, sent_id, _ = self.records[index]
         return f'{os.path.join(self.data_root, self.ref_file)}: ref {self.ref_ids[number]}, sentence {sent_id}'
 
+    @property
+    def lengths(self) -> np.ndarray:
+        return np.array([len(str(sentence)) for _, _, sentence in self.records])
+
     def load_record(self, index: int) -> dict[str, Any]:
         number, sent_id, sentence = self.records[index]
         place = int(self.places[number])

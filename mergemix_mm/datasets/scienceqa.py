@@ -87,6 +87,13 @@ class ScienceQADataset(RecordDataset):
     def modalities(self) -> np.ndarray:
         return np.array([bool(raw.get('image')) for _, raw in self.records])
 
+    @property
+    def lengths(self) -> np.ndarray:
+        # As texts, because a damaged problem has values of other types.
+        return np.array(
+            [sum(len(str(raw.get(key))) for key in ('hint', 'question', 'choices')) for _, raw in self.records]
+        )
+
     def load_record(self, index: int) -> dict[str, Any]:
         name, raw = self.records[index]
         check_keys(raw, {'question', 'choices', 'answer', 'split'})

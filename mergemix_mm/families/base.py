@@ -121,6 +121,8 @@ class Family:
     tower_adapters: ClassVar[dict[str, Callable[[nn.Module], VisionEncoder]]] = {}
     # Whether `vision_merge` can shorten what the language model reads of the tower.
     can_merge_tower: ClassVar[bool] = False
+    # Why conversations cannot share a row without padding (`packed=True`); None: they can.
+    no_packing: str | None = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -341,6 +343,14 @@ class Family:
             # Processors give float32, and the library does not cast for every tower.
             kwargs['pixel_values'] = pixels.to(next(self.vision_tower.parameters()).dtype)
         return kwargs
+
+    def positions(self, inputs: dict) -> Tensor:
+        """The positions of the tokens of a padded batch, [B, L] or [..., B, L] int64, counted in each conversation.
+
+        Args:
+            inputs (dict): What the model reads of the batch, with ``attention_mask`` [B, L].
+        """
+        return (inputs['attention_mask'].long().cumsum(dim=1) - 1).clamp(min=0)
 
     def generate(self, **kwargs: Any) -> Tensor:
         """The library's generation. Janus' own method would drop the logits processors; its guidance is for images."""

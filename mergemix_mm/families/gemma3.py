@@ -21,6 +21,7 @@ class Gemma3Family(Family):
     chat_template = 'gemma3'
     token_padding = Family.token_padding | dict(token_type_ids=0)
     image_margins = ('\n\n', '\n\n')
+    no_packing = 'the tokens of an image attend to each other in both directions'
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)

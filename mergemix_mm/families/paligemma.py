@@ -23,6 +23,7 @@ class PaliGemmaFamily(Family):
     chat_template = 'paligemma'
     token_padding = Family.token_padding | dict(token_type_ids=0)
     is_prefix_model = True
+    no_packing = 'image and prompt attend to each other in both directions'
     # Places and masks.
     answer_tokens = r'<(loc\d{4}|seg\d{3})>'
 

@@ -4,7 +4,7 @@ import math
 import warnings
 from collections.abc import Callable
 from inspect import signature
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -67,6 +67,14 @@ class Qwen2_5_VLFamily(Family):
         if 'mm_token_type_ids' in signature(self.base.forward).parameters:
             kwargs['mm_token_type_ids'] = self.placeholders(batch).int()
         return kwargs
+
+    def positions(self, inputs: dict) -> Tensor:
+        """With images, [3, B, L]: in time, row and column."""
+        if inputs.get('image_grid_thw') is None:
+            return super().positions(inputs)
+        find: Any = self.base.get_rope_index
+        keys = ('input_ids', 'image_grid_thw', 'attention_mask', 'mm_token_type_ids')
+        return find(**{key: inputs[key] for key in keys if key in inputs})[0]
 
     def canvases(self, batch: dict) -> list[Tensor]:
         pixels = self.pixels(batch)

@@ -17,6 +17,7 @@ class Qwen3_5Family(Qwen2_5_VLFamily):
     model_types = ('qwen3_5', 'qwen3_5_moe')
     processors = ()
     chat_template = 'qwen3_5'
+    no_packing = 'its layers of linear attention carry a state from one token to all later ones'
     tower_adapters = {
         'transformers.models.qwen3_5.modeling_qwen3_5.Qwen3_5VisionModel': Qwen3_5Encoder,
         'transformers.models.qwen3_5_moe.modeling_qwen3_5_moe.Qwen3_5MoeVisionModel': Qwen3_5MoeEncoder,

@@ -227,3 +227,9 @@ def test_sizes_and_file_names_of_another_type_are_record_errors(tmp_path):
             image.update(more)
         with pytest.raises(RecordError, match=f'image .*: ({next(iter(more))}|height and width)'):
             dataset(tmp_path, content)[0]
+
+
+def test_lengths_grow_with_the_boxes_and_the_captions(tmp_path):
+    assert (dataset(tmp_path, INSTANCES).lengths / 26).tolist() == [2, 1, 1]
+    found = dataset(tmp_path, CAPTIONS, 'captions').lengths.tolist()
+    assert found == [len(json.dumps(annotation)) for annotation in CAPTIONS['annotations']]

@@ -122,3 +122,7 @@ def test_files_in_another_layout_are_refused(tmp_path):
         dataset(tmp_path, [ref(0, 77, 'val', 'nobody')])
     with pytest.raises(FileNotFoundError):
         dataset(tmp_path, ann_file='other.json')
+
+
+def test_lengths_are_those_of_the_sentences(tmp_path):
+    assert dataset(tmp_path).lengths.tolist() == [len('the lady with the blue shirt'), len('lady'), len('the dog')]

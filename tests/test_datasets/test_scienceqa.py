@@ -100,3 +100,8 @@ def test_no_name_of_mmpretrain_is_taken():
     source = Path(mmpretrain.__file__).parent / 'datasets'
     theirs = re.findall(r'^class (\w+)', ''.join(path.read_text() for path in source.glob('*.py')), re.MULTILINE)
     assert 'ScienceQA' in theirs and not own & set(theirs)
+
+
+def test_lengths_are_those_of_hint_question_and_choices(tmp_path):
+    found = dataset(tmp_path, {'7': PROBLEM, '8': dict(PROBLEM, hint=None, question='Who?')}).lengths
+    assert found[0] - found[1] == len(PROBLEM['hint']) + len(PROBLEM['question']) - len('NoneWho?')

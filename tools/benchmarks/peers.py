@@ -5,7 +5,6 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib.util import find_spec
-from inspect import signature
 from typing import Any
 
 import torch
@@ -19,14 +18,14 @@ from lib.peers import (
     trl_sft_trainer,
     trl_simpo_trainer,
 )
-from lib.steps import IMAGE, TINY_LLAVA, Batch, build_llava, idle_optimizer, random_conversations, small_llava
+from lib.steps import IMAGE, PATCH, TINY_LLAVA, Batch, build_llava, idle_optimizer, random_conversations, small_llava
 from mmengine.optim import OptimWrapper
 from mmengine.registry import MODELS
 from torch import Tensor
 
 from mergemix_mm.functional import answer_logps
 from mergemix_mm.functional.preference import IGNORE_INDEX
-from mergemix_mm.models import AnswerScores, HFVisionLanguageModel, VLMTuner
+from mergemix_mm.models import AnswerScores, VLMTuner
 from mergemix_mm.utils.tables import markdown_table
 
 OURS, TRANSFORMERS, TRL = 'mergemix_mm', 'transformers', 'trl'
@@ -35,7 +34,6 @@ PARTS = 'sft', 'lengths', 'pairs', 'head'
 # Parts that only trl has.
 PAIRS = 'pairs', 'head'
 SIMPO = dict(type='SimPOHead', beta=2.0, margin=1.0, sft_weight=1.0)
-PACKS = 'packed' in signature(HFVisionLanguageModel).parameters
 
 Arms = Mapping[str, Callable[[], Tensor]]
 
@@ -63,11 +61,27 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--tower-layers', type=int, default=12, help='(default: %(default)s)')
     parser.add_argument('--text-layers', type=int, default=8, help='(default: %(default)s)')
     parser.add_argument('--rounds', type=int, default=5, help='(default: %(default)s)')
+    lengths.add_length_arguments(parser)
+    # The image has 196 tokens instead of 576, and the texts are shorter in proportion.
+    parser.set_defaults(image_tokens=None, median=136, longest=680)
     add_common_arguments(parser)
     args = parser.parse_args(argv)
     if args.quick:
-        tiny = TINY_LLAVA | dict(image_size=64)  # Texts are shorter with the image: these differ in length.
-        vars(args).update(tiny, batch_size=2, prompt=8, answer=4, samples=12, length_batch_size=3, rounds=1)
+        vars(args).update(
+            TINY_LLAVA,
+            median=8,
+            longest=40,
+            batch_size=2,
+            prompt=8,
+            answer=4,
+            samples=12,
+            length_batch_size=3,
+            rounds=1,
+        )
+    image_tokens = (args.image_size // PATCH) ** 2
+    if args.image_tokens not in (None, image_tokens):
+        parser.error(f'--image-tokens {args.image_tokens}: an image of {args.image_size} pixels has {image_tokens}')
+    args.image_tokens = image_tokens
     if TRL in args.peers and find_spec('trl') is None:
         parser.error("--peers trl: trl is not installed; pip install 'mergemix-mm[trl]', or take --peers transformers")
     if args.parts is None:
@@ -164,17 +178,16 @@ class Comparison:
     def part_lengths(self) -> dict:
         """Conversations of drawn lengths as they come, and sorted by length; the same ones in all arms."""
         args = self.args
-        samples = lengths.random_conversations(self.config, args.samples)
+        samples = lengths.random_samples(self.config, lengths.draw_records(args.samples, args))
         batches = {
             order: lengths.to_batches(samples, args.length_batch_size, order == 'grouped')
             for order in ('grouped', 'random')
         }
-        arms, work = {}, {}
-        if PACKS:
-            packed = build_llava(dict(type='HFVisionLanguageModel', config=self.config, packed=True))
-            packed.load_state_dict(self.sft.state_dict())
-            arms[f'{OURS}, packed'] = epoch(own_step(packed, idle_optimizer(packed)), batches['random'])
-            work[f'{OURS}, packed'] = 1.0
+        packed = build_llava(dict(type='HFVisionLanguageModel', config=self.config, packed=True))
+        packed.load_state_dict(self.sft.state_dict())
+        # A packed batch is computed without its padding, in any order.
+        arms = {f'{OURS}, packed': epoch(own_step(packed, idle_optimizer(packed)), batches['random'])}
+        work = {f'{OURS}, packed': 1.0}
         for name, step in self.sft_steps().items():
             for order, padded in batches.items():
                 arms[f'{name}, {order}'] = epoch(step, padded)

@@ -232,6 +232,11 @@ class JsonRecords:
         except ValueError as error:
             raise RecordError(f'{self.source(index)}: {error}') from error
 
+    @property
+    def lengths(self) -> np.ndarray:
+        """The bytes of each record in the file, [N] int64."""
+        return self.ends - self.starts
+
     def source(self, index: int) -> str:
         """``'path:line'``; records that share their line with a neighbour also give their number, from 0."""
         index = range(len(self))[index]

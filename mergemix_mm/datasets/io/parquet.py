@@ -9,6 +9,7 @@ from abc import abstractmethod
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,14 @@ class TableRecords:
         except (OSError, ValueError, _pyarrow_error()) as error:
             raise RecordError(f'{self.source(index)}: the row cannot be read: {error}') from error
 
+    @cached_property
+    def lengths(self) -> np.ndarray:
+        """The bytes of all texts of each row, [N] int64, without images and their names.
+
+        The columns of texts are read once for it, and the rows are not.
+        """
+        return np.concatenate([file.lengths() for file in self.files])
+
     def source(self, index: int) -> str:
         """``'path: row 12'``, from 0; for a saved dataset, the folder and the row in the whole dataset."""
         if self.is_saved_dataset:
@@ -138,6 +147,10 @@ class _File:
     def batch(self, number: int) -> Any:
         """A batch of rows."""
 
+    @abstractmethod
+    def lengths(self) -> np.ndarray:
+        """The bytes of the texts of each row, [N] int64."""
+
     def row(self, place: int) -> dict[str, Any]:
         batch = bisect_right(self.starts, place) - 1
         return self.batch(batch).slice(place - self.starts[batch], 1).to_pylist()[0]
@@ -180,6 +193,15 @@ class _ParquetFile(_File):
             # One thread: the worker processes of a data loader run side by side already.
             opened.update(number=number, table=opened['file'].read_row_group(number, use_threads=False))
         return opened['table']
+
+    def lengths(self) -> np.ndarray:
+        file = self.opened()['file']
+        leaves = (file.schema.column(place) for place in range(len(file.schema)))
+        # Names of leaves, so that images beside the texts of a message are not read.
+        texts = [one.path for one in leaves if one.logical_type.type == 'STRING' and not _names_image(one.path)]
+        numbers = range(file.num_row_groups)
+        found = [text_lengths(batch) for number in numbers for batch in self.batches(file, number, texts)]
+        return np.concatenate([np.empty(0, np.int64), *found]) if texts else np.zeros(len(self), np.int64)
 
     def group_flags(self, file, number: int) -> np.ndarray:
         """Which rows of a group have images, if possible without reading the images."""
@@ -276,6 +298,10 @@ class _ArrowFile(_File):
         flags = [rows_with_images(self.batch(number)) for number in range(len(opened['batches']))]
         return starts, np.concatenate([np.empty(0, bool), *flags]), _columns(opened['schema'])
 
+    def lengths(self) -> np.ndarray:
+        found = [text_lengths(self.batch(number)) for number in range(len(self.opened()['batches']))]
+        return np.concatenate([np.empty(0, np.int64), *found])
+
     def batch(self, number: int):
         opened = self.opened()
         batch = opened['batches'][number]
@@ -307,6 +333,42 @@ def rows_with_images(batch) -> np.ndarray:
         if _has_parts(batch.schema, name):
             found |= _image_parts(_array(batch, name))
     return found
+
+
+def text_lengths(batch) -> np.ndarray:
+    """The bytes of all texts of each row, [N] int64, without those that name an image.
+
+    Args:
+        batch (pyarrow.RecordBatch | pyarrow.Table): The rows.
+    """
+    names = [name for name in batch.schema.names if not _names_image(name)]
+    return sum((_text_bytes(_array(batch, name)) for name in names), np.zeros(batch.num_rows, np.int64))
+
+
+def _names_image(path: str) -> bool:
+    """Whether a column or a field (``'messages.list.element.url'``) holds images or where they are."""
+    return not {*IMAGE_KEYS, *PART_IMAGE_NAMES}.isdisjoint(path.split('.'))
+
+
+def _text_bytes(array) -> np.ndarray:
+    """The bytes of the texts inside each value, [N] int64."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    kind = array.type
+    if isinstance(array, pa.ExtensionArray):
+        return _text_bytes(array.storage)
+    if pa.types.is_dictionary(kind):
+        return _text_bytes(array.dictionary_decode())
+    if _is_list(kind):
+        rows = np.repeat(np.arange(len(array)), _list_lengths(array))
+        return np.bincount(rows, _text_bytes(array.flatten()), len(array)).astype(np.int64)
+    if pa.types.is_struct(kind):
+        fields = [place for place in range(kind.num_fields) if not _names_image(kind.field(place).name)]
+        return sum((_text_bytes(array.field(place)) for place in fields), np.zeros(len(array), np.int64))
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        return pc.fill_null(pc.binary_length(array), 0).to_numpy(zero_copy_only=False).astype(np.int64)
+    return np.zeros(len(array), np.int64)
 
 
 def _open(path: str) -> _File:
@@ -454,11 +516,15 @@ def _given(array, any_struct: bool = False) -> np.ndarray:
 
 def _any_of(array, flags: np.ndarray) -> np.ndarray:
     """Whether any element of each list has its flag set; ``flags`` has one entry per element, in their order."""
+    rows = np.repeat(np.arange(len(array)), _list_lengths(array))
+    return np.bincount(rows[flags], minlength=len(array)) > 0
+
+
+def _list_lengths(array) -> np.ndarray:
+    """The number of elements of each list, 0 for null."""
     import pyarrow.compute as pc
 
-    lengths = pc.fill_null(pc.list_value_length(array), 0).to_numpy(zero_copy_only=False)
-    rows = np.repeat(np.arange(len(array)), lengths)
-    return np.bincount(rows[flags], minlength=len(array)) > 0
+    return pc.fill_null(pc.list_value_length(array), 0).to_numpy(zero_copy_only=False)
 
 
 def _image_parts(array) -> np.ndarray:

@@ -9,6 +9,9 @@ from torch.utils.data import Sampler
 
 from ...utils.numbers import check_number
 
+# Steps whose samples are sorted by length together. More steps leave less padding, and mix less of the data.
+SORTED_STEPS = 50
+
 
 @DATA_SAMPLERS.register_module()
 class ModalitySampler(Sampler):
@@ -23,26 +26,40 @@ class ModalitySampler(Sampler):
     each group in proportion to its share, and has the smallest length that uses every record at least once. Groups
     that need more samples than they have records repeat them in a new order.
 
+    With ``group_by_length``, the samples of a step have similar lengths, as in LLaVA's grouping by modality and length:
+    the shuffled records of 50 steps at a time are sorted by ``lengths`` and cut into steps, and each rank takes every
+    n-th record of a step, so that all ranks have equally much to compute. Steps of all lengths then come in a drawn
+    order. Every record comes as often as without, and the number of steps stays.
+
     Args:
         dataset (Sized): A dataset with ``modalities`` [N] bool: whether a record has images; or with ``groups`` [N]
             int64, from 0, of records that may share a batch, and ``shares`` [groups] > 0, the share of each group in
-            the steps.
+            the steps. To group by length, also with ``lengths`` [N], in any unit.
         batch_size (int): Samples per batch and rank; must be the data loader's.
         seed (int, optional): The same on all ranks. Defaults to None: it is drawn and shared by the ranks.
         shuffle (bool): Whether to shuffle the records of a group, and the batches. Otherwise batches come in the order
             of their first record. Defaults to True.
         round_up (bool): True fills the last batch of each group with its first records, False drops that batch.
             Defaults to True.
+        group_by_length (bool): Whether the samples of a step have similar lengths, which leaves little padding.
+            Defaults to False.
 
     Raises:
-        ValueError: If the dataset has neither, ``batch_size`` is below 1, or no batch is full.
+        ValueError: If the dataset has neither, ``batch_size`` is below 1, no batch is full, or lengths are missing.
 
     Examples:
-        >>> train_dataloader = dict(batch_size=16, sampler=dict(type='ModalitySampler', batch_size=16), ...)
+        >>> train_dataloader = dict(
+        ...     batch_size=16, sampler=dict(type='ModalitySampler', batch_size=16, group_by_length=True), ...)
     """
 
     def __init__(
-        self, dataset, batch_size: int, seed: int | None = None, shuffle: bool = True, round_up: bool = True
+        self,
+        dataset,
+        batch_size: int,
+        seed: int | None = None,
+        shuffle: bool = True,
+        round_up: bool = True,
+        group_by_length: bool = False,
     ) -> None:
         groups = getattr(dataset, 'groups', getattr(dataset, 'modalities', None))
         if groups is None:
@@ -60,6 +77,7 @@ class ModalitySampler(Sampler):
         self.seed = sync_random_seed() if seed is None else seed
         self.shuffle = shuffle
         self.round_up = round_up
+        self.lengths = _lengths(dataset, type(self).__name__) if group_by_length else None
         self.rank, self.world_size = get_dist_info()
         self.epoch = 0
         self._skipped_epochs, self._offset = 0, 0
@@ -111,7 +129,12 @@ class ModalitySampler(Sampler):
     def _steps_of(self, group: int, rng: np.random.Generator | None) -> np.ndarray:
         """The steps of one group: [steps, ranks * batch_size] indices."""
         size = self.batch_size * self.world_size
-        return self._order(group, int(self.steps[group]) * size, rng).reshape(-1, size)
+        order = self._order(group, int(self.steps[group]) * size, rng)
+        if self.lengths is None:
+            return order.reshape(-1, size)
+        order = sort_by_length(order, self.lengths, SORTED_STEPS * size)
+        # Neighbours of the sorted order go to different ranks.
+        return order.reshape(-1, self.batch_size, self.world_size).swapaxes(1, 2).reshape(-1, size)
 
     def _order(self, group: int, needed: int, rng: np.random.Generator | None) -> np.ndarray:
         """``needed`` indices of a group, in the order in which its steps take them."""
@@ -141,6 +164,31 @@ def take(members: np.ndarray, needed: int, rng: np.random.Generator | None, spar
     return np.resize(members, needed)
 
 
+def sort_by_length(order: np.ndarray, lengths: np.ndarray, span: int) -> np.ndarray:
+    """Sort every ``span`` indices of an order by their lengths, short ones first; equal ones keep their order.
+
+    Args:
+        order (np.ndarray): [n] indices.
+        lengths (np.ndarray): [N] numbers, one for each index.
+        span (int): How many of them are sorted together; the last ones may be fewer.
+
+    Returns:
+        np.ndarray: [n] indices.
+    """
+    # lexsort takes the most important key last.
+    return order[np.lexsort((lengths[order], np.arange(len(order)) // span))]
+
+
+def _lengths(dataset, sampler: str) -> np.ndarray:
+    lengths = getattr(dataset, 'lengths', None)
+    if lengths is None or len(lengths) != len(dataset):
+        raise ValueError(
+            f"{sampler}: group_by_length=True needs 'lengths' of {type(dataset).__name__} (an array, one number per "
+            'record), and of all datasets in it; record datasets of JSON, Parquet and Arrow files have them.'
+        )
+    return np.asarray(lengths)
+
+
 def whole_steps(steps: np.ndarray) -> np.ndarray:
     """Round up; what exceeds a whole number by a rounding error adds no step."""
     return np.ceil(steps - 1e-6).astype(np.int64)
@@ -161,6 +209,8 @@ class TaskMixSampler(ModalitySampler):
             ``weights`` [tasks] and ``shares`` [groups], both > 0.
         batch_size (int): Samples per batch and rank; must be the data loader's.
         seed (int, optional): The same on all ranks. Defaults to None: it is drawn and shared by the ranks.
+        group_by_length (bool): As for :class:`ModalitySampler`. Tasks with answers of different lengths then share
+            fewer batches; their shares of an epoch stay. Defaults to False.
 
     Attributes:
         quotas (np.ndarray): [groups, tasks] int64, the number of samples in an epoch on all ranks together.
@@ -172,7 +222,7 @@ class TaskMixSampler(ModalitySampler):
         >>> train_dataloader = dict(batch_size=16, sampler=dict(type='TaskMixSampler', batch_size=16), ...)
     """
 
-    def __init__(self, dataset, batch_size: int, seed: int | None = None) -> None:
+    def __init__(self, dataset, batch_size: int, seed: int | None = None, group_by_length: bool = False) -> None:
         missing = [key for key in ('tasks', 'weights', 'groups', 'shares') if not hasattr(dataset, key)]
         if missing:
             raise ValueError(
@@ -181,7 +231,7 @@ class TaskMixSampler(ModalitySampler):
             )
         self.tasks = np.asarray(dataset.tasks, dtype=np.int64)
         self.counts, self.portions = _cells(dataset)
-        super().__init__(dataset, batch_size, seed)
+        super().__init__(dataset, batch_size, seed, group_by_length=group_by_length)
         needed = self.steps * self.batch_size * self.world_size
         self.quotas = np.stack([_apportion(*cells) for cells in zip(needed, self.portions, self.counts)])
 

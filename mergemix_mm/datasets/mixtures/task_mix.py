@@ -77,6 +77,11 @@ class TaskMixDataset(Dataset):
         return np.unique(modalities, return_inverse=True)[1]
 
     @property
+    def lengths(self) -> np.ndarray:
+        """About how long each record is, [N]; see :attr:`RecordDataset.lengths`. All datasets must know it."""
+        return np.concatenate([dataset.lengths for dataset in self.datasets])
+
+    @property
     def shares(self) -> np.ndarray:
         """The share of each group in the samples, [groups]; a task of both groups splits its weight by its records."""
         return np.bincount(

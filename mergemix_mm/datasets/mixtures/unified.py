@@ -68,6 +68,11 @@ class UnifiedDataset(Dataset):
         return np.concatenate([np.zeros(len(self.datasets['gen']), np.int64), 1 + present])
 
     @property
+    def lengths(self) -> np.ndarray:
+        """About how long each record is, [N]; see :attr:`RecordDataset.lengths`. Both datasets must know it."""
+        return np.concatenate([self.datasets[task].lengths for task in TASKS])
+
+    @property
     def shares(self) -> np.ndarray:
         """The share of each group in the steps, [groups]; within understanding, in proportion to the records."""
         counts = np.bincount(self.groups)[1:]

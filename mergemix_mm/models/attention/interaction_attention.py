@@ -1,12 +1,16 @@
-"""SDPA that can be recorded: the attention function and its mask for transformers' attention interface."""
+"""SDPA that can be recorded and packed: the attention function and its mask for transformers' attention interface."""
 
 import weakref
+from collections.abc import Sequence
+from copy import copy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ...functional import attention_with_intensity
 from ...functional.lse_attention import Places
+from .packing import Packing
 
 # The name in transformers' registries, for `set_attn_implementation`.
 NAME = 'mergemix_interaction'
@@ -78,6 +82,16 @@ class Probe:
         self._recording = weakref.ref(recording)
         self._needs_grad = torch.is_grad_enabled()
 
+    def split(self, packing: Packing) -> list['Probe']:
+        """The masks of each conversation of a packed batch, without padding."""
+        parts = []
+        for masks in zip(*(packing.split(packing.pack(one), dim=1) for one in (self.query_mask, self.key_mask))):
+            part = copy(self)
+            part.query_mask, part.key_mask = masks
+            part.places = None
+            parts.append(part)
+        return parts
+
     def check(self, module: nn.Module, layer: int) -> None:
         """Refuse a layer that would silently record wrong values, before it computes.
 
@@ -114,6 +128,31 @@ def register() -> None:
     AttentionMaskInterface.register(NAME, interaction_mask)
 
 
+def switch_attention(decoder: nn.Module) -> str | None:
+    """Let a language model of transformers compute its attention by :func:`interaction_attention`.
+
+    Args:
+        decoder (nn.Module): The decoder without its head.
+
+    Returns:
+        str | None: Its attention before; None if it was switched already.
+
+    Raises:
+        ValueError: If the model does not use transformers' attention interface.
+    """
+    before = decoder.config._attn_implementation
+    if before == NAME:
+        return None
+    register()
+    decoder.set_attn_implementation(NAME)
+    if decoder.config._attn_implementation != NAME:
+        raise ValueError(
+            f"{type(decoder).__name__} does not use transformers' attention interface, so its attention cannot be "
+            'recorded or packed: only models whose `set_attn_implementation` works can'
+        )
+    return before
+
+
 def interaction_attention(
     module: nn.Module,
     query: Tensor,
@@ -124,12 +163,14 @@ def interaction_attention(
     dropout: float = 0.0,
     is_causal: bool | None = None,
     interaction: Probe | None = None,
+    packing: Packing | None = None,
     **kwargs,
 ) -> tuple[Tensor, None]:
     """Transformers' ``sdpa`` attention, which also records its interaction intensity on request.
 
     The keyword argument ``interaction`` requests it for the layers that it names. Modules without ``layer_idx`` (vision
-    towers) never record.
+    towers) never record. With ``packing``, the tokens are those of several conversations one after the other, and one
+    call of causal attention computes each.
 
     Args:
         module (nn.Module): The layer's attention module.
@@ -141,6 +182,7 @@ def interaction_attention(
         dropout (float): Probability of dropping attention weights. Defaults to 0.0.
         is_causal (bool, optional): Defaults to None: as the module is, if there is no mask.
         interaction (Probe, optional): Of a :class:`Recording`. Defaults to None: records nothing.
+        packing (Packing, optional): Of a batch of one row, B = 1 and L = S; the mask is then ignored. Defaults to None.
         **kwargs: Further arguments of the library.
 
     Returns:
@@ -156,38 +198,92 @@ def interaction_attention(
                 f'attn_implementation={NAME!r} would compute another model. This model cannot be recorded'
             )
     layer = getattr(module, 'layer_idx', None)
-    if interaction is None or layer not in interaction.layers:
+    if interaction is not None and layer not in interaction.layers:
+        interaction = None
+    if interaction is not None:
+        interaction.check(module, layer)
+        if kwargs.get('position_bias') is not None:
+            raise ValueError(
+                f'{type(module).__name__} has a position bias (position_bias), which the recording leaves out: it '
+                'would compute another model. This model cannot be recorded'
+            )
+    options = dict(kwargs, scaling=scaling, dropout=dropout, is_causal=is_causal)
+    if packing is None:
+        output, intensity = _attend(module, query, key, value, attention_mask, interaction, **options)
+    else:
+        output, intensity = _attend_packed(module, query, key, value, packing, interaction, **options)
+    if interaction is not None:
+        interaction.record(layer, intensity)
+    return output, None
+
+
+def _attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    probe: Probe | None,
+    **options: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """Output [B, L, H, D] and, with a probe, the intensity [B]."""
+    if probe is None:
         from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-        options = dict(kwargs, scaling=scaling, dropout=dropout, is_causal=is_causal)
-        return ALL_ATTENTION_FUNCTIONS['sdpa'](module, query, key, value, attention_mask, **options)
-    interaction.check(module, layer)
-    if kwargs.get('position_bias') is not None:
-        raise ValueError(
-            f'{type(module).__name__} has a position bias (position_bias), which the recording leaves out: it would '
-            'compute another model. This model cannot be recorded'
-        )
+        return ALL_ATTENTION_FUNCTIONS['sdpa'](module, query, key, value, attention_mask, **options)[0], None
+    is_causal = options['is_causal']
     if attention_mask is not None:  # A mask for a static cache is longer than the keys.
         attention_mask = attention_mask[..., : key.size(2)]
     if is_causal is None:  # As transformers decides it: one query with a cache sees all keys.
         is_causal = query.size(2) > 1 and attention_mask is None and getattr(module, 'is_causal', True)
     # Layers may be on several devices, and the masks are on one.
-    places = interaction.places
+    places = probe.places
     output, intensity = attention_with_intensity(
         query,
         key,
         value,
-        interaction.query_mask.to(query.device),
-        interaction.key_mask.to(query.device),
+        probe.query_mask.to(query.device),
+        probe.key_mask.to(query.device),
         attention_mask=attention_mask,
         is_causal=is_causal,
-        scale=scaling,
-        dropout=dropout,
-        backend=interaction.backend,
+        scale=options['scaling'],
+        dropout=options['dropout'],
+        backend=probe.backend,
         places=places and (places[0].to(query.device), places[1].to(query.device)),
     )
-    interaction.record(layer, intensity)
-    return output.transpose(1, 2).contiguous(), None
+    return output.transpose(1, 2).contiguous(), intensity
+
+
+def _attend_packed(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    packing: Packing,
+    probe: Probe | None,
+    **options: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """As `_attend` for tokens [1, H, T, D] of B conversations: output [1, T, H, D], intensity [B].
+
+    A call per conversation costs neither a mask nor padding, and each runs in the kernel of causal attention.
+    """
+    packing.read_by(module.layer_idx)
+    probes: Sequence[Probe | None] = [None] * len(packing.lengths) if probe is None else probe.split(packing)
+    found = []
+    for q, k, v, own in zip(*(packing.split(one, dim=2) for one in (query, key, value)), probes, strict=True):
+        found.append(_attend(module, q, k, v, _window_mask(q, options.get('sliding_window')), own, **options))
+    intensities = [intensity for _, intensity in found if intensity is not None]
+    return torch.cat([output for output, _ in found], dim=1), torch.cat(intensities) if intensities else None
+
+
+def _window_mask(query: Tensor, window: int | None) -> Tensor | None:
+    """[1, 1, L, L] bool for queries [1, H, L, D] that see `window` tokens, their own included; None if that is all."""
+    length = query.size(2)
+    if window is None or length <= window:
+        return None
+    places = torch.arange(length, device=query.device)
+    distance = places[:, None] - places
+    return ((distance >= 0) & (distance < window))[None, None]
 
 
 def interaction_mask(

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from ...functional.interaction import BACKENDS
 from ..decoders import find_decoder
-from .interaction_attention import NAME, Recording, register
+from .interaction_attention import Recording, switch_attention
 
 # Entries of `layer_types` in configs of transformers, for layers that compute no softmax attention.
 NO_SOFTMAX = ('linear_attention', 'conv', 'moe')
@@ -69,19 +69,10 @@ class InteractionRecorder:
         Raises:
             ValueError: If the model does not use transformers' attention interface.
         """
-        config = self._decoder.config
         if self._started:
             return
-        if config._attn_implementation != NAME:  # Otherwise another recorder has switched it, and switches it back.
-            before = config._attn_implementation
-            register()
-            self._decoder.set_attn_implementation(NAME)
-            if config._attn_implementation != NAME:
-                raise ValueError(
-                    f"{type(self._decoder).__name__} does not use transformers' attention interface, so its attention "
-                    'cannot be recorded: only models whose `set_attn_implementation` works can'
-                )
-            self._before = before
+        # None: another recorder has switched it, and switches it back; or the model is packed, and stays so.
+        self._before = switch_attention(self._decoder)
         self._started = True
 
     def stop(self) -> None:

@@ -157,6 +157,13 @@ class BaseTuner(BaseModel):
         """The alignment's loss on the pass that it recorded, and what it logs; empty without an alignment."""
         return {} if self.alignment is None else self.alignment.loss(task, ntp_loss)
 
+    def _padding(self, run: ForwardPass) -> dict[str, Tensor]:
+        """For the log: ``padding_share``, the share of padding among the tokens that the language model computed."""
+        mask = (run.batch or {}).get('attention_mask')
+        # Without a mask there is no padding, and a packed batch is computed without it.
+        none = mask is None or getattr(self.vlm, 'packed', False)
+        return dict(padding_share=run.hidden.new_zeros((), dtype=torch.float32) if none else 1 - mask.float().mean())
+
     def _score(self, *passes: ForwardPass, head: nn.Module | None = None) -> list[AnswerScores]:
         """Log-probabilities of the labelled tokens of one or two passes, by the VLM's head unless another is given."""
         # All passes share one call: each call allocates a gradient of the size of the head's weight.

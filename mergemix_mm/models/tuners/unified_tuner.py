@@ -66,17 +66,17 @@ class UnifiedTuner(BaseTuner):
 
         Returns:
             dict[str, Tensor]: ``loss_ntp_gen`` or ``loss_ntp_und``; with an alignment also ``loss_aia_<task>`` and, for
-            the log, ``interaction_<task>``.
+            the log, ``interaction_<task>``; for the log always ``padding_share``.
         """
         task, dropped = self._task(inputs), None
         if task == 'gen':
             # Drawn on the CPU, so that a seed gives the same draws on every device.
             dropped = torch.rand(len(inputs['input_ids'])).to(inputs['input_ids'].device) < self.drop_prompt
             inputs = self.vlm.drop_prompts(inputs, dropped)
-        chosen = self._run_vlm(self.vlm.prepare(inputs), task, dropped)
-        scores = self._score(chosen, head=self.vlm.head_of(inputs))
-        ntp_loss = self.head.loss(*scores)['loss_sft']
-        return {f'loss_ntp_{task}': ntp_loss} | self._alignment_losses(task, ntp_loss)
+        run = self._run_vlm(self.vlm.prepare(inputs), task, dropped)
+        ntp_loss = self.head.loss(*self._score(run, head=self.vlm.head_of(inputs)))['loss_sft']
+        losses = {f'loss_ntp_{task}': ntp_loss} | self._alignment_losses(task, ntp_loss)
+        return losses | self._padding(run)
 
     @torch.no_grad()
     def predict(self, inputs: dict, data_samples: list[BaseDataElement]) -> list[BaseDataElement]:

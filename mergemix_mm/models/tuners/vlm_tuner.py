@@ -81,7 +81,7 @@ class VLMTuner(BaseTuner):
         self._check()
 
     def loss(self, inputs: dict) -> dict[str, Tensor]:
-        """Calculate the losses of the head, and what it logs.
+        """Calculate the losses of the head, and what it logs; also ``padding_share``, of the tokens of the clean batch.
 
         Args:
             inputs (dict): A batch with ``labels``, and with ``rejected`` for pairs of answers (ignored by a head
@@ -96,7 +96,7 @@ class VLMTuner(BaseTuner):
         clean = {key: value for key, value in inputs.items() if key != 'rejected'}
         chosen = self._run_vlm(self.vlm.prepare(clean), task='und')
         losses = self._head_losses(clean, chosen, inputs.get('rejected'))
-        return losses | self._alignment_losses('und', losses.get('loss_sft'))
+        return losses | self._alignment_losses('und', losses.get('loss_sft')) | self._padding(chosen)
 
     def _head_losses(self, clean: dict, chosen: ForwardPass, rejected: dict | None) -> dict[str, Tensor]:
         """The losses of the head, given the clean pass."""

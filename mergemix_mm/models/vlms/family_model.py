@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from ...families import Family
 from ...utils.wrappers import unwrapped
+from ..attention.interaction_attention import NAME, switch_attention
+from ..attention.packing import Packing
 from ..precision import autocast_to, cast_at_norms, low_beside_float32
 from .adapting import add_lora, check_trainable, checkpoint_layers, freeze, part_modules, train_parts
 from .base import Generation, VisionLanguageModel
@@ -28,9 +30,12 @@ class FamilyModel(VisionLanguageModel):
         gradient_checkpointing (bool): Whether to compute the layers' activations again in the backward (non-reentrant)
             instead of storing them. Defaults to False.
         init_cfg (dict, optional): MMEngine's initialisation. Defaults to None.
+        packed (bool): Whether the language model computes a batch as one row without padding, in which every
+            conversation attends to its own tokens only (see :class:`Packing`). What comes out is the same. Defaults to
+            False.
 
     Raises:
-        ValueError: if the family has no such parts, or LoRA cannot be added.
+        ValueError: if the family has no such parts, LoRA cannot be added, or the model cannot compute packed rows.
     """
 
     def __init__(
@@ -40,6 +45,7 @@ class FamilyModel(VisionLanguageModel):
         lora: dict | None = None,
         gradient_checkpointing: bool = False,
         init_cfg: dict | None = None,
+        packed: bool = False,
     ) -> None:
         super().__init__(init_cfg)
         self.family, self.model = family, family.model
@@ -55,6 +61,9 @@ class FamilyModel(VisionLanguageModel):
             for path in part_modules(family, 'projector'):
                 cast_at_norms(family.model.get_submodule(path))
         self.gradient_checkpointing = gradient_checkpointing
+        self.packed = packed
+        if packed:
+            _let_pack(family)
         if lora is None:
             freeze(family, self.trainable)
         else:
@@ -100,7 +109,17 @@ class FamilyModel(VisionLanguageModel):
     def hidden(self, batch: dict, **attention_kwargs) -> Tensor:
         with self.autocast(batch):
             inputs = self._decoder_inputs(self.family.forward_kwargs(batch))
-            return self.family.base(**inputs, use_cache=False, **attention_kwargs).last_hidden_state
+            return self._decode(self.family.base, inputs, **attention_kwargs)
+
+    def _decode(self, decoder: nn.Module, inputs: dict, **attention_kwargs) -> Tensor:
+        """Last hidden states [B, L, C] of inputs [B, L, ...]. Packed rows exist only in here."""
+        packing = Packing.of(inputs.get('attention_mask')) if self.packed else None
+        if packing is None:
+            return decoder(**inputs, use_cache=False, **attention_kwargs).last_hidden_state
+        inputs = packing.inputs(inputs, self.family.positions(inputs))
+        hidden = decoder(**inputs, use_cache=False, packing=packing, **attention_kwargs).last_hidden_state
+        packing.check(self.family.language_model.config.num_hidden_layers)
+        return packing.unpack(hidden)
 
     def autocast(self, batch: dict) -> AbstractContextManager:
         """Autocast to the low precision of a model that has float32 weights as well, as after training."""
@@ -150,6 +169,27 @@ class FamilyModel(VisionLanguageModel):
         # Given embeddings instead of ids, the library returns the new tokens only.
         sequences = found if 'inputs_embeds' in inputs else found[:, inputs['input_ids'].size(1) :]
         return Generation(sequences, logps.sums(sequences[:, -1]))
+
+
+def _let_pack(family: Family) -> None:
+    """Switch the attention of a language model to the function that can split packed rows.
+
+    Raises:
+        ValueError: if conversations cannot share a row of this model.
+    """
+    config = family.language_model.config
+    kinds = sorted({*(getattr(config, 'layer_types', None) or ())} - {'full_attention', 'sliding_attention'})
+    reason = family.no_packing
+    if reason is None and kinds:
+        reason = f'the language model has layers of {", ".join(kinds)}'
+    if reason is None and config._attn_implementation not in ('sdpa', NAME):
+        reason = f"attn_implementation={config._attn_implementation!r} must be 'sdpa'"
+    if reason is not None:
+        raise ValueError(
+            f'packed=True does not serve {type(family.model).__name__}: {reason}. Leave packed out; '
+            'group_by_length=True of the sampler avoids most of the padding as well'
+        )
+    switch_attention(family.language_model)
 
 
 def _as_list(ids: int | list[int] | None) -> list[int]:

@@ -255,3 +255,9 @@ def test_arrays_before_the_key_are_passed_over_without_being_held(tmp_path, monk
     path.write_text('{"images": [{"id": 1} {"id": 2}], "last": [{"id": 7}]}')
     with pytest.raises(ValueError, match=r"coco\.json:1: .*column 23: .*','"):
         JsonRecords(path, key='last')
+
+
+def test_lengths_are_those_of_the_records_in_the_file(tmp_path):
+    records = JsonRecords(write(tmp_path, LAYOUTS['lines'](RECORDS)))
+    lines = (tmp_path / 'data.json').read_bytes().splitlines()
+    assert records.lengths.tolist() == [len(line) for line in lines]

@@ -370,3 +370,23 @@ def test_without_pyarrow_the_way_out_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, 'pyarrow', None)
     with pytest.raises(ImportError, match='pip install pyarrow'):
         TableRecords(path)
+
+
+@pytest.mark.parametrize('large', [False, True])
+def test_lengths_are_the_bytes_of_all_texts_but_those_that_name_images(tmp_path, monkeypatch, large):
+    parts = [
+        [dict(type='image', path='a/long/path.png', text=None), dict(type='text', path=None, text='Where?')],
+        [dict(type='text', path=None, text='At h\u00f6me')],
+    ]
+    content = [
+        dict(image=None, messages=[dict(role='user', content=part) for part in parts], note='12'),
+        dict(image=image(5), messages=[], note=None),
+        dict(image=None, messages=None, note='x'),
+    ]
+    if large:  # Rows are then read from a copy in Arrow's format.
+        monkeypatch.setattr(table_records, 'LARGE_ROWS', 1)
+    records = TableRecords(write(tmp_path / 'train.parquet', content))
+    texts = ['user', 'image', 'text', 'Where?', 'user', 'text', 'At hxxme', '12']
+    assert records.lengths.tolist() == [sum(map(len, texts)), 0, 1]
+    monkeypatch.setattr(records.files[0], 'row', None)
+    assert len(ConversationDataset(str(tmp_path / 'train.parquet')).lengths) == 3

@@ -319,3 +319,64 @@ def test_modality_sampler_takes_a_mix_without_regard_to_the_tasks(monkeypatch):
     dataset = mix([(40, 0), (0, 80)], [1, 1])
     found = np.array(list(ModalitySampler(dataset, batch_size=4, seed=0))).reshape(-1, 4)
     assert np.bincount(dataset.groups[found[:, 0]]).tolist() == [20, 20]
+
+
+def lengthy(num_images, num_texts=0):
+    """Records whose lengths differ by up to 40 times."""
+    dataset = Records(num_images, num_texts)
+    dataset.lengths = np.exp(np.random.default_rng(1).uniform(0, np.log(40), len(dataset)) + 4).astype(int)
+    return dataset
+
+
+def padding(lengths, batches):
+    """Tokens that padded batches compute, over useful ones."""
+    found = lengths[batches]
+    return (found.max(axis=-1) * found.shape[-1]).sum() / found.sum()
+
+
+@pytest.mark.parametrize('world_size', [1, 3])
+def test_grouped_steps_have_similar_lengths_and_the_same_records_on_equally_long_ranks(monkeypatch, world_size):
+    dataset = lengthy(900, 300)
+    found = {}
+    for grouped in (False, True):
+        ranks = samplers(monkeypatch, dataset, world_size, batch_size=4, group_by_length=grouped)
+        found[grouped] = np.stack([steps(sampler) for sampler in ranks], axis=1)
+        assert all(len(list(sampler)) == len(sampler) == found[grouped][:, 0].size for sampler in ranks)
+    counts = {grouped: np.bincount(order.ravel(), minlength=1200) for grouped, order in found.items()}
+    assert (counts[True] == counts[False]).all()
+    assert padding(dataset.lengths, found[False]) > 1.8 and padding(dataset.lengths, found[True]) < 1.15
+    kinds = dataset.modalities[found[True]].reshape(len(found[True]), -1)
+    assert (kinds == kinds[:, :1]).all()
+    tokens = dataset.lengths[found[True]].sum(axis=2)
+    assert (tokens.max(axis=1) / tokens.mean(axis=1)).mean() < 1.1
+    # Long and short steps are mixed over the epoch.
+    assert abs(np.corrcoef(np.arange(len(tokens)), tokens.sum(axis=1))[0, 1]) < 0.2
+
+
+def test_grouped_order_depends_on_seed_and_epoch_and_is_resumed_within_an_epoch(monkeypatch):
+    (one,), (two,) = (samplers(monkeypatch, lengthy(90, 30), batch_size=4, group_by_length=True) for _ in range(2))
+    first = list(one)
+    assert first == list(two)
+    one.set_epoch(1)
+    second = list(one)
+    assert second != first and sorted(second) != second
+    two.skip(len(one) + 20)
+    assert list(two) == second[20:]
+
+
+def test_a_task_mix_grouped_by_length_keeps_its_shares(monkeypatch):
+    dataset = mix([(120, 0), (40, 0), (0, 80)], [3, 1, 4])
+    for number, part in enumerate(dataset.datasets):
+        part.lengths = np.random.default_rng(number).integers(1, 1000, len(part))
+    ranks = samplers(monkeypatch, dataset, 2, batch_size=4, group_by_length=True)
+    found = mixed_steps(ranks)
+    assert np.bincount(dataset.tasks[found.ravel()]).tolist() == [120, 40, 160]
+    assert padding(dataset.lengths, found) < 1.2
+    assert (dataset.groups[found].reshape(len(found), -1).std(axis=1) == 0).all()
+
+
+def test_lengths_are_asked_for_where_they_are_missing():
+    with pytest.raises(ValueError, match="ModalitySampler: group_by_length=True needs 'lengths' of Records"):
+        ModalitySampler(Records(4), batch_size=1, group_by_length=True)
+    with pytest.raises(ValueError, match="TaskMixSampler: group_by_length=True needs 'lengths' of TaskMixDataset"):
+        TaskMixSampler(mix([(4, 0)]), batch_size=1, group_by_length=True)

@@ -164,3 +164,9 @@ def test_a_runner_builds_loaders_of_batches_of_one_task(loader_config):
 def test_metainfo_of_both_datasets(loader_config):
     dataset = DATASETS.build(loader_config['dataset'])
     assert {'palette', 'columns', 'answers'} <= set(dataset.metainfo)
+
+
+def test_lengths_are_those_of_both_datasets():
+    dataset = unified(2, 3)
+    dataset.datasets['gen'].lengths, dataset.datasets['und'].lengths = np.array([5, 6]), np.array([1, 2, 3])
+    assert dataset.lengths.tolist() == [5, 6, 1, 2, 3]

@@ -22,9 +22,9 @@ STAGES = [dict(depth=(0.0, 0.5), target=0.2, delta=0.05), dict(depth=(0.5, 1.0),
 TARGET, DELTA = torch.tensor([0.2, 0.6]), torch.tensor([0.05, 0.1])  # The tiny models have two layers.
 
 
-def build(family='janus', **kwargs):
+def build(family='janus', packed=False, **kwargs):
     torch.manual_seed(0)
-    vlm = dict(type=CLASSES[family], config=tiny_vlms.tiny_config(family))
+    vlm = dict(type=CLASSES[family], config=tiny_vlms.tiny_config(family), packed=packed)
     return MODELS.build(dict(type='UnifiedTuner', vlm=vlm, **kwargs))
 
 
@@ -68,7 +68,7 @@ def drawn(monkeypatch, *dropped):
 def test_ntp_is_the_cross_entropy_of_plain_logits(family, task):
     model, batch = build(family, drop_prompt=0.0), batch_of(family, task)
     losses = model(batch, mode='loss')
-    assert losses.keys() == {f'loss_ntp_{task}'}
+    assert losses.keys() == {f'loss_ntp_{task}', 'padding_share'}
     prepared = model.vlm.prepare(batch)
     logits = model.vlm.head_of(prepared)(model.vlm.hidden(prepared))
     codes = 32 if (family, task) == ('janus', 'gen') else logits.size(-1)
@@ -82,7 +82,7 @@ def test_ntp_is_the_cross_entropy_of_plain_logits(family, task):
 def test_aia_is_the_loss_of_the_intensity_of_eager_attention(family, task):
     model, batch = align(build(family, drop_prompt=0.0)), batch_of(family, task)
     losses = model(batch, mode='loss')
-    assert losses.keys() == {f'loss_ntp_{task}', f'loss_aia_{task}', f'interaction_{task}'}
+    assert losses.keys() == {f'loss_ntp_{task}', f'loss_aia_{task}', f'interaction_{task}', 'padding_share'}
     prepared = model.vlm.prepare(batch)
     queries, keys = interaction_spans(task, model.vlm.modality(prepared), prepared['labels'])
     maps = torch.stack([(layer * keys[:, None, None]).sum(-1).mean(1) for layer in maps_of(model.vlm, prepared)])

@@ -1,40 +1,76 @@
-"""Conversations as long as those of LLaVA's instruction data, with random content, and batches of them in any order."""
+"""Lengths of records as in LLaVA's mix for instruction tuning, drawn from the distribution of a command line."""
 
+import argparse
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from mergemix_mm.functional.preference import IGNORE_INDEX
 
-from .steps import IMAGE, PAD, PATCH, Batch
-
-# Text tokens of a conversation: log-normal, cut off at both ends. The median, the longest texts and the share of
-# conversations without an image are like those of the 665,000 conversations of LLaVA-1.5.
-MEDIAN, SPREAD, SHORTEST, LONGEST = 400, 0.8, 16, 2000
-TEXT_ONLY = 40 / 665
-# Tokens of an image of LLaVA-1.5. With a smaller image, the texts are shorter in proportion.
-IMAGE_TOKENS = 576
+from .steps import IMAGE, PAD, Batch
 
 
-def draw_lengths(number: int, image_tokens: int = IMAGE_TOKENS) -> list[tuple[int, int]]:
-    """Draw image tokens and text tokens of conversations from torch's global generator."""
-    texts = (MEDIAN * torch.randn(number).mul(SPREAD).exp()).clamp(SHORTEST, LONGEST) * (image_tokens / IMAGE_TOKENS)
-    shown = (torch.rand(number) >= TEXT_ONLY).tolist()
-    return [(image_tokens * one, max(round(text), 4)) for text, one in zip(texts.tolist(), shown, strict=True)]
+@dataclass
+class Records:
+    """The lengths of some records.
+
+    Args:
+        modalities (np.ndarray): [N] bool, which have an image.
+        text (np.ndarray): [N] int64, tokens of text.
+        tokens (np.ndarray): [N] int64, all tokens, those of images included.
+        lengths (np.ndarray): [N] int64, bytes of the records in a JSON file, which a sampler groups by.
+    """
+
+    modalities: np.ndarray
+    text: np.ndarray
+    tokens: np.ndarray
+    lengths: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.tokens)
 
 
-def random_conversations(config: dict[str, Any], number: int) -> list[Batch]:
-    """Samples of drawn lengths; the second half of each text is the answer."""
+# Bytes of JSON that are no text of a record: keys, id, name of the image.
+RECORD_BYTES, BYTES_PER_TOKEN = 200, 4.3
+DISTRIBUTION = (
+    'Lengths of text are log-normal, cut at LONGEST. In JSON, a record has 200 bytes besides its text, and a token of '
+    'text has 4.3 bytes, with a relative deviation of BYTES_SPREAD between records.'
+)
+
+
+def add_length_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the distribution."""
+    parser.add_argument('--text-only', type=float, default=40 / 665, help='share of records (default: 40 of 665)')
+    parser.add_argument('--image-tokens', type=int, default=576, help='of the others (default: %(default)s)')
+    parser.add_argument('--median', type=float, default=400, help='tokens of text (default: %(default)s)')
+    parser.add_argument('--sigma', type=float, default=0.7, help='of their logarithm (default: %(default)s)')
+    parser.add_argument('--longest', type=int, default=2000, help='tokens of text (default: %(default)s)')
+    parser.add_argument('--bytes-spread', type=float, default=0.1, help='(default: %(default)s)')
+
+
+def draw_records(number: int, args: argparse.Namespace) -> Records:
+    """Draw the lengths of some records, by the options above and ``--seed``."""
+    rng = np.random.default_rng(args.seed)
+    images = rng.random(number) >= args.text_only
+    text = np.exp(rng.normal(np.log(args.median), args.sigma, number)).clip(1, args.longest).astype(np.int64)
+    per_token = BYTES_PER_TOKEN * np.exp(rng.normal(0, args.bytes_spread, number))
+    return Records(images, text, text + args.image_tokens * images, (RECORD_BYTES + text * per_token).astype(np.int64))
+
+
+def random_samples(config: dict[str, Any], records: Records) -> list[Batch]:
+    """Random ids and images for a LLaVA, without padding; the second half of each text is the answer."""
     size, vocabulary = config['vision_config']['image_size'], config['text_config']['vocab_size']
     samples = []
-    for image, text in draw_lengths(number, (size // PATCH) ** 2):
-        ids = torch.cat([torch.full((image,), IMAGE), torch.randint(IMAGE + 1, vocabulary, (text,))])
+    for shown, text, tokens in zip(records.modalities, records.text.tolist(), records.tokens.tolist()):
+        ids = torch.cat([torch.full((tokens - text,), IMAGE), torch.randint(IMAGE + 1, vocabulary, (text,))])
         labels = ids.clone()
-        labels[: len(ids) - text // 2] = IGNORE_INDEX
-        pixels: dict[str, Tensor] = dict(pixel_values=torch.randn(3, size, size)) if image else {}
+        labels[: tokens - text // 2] = IGNORE_INDEX
+        pixels: dict[str, Tensor] = dict(pixel_values=torch.randn(3, size, size)) if shown else {}
         samples.append(dict(input_ids=ids, labels=labels, attention_mask=torch.ones_like(ids), **pixels))
     return samples
 

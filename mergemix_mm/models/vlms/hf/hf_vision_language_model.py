@@ -46,6 +46,9 @@ class HFVisionLanguageModel(FamilyModel):
             None.
         init_cfg (dict, optional): MMEngine's initialisation, e.g. ``dict(type='Pretrained', checkpoint=...)`` with a
             checkpoint of this module. Defaults to None.
+        packed (bool): Whether the language model computes a batch as one row without padding, in which every
+            conversation attends to its own tokens only; the losses are the same. It needs ``'sdpa'`` attention, and
+            does not serve PaliGemma, Gemma 3 and Qwen3.5. Defaults to False.
 
     Raises:
         ValueError: if an argument cannot be used, or the model is of an unknown family.
@@ -73,12 +76,13 @@ class HFVisionLanguageModel(FamilyModel):
         vision_merge: dict | None = None,
         init_cfg: dict | None = None,
         quantization_config: dict | None = None,
+        packed: bool = False,
     ) -> None:
         options = dict(revision=revision, attn_implementation=attn_implementation, trust_remote_code=trust_remote_code)
         options['quantization_config'] = quantization_config
         model = load_vlm(pretrained, config, self.model_type, dtype=dtype, **options)
         family = build_family(model)
-        super().__init__(family, trainable, lora, gradient_checkpointing, init_cfg)
+        super().__init__(family, trainable, lora, gradient_checkpointing, init_cfg, packed)
         self.vision_merge = None if vision_merge is None else VisionMerge(self.family, **vision_merge)
 
     def prepare(self, batch: dict) -> dict:

@@ -21,6 +21,8 @@ class SphinxFamily(Family):
         super().__init__(model)
         decoder = model.get_submodule(model.decoder_name)
         self._takes_positions = 'position_ids' in signature(decoder.forward).parameters
+        if not self._takes_positions:
+            self.no_packing = f'{type(decoder).__name__} takes no position_ids'
         branches = enumerate(model.vision.backbone.branches)
         names = {module: name for name, module in model.named_modules()}
         self.parts = dict(

@@ -59,6 +59,7 @@ class SphinxModel(FamilyModel):
             any function, and weights of any kind. If False, it may only name registered modules, and models of
             transformers and timm. Defaults to False.
         init_cfg (dict, optional): MMEngine's initialisation. Defaults to None.
+        packed (bool): As for `HFVisionLanguageModel`. Defaults to False.
 
     Raises:
         ValueError: If an argument is missing or cannot be used, or parts do not fit each other.
@@ -87,6 +88,7 @@ class SphinxModel(FamilyModel):
         gradient_checkpointing: bool = False,
         trust_remote_code: bool = False,
         init_cfg: dict | None = None,
+        packed: bool = False,
     ) -> None:
         if pretrained is not None:
             recover_folder(pretrained)
@@ -117,7 +119,7 @@ class SphinxModel(FamilyModel):
                 f"SphinxModel: trainable={list(trainable)} asks for 'vision_tower', but all encoders are frozen: set "
                 'frozen=False for those of backbone.encoders that should train'
             )
-        super().__init__(family, trainable, lora, gradient_checkpointing, init_cfg)
+        super().__init__(family, trainable, lora, gradient_checkpointing, init_cfg, packed)
         self._layout = layout
 
     def init_weights(self) -> None:

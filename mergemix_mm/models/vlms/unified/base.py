@@ -57,8 +57,8 @@ class UnifiedModel(HFVisionLanguageModel):
             return super().hidden(batch, **attention_kwargs)
         batch = self.prepare(batch)
         with self.autocast(batch):
-            kwargs = dict(attention_mask=batch['attention_mask'], use_cache=False, **attention_kwargs)
-            return self.family.language_model(inputs_embeds=self.embed(batch), **kwargs).last_hidden_state
+            inputs = dict(inputs_embeds=self.embed(batch), attention_mask=batch['attention_mask'])
+            return self._decode(self.family.language_model, inputs, **attention_kwargs)
 
     def modality(self, batch: dict) -> Tensor:
         """As for any model. The tokens that frame an image, such as the one before it, are ``MARKER``; the rest of a
