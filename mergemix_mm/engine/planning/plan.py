@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Iterable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -247,7 +247,7 @@ def step_peaks(
                 peaks.batches[name] = _shape(model, make()['inputs'])
                 memory.peak = memory.held
                 batch = make()
-                with nullcontext() if autocast is None else torch.autocast('cpu', dtype=autocast):
+                with autocast_of(batch, autocast, compute):
                     losses = model(**batch)
                 loss, _ = model.parse_losses(losses)
                 del losses
@@ -262,6 +262,12 @@ def step_peaks(
                 peaks.update = max(peaks.update, memory.peak - peaks.optimizer)
                 wrapper.zero_grad()
     return peaks
+
+
+def autocast_of(batch: dict, autocast: torch.dtype | None, compute: torch.dtype | None) -> AbstractContextManager:
+    """What a simulated step of a batch runs under. Images of a classifier meet weights of low precision by autocast."""
+    dtype = compute if autocast is None and isinstance(batch['inputs'], Tensor) else autocast
+    return nullcontext() if dtype is None else torch.autocast('cpu', dtype=dtype)
 
 
 def _hooks_of(cfg: Config, kind: type[Hook]) -> list[dict]:

@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_iter
 
 from ...models.vlms.hf.loading import parse_dtype
 from ...models.vlms.wrap_policy import wrap_decoder_layers
-from .plan import MemoryPlan, PlanError, Simulation, low_precision, simulated_model, unit_sizes
+from .plan import MemoryPlan, PlanError, Simulation, autocast_of, low_precision, simulated_model, unit_sizes
 from .weightless import HubConfigs
 
 GIGA, TERA = 10**9, 10**12
@@ -208,7 +208,10 @@ def step_work(cfg: Config, hub_configs: HubConfigs | None = None, text_tokens: i
             module.register_forward_hook(count)
     for make in batches.values():
         with memory:
-            loss, _ = model.parse_losses(model(**make()))
+            batch = make()
+            with autocast_of(batch, None, low):
+                losses = model(**batch)
+            loss, _ = model.parse_losses(losses)
             forward = False
             loss.backward()
             forward = True

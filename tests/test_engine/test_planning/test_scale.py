@@ -120,6 +120,7 @@ def test_ddp_is_taken_where_it_fits_and_fsdp_elsewhere_and_time_follows_from_wha
 
 def test_epochs_need_the_number_of_records_and_mixing_takes_two_images():
     cfg = load(DIGITS)
+    cfg.optim_wrapper.update(type='AmpOptimWrapper', dtype='bfloat16')  # Images are float32, sharded weights are not.
     cfg.auto_scale_lr = dict(base_batch_size=32)
     with pytest.raises(PlanError, match='trains in epochs: say the samples of an epoch with --records'):
         plan_scale(cfg, [8])
