@@ -45,7 +45,9 @@ def served():
         own = Path(f'tests/test_families/test_{name}.py')
         tests = f'`{name}`' + (f', `{own.name}`' if (ROOT / own).exists() else '')
         versions = tiny_vlms.TRANSFORMERS[name]
-        lines[name] = f'| {title} | {types} | {scoring(name)} | {aligned(name)} | {packed(name)} | {versions} | {tests} |'
+        lines[name] = (
+            f'| {title} | {types} | {scoring(name)} | {aligned(name)} | {packed(name)} | {versions} | {tests} |'
+        )
     return lines
 
 
