@@ -197,7 +197,7 @@ def interaction_attention(
                 f'{type(module).__name__} has {meaning} ({name}), which scaled_dot_product_attention leaves out: '
                 f'attn_implementation={NAME!r} would compute another model. This model cannot be recorded or packed'
             )
-    layer = getattr(module, 'layer_idx', None)
+    layer: Any = getattr(module, 'layer_idx', None)
     if interaction is not None and layer not in interaction.layers:
         interaction = None
     if interaction is not None:
@@ -212,7 +212,7 @@ def interaction_attention(
         output, intensity = _attend(module, query, key, value, attention_mask, interaction, **options)
     else:
         output, intensity = _attend_packed(module, query, key, value, packing, interaction, **options)
-    if interaction is not None:
+    if interaction is not None and intensity is not None:
         interaction.record(layer, intensity)
     return output, None
 
