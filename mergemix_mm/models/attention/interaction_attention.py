@@ -189,30 +189,30 @@ def interaction_attention(
         tuple: output [B, L, H, D] and None.
 
     Raises:
-        ValueError: If the layer has soft-capped logits or attention sinks, or records with a position bias.
+        ValueError: If the layer has soft-capped logits or attention sinks, or records or packs with a position bias.
     """
     for name, meaning in UNKNOWN_TO_SDPA.items():
         if kwargs.get(name) is not None:
             raise ValueError(
                 f'{type(module).__name__} has {meaning} ({name}), which scaled_dot_product_attention leaves out: '
-                f'attn_implementation={NAME!r} would compute another model. This model cannot be recorded'
+                f'attn_implementation={NAME!r} would compute another model. This model cannot be recorded or packed'
             )
-    layer = getattr(module, 'layer_idx', None)
+    layer: Any = getattr(module, 'layer_idx', None)
     if interaction is not None and layer not in interaction.layers:
         interaction = None
     if interaction is not None:
         interaction.check(module, layer)
-        if kwargs.get('position_bias') is not None:
-            raise ValueError(
-                f'{type(module).__name__} has a position bias (position_bias), which the recording leaves out: it '
-                'would compute another model. This model cannot be recorded'
-            )
+    if (interaction is not None or packing is not None) and kwargs.get('position_bias') is not None:
+        raise ValueError(
+            f'{type(module).__name__} has a position bias (position_bias), which would be left out: that is another '
+            'model. This model cannot be recorded or packed'
+        )
     options = dict(kwargs, scaling=scaling, dropout=dropout, is_causal=is_causal)
     if packing is None:
         output, intensity = _attend(module, query, key, value, attention_mask, interaction, **options)
     else:
         output, intensity = _attend_packed(module, query, key, value, packing, interaction, **options)
-    if interaction is not None:
+    if interaction is not None and intensity is not None:
         interaction.record(layer, intensity)
     return output, None
 

@@ -159,10 +159,11 @@ class BaseTuner(BaseModel):
 
     def _padding(self, run: ForwardPass) -> dict[str, Tensor]:
         """For the log: ``padding_share``, the share of padding among the tokens that the language model computed."""
-        mask = (run.batch or {}).get('attention_mask')
         # Without a mask there is no padding, and a packed batch is computed without it.
-        none = mask is None or getattr(self.vlm, 'packed', False)
-        return dict(padding_share=run.hidden.new_zeros((), dtype=torch.float32) if none else 1 - mask.float().mean())
+        packed = getattr(self.vlm, 'packed', False)
+        mask = None if packed or run.batch is None else run.batch.get('attention_mask')
+        zero = run.hidden.new_zeros((), dtype=torch.float32)
+        return dict(padding_share=zero if mask is None else 1 - mask.float().mean())
 
     def _score(self, *passes: ForwardPass, head: nn.Module | None = None) -> list[AnswerScores]:
         """Log-probabilities of the labelled tokens of one or two passes, by the VLM's head unless another is given."""

@@ -13,7 +13,7 @@ from mergemix_mm.models.attention import InteractionAlignment
 from mergemix_mm.models.losses import AIALoss
 
 REFUSED = ('paligemma', 'gemma3', 'qwen3_5')
-FAMILIES = [family for family in tiny_vlms.ALL_FAMILIES if family not in REFUSED]
+TYPES = [(family, model_type) for family, model_type in test_every_family.TYPES if family not in REFUSED]
 TARGETS = dict(und=[dict(depth=(0.0, 1.0), target=0.5, delta=0.1)])
 
 
@@ -55,10 +55,10 @@ def two(family, size=(28, 28)):
     return tiny_vlms.tiny_batch(family, [([first], 'what?', ' a dog'), ([second], 'and what is this?', ' no')])
 
 
-@pytest.mark.parametrize('family', FAMILIES)
-def test_sft_of_every_family_is_that_of_the_padded_batch(family):
+@pytest.mark.parametrize(('family', 'model_type'), TYPES, ids=[model_type or family for family, model_type in TYPES])
+def test_sft_of_every_family_is_that_of_the_padded_batch(family, model_type):
     # Two images, none, one, none.
-    check(build(family), tiny_vlms.mixed_batch(family))
+    check(build(family, model_type=model_type), tiny_vlms.mixed_batch(family))
 
 
 @pytest.mark.parametrize('family', ['llava', 'qwen2_5_vl'])
