@@ -333,6 +333,11 @@ def _check_schedule(mixer: Mixer, backbone: nn.Module) -> None:
                 f'{name}: {key}={value!r} has no effect where the clean pass of `{where}` scores, with its own '
                 f"{key}={own!r}; remove {key} (and mask='topk') from {name}, or set backbone.merge_in=('test',)"
             )
+    if mixer.score_scale != 1:
+        raise ValueError(
+            f'{type(mixer).__name__}: score_scale={mixer.score_scale!r} has no effect where the clean pass of '
+            f'`{type(backbone).__name__}` scores whole images; remove it'
+        )
 
 
 def _build_augments(cfg: dict) -> RandomBatchAugment:

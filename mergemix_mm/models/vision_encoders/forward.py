@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...families.vision_encoder import EncoderLayer, VisionEncoder
@@ -107,6 +108,7 @@ def score_patches(
     inflection: float = -0.5,
     prop_attn: bool = True,
     saliency: str = 'attention',
+    scale: float = 1.0,
 ) -> PatchScores:
     """Saliency per patch at one layer, after the layers before it merged `num_merge` tokens.
 
@@ -128,15 +130,27 @@ def score_patches(
         prop_attn (bool): Proportional attention. Defaults to True.
         saliency (str): ``'attention'``, ``'value_norm'``, ``'mean'`` or ``'received'``. Defaults to
             ``'attention'``, the paper's.
+        scale (float): Side of the images that are scored, as a share of the side of `images` in (0, 1], rounded to
+            whole patches. Below 1, the pixels are averaged, `num_merge` counts the patches of the small images, and
+            the saliency is interpolated. Defaults to 1.0.
 
     Returns:
-        PatchScores: saliency per original patch, and the groups of the scored layer.
+        PatchScores: saliency per patch of `images`, and the groups of the scored layer; single patches where `scale`
+            is below 1.
 
     Raises:
-        ValueError: if `layer` is not in the encoder or has windows, `num_merge` is out of reach, or `saliency` is
-            unknown.
+        ValueError: if `layer` is not in the encoder or has windows, `num_merge` is out of reach, `saliency` is
+            unknown, or the encoder takes images of one size only and `scale` is below 1.
     """
     _check_image_size(encoder, images)
+    if scale < 1:
+        grid, block = encoder.patch_grid(images), encoder.patch_block
+        small = [block * max(round(scale * cells / block), 1) for cells in grid]
+        size = [cells * side for cells, side in zip(small, encoder.patch_size, strict=True)]
+        shrunk = F.interpolate(images, size, mode='area')
+        found = score_patches(encoder, shrunk, num_merge, layer, inflection, prop_attn, saliency)
+        enlarged = F.interpolate(found.saliency.unflatten(1, (1, *found.grid)), grid, mode='bilinear')
+        return PatchScores.unmerged(enlarged.flatten(1), grid)
     num_merge = scored_merge(encoder, num_merge)
     # DeepSpeed casts weights but not images, and not every library's embeddings cast them.
     x, grid = encoder.embed(images.to(next(encoder.model.parameters()).dtype))
@@ -259,8 +273,7 @@ def recorded(
         model = model.module if isinstance(model, FullyShardedDataParallel) else model
     encoder = build_vision_encoder(model)
     _check_image_size(encoder, images)
-    rows, cols = (side // patch for side, patch in zip(images.shape[-2:], encoder.patch_size, strict=True))
-    recording = Recording(encoder, layer, (rows, cols), saliency)
+    recording = Recording(encoder, layer, encoder.patch_grid(images), saliency)
     if hasattr(model, 'recording'):
         own: Any = model
         own.recording = recording
