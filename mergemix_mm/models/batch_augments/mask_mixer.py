@@ -2,6 +2,7 @@
 
 from abc import abstractmethod
 from copy import deepcopy
+from inspect import signature
 
 import torch
 import torch.nn.functional as F
@@ -53,7 +54,7 @@ class MaskMixer(Mixer):
             ``num_merge`` counts the patches of the small images. Defaults to 1.0.
 
     Raises:
-        ValueError: If an argument is out of its range.
+        ValueError: If an argument is out of its range, or has no effect because nothing is scored.
     """
 
     # What `ratio` may be.
@@ -101,12 +102,18 @@ class MaskMixer(Mixer):
         self.prop_attn = prop_attn
         self.saliency = saliency
         self.score_scale = score_scale
-        if encoder is not None and not self.needs_scores:
-            raise ValueError(f"{name}: ratio={ratio!r} scores nothing, so remove encoder or set ratio='attention'")
+        if not self.needs_scores and (idle := 'encoder' if encoder is not None else self.scoring_option()):
+            raise ValueError(f"{name}: ratio={ratio!r} scores nothing, so remove {idle} or set ratio='attention'")
         self.encoder = build_frozen(encoder) if encoder is not None else None
         if self.encoder is not None:
             # Refuses an encoder that cannot score, or not like this, before training starts.
             self.num_merge = scored_merge(build_vision_encoder(self.encoder), self.num_merge)
+
+    def scoring_option(self) -> str | None:
+        """The first option of the vision transformer that scores which is not the default, as ``name=value``."""
+        defaults = signature(MaskMixer).parameters
+        keys = ('num_merge', 'layer', 'inflection', 'prop_attn', 'saliency', 'score_scale')
+        return next((f'{k}={v!r}' for k in keys if (v := getattr(self, k)) != defaults[k].default), None)
 
     @property
     def needs_scores(self) -> bool:

@@ -96,7 +96,7 @@ def run_layers(
             x, groups = merge_tokens(x, groups, match)
         x = layer.feed_forward(x)
         if recording is not None and number == len(layers):
-            recording.tokens, recording.groups = x, groups
+            recording.finish(x, groups)
         yield x, groups
 
 
@@ -185,9 +185,8 @@ class Recording:
         self.grid = grid
         self.saliency = saliency
         self.scores: PatchScores | None = None
-        # [B, N, C] after the last layer, before the norm, and their groups. With gradient.
+        # [B, L, C] after the last layer and its norm. With gradient.
         self.tokens: Tensor | None = None
-        self.groups: TokenGroups | None = None
         # [B, L'] of each layer that was read.
         self._rows: dict[int, Tensor] = {}
 
@@ -230,18 +229,29 @@ class Recording:
         self.scores = PatchScores(saliency, groups, self.grid, prefix)
         return self.scores
 
+    def finish(self, x: Tensor, groups: TokenGroups) -> None:
+        """Keep the tokens after the last layer, normalised; each original token gets the value of its group.
+
+        To be called within the forward of the model: after it, FSDP may have sharded the weights of the norm again.
+
+        Args:
+            x (Tensor): [B, N, C], tokens after the last layer.
+            groups (TokenGroups): Their groups.
+        """
+        tokens = self.encoder.finish(x)
+        merged = tokens.size(1) < groups.index.size(1)
+        self.tokens = groups.restore(tokens) if merged else tokens
+
     def finished(self) -> tuple[PatchScores, Tensor]:
         """The scores, and the tokens [B, L, C] after the norm; each original token has the value of its group.
 
         Raises:
             RuntimeError: If no forward pass ran, or it did not run the model's layers.
         """
-        if self.scores is None or self.tokens is None or self.groups is None:
+        if self.scores is None or self.tokens is None:
             name = type(self.encoder.model).__name__
             raise RuntimeError(f'`{name}` did not run its layers as modules, so its attention was not recorded')
-        tokens = self.encoder.finish(self.tokens)
-        merged = tokens.size(1) < self.groups.index.size(1)
-        return self.scores, self.groups.restore(tokens) if merged else tokens
+        return self.scores, self.tokens
 
 
 @contextmanager
@@ -294,8 +304,8 @@ def recorded(
             recording.read(number, *parts, TokenGroups.identity(x.size(0), x.size(1), x.device), True)
 
     def after(module: nn.Module, args: tuple, output: Tensor | tuple) -> None:
-        recording.tokens = output[0] if isinstance(output, tuple) else output
-        recording.groups = TokenGroups.identity(len(recording.tokens), recording.tokens.size(1), images.device)
+        x = output[0] if isinstance(output, tuple) else output
+        recording.finish(x, TokenGroups.identity(x.size(0), x.size(1), x.device))
 
     handles = [encoder.layers[-1].module.register_forward_hook(after)]
     for number in filter(recording.reads, range(1, recording.layer + 1)):
@@ -344,6 +354,15 @@ def gathered(model: nn.Module) -> Iterator[nn.Module]:
         if isinstance(model, FSDPModule):
             model.unshard()  # The own forward of the encoder finds the parameters whole, and shards them again.
         yield model
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether FSDP shards a model or modules in it by themselves, so that each forward pass is a collective."""
+    if not torch.distributed.is_available():
+        return False
+    from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
+
+    return any(isinstance(module, FSDPModule | FullyShardedDataParallel) for module in model.modules())
 
 
 def _check_image_size(encoder: VisionEncoder, images: Tensor) -> None:
