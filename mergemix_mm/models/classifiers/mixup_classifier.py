@@ -338,7 +338,7 @@ def _batch_mean(result: MixResult) -> MixResult:
     )
 
 
-def _check_schedule(mixer: Mixer, backbone: nn.Module) -> None:
+def _check_schedule(mixer: MaskMixer, backbone: nn.Module) -> None:
     """Refuse a mixer that says how tokens merge where the clean pass scores, whose merging is the backbone's."""
     for key in ('num_merge', 'inflection', 'prop_attn'):
         value, own = getattr(mixer, key), getattr(backbone, key)
