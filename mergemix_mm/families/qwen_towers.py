@@ -112,9 +112,10 @@ class Qwen2VLEncoder(VisionEncoder):
         check_layers(model, model.blocks, self.layer_name)
         self.layers = [self._layer(index, block) for index, block in enumerate(model.blocks)]
         self.patch_size = (model.config.patch_size, model.config.patch_size)
+        self.patch_block = model.config.spatial_merge_size
 
     def embed(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
-        grid = self._grid(images)
+        grid = self.patch_grid(images)
         # Image, row, column, channel, row and column in the patch. All frames of a still image are equal.
         patches = images.unflatten(3, (grid[1], -1)).unflatten(2, (grid[0], -1)).permute(0, 2, 4, 1, 3, 5)
         patches = patches.unsqueeze(4).expand(-1, -1, -1, -1, self.model.config.temporal_patch_size, -1, -1)
@@ -134,7 +135,7 @@ class Qwen2VLEncoder(VisionEncoder):
         """What the tower does to its embedded patches [B, L, C] before the first block."""
         return x
 
-    def _grid(self, images: Tensor) -> tuple[int, int]:
+    def patch_grid(self, images: Tensor) -> tuple[int, int]:
         (height, width), (size, _) = images.shape[-2:], self.patch_size
         block = size * self.model.config.spatial_merge_size
         if height % block or width % block:

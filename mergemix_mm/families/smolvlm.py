@@ -40,7 +40,7 @@ class SmolVLMEncoder(SiglipEncoder):
     layer_name = 'SmolVLMEncoderLayer'
 
     def _embeddings(self, images: Tensor) -> Tensor:
-        whole = torch.ones(len(images), *self._grid(images), dtype=torch.bool, device=images.device)
+        whole = torch.ones(len(images), *self.patch_grid(images), dtype=torch.bool, device=images.device)
         return self.model.embeddings(images, patch_attention_mask=whole)
 
 

@@ -51,7 +51,7 @@ class CLIPEncoder(VisionEncoder):
         return self.model.encoder.layers
 
     def embed(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
-        return self._enter(self._embeddings(images)), self._grid(images)
+        return self._enter(self._embeddings(images)), self.patch_grid(images)
 
     def finish(self, x: Tensor) -> Tensor:
         return x
@@ -64,9 +64,6 @@ class CLIPEncoder(VisionEncoder):
     def _enter(self, x: Tensor) -> Tensor:
         # Spelt like this by the library.
         return self.model.pre_layrnorm(x)
-
-    def _grid(self, images: Tensor) -> tuple[int, int]:
-        return images.shape[-2] // self.patch_size[0], images.shape[-1] // self.patch_size[1]
 
 
 class SiglipEncoder(CLIPEncoder):

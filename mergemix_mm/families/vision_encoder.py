@@ -79,6 +79,8 @@ class VisionEncoder(ABC):
     num_prefix_tokens: int
     has_class_token: bool
     patch_size: tuple[int, int]
+    # The rows and the columns of patches are multiples of this.
+    patch_block: int = 1
     # The size of the images that it was trained on. None: images of any size, which are scored at their own size. Then
     # no tokens merge: the groups of an image have no meaning on another grid.
     image_size: tuple[int, int] | None
@@ -87,6 +89,10 @@ class VisionEncoder(ABC):
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
+
+    def patch_grid(self, images: Tensor) -> tuple[int, int]:
+        """Rows and columns of the patches of images [B, 3, H, W]."""
+        return images.shape[-2] // self.patch_size[0], images.shape[-1] // self.patch_size[1]
 
     @abstractmethod
     def embed(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:

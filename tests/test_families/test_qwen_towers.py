@@ -233,3 +233,15 @@ def test_mixed_simpo_scores_with_the_models_own_tower(name):
         calls.count(f'qkv {scored - 1}') == 2 + sizes
         and calls.count(f'qkv {scored}') == (scored < len(tower.blocks)) * 2
     )
+
+
+@torch.no_grad()
+def test_smaller_images_of_whole_blocks_are_scored(family):
+    (image,) = draw(family, (3, 5))
+    encoder = build_vision_encoder(family.vision_tower)
+    scores = score_patches(encoder, image[None], num_merge=0, scale=0.5)  # 2 x 2 blocks.
+    assert scores.grid == encoder.patch_grid(image[None]) and scores.saliency.shape == (
+        1,
+        scores.grid[0] * scores.grid[1],
+    )
+    assert (scores.saliency > 0).all()

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from mergemix_mm.engine import launch
-from mergemix_mm.engine.measuring import TrainedClassifier, load_classifier, write_results
+from mergemix_mm.engine.measuring import TrainedClassifier, add_run_arguments, load_classifier, write_results
 from mergemix_mm.evaluation.localization import (
     THRESHOLDS,
     box_overlap,
@@ -81,12 +81,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--num-merge', type=int, help='patches merged before the layer (default: half, as MergeMix)')
     parser.add_argument('--threshold', type=float, help='of all boxes, in [0, 1) (default: the best one of each row)')
     parser.add_argument('--num-images', type=int, help='only the first ones (default: all)')
-    parser.add_argument('--device', help="e.g. 'cuda:1' or 'cpu' (default: the accelerator, if there is one)")
-    parser.add_argument(
-        '-o', '--output-dir', default='work_dirs/localization', help='folder of the results (default: %(default)s)'
-    )
-    launch.add_trust_argument(parser)
-    launch.add_config_options(parser)
+    add_run_arguments(parser, 'work_dirs/localization')
     args = parser.parse_args(argv)
     if args.threshold is not None and not 0 <= args.threshold < 1:
         parser.error(f'--threshold {args.threshold} must be in [0, 1)')

@@ -159,7 +159,8 @@ def _contrast_table(study: Study, accuracy: dict[str, np.ndarray], drawn: dict[s
     rows = []
     for (name, interval), p in zip(intervals.items(), adjusted, strict=True):
         both = percentile_interval(contrast(drawn, study.contrasts[name]), interval.mean)
-        rows.append([name, f'{interval.mean:+.2f}', interval.ends, both.ends, f'{interval.p:.3f}', f'{p:.3f}'])
+        p_values = ['< 0.001' if value < 0.001 else f'{value:.3f}' for value in (interval.p, p)]
+        rows.append([name, f'{interval.mean:+.2f}', interval.ends, both.ends, *p_values])
     header = ('contrast of top-1', 'points', 'seeds (95%)', 'seeds and images (95%)', 'p', 'p (Holm)')
     return markdown_table(header, rows)
 

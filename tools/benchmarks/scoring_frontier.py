@@ -17,7 +17,6 @@ from itertools import product
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from lib.digit_mixes import score, to_pixels, visible_ink
 from lib.digits import Digits, build_classifier, predict, train
 from lib.measure import add_common_arguments, interleaved_times, median_ratio, prepare, write_json
@@ -28,11 +27,12 @@ from torch import Tensor, nn
 
 from mergemix_mm.evaluation.localization import mass_on_object, object_share
 from mergemix_mm.functional import attention_ratio, derangement, sample_lambda, topk_mask
+from mergemix_mm.models.vision_encoders import build_vision_encoder
 from mergemix_mm.utils.tables import markdown_table
 
 QUARTERS = (1, 2, 3, 4)  # Of the depth, 1 to 4.
 MERGED = (0.0, 0.25, 0.5, 0.75)  # Shares of the patches.
-SIDES = {1.0: 1.0, 0.75: 160 / 224, 0.5: 0.5}  # Share of the image's side: of the digits, and of the DeiT-S.
+SIDES = (1.0, 0.75, 0.5)  # Shares of the image's side, rounded to whole patches.
 
 
 class Pass(NamedTuple):
@@ -54,22 +54,11 @@ TODAY = Pass(3, 0.5, 1.0)
 PASSES = [Pass(*each) for each in product(QUARTERS, MERGED, SIDES) if each[1] <= 1 - 0.5 ** (each[0] - 1)]
 
 
-def patch_grid(backbone: nn.Module, images: Tensor) -> tuple[int, int]:
-    """Rows and columns of the patches of square images."""
-    cells = images.size(-1) // backbone.patch_embed.projection.stride[0]
-    return cells, cells
-
-
-@torch.no_grad()
-def saliency(backbone: nn.Module, images: Tensor, each: Pass, side: int) -> Tensor:
-    """The saliency of a pass on the patch grid of the whole images, [N, L']; `side` is that of the scored images."""
-    small = images if side == images.size(-1) else F.interpolate(images, (side, side), mode='area')
-    layers, patches = len(backbone.layers), (side // backbone.patch_embed.projection.stride[0]) ** 2
-    scores = score(backbone, small, int(each.merged * patches), each.quarter * layers // 4)
-    grid = patch_grid(backbone, images)
-    if scores.grid == grid:
-        return scores.saliency
-    return F.interpolate(scores.saliency.unflatten(1, (1, *scores.grid)), grid, mode='bilinear').flatten(1)
+def saliency(backbone: nn.Module, images: Tensor, each: Pass) -> Tensor:
+    """The saliency of a pass on the patches of the whole images, [N, L']."""
+    rows, cols = (round(each.side * cells) for cells in build_vision_encoder(backbone).patch_grid(images))
+    layer = each.quarter * len(backbone.layers) // 4
+    return score(backbone, images, int(each.merged * rows * cols), layer, scale=each.side).saliency
 
 
 def measure_fidelity(
@@ -81,8 +70,8 @@ def measure_fidelity(
         tuple: |label - visible share|, the mean over the repeats for every image [N], NaN if no ink is visible; and the
             mean share of the saliency that lies on the digit.
     """
-    side, grid = test.images.size(-1), patch_grid(backbone, test.images)
-    found = {each: saliency(backbone, test.images, each, int(side * each.side)) for each in PASSES}
+    side, grid = test.images.size(-1), build_vision_encoder(backbone).patch_grid(test.images)
+    found = {each: saliency(backbone, test.images, each) for each in PASSES}
     generator, errors = torch.Generator().manual_seed(seed), {each: [] for each in PASSES}
     for _ in range(repeats):
         partner = derangement(len(test.images), generator)
@@ -110,9 +99,7 @@ def measure_times(args: argparse.Namespace) -> dict[Pass, float]:
         optimizer.step()
 
     arms: dict[object, Callable] = {'step': step}
-    for each in PASSES:
-        patches = round(SIDES[each.side] * options.image_size / options.patch_size)
-        arms[each] = partial(saliency, model.backbone, images, each, patches * options.patch_size)
+    arms |= {each: partial(saliency, model.backbone, images, each) for each in PASSES}
     times = interleaved_times(arms, args.rounds)
     return {each: median_ratio(times[each], times['step']) for each in PASSES}
 

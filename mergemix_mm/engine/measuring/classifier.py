@@ -151,6 +151,16 @@ def add_arguments(parser: argparse.ArgumentParser, output: str) -> None:
         help='tokens merged over all layers at inference, or a share of the patches such as 0.25; 0: only without '
         'merging (default: num_merge of the backbone in the config, else half of the patches)',
     )
+    add_run_arguments(parser, output)
+
+
+def add_run_arguments(parser: argparse.ArgumentParser, output: str) -> None:
+    """Add what a measurement of one classifier takes as well: the device, the output, and options of the config.
+
+    Args:
+        parser (argparse.ArgumentParser): The parser.
+        output (str): The default of ``--output-dir``.
+    """
     parser.add_argument('--device', help="e.g. 'cuda:1' or 'cpu' (default: the accelerator, if there is one)")
     parser.add_argument('-o', '--output-dir', default=output, help='folder of the results (default: %(default)s)')
     launch.add_trust_argument(parser)

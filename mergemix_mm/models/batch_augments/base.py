@@ -49,7 +49,7 @@ class TrainingBatch:
     """The clean batch and the classifier that is trained on it, for a mixer with `needs_classifier`.
 
     Args:
-        classifier (nn.Module): The `MixupClassifier`; ``classifier(images, mode='tensor')`` gives the logits.
+        classifier (nn.Module): The `MixupClassifier`; ``classifier.head(classifier.extract_feat(images))`` are logits.
         images (Tensor): [B, 3, H, W] normalised images. Not to be written to.
         labels (Tensor): [B, num_classes] float32, one-hot or soft.
         data_samples (list[DataSample]): The samples of the batch. Not to be written to.

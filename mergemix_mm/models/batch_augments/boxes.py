@@ -52,8 +52,9 @@ class OACutMix(DrawnMaskMixer):
         super().__init__(alpha=alpha, ratio=ratio, **kwargs)
         if masks is None and relative:
             raise ValueError('OACutMix: relative=True has no effect without masks; name the field of the samples')
-        if masks is not None and (ratio != 'attention' or self.encoder is not None):
-            raise ValueError(f'OACutMix: masks={masks!r} decides the labels; remove ratio and encoder')
+        if masks is not None and (ratio != 'attention' or self.encoder is not None or self.scoring_option()):
+            given = self.scoring_option() or 'ratio and encoder'
+            raise ValueError(f'OACutMix: masks={masks!r} decides the labels; remove {given}')
         self.masks = masks
         self.relative = relative
         self.needs_classifier = masks is not None

@@ -2,6 +2,7 @@
 
 from abc import abstractmethod
 from copy import deepcopy
+from inspect import signature
 
 import torch
 import torch.nn.functional as F
@@ -48,9 +49,12 @@ class MaskMixer(Mixer):
             layer (without one, the attention received); ``'value_norm'``, the same weighted by the norm of the patch's
             value in each head (https://arxiv.org/abs/2004.10102); ``'mean'``, the mean attention of all layers up to
             the scored one; ``'received'``, the attention that it gets from all patches. Defaults to ``'attention'``.
+        score_scale (float): Side of the images that are scored, as a share of the side of the images in (0, 1]. A
+            smaller one costs less, and the saliency is interpolated; the encoder must take images of other sizes, and
+            ``num_merge`` counts the patches of the small images. Defaults to 1.0.
 
     Raises:
-        ValueError: If an argument is out of its range.
+        ValueError: If an argument is out of its range, or has no effect because nothing is scored.
     """
 
     # What `ratio` may be.
@@ -73,6 +77,7 @@ class MaskMixer(Mixer):
         encoder: nn.Module | dict | None = None,
         prop_attn: bool = True,
         saliency: str = 'attention',
+        score_scale: float = 1.0,
     ) -> None:
         name = type(self).__name__
         check_number(f'{name}: alpha', alpha, '> 0 and finite', above=0)
@@ -83,6 +88,7 @@ class MaskMixer(Mixer):
             allowed = 'an int >= 1, or None for 3/4 of the depth'
             check_number(f'{name}: layer', layer, allowed, least=1, integer=True)
         check_number(f'{name}: inflection', inflection, 'in [-1, 1]', least=-1, most=1)
+        check_number(f'{name}: score_scale', score_scale, 'in (0, 1]', above=0, most=1)
         if ratio not in self.ratios:
             raise ValueError(f'{name}: ratio={ratio!r} must be one of {self.ratios}')
         if saliency not in SALIENCIES:
@@ -95,12 +101,19 @@ class MaskMixer(Mixer):
         self.inflection = inflection
         self.prop_attn = prop_attn
         self.saliency = saliency
-        if encoder is not None and not self.needs_scores:
-            raise ValueError(f"{name}: ratio={ratio!r} scores nothing, so remove encoder or set ratio='attention'")
+        self.score_scale = score_scale
+        if not self.needs_scores and (idle := 'encoder' if encoder is not None else self.scoring_option()):
+            raise ValueError(f"{name}: ratio={ratio!r} scores nothing, so remove {idle} or set ratio='attention'")
         self.encoder = build_frozen(encoder) if encoder is not None else None
         if self.encoder is not None:
             # Refuses an encoder that cannot score, or not like this, before training starts.
             self.num_merge = scored_merge(build_vision_encoder(self.encoder), self.num_merge)
+
+    def scoring_option(self) -> str | None:
+        """The first option of the vision transformer that scores which is not the default, as ``name=value``."""
+        defaults = signature(MaskMixer).parameters
+        keys = ('num_merge', 'layer', 'inflection', 'prop_attn', 'saliency', 'score_scale')
+        return next((f'{k}={v!r}' for k in keys if (v := getattr(self, k)) != defaults[k].default), None)
 
     @property
     def needs_scores(self) -> bool:
@@ -234,6 +247,7 @@ class MaskMixer(Mixer):
                 self.inflection,
                 self.prop_attn,
                 self.saliency,
+                self.score_scale,
             )
 
     def _own_encoder(self, device: torch.device) -> nn.Module | None:

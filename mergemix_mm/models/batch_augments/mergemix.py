@@ -43,6 +43,8 @@ class MergeMix(MaskMixer):
         prop_attn (bool): Proportional attention: merged tokens count with their size. Defaults to True.
         saliency (str): What makes a patch salient: ``'attention'``, the paper's; ``'value_norm'``, ``'mean'`` or
             ``'received'``, see :class:`MaskMixer`. Defaults to ``'attention'``.
+        score_scale (float): See :class:`MaskMixer`; must be 1 for ``mask='random'`` and ``ratio='gaussian'``, which
+            read the groups of merged tokens. Defaults to 1.0.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -63,9 +65,15 @@ class MergeMix(MaskMixer):
         encoder: nn.Module | dict | None = None,
         prop_attn: bool = True,
         saliency: str = 'attention',
+        score_scale: float = 1.0,
     ) -> None:
         if mask not in MASKS:
             raise ValueError(f'{type(self).__name__}: mask={mask!r} must be one of {MASKS}')
+        if score_scale != 1 and (mask == 'random' or ratio == 'gaussian'):
+            raise ValueError(
+                f"{type(self).__name__}: score_scale={score_scale!r} must be 1 with mask='random' or ratio='gaussian', "
+                'which read the groups of merged tokens'
+            )
         self.mask = mask
         super().__init__(
             alpha=alpha,
@@ -77,6 +85,7 @@ class MergeMix(MaskMixer):
             encoder=encoder,
             prop_attn=prop_attn,
             saliency=saliency,
+            score_scale=score_scale,
         )
 
     @property

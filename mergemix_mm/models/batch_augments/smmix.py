@@ -98,7 +98,8 @@ class SMMix(MaskMixer):
             evaluation_mode(classifier, batch.images.device.type),
             recorded(classifier.backbone, batch.images, -1, self.saliency) as recording,
         ):
-            logits = classifier(batch.images, mode='tensor')
+            # Not classifier(...), which would be a second forward of FSDP's root within the first one.
+            logits = classifier.head(classifier.extract_feat(batch.images))
             scores, tokens = recording.finished()
         own = self.score(batch.images) if self.encoder is not None else scores
         assert own is not None
@@ -155,7 +156,11 @@ class SMMix(MaskMixer):
         if self.region_weight:
             patches = seen.tokens[:, seen.scores.num_prefix_tokens :]
             regions = zip(region_means(patches, result.mask), (labels, labels[partner]), strict=True)
-            own, other = (seen.batch.head_loss((mean,), label)['loss'] for mean, label in regions)
+            # A distilled backbone gives its head one feature for each token, and the mean stands for both.
+            distilled = isinstance(seen.features[-1], tuple | list)
+            own, other = (
+                seen.batch.head_loss(((mean, mean) if distilled else mean,), label)['loss'] for mean, label in regions
+            )
             losses['region_loss'] = self.region_weight / 2 * (own + other)
         if result.logits is not None:
             share = result.ratio[:, None]

@@ -36,11 +36,12 @@ class TokenMix(MaskMixer):
             head=dict(type='LinearClsHead', num_classes=100, in_channels=2048),
             init_cfg=dict(type='Pretrained', checkpoint=...))``. It is frozen, and works in `MixupClassifier` only,
             which knows the labels. Defaults to None.
-        **kwargs: ``num_merge``, ``layer``, ``inflection``, ``encoder``, ``prop_attn`` and ``saliency`` of
-            :class:`MaskMixer`, for the attention without a teacher.
+        **kwargs: ``per_image`` of :class:`MaskMixer`, and for the attention without a teacher its ``num_merge``,
+            ``layer``, ``inflection``, ``encoder``, ``prop_attn``, ``saliency`` and ``score_scale``.
 
     Raises:
-        ValueError: If an argument is out of its range, or a teacher has other classes than the data.
+        ValueError: If an argument is out of its range or has no effect, if images are not a multiple of the tokens, or
+            if a teacher has other classes than the data.
     """
 
     ratios = ('visible', 'attention', 'area')
@@ -57,11 +58,15 @@ class TokenMix(MaskMixer):
         check_number('TokenMix: partner_share', partner_share, 'in (0, 1)', above=0, below=1)
         if patch_size is not None:
             check_number('TokenMix: patch_size', patch_size, 'an int >= 1', least=1, integer=True)
+        if 'alpha' in kwargs:
+            raise ValueError('TokenMix: it draws no lambda; remove alpha, or set partner_share')
         super().__init__(ratio=ratio, **kwargs)
         self.partner_share = partner_share
         self.patch_size = patch_size
         if teacher is not None and (self.encoder is not None or not self.needs_scores):
             raise ValueError(f'TokenMix: teacher beside ratio={ratio!r} or encoder has no effect: remove one of them')
+        if teacher is not None and (idle := self.scoring_option()):
+            raise ValueError(f'TokenMix: {idle} has no effect beside a teacher, which scores; remove it')
         self.teacher = None if teacher is None else build_frozen(teacher)
         self.needs_classifier = self.teacher is not None
 
@@ -76,10 +81,15 @@ class TokenMix(MaskMixer):
         self, images: Tensor, partner: Tensor, scores: PatchScores | None, generator: torch.Generator | None
     ) -> tuple[Tensor, tuple[int, int]]:
         """One mask of blocks for all images of the batch, or one for each with ``per_image=True``."""
-        side = self.patch_size or 16
-        grid = (images.size(2) // side, images.size(3) // side)
+        side, (height, width) = self.patch_size or 16, images.shape[-2:]
+        grid = (height // side, width // side)
         if self.patch_size is None and scores is not None and self.teacher is None:
             grid = scores.grid
+        elif height % side or width % side or min(grid) < 2:
+            raise ValueError(
+                f'TokenMix: images of {height} x {width} pixels must be a multiple of patch_size={side} and have at '
+                'least two patches along each side; set patch_size to a divisor of height and width'
+            )
         count = round(self.partner_share * grid[0] * grid[1])
         masks = [~random_blocks(grid, count, generator) for _ in range(len(images) if self.per_image else 1)]
         return torch.stack(masks).to(images.device).expand(len(images), -1), grid

@@ -7,6 +7,7 @@ from inspect import signature
 
 import numpy as np
 import torch
+from mmengine.dist import broadcast
 from mmengine.registry import MODELS
 from mmpretrain.models import ImageClassifier
 from mmpretrain.models.utils.batch_augments import RandomBatchAugment
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from ...utils.numbers import check_number
 from ..batch_augments import MaskMixer, MixedPass, Mixer, MixResult, TrainingBatch, as_mixer
 from ..evaluation_mode import evaluation_mode
-from ..vision_encoders import PatchScores, gathered, recorded
+from ..vision_encoders import PatchScores, gathered, is_sharded, recorded
 
 _NO_LABEL = (
     'negative ones mark images without a label, or classes to be ignored; leave such images out of the training '
@@ -156,7 +157,7 @@ class MixupClassifier(ImageClassifier):
         batch = TrainingBatch(self, inputs, self._scores(data_samples, inputs.device), data_samples)
         self.mix_result = None  # Frees the last batch before the next one is mixed.
         losses: dict[str, Tensor] = {}
-        mixer, scores = _draw(self.augments, len(inputs)), None
+        mixer, scores = _draw(self.augments, len(inputs), alike=self._ranks_draw_alike()), None
         if self.clean_weight:
             clean, scores = self._clean_loss(batch, mixer)
             losses |= {f'clean_{name}': self.clean_weight * value for name, value in clean.items() if 'loss' in name}
@@ -176,6 +177,15 @@ class MixupClassifier(ImageClassifier):
         several = sum('loss' in name for name in losses) > 1
         # MMEngine logs the sum under the name `loss`, and a term of this name would take its place.
         return super().parse_losses({'mixed_loss' if several and k == 'loss' else k: v for k, v in losses.items()})
+
+    def _ranks_draw_alike(self) -> bool:
+        """Whether all ranks must draw the same mixer: they differ in the number of passes of a sharded backbone."""
+        if self.augments is None:
+            return False
+        scored_by_batch = {one is not None and as_mixer(one).needs_classifier for one in self.augments.augments}
+        mixed = {one is not None for one in self.augments.augments}
+        differ = len(scored_by_batch) > 1 or (self.clean_weight > 0 and len(mixed) > 1)
+        return differ and is_sharded(self.backbone)
 
     def _shares_clean_pass(self, augment: object) -> bool:
         """Whether the clean training pass scores for a mixer: it merges, and the backbone would score anyway."""
@@ -304,11 +314,17 @@ class MixupClassifier(ImageClassifier):
 
 
 @torch.compiler.disable  # Draws from numpy.
-def _draw(augments: RandomBatchAugment | None, batch_size: int) -> Mixer | None:
-    """Draw one of the augments; None for one image, if the batch stays unmixed, and without augments."""
+def _draw(augments: RandomBatchAugment | None, batch_size: int, alike: bool = False) -> Mixer | None:
+    """Draw one of the augments; None for one image, if the batch stays unmixed, and without augments.
+
+    With `alike`, all ranks take the draw of the first one.
+    """
     if augments is None:
         return None
-    augment = augments.augments[np.random.choice(len(augments.augments), p=augments.probs)]
+    drawn = torch.tensor(np.random.choice(len(augments.augments), p=augments.probs))
+    if alike:
+        broadcast(drawn)
+    augment = augments.augments[int(drawn)]
     return None if augment is None or batch_size < 2 else as_mixer(augment)
 
 
@@ -322,7 +338,7 @@ def _batch_mean(result: MixResult) -> MixResult:
     )
 
 
-def _check_schedule(mixer: Mixer, backbone: nn.Module) -> None:
+def _check_schedule(mixer: MaskMixer, backbone: nn.Module) -> None:
     """Refuse a mixer that says how tokens merge where the clean pass scores, whose merging is the backbone's."""
     for key in ('num_merge', 'inflection', 'prop_attn'):
         value, own = getattr(mixer, key), getattr(backbone, key)
@@ -333,6 +349,11 @@ def _check_schedule(mixer: Mixer, backbone: nn.Module) -> None:
                 f'{name}: {key}={value!r} has no effect where the clean pass of `{where}` scores, with its own '
                 f"{key}={own!r}; remove {key} (and mask='topk') from {name}, or set backbone.merge_in=('test',)"
             )
+    if mixer.score_scale != 1:
+        raise ValueError(
+            f'{type(mixer).__name__}: score_scale={mixer.score_scale!r} has no effect where the clean pass of '
+            f'`{type(backbone).__name__}` scores whole images; remove it'
+        )
 
 
 def _build_augments(cfg: dict) -> RandomBatchAugment:

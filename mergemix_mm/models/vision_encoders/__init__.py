@@ -3,7 +3,17 @@
 from ...families.vision_encoder import EncoderLayer, UnsupportedEncoderError, VisionEncoder
 from ..evaluation_mode import evaluation_mode as scoring_mode
 from .build import ADAPTERS, build_vision_encoder
-from .forward import SALIENCIES, PatchScores, Recording, gathered, recorded, run_layers, score_patches, scored_merge
+from .forward import (
+    SALIENCIES,
+    PatchScores,
+    Recording,
+    gathered,
+    is_sharded,
+    recorded,
+    run_layers,
+    score_patches,
+    scored_merge,
+)
 
 __all__ = [
     'ADAPTERS',
@@ -15,6 +25,7 @@ __all__ = [
     'VisionEncoder',
     'build_vision_encoder',
     'gathered',
+    'is_sharded',
     'recorded',
     'run_layers',
     'score_patches',

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...families.vision_encoder import EncoderLayer, VisionEncoder
@@ -95,7 +96,7 @@ def run_layers(
             x, groups = merge_tokens(x, groups, match)
         x = layer.feed_forward(x)
         if recording is not None and number == len(layers):
-            recording.tokens, recording.groups = x, groups
+            recording.finish(x, groups)
         yield x, groups
 
 
@@ -107,6 +108,7 @@ def score_patches(
     inflection: float = -0.5,
     prop_attn: bool = True,
     saliency: str = 'attention',
+    scale: float = 1.0,
 ) -> PatchScores:
     """Saliency per patch at one layer, after the layers before it merged `num_merge` tokens.
 
@@ -128,15 +130,27 @@ def score_patches(
         prop_attn (bool): Proportional attention. Defaults to True.
         saliency (str): ``'attention'``, ``'value_norm'``, ``'mean'`` or ``'received'``. Defaults to
             ``'attention'``, the paper's.
+        scale (float): Side of the images that are scored, as a share of the side of `images` in (0, 1], rounded to
+            whole patches. Below 1, the pixels are averaged, `num_merge` counts the patches of the small images, and
+            the saliency is interpolated. Defaults to 1.0.
 
     Returns:
-        PatchScores: saliency per original patch, and the groups of the scored layer.
+        PatchScores: saliency per patch of `images`, and the groups of the scored layer; single patches where `scale`
+            is below 1.
 
     Raises:
-        ValueError: if `layer` is not in the encoder or has windows, `num_merge` is out of reach, or `saliency` is
-            unknown.
+        ValueError: if `layer` is not in the encoder or has windows, `num_merge` is out of reach, `saliency` is
+            unknown, or the encoder takes images of one size only and `scale` is below 1.
     """
     _check_image_size(encoder, images)
+    if scale < 1:
+        grid, block = encoder.patch_grid(images), encoder.patch_block
+        small = [block * max(round(scale * cells / block), 1) for cells in grid]
+        size = [cells * side for cells, side in zip(small, encoder.patch_size, strict=True)]
+        shrunk = F.interpolate(images, size, mode='area')
+        found = score_patches(encoder, shrunk, num_merge, layer, inflection, prop_attn, saliency)
+        enlarged = F.interpolate(found.saliency.unflatten(1, (1, *found.grid)), grid, mode='bilinear')
+        return PatchScores.unmerged(enlarged.flatten(1), grid)
     num_merge = scored_merge(encoder, num_merge)
     # DeepSpeed casts weights but not images, and not every library's embeddings cast them.
     x, grid = encoder.embed(images.to(next(encoder.model.parameters()).dtype))
@@ -171,9 +185,8 @@ class Recording:
         self.grid = grid
         self.saliency = saliency
         self.scores: PatchScores | None = None
-        # [B, N, C] after the last layer, before the norm, and their groups. With gradient.
+        # [B, L, C] after the last layer and its norm. With gradient.
         self.tokens: Tensor | None = None
-        self.groups: TokenGroups | None = None
         # [B, L'] of each layer that was read.
         self._rows: dict[int, Tensor] = {}
 
@@ -216,18 +229,29 @@ class Recording:
         self.scores = PatchScores(saliency, groups, self.grid, prefix)
         return self.scores
 
+    def finish(self, x: Tensor, groups: TokenGroups) -> None:
+        """Keep the tokens after the last layer, normalised; each original token gets the value of its group.
+
+        To be called within the forward of the model: after it, FSDP may have sharded the weights of the norm again.
+
+        Args:
+            x (Tensor): [B, N, C], tokens after the last layer.
+            groups (TokenGroups): Their groups.
+        """
+        tokens = self.encoder.finish(x)
+        merged = tokens.size(1) < groups.index.size(1)
+        self.tokens = groups.restore(tokens) if merged else tokens
+
     def finished(self) -> tuple[PatchScores, Tensor]:
         """The scores, and the tokens [B, L, C] after the norm; each original token has the value of its group.
 
         Raises:
             RuntimeError: If no forward pass ran, or it did not run the model's layers.
         """
-        if self.scores is None or self.tokens is None or self.groups is None:
+        if self.scores is None or self.tokens is None:
             name = type(self.encoder.model).__name__
             raise RuntimeError(f'`{name}` did not run its layers as modules, so its attention was not recorded')
-        tokens = self.encoder.finish(self.tokens)
-        merged = tokens.size(1) < self.groups.index.size(1)
-        return self.scores, self.groups.restore(tokens) if merged else tokens
+        return self.scores, self.tokens
 
 
 @contextmanager
@@ -259,8 +283,7 @@ def recorded(
         model = model.module if isinstance(model, FullyShardedDataParallel) else model
     encoder = build_vision_encoder(model)
     _check_image_size(encoder, images)
-    rows, cols = (side // patch for side, patch in zip(images.shape[-2:], encoder.patch_size, strict=True))
-    recording = Recording(encoder, layer, (rows, cols), saliency)
+    recording = Recording(encoder, layer, encoder.patch_grid(images), saliency)
     if hasattr(model, 'recording'):
         own: Any = model
         own.recording = recording
@@ -281,8 +304,8 @@ def recorded(
             recording.read(number, *parts, TokenGroups.identity(x.size(0), x.size(1), x.device), True)
 
     def after(module: nn.Module, args: tuple, output: Tensor | tuple) -> None:
-        recording.tokens = output[0] if isinstance(output, tuple) else output
-        recording.groups = TokenGroups.identity(len(recording.tokens), recording.tokens.size(1), images.device)
+        x = output[0] if isinstance(output, tuple) else output
+        recording.finish(x, TokenGroups.identity(x.size(0), x.size(1), x.device))
 
     handles = [encoder.layers[-1].module.register_forward_hook(after)]
     for number in filter(recording.reads, range(1, recording.layer + 1)):
@@ -331,6 +354,15 @@ def gathered(model: nn.Module) -> Iterator[nn.Module]:
         if isinstance(model, FSDPModule):
             model.unshard()  # The own forward of the encoder finds the parameters whole, and shards them again.
         yield model
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether FSDP shards a model or modules in it by themselves, so that each forward pass is a collective."""
+    if not torch.distributed.is_available():
+        return False
+    from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
+
+    return any(isinstance(module, FSDPModule | FullyShardedDataParallel) for module in model.modules())
 
 
 def _check_image_size(encoder: VisionEncoder, images: Tensor) -> None:

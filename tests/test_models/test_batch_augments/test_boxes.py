@@ -133,6 +133,7 @@ def test_a_training_step_with_the_masks_of_the_cluttered_digits():
     [
         (dict(masks='gt_seg_map', ratio='area'), "masks='gt_seg_map' decides the labels; remove ratio and encoder"),
         (dict(masks='gt_seg_map', encoder=VIT), 'remove ratio and encoder'),
+        (dict(masks='gt_seg_map', num_merge=8), 'decides the labels; remove num_merge=8'),
         (dict(relative=True), 'relative=True has no effect without masks'),
         (dict(ratio='gaussian'), r"ratio='gaussian' must be one of \('area', 'attention'\)"),
     ],

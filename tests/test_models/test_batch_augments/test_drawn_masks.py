@@ -136,6 +136,8 @@ def test_the_region_of_the_holes_lies_inside_the_image_and_covers_half_of_it_or_
         (lambda: GridMix(num_cells=(2.5, 4)), 'num_cells'),
         (lambda: FMix(decay=-1), 'decay=-1 must be >= 0'),
         (lambda: FMix(encoder=VIT), "ratio='area' scores nothing, so remove encoder"),
+        (lambda: FMix(layer=3), "ratio='area' scores nothing, so remove layer=3 or set ratio='attention'"),
+        (lambda: GridMix(saliency='mean'), "scores nothing, so remove saliency='mean'"),
     ],
 )
 def test_bad_arguments_are_errors_that_name_the_key(make, message):

@@ -321,6 +321,8 @@ def test_an_encoder_that_cannot_score_is_refused_before_training():
         (dict(layer=0), 'layer=0 must be an int >= 1'),
         (dict(num_merge=-1), 'num_merge=-1'),
         (dict(inflection=2), 'inflection=2'),
+        (dict(score_scale=0), r'score_scale=0 must be in \(0, 1\]'),
+        (dict(score_scale=0.5, mask='random'), "score_scale=0.5 must be 1 with mask='random'"),
         (dict(mask='best'), r"mask='best' must be one of \('mergemix', 'topk', 'random', 'inverse'\)"),
         (
             dict(saliency='value'),

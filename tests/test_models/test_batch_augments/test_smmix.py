@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from mmpretrain.registry import BATCH_AUGMENTS
-from tiny_classifier import batch, classifier
+from tiny_classifier import HEAD, batch, classifier
 from tiny_vit import VIT
 
 from mergemix_mm.functional import TokenGroups
@@ -69,6 +69,23 @@ def test_losses_of_regions_and_of_consistency_by_hand_in_two_passes(backbone):
         expected = expected + F.cross_entropy(model.head.layers.head(mean), label)
     torch.testing.assert_close(losses['region_loss'], 0.5 / 2 * expected)
     total.backward()
+
+
+@pytest.mark.filterwarnings('ignore:MMPretrain cannot train the distilled')
+@pytest.mark.parametrize('name', ['SMMix', 'TdAttenMix'])
+def test_a_distilled_backbone_gets_the_mean_of_a_region_for_both_of_its_tokens(name):
+    distilled = dict(backbone=dict(VIT, type='DistilledVisionTransformer'), head=dict(HEAD, type='DeiTClsHead'))
+    model, (images, samples) = classifier(**distilled, train_cfg=dict(augments=dict(type=name))).eval(), batch()
+    losses, result = model.loss(images, samples), model.mix_result
+    tokens = []
+    model.backbone.ln1.register_forward_hook(lambda module, args, output: tokens.append(output[:, 2:]))
+    model.backbone(result.images)
+    labels, expected = torch.arange(4), 0.0
+    for mask, label in ((result.mask, labels), (~result.mask, labels[result.partner])):
+        mean = torch.stack([own[keep].mean(0) for own, keep in zip(tokens[0], mask, strict=True)])
+        logits = (model.head.layers.head(mean) + model.head.layers.head_dist(mean)) / 2
+        expected = expected + F.cross_entropy(logits, label) / 2
+    torch.testing.assert_close(losses['region_loss'], expected)
 
 
 def test_without_its_losses_it_needs_no_classifier():

@@ -88,12 +88,20 @@ def test_a_teacher_that_cannot_tell_is_refused(change, message):
         (dict(partner_share=1.0), r'partner_share=1.0 must be in \(0, 1\)'),
         (dict(ratio='gaussian'), 'ratio='),
         (dict(teacher=TEACHER, ratio='area'), "teacher beside ratio='area'"),
+        (dict(teacher=TEACHER, layer=2), 'layer=2 has no effect beside a teacher'),
+        (dict(alpha=0.5), 'draws no lambda; remove alpha'),
     ],
     ids=str,
 )
 def test_options_out_of_range_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         mixer(**options)
+
+
+@pytest.mark.parametrize('size', [8, 20])
+def test_images_that_are_not_a_multiple_of_the_tokens_are_refused(size):
+    with pytest.raises(ValueError, match=f'images of {size} x {size} pixels must be a multiple of patch_size=8'):
+        mixer(ratio='area').mix(torch.randn(2, 3, size, size))
 
 
 def test_labels_that_do_not_sum_to_one_make_no_margin():

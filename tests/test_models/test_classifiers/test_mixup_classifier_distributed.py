@@ -52,10 +52,8 @@ def seeded_loss(model, rank, step):
 
 
 def ddp(rank, step):
-    from mmengine.model import MMDistributedDataParallel
-
     model = build_model()
-    wrapped = MMDistributedDataParallel(model, device_ids=None, broadcast_buffers=False)
+    wrapped = in_ddp(model)  # Without a name it would be gone before the backward pass.
     seeded_loss(wrapped, rank, step).backward()
     return gradients(model)
 
@@ -119,10 +117,73 @@ def wrapped_gradients(model, rank, step):
         return {name.replace('_fsdp_wrapped_module.', ''): p.grad.clone() for name, p in model.named_parameters()}
 
 
-def gradients(model):
-    def whole(grad):
-        return grad.full_tensor() if hasattr(grad, 'full_tensor') else grad.clone()
+# Steps that differ in their passes: clean and mixed ones, one more that scores, gradients. Half of them stay unmixed.
+OBJECTIVES = {
+    'paper': dict(backbone=dict(VIT, type='ToMeVisionTransformer', num_merge=4), clean_weight=1.0, augment='MergeMix'),
+    'read pass': dict(augment='SMMix'),
+    'gradients': dict(augment=dict(type='GuidedMix', source='gradient')),
+}
 
+
+def build_objective(augment, **kwargs):
+    from mmpretrain.registry import MODELS
+
+    import mergemix_mm  # noqa: F401
+
+    augment = dict(type=augment) if isinstance(augment, str) else augment
+    head = dict(type='VisionTransformerClsHead', num_classes=5, in_channels=16)
+    cfg = dict(type='MixupClassifier', backbone=VIT, head=head, train_cfg=dict(augments=[augment], probs=[0.5]))
+    model = MODELS.build(deepcopy(cfg | kwargs))
+    torch.manual_seed(0)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    return model.train()
+
+
+def objective_loss(model, head_of, rank, step, drawn_by):
+    torch.manual_seed(100 * step + rank)
+    np.random.seed(100 * step + drawn_by)  # It draws nothing but whether the batch is mixed.
+    return head_of.parse_losses(model(*half_batch(rank), mode='loss'))[0]
+
+
+def trained(objective, rank, wrap):
+    """The weights after some steps, or the error."""
+    model = build_objective(**OBJECTIVES[objective])
+    wrapped, optimizer = wrap(model), torch.optim.SGD(model.parameters(), lr=0.1)
+    for step in range(STEPS):
+        try:
+            objective_loss(wrapped, model, rank, step, rank).backward()
+        except RuntimeError as error:
+            return str(error)
+        optimizer.step()
+        optimizer.zero_grad()
+    return {name: whole(parameter.detach()) for name, parameter in model.named_parameters()}
+
+
+def in_ddp(model):
+    from mmengine.model import MMDistributedDataParallel
+
+    return MMDistributedDataParallel(model, device_ids=None, broadcast_buffers=False)
+
+
+def in_units(model):
+    shard(model.backbone, model)
+    return model
+
+
+def in_one_unit(model):
+    shard(model)
+    return model
+
+
+WRAPS = [in_ddp, in_units, in_one_unit]
+
+
+def whole(tensor):
+    return tensor.full_tensor() if hasattr(tensor, 'full_tensor') else tensor.clone()
+
+
+def gradients(model):
     return {name: whole(parameter.grad) for name, parameter in model.named_parameters()}
 
 
@@ -134,6 +195,8 @@ def worker(rank, folder):
     torch.set_num_threads(1)
     dist.init_process_group('gloo', init_method=f'file://{folder}/store', rank=rank, world_size=WORLD)
     results = {scenario.__name__: [scenario(rank, step) for step in range(STEPS)] for scenario in SCENARIOS}
+    for wrap in WRAPS:
+        results |= {f'{wrap.__name__} {name}': trained(name, rank, wrap) for name in OBJECTIVES}
     torch.save(results, f'{folder}/rank{rank}.pth')
     dist.destroy_process_group()
 
@@ -167,6 +230,35 @@ def test_two_processes_have_the_gradients_of_one(scenario, results, expected):
             assert got.keys() == want.keys()
             for name, grad in want.items():
                 torch.testing.assert_close(got[name], grad, atol=1e-6, rtol=1e-5)
+
+
+def weights_of_one_process(objective, alike):
+    """The same steps with the mean of both losses; `alike`: both halves are mixed as the first one draws."""
+    model, mixed = build_objective(**OBJECTIVES[objective]), set()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for step in range(STEPS):
+        drawn = []
+        for rank in range(WORLD):
+            (objective_loss(model, model, rank, step, 0 if alike else rank) / WORLD).backward()
+            drawn.append(model.mix_result is not None)
+        mixed.add(tuple(drawn))
+        optimizer.step()
+        optimizer.zero_grad()
+    assert mixed >= {(True, True), (False, False)} and alike != ((False, True) in mixed)
+    return {name: parameter.detach() for name, parameter in model.named_parameters()}
+
+
+@pytest.mark.parametrize('objective', OBJECTIVES)
+@pytest.mark.parametrize('wrap', WRAPS, ids=lambda wrap: wrap.__name__)
+def test_two_processes_train_as_one_whatever_passes_their_mixes_take(wrap, objective, results):
+    first, second = (rank[f'{wrap.__name__} {objective}'] for rank in results)
+    if (wrap, objective) == (in_units, 'gradients'):
+        assert 'shard the classifier as one unit' in first
+        return
+    # Each pass of a sharded backbone is a collective, so that the ranks have to draw alike.
+    for name, want in weights_of_one_process(objective, alike=wrap is in_units).items():
+        assert torch.equal(first[name], second[name]), name
+        torch.testing.assert_close(first[name], want, atol=1e-5, rtol=1e-4)
 
 
 def test_layers_that_fsdp_shards_one_by_one_are_refused_with_the_ways_out(results):

@@ -79,6 +79,7 @@ def test_an_unmixed_batch_has_the_clean_loss_in_place_of_the_mixed_one():
         (dict(mask='topk'), 'num_merge=0 has no effect'),
         (dict(inflection=0.5), r'inflection=0.5 has no effect .* inflection=-0.5'),
         (dict(prop_attn=False), 'prop_attn=False has no effect'),
+        (dict(score_scale=0.5), 'score_scale=0.5 has no effect'),
     ],
     ids=str,
 )

@@ -75,6 +75,19 @@ def test_saliency_without_merging_is_the_class_tokens_attention():
     torch.testing.assert_close(scores.saliency, expected, atol=1e-6, rtol=1e-5)
 
 
+def test_smaller_images_are_scored_and_their_saliency_lies_on_the_whole_grid():
+    model, images = vit(img_size=64), torch.randn(2, 3, 64, 80)  # 8 x 10 patches, of which 6 x 8 are scored.
+    options = dict(num_merge=8, layer=3, inflection=0.0, saliency='value_norm')
+    with torch.no_grad():
+        scores = score_patches(build_vision_encoder(model), images, **options, scale=0.75)
+        small = F.interpolate(images, (48, 64), mode='area')
+        expected, groups = plain_scores(model, small, [4, 4], layer=3, saliency='value_norm')
+    assert groups.size.size(1) == 48 + 1 - 8
+    assert scores.grid == (8, 10) and scores.num_kept_patches == 80
+    expected = F.interpolate(expected.view(2, 1, 6, 8), (8, 10), mode='bilinear')
+    torch.testing.assert_close(scores.saliency, expected.flatten(1), atol=1e-6, rtol=1e-4)
+
+
 @pytest.mark.parametrize('saliency', SALIENCIES)
 def test_the_training_pass_shows_the_saliency_of_the_scoring_pass(saliency):
     images, options = torch.randn(2, 3, 32, 32), dict(layer=3, saliency=saliency)

@@ -39,10 +39,11 @@ def score(
     layer: int | None,
     prop_attn: bool = True,
     saliency: str = 'attention',
+    scale: float = 1.0,
 ) -> PatchScores:
     """The scoring pass of MergeMix over images [N, 3, H, W] at once."""
     return score_patches(
-        build_vision_encoder(encoder), images, num_merge, layer, prop_attn=prop_attn, saliency=saliency
+        build_vision_encoder(encoder), images, num_merge, layer, prop_attn=prop_attn, saliency=saliency, scale=scale
     )
 
 
