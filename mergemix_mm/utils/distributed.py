@@ -1,4 +1,4 @@
-"""Means over the samples that count, of one process or of all."""
+"""What the processes of a step decide together: means over the samples that count, and who has images."""
 
 import torch
 from mmengine.dist import all_reduce
@@ -20,6 +20,17 @@ def mean_over_ranks(count: Tensor) -> Tensor:
     count = count.detach().float()
     all_reduce(count, 'mean')
     return torch.where(count > 0, count, torch.ones_like(count))
+
+
+def only_elsewhere(here: bool) -> bool:
+    """Whether another rank has something that this one does not have. A collective.
+
+    Args:
+        here (bool): Whether this rank has it.
+    """
+    found = torch.tensor(int(here))
+    all_reduce(found, 'max')
+    return bool(found) and not here
 
 
 def mean_where(values: Tensor, valid: Tensor) -> Tensor:

@@ -3,7 +3,18 @@
 from ...families.vision_encoder import EncoderLayer, UnsupportedEncoderError, VisionEncoder
 from ..evaluation_mode import evaluation_mode as scoring_mode
 from .build import ADAPTERS, build_vision_encoder
-from .forward import SALIENCIES, PatchScores, Recording, gathered, recorded, run_layers, score_patches, scored_merge
+from .forward import (
+    SALIENCIES,
+    PatchScores,
+    Recording,
+    gathered,
+    join_units,
+    recorded,
+    run_layers,
+    score_patches,
+    scored_merge,
+    sharded_units,
+)
 
 __all__ = [
     'ADAPTERS',
@@ -15,9 +26,11 @@ __all__ = [
     'VisionEncoder',
     'build_vision_encoder',
     'gathered',
+    'join_units',
     'recorded',
     'run_layers',
     'score_patches',
     'scored_merge',
     'scoring_mode',
+    'sharded_units',
 ]
