@@ -218,7 +218,7 @@ class FSDP2Strategy(DDPStrategy):
         if not torch.distributed.is_initialized():
             backend = 'gloo' if get_device() == 'cpu' else self._backend('nccl')
             torch.distributed.init_process_group(backend, store=torch.distributed.HashStore(), rank=0, world_size=1)
-            atexit.register(torch.distributed.destroy_process_group)
+            atexit.register(_stop_process_group)
 
     # ------------------------------------------------------------------ checkpoints
 
@@ -350,6 +350,11 @@ class FSDP2Strategy(DDPStrategy):
                 targets[full] = states[index_of[name]][key] = target
         self._loaded.load(targets)
         return {index: values for index, values in states.items() if values}
+
+
+def _stop_process_group() -> None:
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def _share(module: nn.Module, device: torch.device) -> None:

@@ -104,6 +104,16 @@ class ShardedCheckpoint:
         distributed = torch.distributed.is_initialized()
         dcp.load(dict(targets), storage_reader=_Reader(self), no_dist=not distributed)
 
+    def state_dict(self) -> dict[str, Tensor]:
+        """The whole weights of the model, on the CPU."""
+        weights = {
+            name.removeprefix(MODEL): torch.empty(like.shape, dtype=like.dtype)
+            for name, like in self.tensors.items()
+            if name.startswith(MODEL)
+        }
+        self.load({MODEL + name: weight for name, weight in weights.items()})
+        return weights
+
     def find_damage(self) -> str | None:
         """What is wrong with the parts, as far as their lengths and checksums tell; None if nothing."""
         for part in self.index.storage_data.values():
