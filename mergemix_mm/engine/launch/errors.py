@@ -13,6 +13,7 @@ from ...utils import files
 from ...utils.images import image_name, read_image
 from ...utils.safe_load import CheckpointError, guarded_mmengine
 from ...utils.text import DataError, one_line, printable
+from ..weights.sharded_checkpoint import is_sharded
 
 # How MMEngine ends its error for a checkpoint that is missing, or a folder.
 _NOT_FOUND = ' can not be found.'
@@ -47,7 +48,13 @@ def safe_checkpoints(trust: bool = False) -> Iterator[None]:
             # MMEngine's own error for a checkpoint has neither number nor name.
             if error.errno is not None or not str(error).endswith(_NOT_FOUND):
                 raise
-            raise LaunchError(f'CHECKPOINT: there is no file {str(error).removesuffix(_NOT_FOUND)}') from None
+            path = str(error).removesuffix(_NOT_FOUND)
+            if is_sharded(path):
+                raise LaunchError(
+                    f'CHECKPOINT: {path} is the folder of a sharded run; read it with --cfg-options '
+                    'strategy.type=FSDP2Strategy'
+                ) from None
+            raise LaunchError(f'CHECKPOINT: there is no file {path}') from None
 
 
 class UnreadableImageError(ValueError):

@@ -8,18 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
 from mmengine.dist import is_main_process
 from torch import Tensor
-from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.filesystem import _StorageInfo
-from torch.distributed.checkpoint.metadata import (
-    ChunkStorageMetadata,
-    Metadata,
-    MetadataIndex,
-    TensorProperties,
-    TensorStorageMetadata,
-)
 
 from ...utils.safe_load import CheckpointError, load_checkpoint
 from ...utils.text import one_line, printable, shown
@@ -47,6 +37,10 @@ def save_sharded(folder: str | Path, tensors: Mapping[str, Tensor], rest: dict) 
     Raises:
         OSError: If a process cannot write.
     """
+    # Not at the top: programs that save no shards need not wait for this import.
+    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.api import CheckpointException
+
     try:
         dcp.save(dict(tensors), storage_writer=dcp.FileSystemWriter(folder))
     except CheckpointException as error:
@@ -101,8 +95,12 @@ class ShardedCheckpoint:
                     f'{printable(self.folder)}: {shown(name.partition(".")[2])} has the shape {list(found)}, in the '
                     f'model {list(target.shape)}'
                 )
-        distributed = torch.distributed.is_initialized()
-        dcp.load(dict(targets), storage_reader=_Reader(self), no_dist=not distributed)
+        import torch.distributed.checkpoint as dcp
+
+        # torch would unpickle the index again, without a check.
+        reader = dcp.FileSystemReader(self.folder)
+        reader.read_metadata = lambda *_, **__: self.index  # type: ignore[method-assign]
+        dcp.load(dict(targets), storage_reader=reader, no_dist=not torch.distributed.is_initialized())
 
     def state_dict(self) -> dict[str, Tensor]:
         """The whole weights of the model, on the CPU."""
@@ -130,7 +128,7 @@ class ShardedCheckpoint:
                     return f'{path.name}: {damaged} in it is damaged'
         return None
 
-    def _read_index(self) -> Metadata:
+    def _read_index(self) -> Any:
         path = self.folder / INDEX
         try:
             with path.open('rb') as file:
@@ -165,8 +163,16 @@ class _IndexUnpickler(pickle.Unpickler):
         raise pickle.UnpicklingError(f'it refers to {module}.{name}')
 
 
-def _checked(index: _Record) -> Metadata:
-    """An index of tensors from its fields."""
+def _checked(index: _Record) -> Any:
+    """An index of tensors, torch's ``Metadata``, from its fields."""
+    from torch.distributed.checkpoint.filesystem import _StorageInfo
+    from torch.distributed.checkpoint.metadata import (
+        ChunkStorageMetadata,
+        Metadata,
+        MetadataIndex,
+        TensorProperties,
+        TensorStorageMetadata,
+    )
 
     def size(found: _Record) -> torch.Size:
         (numbers,) = found.state
@@ -189,14 +195,3 @@ def _checked(index: _Record) -> Metadata:
         place = MetadataIndex(key.state['fqn'], size(key.state['offset']), key.state['index'])
         parts[place] = _StorageInfo(path, int(part.state['offset']), int(part.state['length']))
     return Metadata(entries, storage_data=parts)
-
-
-class _Reader(dcp.FileSystemReader):
-    """torch's reader with the index that was checked, instead of one that is unpickled without a check."""
-
-    def __init__(self, checkpoint: ShardedCheckpoint) -> None:
-        super().__init__(checkpoint.folder)
-        self._index = checkpoint.index
-
-    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        return self._index

@@ -5,6 +5,7 @@ What sharded models compute is in the distributed tests of tuners and of the cla
 
 import gc
 import os
+import pickle
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -16,10 +17,16 @@ from mmengine.config import Config
 from mmengine.registry import MODELS
 from safetensors.torch import load_file
 from tiny_runs import Kill
+from torch import nn
 from two_ranks import WORLD, results_of, sharded, whole
 
 import mergemix_mm
 from mergemix_mm.engine.launch import build_runner
+from mergemix_mm.engine.launch.resuming import _find_problem
+from mergemix_mm.engine.strategies import FSDP2Strategy
+from mergemix_mm.engine.weights import CheckpointError, read_state_dict
+from mergemix_mm.engine.weights.sharded_checkpoint import INDEX, ShardedCheckpoint
+from mergemix_mm.models.precision import wanted_dtypes, weights_as_in_files
 
 pytestmark = pytest.mark.slow
 
@@ -43,7 +50,7 @@ def config(folder, name, ranks=WORLD, strategy=True, **options):
     path = Path(folder, f'{name}-{ranks}-{os.getpid()}.py')
     path.write_text(CONFIG)
     cfg = Config.fromfile(path)
-    cfg.work_dir, cfg.experiment_name = str(Path(folder, name)), f'{name}-{ranks}-{os.urandom(4).hex()}'
+    cfg.work_dir, cfg.experiment_name = str(Path(folder, name)), f'{name}-{ranks}-{len(options)}'
     cfg.launcher = 'none' if ranks == 1 else 'pytorch'
     # The same batch over all ranks.
     cfg.train_dataloader.batch_size = cfg.train_dataloader.sampler.batch_size = 2 * WORLD // ranks

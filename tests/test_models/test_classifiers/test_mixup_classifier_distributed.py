@@ -78,6 +78,12 @@ def sharded_root(rank, step, folder):
     return sharded_gradients(sharded(build_model(), folder), rank, step)
 
 
+def replicated_root(rank, step, folder):
+    """Copied to both processes, and sharded over one: a mesh of two dimensions."""
+    mesh = dict(mesh_shape=(WORLD, 1), mesh_dim_names=('replicate', 'shard'))
+    return sharded_gradients(sharded(build_model(), folder, mesh=mesh), rank, step)
+
+
 def sharded_gradients(prepared, rank, step):
     model, wrapper = prepared
     with wrapper.optim_context(model):
@@ -110,7 +116,7 @@ def gradients(model):
     return {name: whole(parameter.grad) for name, parameter in model.named_parameters()}
 
 
-SCENARIOS = [ddp, sharded_unit, sharded_root, sharded_layers, frozen_encoder]
+SCENARIOS = [ddp, sharded_unit, sharded_root, replicated_root, sharded_layers, frozen_encoder]
 STEPS = 4
 
 
@@ -145,7 +151,7 @@ def expected():
     return steps
 
 
-@pytest.mark.parametrize('scenario', ['ddp', 'sharded_unit', 'sharded_root'])
+@pytest.mark.parametrize('scenario', ['ddp', 'sharded_unit', 'sharded_root', 'replicated_root'])
 def test_two_processes_have_the_gradients_of_one(scenario, results, expected):
     for rank in range(WORLD):
         for got, want in zip(results[rank][scenario], expected, strict=True):

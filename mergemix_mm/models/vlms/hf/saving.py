@@ -112,7 +112,7 @@ def whole_weights(
 
 def _in_file(tensor: Tensor, dtype: torch.dtype | None, path: Path) -> Tensor:
     """A tensor whose elements are in a file, which is written."""
-    tensor = tensor.to('cpu', dtype if tensor.is_floating_point() else None).contiguous()
+    tensor = tensor.to(device='cpu', dtype=dtype if tensor.is_floating_point() else None).contiguous()
     if not tensor.numel():
         return tensor
     content = tensor.reshape(-1).view(torch.uint8)
