@@ -1,6 +1,7 @@
 """Checkpoints to which every process writes its part: folders of torch.distributed.checkpoint, and a file in each."""
 
 import io
+import os
 import pickle
 import zipfile
 from collections.abc import Mapping
@@ -21,7 +22,7 @@ INDEX = '.metadata'
 MODEL, OPTIMIZER = 'state_dict.', 'optimizer.'
 
 
-def is_sharded(path: str | Path) -> bool:
+def is_sharded(path: str | os.PathLike) -> bool:
     """Whether a path is a folder that :func:`save_sharded` wrote."""
     return Path(path, INDEX).is_file()
 
@@ -56,7 +57,7 @@ class ShardedCheckpoint:
     Reading it runs no code in it.
 
     Args:
-        folder (str | Path): The folder.
+        folder (str | os.PathLike): The folder.
 
     Attributes:
         tensors (dict[str, Tensor]): The tensors by name, without elements (on the meta device).
@@ -65,9 +66,9 @@ class ShardedCheckpoint:
         CheckpointError: If its index is damaged, or refers to something other than tensors.
     """
 
-    def __init__(self, folder: str | Path) -> None:
+    def __init__(self, folder: str | os.PathLike) -> None:
         self.folder = Path(folder)
-        self.index = self._read_index()
+        self.index: Any = self._read_index()
         self.tensors = {
             name: torch.empty(entry.size, dtype=entry.properties.dtype, device='meta')
             for name, entry in self.index.state_dict_metadata.items()
@@ -77,8 +78,12 @@ class ShardedCheckpoint:
         """What is saved besides tensors."""
         return load_checkpoint(self.folder / REST, trust)
 
-    def load(self, targets: Mapping[str, Tensor]) -> None:
-        """Read tensors into given ones of the same shapes, sharded in any way. A collective, if there are processes.
+    def load(self, targets: Mapping[str, Tensor], together: bool = True) -> None:
+        """Read tensors into given ones of the same shapes, sharded in any way.
+
+        Args:
+            targets (Mapping[str, Tensor]): They are written to.
+            together (bool): Whether all processes call this, as sharded targets need it. Defaults to True.
 
         Raises:
             CheckpointError: If a tensor is missing or has another shape.
@@ -100,17 +105,32 @@ class ShardedCheckpoint:
         # torch would unpickle the index again, without a check.
         reader = dcp.FileSystemReader(self.folder)
         reader.read_metadata = lambda *_, **__: self.index  # type: ignore[method-assign]
-        dcp.load(dict(targets), storage_reader=reader, no_dist=not torch.distributed.is_initialized())
+        dcp.load(dict(targets), storage_reader=reader, no_dist=not together or not torch.distributed.is_initialized())
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The whole weights of the model, on the CPU."""
-        weights = {
-            name.removeprefix(MODEL): torch.empty(like.shape, dtype=like.dtype)
-            for name, like in self.tensors.items()
-            if name.startswith(MODEL)
-        }
-        self.load({MODEL + name: weight for name, weight in weights.items()})
-        return weights
+        """The whole weights of the model, on the CPU; every process may read them by itself."""
+        return {name.removeprefix(MODEL): tensor for name, tensor in self._read(MODEL).items()}
+
+    def whole(self, trust: bool = False) -> dict:
+        """What the checkpoint of an unsharded run would hold, on the CPU; every process may read it by itself."""
+        content = self.rest(trust)
+        content['state_dict'] = self.state_dict()
+        if 'optimizer' in content:
+            optimizer = content['optimizer'] = dict(content['optimizer'])
+            names = [name for group in optimizer.pop('names') for name in group]
+            states = {name: dict(optimizer['state'].get(name, {})) for name in names}
+            for full, tensor in self._read(OPTIMIZER).items():
+                key, _, name = full.removeprefix(OPTIMIZER).partition('.')
+                states[name][key] = tensor
+            optimizer['state'] = {index: states[name] for index, name in enumerate(names) if states[name]}
+        return content
+
+    def _read(self, prefix: str) -> dict[str, Tensor]:
+        """Whole tensors whose names begin with a prefix."""
+        found = {name: like for name, like in self.tensors.items() if name.startswith(prefix)}
+        targets = {name: torch.empty(like.shape, dtype=like.dtype) for name, like in found.items()}
+        self.load(targets, together=False)
+        return targets
 
     def find_damage(self) -> str | None:
         """What is wrong with the parts, as far as their lengths and checksums tell; None if nothing."""
@@ -178,7 +198,8 @@ def _checked(index: _Record) -> Any:
         (numbers,) = found.state
         return torch.Size(int(number) for number in numbers)
 
-    entries, parts = {}, {}
+    entries: dict[str, Any] = {}
+    parts: dict[Any, Any] = {}
     for name, entry in index.state['state_dict_metadata'].items():
         # An entry without these fields is one of bytes, a pickle that torch would read without any check.
         dtype = entry.state['properties'].state[0]

@@ -130,6 +130,7 @@ class VLMTuner(BaseTuner):
     @property
     def _scoring_tower(self) -> nn.Module | None:
         """The VLM's own encoder, if the mixer scores with it."""
+        assert self.mixer is not None  # Only asked for with a mixer.
         return self.vlm.vision_encoder if as_mixer(self.mixer).needs_encoder else None
 
     @property

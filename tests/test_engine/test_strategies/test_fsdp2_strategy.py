@@ -15,13 +15,14 @@ import torch
 import torch.distributed as dist
 from mmengine.config import Config
 from mmengine.registry import MODELS
+from mmengine.runner.checkpoint import CheckpointLoader
 from safetensors.torch import load_file
 from tiny_runs import Kill
 from torch import nn
 from two_ranks import WORLD, results_of, sharded, whole
 
 import mergemix_mm
-from mergemix_mm.engine.launch import build_runner
+from mergemix_mm.engine.launch import build_runner, safe_checkpoints
 from mergemix_mm.engine.launch.resuming import _find_problem
 from mergemix_mm.engine.strategies import FSDP2Strategy
 from mergemix_mm.engine.weights import CheckpointError, read_state_dict
@@ -148,7 +149,9 @@ def one_process(results, folder):
 def assert_same(found, expected):
     assert found.keys() == expected.keys()
     for name, weight in expected.items():
-        torch.testing.assert_close(found[name], weight, atol=1e-5, rtol=1e-4, msg=lambda text, name=name: name + text)
+        torch.testing.assert_close(
+            found[name], weight, atol=1e-5, rtol=1e-4, msg=lambda text, name=name: f'{name}: {text}'
+        )
 
 
 def test_training_equals_ddp_and_one_process(results, one_process):
@@ -189,6 +192,13 @@ def test_a_checkpoint_is_read_by_one_process_and_damage_is_found(results, folder
     last = last_checkpoint(folder, 'fsdp')
     assert last.is_dir() and {path.name for path in last.parent.glob('*.pth')} == {'iter_6.pth'}
     assert_same(read_state_dict(last), results[0]['fsdp'][0])
+    with safe_checkpoints():  # As a run without shards resumes from it.
+        found, ddp = (CheckpointLoader.load_checkpoint(str(one)) for one in (last, last_checkpoint(folder, 'ddp')))
+    assert found.keys() == ddp.keys() and found['optimizer'].keys() == ddp['optimizer'].keys()
+    assert found['optimizer']['param_groups'] == ddp['optimizer']['param_groups']
+    assert found['optimizer']['state'].keys() == ddp['optimizer']['state'].keys()
+    for index, values in ddp['optimizer']['state'].items():
+        assert_same(found['optimizer']['state'][index], values)
     assert _find_problem(last) is None
     part = max(last.glob('*.distcp'), key=lambda path: path.stat().st_size)
     part.write_bytes(part.read_bytes()[:-100])
