@@ -11,7 +11,6 @@ import pkgutil
 from pathlib import Path
 
 import mergemix_mm
-from mergemix_mm.moved import CONFIGS
 
 FILE = Path(__file__).with_suffix('.json')
 ROOT = Path(__file__).parents[2]
@@ -31,7 +30,7 @@ MOVED_PATHS = {
         'sphinx_training': 'lib/sphinx',
         'unified_training': 'lib/janus',
     }.items()
-} | {f'configs/{old}': f'configs/{new}' for old, new in CONFIGS.items()}
+}
 
 
 def collect() -> dict[str, list[str]]:
