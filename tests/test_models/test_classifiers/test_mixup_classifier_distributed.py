@@ -29,7 +29,7 @@ def build_model():
 
     torch.manual_seed(0)
     augments = [dict(type='MergeMix'), dict(type='Mixup', alpha=1.0)]
-    return MODELS.build(
+    model = MODELS.build(
         dict(
             type='MixupClassifier',
             backbone=deepcopy(VIT),
@@ -38,6 +38,8 @@ def build_model():
             train_cfg=dict(augments=augments, probs=[0.4, 0.4]),
         )
     )
+    model._is_init = True  # A strategy would initialise the weights again, the head with zeros.
+    return model
 
 
 def half_batch(rank):
