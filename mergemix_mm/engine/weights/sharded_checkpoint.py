@@ -3,6 +3,7 @@
 import io
 import os
 import pickle
+import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -105,7 +106,10 @@ class ShardedCheckpoint:
         # torch would unpickle the index again, without a check.
         reader = dcp.FileSystemReader(self.folder)
         reader.read_metadata = lambda *_, **__: self.index  # type: ignore[method-assign]
-        dcp.load(dict(targets), storage_reader=reader, no_dist=not together or not torch.distributed.is_initialized())
+        alone = not together or not torch.distributed.is_initialized()
+        with warnings.catch_warnings():
+            warnings.filterwarnings('ignore', 'torch.distributed is disabled')  # Of one process, which knows it.
+            dcp.load(dict(targets), storage_reader=reader, no_dist=alone)
 
     def state_dict(self) -> dict[str, Tensor]:
         """The whole weights of the model, on the CPU; every process may read them by itself."""
