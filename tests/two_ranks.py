@@ -49,4 +49,4 @@ def sharded(model, folder, optim=None, **options):
 
 def whole(tensor):
     """A copy of a tensor, put together if it is sharded."""
-    return tensor.full_tensor() if hasattr(tensor, 'full_tensor') else tensor.detach().clone()
+    return (tensor.full_tensor() if hasattr(tensor, 'full_tensor') else tensor).detach().clone()
