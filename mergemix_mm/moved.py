@@ -124,8 +124,23 @@ CONFIGS = {
     '_base_/mergemix.py': '_base_/plugins/mergemix.py',
     '_base_/tiny_detection.py': '_base_/common/tiny_detection.py',
     '_base_/vit-base_finetune.py': '_base_/plugins/vit-base_finetune.py',
+    '_base_/runtimes/vlm_sharded_runtime.py': '_base_/runtimes/vlm_runtime.py',
     '_base_/vlm_runtime.py': '_base_/runtimes/vlm_runtime.py',
-    '_base_/zero3.py': '_base_/strategies/zero3.py',
+    '_base_/zero3.py': '_base_/strategies/fsdp.py',
+    '_base_/strategies/zero2.py': '_base_/strategies/fsdp.py',
+    '_base_/strategies/zero3.py': '_base_/strategies/fsdp.py',
+    # DeepSpeed was dropped; FSDP2 trains the same models.
+    **{
+        f'{recipe}-{stage}_{data}.py': f'{recipe}-fsdp_{data}.py'
+        for recipe, stage, data in (
+            ('aia/emu3-8b_32xb4-aia-coslr-1e', 'zero3', 'llava-mix665k-t2i'),
+            ('aia/emu3-8b_32xb4-ntp-coslr-1e', 'zero3', 'llava-mix665k-t2i'),
+            ('aia/janus-pro-7b_8xb16-aia-coslr-1e', 'zero3', 'llava-mix665k-t2i'),
+            ('aia/janus-pro-7b_8xb16-ntp-coslr-1e', 'zero3', 'llava-mix665k-t2i'),
+            ('mergemix/deit-small_4xb256-mergemix-coslr-300e', 'zero2', 'in1k'),
+            ('simpo/llava-v1.5-7b_8xb16-simpo-mergemix-coslr-1e', 'zero2', 'llava-mix665k'),
+        )
+    },
 }
 
 

@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from mergemix_mm.moved import MODULES
+from mergemix_mm.moved import CONFIGS, MODULES
 
 ROOT = Path(__file__).parents[1]
 HERE = ROOT / 'tests' / 'golden'
 GOLDEN = runpy.run_path(str(HERE / 'write_golden.py'))
 MOVED = {f'mergemix_mm.{old}' for old in MODULES}
 NAMES = runpy.run_path(str(HERE / 'public_names.py'))
+PATHS = NAMES['MOVED_PATHS'] | {f'configs/{old}': f'configs/{new}' for old, new in CONFIGS.items()}
 
 
 @pytest.fixture(scope='module')
@@ -38,7 +39,7 @@ def test_no_name_that_users_write_is_gone():
         kind: sorted(set(names) - set(today[kind])) for kind, names in json.loads(NAMES['FILE'].read_text()).items()
     }
     moved = gone.pop('exported')
-    gone['paths'] = [path for path in gone['paths'] if not (ROOT / NAMES['MOVED_PATHS'].get(path, path)).exists()]
+    gone['paths'] = [path for path in gone['paths'] if not (ROOT / PATHS.get(path, path)).exists()]
     assert not any(gone.values()), gone
     for name in moved:
         module, _, attribute = name.rpartition('.')

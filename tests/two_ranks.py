@@ -34,12 +34,19 @@ def results_of(file, folder):
     return [torch.load(folder / f'rank{rank}.pth', weights_only=True) for rank in range(WORLD)]
 
 
-def shard(*modules):
-    """torch's second FSDP on modules, the innermost first.
+def sharded(model, folder, optim=None, **options):
+    """A model that the strategy of configs/_base_/strategies/fsdp.py has sharded, and the wrapper of its optimizer."""
+    from mmengine.config import Config
+    from mmengine.registry import STRATEGIES
 
-    Sums are divided after the reduction, since gloo of torch 2.8 gives the sum where FSDP asks it for the mean.
-    """
-    from torch.distributed.fsdp import fully_shard
+    import mergemix_mm
 
-    for module in modules:
-        fully_shard(module).set_force_sum_reduction_for_comms(True)
+    cfg = Config.fromfile(mergemix_mm.config_path('_base_/strategies/fsdp.py')).strategy
+    strategy = STRATEGIES.build(dict(cfg, work_dir=f'{folder}/strategy', log_kwargs=dict(log_level='ERROR'), **options))
+    optim = dict(optimizer=dict(type='SGD', lr=1.0)) if optim is None else optim
+    return strategy.prepare(model, optim_wrapper=optim)
+
+
+def whole(tensor):
+    """A copy of a tensor, put together if it is sharded."""
+    return (tensor.full_tensor() if hasattr(tensor, 'full_tensor') else tensor).detach().clone()

@@ -49,7 +49,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
 def merge_args(cfg: Config, args: argparse.Namespace) -> Config:
     """Replace the tests of the config by the benchmarks, then apply the flags, and ``--cfg-options`` last."""
     launch.merge_common_args(cfg, args)
-    # Every process has the whole model, because a sharded model cannot generate.
+    # Every process has the whole model: sharded layers would be gathered again for every token.
     for key in ('strategy', 'runner_type'):
         cfg.pop(key, None)
     cfg.load_from = args.checkpoint

@@ -4,7 +4,7 @@ _base_ = [
     '../_base_/models/emu3-8b.py',
     '../_base_/datasets/llava-mix665k-t2i_bs16.py',
     '../_base_/schedules/adamw_unified_1e.py',
-    '../_base_/runtimes/vlm_sharded_runtime.py',
+    '../_base_/runtimes/vlm_runtime.py',
     '../_base_/strategies/fsdp.py',
 ]
 
@@ -13,4 +13,3 @@ train_dataloader = dict(
     sampler=dict(batch_size=4),
     dataset=dict(gen=dict(pipeline=[_base_.encode_gen]), und=dict(pipeline=[_base_.encode])),
 )
-optim_wrapper = dict(_base_.sharded_optim_wrapper, _delete_=True, optimizer=_base_.optim_wrapper.optimizer)

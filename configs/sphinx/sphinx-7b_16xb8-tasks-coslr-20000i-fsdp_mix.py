@@ -4,16 +4,10 @@ _base_ = [
     '../_base_/models/sphinx-7b.py',
     '../_base_/datasets/sphinx-tasks_bs8.py',
     '../_base_/schedules/adamw_sphinx-tasks_20000i.py',
-    '../_base_/runtimes/vlm_sharded_runtime.py',
+    '../_base_/runtimes/vlm_runtime.py',
     '../_base_/strategies/fsdp.py',
 ]
 
 # Written by tools/mix_weights.py; README.md has the commands.
 model = dict(vlm=dict(pretrained='work_dirs/sphinx-7b-mixed', language_model=None))
 train_dataloader = dict(dataset=dict(pipeline=[_base_.encode]))
-optim_wrapper = dict(
-    _base_.sharded_optim_wrapper,
-    _delete_=True,
-    optimizer=_base_.optim_wrapper.optimizer,
-    paramwise_cfg=_base_.optim_wrapper.paramwise_cfg,
-)

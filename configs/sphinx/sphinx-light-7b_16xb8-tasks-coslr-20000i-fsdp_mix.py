@@ -4,7 +4,7 @@ _base_ = [
     '../_base_/models/sphinx-light-7b.py',
     '../_base_/datasets/sphinx-tasks_bs8.py',
     '../_base_/schedules/adamw_sphinx-tasks_20000i.py',
-    '../_base_/runtimes/vlm_sharded_runtime.py',
+    '../_base_/runtimes/vlm_runtime.py',
     '../_base_/strategies/fsdp.py',
 ]
 
@@ -14,9 +14,3 @@ model = dict(
     )
 )
 train_dataloader = dict(dataset=dict(pipeline=[_base_.encode]))
-optim_wrapper = dict(
-    _base_.sharded_optim_wrapper,
-    _delete_=True,
-    optimizer=_base_.optim_wrapper.optimizer,
-    paramwise_cfg=_base_.optim_wrapper.paramwise_cfg,
-)

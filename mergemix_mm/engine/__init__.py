@@ -4,10 +4,12 @@ from .benchmark_loop import BenchmarkLoop
 from .hooks import MixVisualizationHook, SavePretrainedHook, StepSeedHook
 from .optim_wrappers import BackboneLayerDecayConstructor, FSDPOptimWrapper
 from .schedules import ShortLinearLR, fit_schedule
+from .strategies import FSDP2Strategy
 
 __all__ = [
     'BackboneLayerDecayConstructor',
     'BenchmarkLoop',
+    'FSDP2Strategy',
     'FSDPOptimWrapper',
     'MixVisualizationHook',
     'SavePretrainedHook',

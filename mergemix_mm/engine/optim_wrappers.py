@@ -1,12 +1,16 @@
-"""Optimizer wrappers and their constructors: clipping under FSDP, and layer-wise decay of the learning rate."""
+"""Optimizer wrappers and their constructors: updates of a sharded model, and layer-wise decay of the learning rate."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import torch
+from mmengine.dist import all_reduce, get_world_size
 from mmengine.optim import OptimWrapper
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS
 from mmpretrain.engine.optimizers import LearningRateDecayOptimWrapperConstructor
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 
 _PREFIX = 'backbone.'
 _TOKENS = ('.cls_token', '.dist_token', '.pos_embed')
@@ -15,35 +19,59 @@ _NO_DECAY = dict(norm_decay_mult=0.0, flat_decay_mult=0.0, custom_keys={name: di
 
 @OPTIM_WRAPPERS.register_module()
 class FSDPOptimWrapper(OptimWrapper):
-    """An ``OptimWrapper`` for a model in ``MMFullyShardedDataParallel``.
+    """An ``OptimWrapper`` for a model that :class:`FSDP2Strategy` has sharded; the strategy puts it in place of the
+    config's ``OptimWrapper`` or ``AmpOptimWrapper``.
 
-    MMEngine's own wrapper clips by the norm of the gradients that a process holds. Of a sharded model this is only a
-    part of all gradients, and each process would scale its part by another factor.
+    - With ``accumulative_counts``, gradients are reduced only in the last micro-batch of an update. MMEngine's wrapper
+      asks for ``no_sync`` of the model, which FSDP2 does not have.
+    - Clipping is by the norm of all gradients, not of those that a process holds.
+    - Processes may differ in which weights outside of the units got a gradient: one has a batch of text only. The
+      gradient is 0 where another process has one, and stays None where none has, as ``find_unused_parameters`` of DDP
+      does it. Without it, the processes would reduce tensors of different sizes.
 
     Args:
-        **kwargs: Arguments of ``OptimWrapper``; ``clip_grad=dict(max_norm=...)`` clips by the norm of all gradients.
+        **kwargs: Arguments of ``OptimWrapper``.
 
     Raises:
-        TypeError: When clipping, if the model is not sharded by FSDP.
+        TypeError: In a training step, if the model is not sharded.
     """
 
     @contextmanager
     def optim_context(self, model: nn.Module) -> Iterator[None]:
-        # Clipping needs the wrapped model, and `_clip_grad` gets no arguments.
+        if not isinstance(model, FSDPModule):
+            raise TypeError(
+                f'FSDPOptimWrapper: the model {type(model).__name__} is not sharded. Use strategy=dict(type='
+                "'FSDP2Strategy'), or optim_wrapper.type='OptimWrapper'"
+            )
+        # Read in the backward, which comes after this context.
+        model.set_requires_gradient_sync(self.should_sync())
         self._model = model
         with super().optim_context(model):
             yield
 
-    def _clip_grad(self) -> None:
-        from torch.distributed.fsdp import FullyShardedDataParallel
+    def backward(self, loss: Tensor, **kwargs) -> None:
+        if get_world_size() > 1:
+            # At the first gradient of the backward: this is queued before the reduction of the root.
+            loss.register_hook(lambda grad: torch.autograd.Variable._execution_engine.queue_callback(self._fill_up))
+        super().backward(loss, **kwargs)
 
-        if not isinstance(self._model, FullyShardedDataParallel):
-            raise TypeError(
-                f'FSDPOptimWrapper: the model {type(self._model).__name__} is not sharded. Use strategy=dict(type='
-                "'FSDPStrategy', ...), or optim_wrapper.type='OptimWrapper'"
-            )
-        norm = self._model.clip_grad_norm_(**self.clip_grad_kwargs)
-        self.message_hub.update_scalar(f'train/{self.grad_name}', float(norm))
+    @torch.no_grad()
+    def _fill_up(self) -> None:
+        """Give weights of the root a gradient of 0 if only other processes have one. A collective."""
+        # Those of units are DTensors at this point: they are sharded again, and all processes run all units.
+        whole = [one for one in self._model.parameters() if one.requires_grad and not isinstance(one, DTensor)]
+        found = torch.tensor([one.grad is not None for one in whole], dtype=torch.uint8)
+        all_reduce(found, 'max')
+        for parameter, elsewhere in zip(whole, found.tolist(), strict=True):
+            if elsewhere and parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+
+    def _clip_grad(self) -> None:
+        parameters = [one for group in self.optimizer.param_groups for one in group['params'] if one.grad is not None]
+        norm = self.clip_func(parameters, **self.clip_grad_kwargs) if parameters else None
+        if norm is not None:  # Clipping by value has none.
+            norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+            self.message_hub.update_scalar(f'train/{self.grad_name}', float(norm))
 
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()

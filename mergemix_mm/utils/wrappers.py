@@ -11,13 +11,13 @@ def unwrapped(module: nn.Module) -> nn.Module:
     """Take all wrappers off a module.
 
     Args:
-        module (nn.Module): A module, or a wrapper around one: of MMEngine's registry (DDP, FSDP, ...), of
+        module (nn.Module): A module, or a wrapper around one: of MMEngine's registry (DDP, ...), of
             ``torch.compile``, or several of them around each other.
 
     Returns:
         nn.Module: The innermost module; ``module`` itself if nothing is around it.
     """
-    while (name := _inner_name(module) or _inner_name_of_fsdp(module)) is not None:
+    while (name := _inner_name(module)) is not None:
         module = getattr(module, name)
     return module
 
@@ -45,12 +45,6 @@ def without_wrappers(model: nn.Module) -> Iterator[None]:
     finally:
         for parent, name, child in wrapped:
             parent._modules[name] = child
-
-
-def _inner_name_of_fsdp(module: nn.Module) -> str | None:
-    """The attribute in which FSDP1 has its module. Only for a whole model: units inside gather their own weights."""
-    name = '_fsdp_wrapped_module'
-    return name if name in getattr(module, '_modules', {}) else None
 
 
 def _inner_name(module: nn.Module) -> str | None:

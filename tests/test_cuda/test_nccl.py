@@ -15,7 +15,8 @@ from test_models.test_tuners.test_unified_tuner import align, batch_of
 from test_models.test_tuners.test_unified_tuner import build as build_unified
 from test_models.test_tuners.test_vlm_tuner import MIXERS, SIMPO, samples
 from test_models.test_tuners.test_vlm_tuner import build as build_tuner
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import fully_shard
+from two_ranks import sharded, whole
 
 
 @pytest.fixture
@@ -70,19 +71,24 @@ def test_gradients_are_those_of_the_plain_model(way, kind, group, device):
         torch.testing.assert_close(got, want, atol=1e-4, rtol=1e-3)
 
 
-def test_a_sharded_tuner_trains_in_mixed_precision(group, device):
+@pytest.mark.parametrize('cpu_offload', [False, True])
+def test_the_strategy_trains_in_mixed_precision(cpu_offload, device, tmp_path):
+    """It starts the group of a process without a launcher; shards on the CPU need gloo beside nccl."""
     model, data = models('simpo', device)
-    policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
-    for layer in model.vlm.family.language_model.layers:
-        fully_shard(layer, mp_policy=policy)
-    fully_shard(model, mp_policy=policy)
-    optimizer = torch.optim.AdamW([one for one in model.parameters() if one.requires_grad], lr=1e-3)
-    for _ in range(2):
-        losses = model(**data, mode='loss')
-        sum(value for name, value in losses.items() if 'loss' in name).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        assert all(value.isfinite() for value in losses.values())
+    optim = dict(type='AmpOptimWrapper', dtype='bfloat16', optimizer=dict(type='AdamW', lr=1e-3))
+    try:
+        optim['clip_grad'] = dict(max_norm=1.0)
+        model, wrapper = sharded(model.cpu(), tmp_path, optim, cpu_offload=cpu_offload)
+        before = [whole(one) for one in model.parameters()]
+        for _ in range(2):
+            log = model.train_step(dict(data, data_samples=None), wrapper)
+            assert all(torch.as_tensor(value).isfinite() for value in log.values())
+        moved_by_steps = [not torch.equal(whole(one), old) for one, old in zip(model.parameters(), before, strict=True)]
+        assert any(moved_by_steps)
+        kinds = {one.to_local().device.type for one in model.parameters()}
+        assert kinds == ({'cpu'} if cpu_offload else {device.type})
+    finally:
+        dist.destroy_process_group()
 
 
 def test_ddp_trains_in_half_precision(group, device, monkeypatch):

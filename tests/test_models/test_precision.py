@@ -129,7 +129,7 @@ def test_a_model_of_one_precision_runs_as_it_is(batch):
 
 @pytest.mark.parametrize('family', tiny_vlms.SCORED)
 def test_a_model_cast_as_a_whole_scores_images_of_float32(family):
-    """What DeepSpeed makes of a float32 model; there is no autocast then."""
+    """There is no autocast then."""
     images = [[tiny_vlms.random_image(28, 28, i)] for i in range(3)]
     batch = tiny_vlms.tiny_batch(family, [(group, 'what?', 'abc') for group in images])
     losses = []

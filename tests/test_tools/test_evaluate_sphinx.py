@@ -35,7 +35,7 @@ model = dict(
     generation=dict(max_new_tokens=2),
 )
 # It was trained in shards.
-runner_type, strategy = 'FlexibleRunner', dict(type='FSDPStrategy', state_dict_cfg='full')
+runner_type, strategy = 'FlexibleRunner', dict(type='FSDP2Strategy')
 """
 # A box that overlaps more than half of those that are asked for.
 ANSWER = '[0.062,0.200,0.562,0.575]'

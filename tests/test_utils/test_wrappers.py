@@ -2,24 +2,15 @@
 
 import pytest
 import torch
-from mmengine._strategy.deepspeed import MMDeepSpeedEngineWrapper
 from torch import nn
 
 from mergemix_mm.utils.wrappers import unwrapped, without_wrappers
-
-
-def deepspeed(module: nn.Module) -> MMDeepSpeedEngineWrapper:
-    engine = nn.Module()
-    engine.module = module
-    return MMDeepSpeedEngineWrapper(model=engine)
-
 
 # MMEngine knows all of torch's wrappers; DataParallel is the one that needs no process group.
 WRAPPERS = dict(
     none=lambda module: module,
     parallel=nn.DataParallel,
     compiled=torch.compile,
-    deepspeed=deepspeed,
     compiled_outside=lambda module: torch.compile(nn.DataParallel(module)),
     compiled_inside=lambda module: nn.DataParallel(torch.compile(module)),
 )
@@ -29,14 +20,6 @@ WRAPPERS = dict(
 def test_the_innermost_module_is_found(wrap):
     module = nn.Linear(2, 2)
     assert unwrapped(wrap(module)) is module
-
-
-def test_the_module_inside_fsdp_is_found_but_its_units_stay():
-    module = nn.Module()
-    module._fsdp_wrapped_module = nn.Linear(2, 2)
-    assert unwrapped(module) is module._fsdp_wrapped_module
-    with without_wrappers(parent := nn.Sequential(module)):
-        assert parent[0] is module
 
 
 def test_a_child_named_module_is_not_taken_for_the_inside_of_a_wrapper():

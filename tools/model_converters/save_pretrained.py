@@ -11,6 +11,7 @@ from mmengine.registry import MODELS, TRANSFORMS
 
 from mergemix_mm.engine import launch
 from mergemix_mm.engine.weights import read_state_dict
+from mergemix_mm.engine.weights.sharded_checkpoint import is_sharded
 from mergemix_mm.models.precision import widen_trained
 from mergemix_mm.models.vlms.hf.saving import check_replaceable, replaced_folder, save_processor
 from mergemix_mm.models.vlms.quantization import is_quantized
@@ -20,7 +21,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('config', help='path of the config that was trained')
-    parser.add_argument('checkpoint', type=Path, help='its checkpoint, a file of MMEngine')
+    parser.add_argument('checkpoint', type=Path, help='its checkpoint, a file of MMEngine or a folder of FSDP2Strategy')
     parser.add_argument('out', type=Path, help='the folder to write; a model there is replaced')
     parser.add_argument(
         '--merge-lora', action='store_true', help='add the adapters to the weights and write the whole model'
@@ -41,10 +42,9 @@ def load_weights(path: Path, trust: bool = False) -> dict[str, torch.Tensor]:
     Raises:
         SystemExit: If the file is not a checkpoint of a tuned vision-language model.
     """
-    if not path.is_file():
+    if not path.is_file() and not is_sharded(path):
         raise launch.LaunchError(
-            f'CHECKPOINT: {path} is not a file. Name a .pth file; weights that DeepSpeed saved in a folder become one '
-            'by the zero_to_fp32.py inside it, those of FSDP by state_dict_cfg="full" in the config'
+            f'CHECKPOINT: {path} is neither a file nor a folder of FSDP2Strategy. Name a .pth file, or such a folder'
         )
     try:
         weights = read_state_dict(path, trust)

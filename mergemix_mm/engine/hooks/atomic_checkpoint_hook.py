@@ -9,22 +9,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from mmengine.dist import (
-    all_gather_object,
-    all_reduce,
-    broadcast_object_list,
-    get_rank,
-    get_world_size,
-    is_main_process,
-    master_only,
-)
+from mmengine.dist import all_gather_object, all_reduce, get_rank, get_world_size, is_main_process, master_only
 from mmengine.fileio import LocalBackend
 from mmengine.hooks import CheckpointHook
 from mmengine.optim import OptimWrapperDict
 from mmengine.registry import HOOKS
 from torch import Tensor
 
+from ...models.vision_encoders import sharded_units
 from ...utils import files
+from ...utils.distributed import together
 from ...utils.numbers import check_number
 from ...utils.wrappers import unwrapped
 from .non_finite_loss_hook import is_finite
@@ -44,7 +38,7 @@ class AtomicCheckpointHook(CheckpointHook):
 
     - A checkpoint, and ``last_checkpoint``, replace the older ones only when they are on the disk, and older ones are
       deleted only after that. So there is a checkpoint to resume from at every moment after the first one. This holds
-      for files and for folders (one file per process) on local disks. Remote ones (``backend_args``) are written as
+      for files and for folders (shards of all processes) on local disks. Remote ones (``backend_args``) are written as
       MMEngine writes them.
     - Only checkpoints in the hook's own folder are deleted. A checkpoint that came from elsewhere, or whose folder was
       moved, names its best and oldest checkpoints by old paths; these stand for the files of the same name in the own
@@ -290,14 +284,14 @@ class AtomicCheckpointHook(CheckpointHook):
             if not self._local:
                 runner.save_checkpoint(self.out_dir, name, **options)
                 return
-            work = _together(lambda: files.begin_replacement(path) if is_main_process() else None)[0]
+            work = together(lambda: files.begin_replacement(path) if is_main_process() else None)[0]
 
             def save() -> None:
                 with files.explained(path):
                     runner.save_checkpoint(str(work), files.NEW, **options)
 
-            _together(save)
-            _together(lambda: files.finish_replacement(work, path) if is_main_process() else None)
+            together(save)
+            together(lambda: files.finish_replacement(work, path) if is_main_process() else None)
         finally:
             self._meta = {}
             if work is not None and is_main_process():
@@ -409,27 +403,13 @@ def _gather_gradients(runner) -> list[dict] | None:
     """The gradients of each process; None if none wait for an update."""
     if _is_updated(runner):
         return None
+    if sharded_units(runner.model):
+        # They are whole on every process, and out of reach.
+        runner.logger.warning(
+            'The gradients since the last update are not in the checkpoint: the weights are sharded. Let an epoch end '
+            'with an update (optim_wrapper.accumulative_counts), or train by iterations.'
+        )
+        return None
     parameters = unwrapped(runner.model).named_parameters()
     own = {name: parameter.grad.cpu() for name, parameter in parameters if parameter.grad is not None}
     return all_gather_object(own)
-
-
-def _together(step) -> list:
-    """Run a step on all processes, fail on all if it failed on one, and return the result of the main process.
-
-    If only one process failed, the others would wait for it in the next collective.
-    """
-    result = error = None
-    try:
-        result = step()
-    except Exception as raised:
-        error = raised
-    outcomes = all_gather_object(None if error is None else (getattr(error, 'errno', None), str(error)))
-    if error is not None:
-        raise error
-    if failed := [outcome for outcome in outcomes if outcome is not None]:
-        number, text = failed[0]
-        raise files.WriteError(number, f'another process could not save its part: {text}')
-    results = [result]
-    broadcast_object_list(results)
-    return results

@@ -2,12 +2,14 @@
 
 from pathlib import Path
 
-from mmengine.dist import is_main_process, master_only
+from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS, TRANSFORMS
 
+from ...models.vision_encoders import sharded_units
 from ...models.vlms.hf.loading import parse_dtype
-from ...models.vlms.hf.saving import check_replaceable, check_whole, replaced_folder, save_processor
+from ...models.vlms.hf.saving import check_replaceable, replaced_folder, save_processor
+from ...utils.distributed import together
 from ...utils.files import clear_leftovers
 from ...utils.numbers import check_number
 from ...utils.wrappers import unwrapped
@@ -17,7 +19,8 @@ from ...utils.wrappers import unwrapped
 class SavePretrainedHook(Hook):
     """Save ``model.vlm`` so that ``from_pretrained`` of transformers (of peft, after LoRA) reads it anywhere.
 
-    The folder appears whole or not at all, and replaces the one saved before. Training cannot resume from it: that
+    The folder appears whole or not at all, and replaces the one saved before. Sharded weights (`FSDP2Strategy`) are put
+    together one after the other, so no process holds the whole model. Training cannot resume from the folder: that
     takes a checkpoint of the CheckpointHook, from which ``tools/model_converters/save_pretrained.py`` makes the same
     folder.
 
@@ -27,13 +30,11 @@ class SavePretrainedHook(Hook):
             ``EncodeConversation`` that makes one. Defaults to None: the tuner's own, if it has one.
         interval (int, optional): Also save every so many iterations, >= 1. Defaults to None: only after training.
         dtype (str, optional): Of the saved weights. Defaults to None: the ``dtype`` of ``model.vlm``. Weights that
-        trained
-            in float32 are rounded to it; ``'float32'`` keeps them.
+            trained in float32 are rounded to it; ``'float32'`` keeps them.
 
     Raises:
         ValueError: If `interval` is not positive, or `dtype` is not a floating dtype.
         TypeError: When training starts, if the processor cannot be saved or the model has no ``vlm``.
-        RuntimeError: When training starts, if the weights are sharded over processes (FSDP, ZeRO-3).
         FileExistsError: When training starts, if the folder holds other files than a model.
 
     Examples:
@@ -56,7 +57,6 @@ class SavePretrainedHook(Hook):
     def before_train(self, runner) -> None:
         """Check now, not after days of training, whether model and processor can be saved."""
         tuner = _find_tuner(runner)
-        check_whole(tuner.vlm)
         if self.processor is None:
             self.processor = getattr(tuner, 'processor', None)
         if self.processor is not None and not hasattr(self.processor, 'save_pretrained'):
@@ -78,14 +78,21 @@ class SavePretrainedHook(Hook):
         """Save the trained model."""
         self._save(runner)
 
-    @master_only
     def _save(self, runner) -> None:
-        folder = self._folder(runner)
+        together(lambda: self._write(runner))
+        runner.logger.info(f'SavePretrainedHook: wrote the model to {self._folder(runner)}')
+
+    def _write(self, runner) -> None:
+        folder, vlm = self._folder(runner), _find_tuner(runner).vlm
+        options = {} if self.dtype is None else dict(dtype=self.dtype)
+        if not is_main_process():
+            if sharded_units(vlm):
+                vlm.save_pretrained(folder, **options)
+            return
         with replaced_folder(folder) as temporary:
-            _find_tuner(runner).vlm.save_pretrained(temporary, **({} if self.dtype is None else dict(dtype=self.dtype)))
+            vlm.save_pretrained(temporary, **options)
             if self.processor is not None:
                 save_processor(self.processor, temporary)
-        runner.logger.info(f'SavePretrainedHook: wrote the model to {folder}')
 
     def _folder(self, runner) -> Path:
         return Path(runner.work_dir, 'pretrained') if self.out_dir is None else Path(self.out_dir)

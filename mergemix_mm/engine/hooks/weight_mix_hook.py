@@ -38,7 +38,7 @@ class WeightMixHook(Hook):
             be read, or its weights are not those of the module; the error lists all names that do not fit.
         OSError: When training starts, if a file or folder does not exist.
         AttributeError: When training starts, if the model has no such module.
-        RuntimeError: When training starts, if the weights are sharded over processes (FSDP, ZeRO-3).
+        RuntimeError: When training starts, if the weights are sharded over processes (FSDP).
 
     Examples:
         >>> custom_hooks = [dict(type='WeightMixHook', real='real/iter_20000.pth', synthetic='syn/iter_20000.pth')]

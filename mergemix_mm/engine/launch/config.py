@@ -108,8 +108,7 @@ def use_amp(cfg: Config) -> None:
     if wrapper not in (OptimWrapper, AmpOptimWrapper):
         raise LaunchError(
             f'--amp: would replace optim_wrapper.type={found!r}, where it can only replace OptimWrapper. Leave --amp '
-            'out and set the precision where that wrapper takes it: strategy.bf16=dict(enabled=True) or '
-            'strategy.fp16=dict(enabled=True) for DeepSpeed, optim_wrapper.opt_level for Apex'
+            'out and set the precision where that wrapper takes it: optim_wrapper.opt_level for Apex'
         )
     cfg.optim_wrapper.type = 'AmpOptimWrapper'
     cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')

@@ -5,14 +5,17 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from mmcv.transforms import LoadImageFromFile
 from mmengine.config import Config
+from mmengine.runner.checkpoint import CheckpointLoader
 
 from ...utils import files
 from ...utils.images import image_name, read_image
 from ...utils.safe_load import CheckpointError, guarded_mmengine
 from ...utils.text import DataError, one_line, printable
+from ..weights.sharded_checkpoint import ShardedCheckpoint, is_sharded
 
 # How MMEngine ends its error for a checkpoint that is missing, or a folder.
 _NOT_FOUND = ' can not be found.'
@@ -38,7 +41,7 @@ def safe_checkpoints(trust: bool = False) -> Iterator[None]:
     Raises:
         LaunchError: If a file holds more than weights and logs, is damaged, or does not exist.
     """
-    with guarded_mmengine(trust):
+    with guarded_mmengine(trust), _sharded_checkpoints(trust):
         try:
             yield
         except CheckpointError as error:
@@ -48,6 +51,21 @@ def safe_checkpoints(trust: bool = False) -> Iterator[None]:
             if error.errno is not None or not str(error).endswith(_NOT_FOUND):
                 raise
             raise LaunchError(f'CHECKPOINT: there is no file {str(error).removesuffix(_NOT_FOUND)}') from None
+
+
+@contextmanager
+def _sharded_checkpoints(trust: bool) -> Iterator[None]:
+    """Let MMEngine read folders of sharded runs as checkpoints, also in runs that are not sharded."""
+    load_file = CheckpointLoader._schemes['']
+
+    def load_from_local(filename: str, map_location: Any = None) -> dict:
+        return ShardedCheckpoint(filename).whole(trust) if is_sharded(filename) else load_file(filename, map_location)
+
+    CheckpointLoader._schemes[''] = load_from_local
+    try:
+        yield
+    finally:
+        CheckpointLoader._schemes[''] = load_file
 
 
 class UnreadableImageError(ValueError):

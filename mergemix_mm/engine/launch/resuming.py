@@ -13,6 +13,7 @@ from ...utils import files
 from ...utils.text import one_line
 from ..hooks.atomic_checkpoint_hook import name_pattern
 from ..hooks.plain_checkpoint_hook import find_unresumable
+from ..weights.sharded_checkpoint import REST, ShardedCheckpoint, is_sharded
 
 LAST = 'last_checkpoint'
 
@@ -101,13 +102,19 @@ def _find_problem(path: Path) -> str | None:
     """Why a run cannot be resumed from a checkpoint; None if it can."""
     if not path.is_dir():
         return _find_problem_of_file(path)
+    if is_sharded(path):
+        try:
+            problem = _find_problem_of_file(path / REST)
+            return problem or ShardedCheckpoint(path).find_damage()
+        except (OSError, ValueError) as error:
+            return one_line(error, 300)
     parts = sorted(
         part for part in path.rglob('*') if part.is_file()
     )  # One for each process, or for each kind of state.
     if not parts:
         return 'the folder is empty'
     for part in parts:
-        # Only other strategies (ZeRO) know what is in their files, so these are only checked for damage.
+        # Only other strategies know what is in their files, so these are only checked for damage.
         find = _find_problem_of_file if re.fullmatch(r'rank\d+\.pth', part.name) else _find_damage
         if (problem := find(part)) is not None:
             return f'{part.name}: {problem}'

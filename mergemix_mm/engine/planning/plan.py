@@ -312,18 +312,11 @@ def _optim_wrapper(cfg: Config, model: nn.Module, foreach: bool) -> OptimWrapper
 
 
 def low_precision(cfg: Config) -> torch.dtype | None:
-    """The precision of computation, from the wrapper or the strategy of a config; None is that of the weights."""
-    wrapper, strategy = cfg.optim_wrapper, cfg.get('strategy') or {}
-    if str(wrapper.get('type')).endswith('AmpOptimWrapper'):
-        # Torch's default on a GPU is float16.
-        return parse_dtype(wrapper.get('dtype') or 'float16')
-    mixed = (strategy.get('model_wrapper') or {}).get('mixed_precision') or strategy.get('mixed_precision') or {}
-    if mixed.get('param_dtype'):
-        return parse_dtype(mixed['param_dtype'])
-    for key, dtype in (('bf16', torch.bfloat16), ('fp16', torch.float16)):
-        if (strategy.get(key) or {}).get('enabled'):
-            return dtype
-    return None
+    """The precision of computation, from the optimizer wrapper of a config; None is that of the weights."""
+    if not str(cfg.optim_wrapper.get('type')).endswith('AmpOptimWrapper'):
+        return None
+    # Torch's default on a GPU is float16.
+    return parse_dtype(cfg.optim_wrapper.get('dtype') or 'float16')
 
 
 @dataclass

@@ -12,6 +12,7 @@ from ...utils.files import recover_folder
 from ...utils.safe_load import load_checkpoint
 from ...utils.text import printable, shown
 from .files import SafetensorsFile, StoredTensor, TorchFile, once
+from .sharded_checkpoint import ShardedCheckpoint, is_sharded
 
 FILE_KINDS: dict[str, type[SafetensorsFile] | type[TorchFile]] = {
     '.safetensors': SafetensorsFile,
@@ -164,7 +165,12 @@ def _open(path: Path) -> SafetensorsFile | TorchFile:
 
 
 def read_state_dict(path: str | os.PathLike, trust: bool = False) -> dict[str, Tensor]:
-    """Read the weights of a checkpoint of MMEngine, or a state dict, to the CPU; see :func:`read_checkpoint`."""
+    """Read the weights of a checkpoint, or a state dict, to the CPU; see :func:`read_checkpoint`.
+
+    The folder of a sharded run (`FSDP2Strategy`) is read as well.
+    """
+    if is_sharded(path):
+        return ShardedCheckpoint(path).state_dict()
     return state_dict_of(read_checkpoint(path, trust), path)
 
 

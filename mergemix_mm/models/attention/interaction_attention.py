@@ -66,7 +66,7 @@ class Recording:
 class Probe:
     """The part of a :class:`Recording` that is passed through the model.
 
-    It is neither a dataclass nor a container, because wrappers (FSDP) copy those.
+    It is neither a dataclass nor a container, because wrappers copy those.
     """
 
     def __init__(self, recording: Recording, query_mask: Tensor, key_mask: Tensor, backend: str) -> None:

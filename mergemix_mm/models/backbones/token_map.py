@@ -24,7 +24,7 @@ class TokenMap(_TokenMap):
 
     Attributes:
         cell (tuple[float, float], optional): Height and width of a cell of the map in pixels of the image. Defaults to
-            None: not known. Wrappers that copy tuples (FSDP) lose it.
+            None: not known. Wrappers that copy tuples lose it.
     """
 
     cell: tuple[float, float] | None = None

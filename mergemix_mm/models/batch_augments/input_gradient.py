@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..evaluation_mode import evaluation_mode
-from ..vision_encoders import PatchScores, is_sharded
+from ..vision_encoders import PatchScores, sharded_units
 from .base import TrainingBatch
 
 
@@ -44,12 +44,12 @@ def input_gradient(batch: TrainingBatch) -> PixelScores:
         RuntimeError: If FSDP shards parts of the classifier by themselves.
     """
     classifier, images = batch.classifier, batch.images
-    if any(is_sharded(part) for part in classifier.children()):
+    if any(sharded_units(part) for part in classifier.children()):
         # It takes this backward for that of the step, and shards all weights again before the step's own pass.
         raise RuntimeError(
             'FSDP shards parts of the classifier by themselves, and saliency by gradients (PuzzleMix, '
             "GuidedMix(source='gradient')) needs a backward pass within the step: shard the classifier as one unit, "
-            'without a wrap policy, or train with DDP'
+            'with no part of it in strategy.units, or train with DDP'
         )
     with evaluation_mode(classifier, images.device.type), torch.enable_grad():
         pixels = images.detach().requires_grad_()

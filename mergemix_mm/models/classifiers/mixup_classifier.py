@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ...utils.numbers import check_number
 from ..batch_augments import MaskMixer, MixedPass, Mixer, MixResult, TrainingBatch, as_mixer
 from ..evaluation_mode import evaluation_mode
-from ..vision_encoders import PatchScores, gathered, is_sharded, recorded
+from ..vision_encoders import PatchScores, gathered, recorded, sharded_units
 
 _NO_LABEL = (
     'negative ones mark images without a label, or classes to be ignored; leave such images out of the training '
@@ -185,7 +185,7 @@ class MixupClassifier(ImageClassifier):
         scored_by_batch = {one is not None and as_mixer(one).needs_classifier for one in self.augments.augments}
         mixed = {one is not None for one in self.augments.augments}
         differ = len(scored_by_batch) > 1 or (self.clean_weight > 0 and len(mixed) > 1)
-        return differ and is_sharded(self.backbone)
+        return differ and bool(sharded_units(self.backbone))
 
     def _shares_clean_pass(self, augment: object) -> bool:
         """Whether the clean training pass scores for a mixer: it merges, and the backbone would score anyway."""

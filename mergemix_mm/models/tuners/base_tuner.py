@@ -14,7 +14,7 @@ from ...functional import answer_logps
 from ...utils.numbers import check_number
 from ..attention import InteractionAlignment, interaction_spans
 from ..heads import AnswerScores
-from ..precision import autocast_to, widen_trained
+from ..precision import autocast_to, keeps_files, widen_trained
 from ..vlms.quantization import is_quantized
 
 
@@ -64,8 +64,7 @@ class BaseTuner(BaseModel):
     ) -> None:
         super().__init__(data_preprocessor or dict(type='VLMDataPreprocessor'), init_cfg)
         self.vlm = MODELS.build(vlm) if isinstance(vlm, dict) else vlm
-        # What forward autocasts to; None for a model of one precision.
-        self._low_dtype = widen_trained(self.vlm.parameters())
+        self.widen_trained()
         head = dict(type='SFTHead') if head is None else head
         self.head = MODELS.build(head) if isinstance(head, dict) else head
         self.processor: Any = TRANSFORMS.build(processor) if isinstance(processor, dict) else processor
@@ -75,9 +74,16 @@ class BaseTuner(BaseModel):
         # Set by AIAHook while the model trains.
         self.alignment: InteractionAlignment | None = None
 
+    def widen_trained(self) -> None:
+        """Cast weights that train to float32."""
+        # What forward autocasts to; None for a model of one precision.
+        self._low_dtype = widen_trained(self.vlm.parameters())
+
     def init_weights(self) -> None:
-        """As in MMEngine, which records the mean of every parameter. Quantized weights have none: no record is made."""
-        if not is_quantized(self):
+        """As in MMEngine, which records the mean of every parameter. No record is made of quantized weights, which have
+        no mean, and of weights that would have to be read from their files.
+        """
+        if not is_quantized(self) and not keeps_files():
             super().init_weights()
             return
         if self.init_cfg:
@@ -177,7 +183,7 @@ class BaseTuner(BaseModel):
     def _output(self, head: nn.Module | None = None) -> Tensor | Callable[[Tensor], Tensor]:
         """The head that makes logits: the VLM's unless another is given; its weight if it has nothing else.
 
-        A bare weight needs the least memory. A head with hooks or a wrapper (FSDP, LoRA) has to be called.
+        A bare weight needs the least memory. A head with hooks or a wrapper (LoRA) has to be called.
         """
         head = self.vlm.head if head is None else head
         plain = type(head) is nn.Linear and head.bias is None

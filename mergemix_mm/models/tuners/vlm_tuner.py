@@ -13,7 +13,7 @@ from mmpretrain.registry import BATCH_AUGMENTS
 from torch import Tensor, nn
 
 from ..batch_augments import as_mixer
-from ..vision_encoders import gathered
+from ..vision_encoders import gathered, join_units, sharded_units
 from .base_tuner import BaseTuner, ForwardPass
 from .mix_canvases import CanvasMix, mix_canvases
 
@@ -127,11 +127,17 @@ class VLMTuner(BaseTuner):
         """
         assert self.mixer is not None  # Only asked for with a mixer.
         canvases, owner = self.vlm.canvases(inputs)
-        tower = self.vlm.vision_encoder if as_mixer(self.mixer).needs_encoder else None
+        tower = self._scoring_tower
         if tower is None:
             return mix_canvases(self.mixer, canvases, owner)
         with gathered(tower) as encoder:
             return mix_canvases(self.mixer, canvases, owner, encoder)
+
+    @property
+    def _scoring_tower(self) -> nn.Module | None:
+        """The VLM's own encoder, if the mixer scores with it."""
+        assert self.mixer is not None  # Only asked for with a mixer.
+        return self.vlm.vision_encoder if as_mixer(self.mixer).needs_encoder else None
 
     @property
     def _needs_loser(self) -> bool:
@@ -140,6 +146,8 @@ class VLMTuner(BaseTuner):
     def _mixed(self, inputs: dict) -> Losers:
         """The same answers of a prepared batch given mixed images; a sample's ratio is the mean over its images."""
         self.mix_result = None  # Frees the last batch before the next one is mixed.
+        if (tower := self._scoring_tower) is not None:  # Which other ranks gather, if it is a unit of FSDP.
+            join_units(sharded_units(tower), 'pixel_values' in inputs)
         result = self.mix_result = self.mix(inputs) if 'pixel_values' in inputs else None
         labels = inputs['labels']
         count, share, mixed = torch.zeros(3, len(labels), device=labels.device)

@@ -8,11 +8,12 @@ from .forward import (
     PatchScores,
     Recording,
     gathered,
-    is_sharded,
+    join_units,
     recorded,
     run_layers,
     score_patches,
     scored_merge,
+    sharded_units,
 )
 
 __all__ = [
@@ -25,10 +26,11 @@ __all__ = [
     'VisionEncoder',
     'build_vision_encoder',
     'gathered',
-    'is_sharded',
+    'join_units',
     'recorded',
     'run_layers',
     'score_patches',
     'scored_merge',
     'scoring_mode',
+    'sharded_units',
 ]

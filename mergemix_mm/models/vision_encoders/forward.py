@@ -22,6 +22,7 @@ from ...functional import (
     received_attention,
     restore_attention,
 )
+from ...utils.distributed import only_elsewhere
 from ..evaluation_mode import uncached_autocast
 from .build import build_vision_encoder
 
@@ -152,7 +153,7 @@ def score_patches(
         enlarged = F.interpolate(found.saliency.unflatten(1, (1, *found.grid)), grid, mode='bilinear')
         return PatchScores.unmerged(enlarged.flatten(1), grid)
     num_merge = scored_merge(encoder, num_merge)
-    # DeepSpeed casts weights but not images, and not every library's embeddings cast them.
+    # Weights may have another dtype than images, which not every library's embeddings cast.
     x, grid = encoder.embed(images.to(next(encoder.model.parameters()).dtype))
     prefix, recording = encoder.num_prefix_tokens, Recording(encoder, layer, grid, saliency)
     last = recording.layer - 1
@@ -277,10 +278,6 @@ def recorded(
         UnsupportedEncoderError: If the model is not a supported vision transformer.
         ValueError: If the layer is not in the encoder, or the saliency is unknown.
     """
-    if torch.distributed.is_available():
-        from torch.distributed.fsdp import FullyShardedDataParallel
-
-        model = model.module if isinstance(model, FullyShardedDataParallel) else model
     encoder = build_vision_encoder(model)
     _check_image_size(encoder, images)
     recording = Recording(encoder, layer, encoder.patch_grid(images), saliency)
@@ -329,40 +326,49 @@ def gathered(model: nn.Module) -> Iterator[nn.Module]:
         model (nn.Module): The encoder, sharded or not.
 
     Yields:
-        nn.Module: the encoder itself, without FSDP's wrapper.
+        nn.Module: the encoder itself.
 
     Raises:
         RuntimeError: if FSDP shards modules inside the encoder.
     """
-    if not torch.distributed.is_available():
-        yield model
-        return
-    from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
-
-    fsdp = FSDPModule | FullyShardedDataParallel
-    inside = [name for name, module in model.named_modules() if name and isinstance(module, fsdp)]
+    units = sharded_units(model)
+    inside = [name for name, module in model.named_modules() if module in units and module is not model]
     if inside:
         raise RuntimeError(
             f'FSDP shards {len(inside)} modules inside the scoring encoder `{type(model).__name__}` (first: '
-            f'{inside[0]!r}). Keep its layers out of the wrap policy, so that the encoder is one unit, or freeze it '
-            'and ignore it (ignored_modules), or score with MergeMix(encoder=dict(...))'
+            f'{inside[0]!r}). Keep its layers out of strategy.units, so that the encoder is one unit or part of the '
+            'root, or score with MergeMix(encoder=dict(...))'
         )
-    if isinstance(model, FullyShardedDataParallel):
-        with FullyShardedDataParallel.summon_full_params(model, recurse=False, writeback=False):
-            yield model.module
-    else:
-        if isinstance(model, FSDPModule):
-            model.unshard()  # The own forward of the encoder finds the parameters whole, and shards them again.
+    for unit in units:
+        unit.unshard()
+    try:
         yield model
+    finally:
+        for unit in units:
+            unit.reshard()
 
 
-def is_sharded(model: nn.Module) -> bool:
-    """Whether FSDP shards a model or modules in it by themselves, so that each forward pass is a collective."""
-    if not torch.distributed.is_available():
-        return False
-    from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
+def sharded_units(model: nn.Module) -> list[Any]:
+    """The modules of a model that ``fully_shard`` has made units, the model itself included."""
+    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
+        return []
+    from torch.distributed.fsdp import FSDPModule
 
-    return any(isinstance(module, FSDPModule | FullyShardedDataParallel) for module in model.modules())
+    return [module for module in model.modules() if isinstance(module, FSDPModule)]
+
+
+def join_units(units: Sequence[Any], runs_here: bool) -> None:
+    """Take part in gathering units that only other ranks run, such as encoders in a batch of text. A collective.
+
+    Args:
+        units (Sequence[FSDPModule]): Units without parameters that train, in the order in which they run; the same on
+            all ranks.
+        runs_here (bool): Whether this rank runs them after this call.
+    """
+    if units and only_elsewhere(runs_here):
+        for unit in units:
+            unit.unshard()
+            unit.reshard()
 
 
 def _check_image_size(encoder: VisionEncoder, images: Tensor) -> None:

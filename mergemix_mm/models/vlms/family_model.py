@@ -11,7 +11,8 @@ from ...families import Family
 from ...utils.wrappers import unwrapped
 from ..attention.interaction_attention import NAME, switch_attention
 from ..attention.packing import Packing
-from ..precision import autocast_to, cast_at_norms, low_beside_float32
+from ..precision import WANTED, autocast_to, cast_at_norms, low_beside_float32
+from ..vision_encoders import join_units, sharded_units
 from .adapting import add_lora, check_trainable, checkpoint_layers, freeze, part_modules, train_parts
 from .base import Generation, VisionLanguageModel
 from .generation import AnswerLogps, pad_left
@@ -50,7 +51,9 @@ class FamilyModel(VisionLanguageModel):
         super().__init__(init_cfg)
         self.family, self.model = family, family.model
         # The dtype of a saved model. It is kept here because a tuner widens weights that train to float32.
-        self.loaded_dtype = family.base.get_input_embeddings().weight.dtype
+        found = (getattr(module, WANTED, None) for module in family.model.modules())
+        files = family.base.get_input_embeddings().weight.dtype
+        self.loaded_dtype = next((dtype for dtype in found if dtype is not None), files)
         self.trainable = check_trainable(family, trainable)
         if lora is None and 'language_model' in self.trainable and is_quantized(family.language_model):
             raise ValueError(
@@ -107,6 +110,7 @@ class FamilyModel(VisionLanguageModel):
         return self.family.with_canvases(batch, canvases)
 
     def hidden(self, batch: dict, **attention_kwargs) -> Tensor:
+        self._join_encoders(batch)
         with self.autocast(batch):
             inputs = self._decoder_inputs(self.family.forward_kwargs(batch))
             return self._decode(self.family.base, inputs, **attention_kwargs)
@@ -120,6 +124,13 @@ class FamilyModel(VisionLanguageModel):
         hidden = decoder(**inputs, use_cache=False, packing=packing, **attention_kwargs).last_hidden_state
         packing.check(self.family.language_model.config.num_hidden_layers)
         return packing.unpack(hidden)
+
+    def _join_encoders(self, batch: dict) -> None:
+        """Take part in gathering encoders that FSDP shards, if only other ranks have images."""
+        # Layers run on all ranks. The other units are encoders, in the order in which they run.
+        layers = set(self.family.language_model.modules())
+        encoders = [unit for unit in sharded_units(self.family.model) if unit not in layers]
+        join_units(encoders, batch.get('pixel_values') is not None)
 
     def autocast(self, batch: dict) -> AbstractContextManager:
         """Autocast to the low precision of a model that has float32 weights as well, as after training."""
@@ -162,6 +173,7 @@ class FamilyModel(VisionLanguageModel):
         kwargs.setdefault('do_sample', False)
         logps = AnswerLogps(ends)
         processors = [*kwargs.pop('logits_processor', ()), logps]
+        self._join_encoders(batch)
         with self.autocast(batch):
             inputs = self._decoder_inputs(self.family.generate_kwargs(pad_left(batch)))
             kwargs |= dict(max_new_tokens=max_new_tokens, logits_processor=processors)

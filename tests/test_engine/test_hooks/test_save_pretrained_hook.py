@@ -85,17 +85,10 @@ class Other(BaseModel):
     forward = None
 
 
-def sharded_tuner():
-    tuner = Tuner()
-    tuner.vlm.head.weight.ds_id = 3  # As ZeRO-3 marks its shards.
-    return tuner
-
-
 @pytest.mark.parametrize(
     'model, options, error, message',
     [
         (Other, {}, TypeError, 'Other.*VLMTuner'),
-        (sharded_tuner, {}, RuntimeError, r'model.lm_head.weight.*tools/model_converters/save_pretrained.py'),
         (Tuner, dict(processor=object()), TypeError, 'object.*save_pretrained'),
         (Tuner, dict(out_dir='{folder}'), FileExistsError, 'iter_500.pth'),
     ],

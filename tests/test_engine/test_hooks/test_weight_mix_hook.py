@@ -6,9 +6,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.distributed as dist
 from mmengine.model import BaseModel
 from mmengine.runner import Runner
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
 from mergemix_mm.engine.hooks import WeightMixHook
 from mergemix_mm.functional import mix_weights
@@ -161,7 +164,9 @@ def test_files_and_options_that_cannot_be_used_are_refused(files, tmp_path):
 
 
 def test_a_sharded_model_is_refused_with_the_way_out(files, tmp_path):
-    model = Toy()
-    model.head.weight.ds_id = 3  # As ZeRO-3 marks its shards.
-    with pytest.raises(RuntimeError, match=r'sharded over processes.*tools/mix_weights.py'):
-        start(hook(tmp_path), model)
+    dist.init_process_group('gloo', store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        with pytest.raises(RuntimeError, match=r'sharded over processes.*tools/mix_weights.py'):
+            start(hook(tmp_path), fully_shard(Toy(), mesh=init_device_mesh('cpu', (1,))))
+    finally:
+        dist.destroy_process_group()

@@ -216,22 +216,15 @@ def test_offload_leaves_the_step_on_the_gpu_and_all_else_in_the_machine():
 
 
 @pytest.mark.parametrize(
-    'wrapper, strategy, expected',
+    'wrapper, expected',
     [
-        (dict(type='OptimWrapper'), None, None),
-        (dict(type='AmpOptimWrapper', dtype='bfloat16'), None, torch.bfloat16),
-        (dict(type='AmpOptimWrapper'), None, torch.float16),
-        (
-            dict(type='FSDPOptimWrapper'),
-            dict(model_wrapper=dict(mixed_precision=dict(param_dtype='bfloat16'))),
-            torch.bfloat16,
-        ),
-        (dict(type='DeepSpeedOptimWrapper'), dict(bf16=dict(enabled=True)), torch.bfloat16),
-        (dict(type='DeepSpeedOptimWrapper'), dict(fp16=dict(enabled=True)), torch.float16),
+        (dict(type='OptimWrapper'), None),
+        (dict(type='AmpOptimWrapper', dtype='bfloat16'), torch.bfloat16),
+        (dict(type='AmpOptimWrapper'), torch.float16),
     ],
 )
-def test_the_precision_is_that_of_the_wrapper_or_the_strategy(wrapper, strategy, expected):
-    assert low_precision(Config(dict(optim_wrapper=wrapper, strategy=strategy))) == expected
+def test_the_precision_is_that_of_the_wrapper(wrapper, expected):
+    assert low_precision(Config(dict(optim_wrapper=wrapper))) == expected
 
 
 def test_low_precision_halves_what_is_kept():

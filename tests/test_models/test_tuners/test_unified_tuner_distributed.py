@@ -1,4 +1,4 @@
-"""UnifiedTuner with AIA on two gloo processes that alternate tasks, DDP and FSDP, against one process on both halves.
+"""UnifiedTuner with AIA on two gloo processes that alternate tasks, DDP and FSDP2, against one process on both halves.
 
 Ranks hold different numbers of labelled tokens and of prompts that are kept. A rank seeds its own draws; the one
 process drops the prompts that each half had dropped. All scenarios share one pair of processes.
@@ -12,11 +12,9 @@ import pytest
 import tiny_vlms
 import torch
 import torch.distributed as dist
-from mmengine.config import Config
-from mmengine.registry import MODEL_WRAPPERS, MODELS
-from two_ranks import WORLD, results_of
+from mmengine.registry import MODELS, OPTIM_WRAPPERS
+from two_ranks import WORLD, results_of, sharded, whole
 
-import mergemix_mm
 from mergemix_mm.datasets import EncodeConversation, EncodeGeneration, ModalitySampler, UnifiedCollate, UnifiedDataset
 from mergemix_mm.engine.hooks import AIAHook
 from mergemix_mm.engine.hooks.step_seed_hook import seed_generators
@@ -26,7 +24,6 @@ pytestmark = pytest.mark.slow
 
 BATCH, STEPS = 3, 4
 STAGES = [dict(depth=(0.0, 1.0), target=0.5, delta=0.1)]
-FSDP_CONFIG = mergemix_mm.config_path('simpo/llava-v1.5-7b_8xb16-simpo-mergemix-coslr-1e-fsdp_llava-mix665k.py')
 
 
 def build_model(gradient_checkpointing=False):
@@ -52,22 +49,28 @@ def steps_of(data, rank):
     return [found[step * BATCH : (step + 1) * BATCH] for step in range(STEPS)]
 
 
-def train(model, batches, before_step):
+SGD = dict(type='SGD', lr=0.05)
+
+
+def plain_wrapper(model):
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=SGD['lr'])
+    return OPTIM_WRAPPERS.build(dict(type='OptimWrapper', optimizer=optimizer))
+
+
+def train(model, wrapper, batches, before_step):
     """Some steps of SGD with the hook, on a wrapped or bare model; the losses, and what the hook has shown."""
     weight = dict(gen=20.0, und=dict(type='ratio', ntp_over_aia=20))
     hook = AIAHook(dict(gen=STAGES, und=STAGES), weight=weight, interval=STEPS)
     runner = mock.Mock(model=model, max_iters=STEPS)
     hook.before_train(runner)
-    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.05)
     losses = []
     for step, batch in enumerate(batches):
         runner.iter = step
         hook.before_train_iter(runner, step)
         before_step(step)
-        found = model(batch, mode='loss')
-        optimizer.zero_grad()
-        sum(value for name, value in found.items() if 'loss' in name).backward()
-        optimizer.step()
+        with wrapper.optim_context(model):
+            found = model(batch, mode='loss')
+        wrapper.update_params(sum(value for name, value in found.items() if 'loss' in name))
         losses.append({name: value.detach() for name, value in found.items() if 'loss' in name})
         hook.after_train_iter(runner, step)
     hook.after_train(runner)
@@ -75,42 +78,29 @@ def train(model, batches, before_step):
     return losses, shown
 
 
-def train_rank(rank, wrap, **options):
-    data, model = build_data(), build_model(**options)
+def train_rank(rank, model, wrapper):
+    data = build_data()
     batches = [UnifiedCollate()([data[index] for index in step])['inputs'] for step in steps_of(data, rank)]
-    wrapped = wrap(model)
-    found = train(wrapped, batches, lambda step: seed_generators(0, rank, step))
-    return *found, wrapped
+    return train(model, wrapper, batches, lambda step: seed_generators(0, rank, step))
 
 
 def trained(model):
-    named = model.named_parameters()
-    return {name.replace('_fsdp_wrapped_module.', ''): p.detach().clone() for name, p in named if p.requires_grad}
+    return {name: whole(p) for name, p in model.named_parameters() if p.requires_grad}
 
 
-def ddp(rank):
+def ddp(rank, folder):
     from mmengine.model import MMDistributedDataParallel
 
-    def wrap(model):
-        # As tools/train.py wraps a model without a GPU, with the `find_unused_parameters` of the configs.
-        return MMDistributedDataParallel(model, device_ids=None, broadcast_buffers=False, find_unused_parameters=True)
-
-    losses, shown, model = train_rank(rank, wrap)
-    return losses, shown, trained(model.module)
+    model = build_model()
+    # As tools/train.py wraps a model without a GPU, with the `find_unused_parameters` of the configs.
+    wrapped = MMDistributedDataParallel(model, device_ids=None, broadcast_buffers=False, find_unused_parameters=True)
+    return *train_rank(rank, wrapped, plain_wrapper(model)), trained(model)
 
 
-def fsdp(rank):
-    """With the wrapper of the FSDP config."""
-    from torch.distributed.fsdp import FullyShardedDataParallel as FSDP
-
-    wrapper = Config.fromfile(FSDP_CONFIG).strategy.model_wrapper.to_dict() | dict(mixed_precision=None)
-
-    def wrap(model):
-        return MODEL_WRAPPERS.build(dict(wrapper, module=model, device_id=torch.device('cpu')))
-
-    losses, shown, model = train_rank(rank, wrap, gradient_checkpointing=True)
-    with FSDP.summon_full_params(model):
-        return losses, shown, trained(model.module)
+def fsdp(rank, folder):
+    """Sharded by the strategy of the config."""
+    model, wrapper = sharded(build_model(gradient_checkpointing=True), folder, dict(optimizer=SGD))
+    return *train_rank(rank, model, wrapper), trained(model)
 
 
 SCENARIOS = [ddp, fsdp]
@@ -119,7 +109,7 @@ SCENARIOS = [ddp, fsdp]
 def worker(rank, folder):
     torch.set_num_threads(1)
     dist.init_process_group('gloo', init_method=f'file://{folder}/store', rank=rank, world_size=WORLD)
-    results = {scenario.__name__: scenario(rank) for scenario in SCENARIOS}
+    results = {scenario.__name__: scenario(rank, folder) for scenario in SCENARIOS}
     torch.save(results, f'{folder}/rank{rank}.pth')
     gc.collect()  # Wrapped models refer to the process group.
     dist.destroy_process_group()
@@ -149,7 +139,7 @@ def expected():
             kept.append([int((values >= 0.5).sum()) for values in draws])
             drawn.return_value = torch.cat(draws)
 
-        losses, shown = train(model, batches, draw)
+        losses, shown = train(model, plain_wrapper(model), batches, draw)
     tasks = [batch['task'] for batch in batches]
     return losses, shown, trained(model), [kept[i] for i, task in enumerate(tasks) if task == 'gen'], tasks
 

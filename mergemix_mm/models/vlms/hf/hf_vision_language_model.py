@@ -10,7 +10,7 @@ from ....families import build_family
 from ....utils.wrappers import unwrapped
 from ..family_model import FamilyModel
 from .loading import load_vlm, parse_dtype
-from .saving import check_whole, replaced_folder, save_adapters, save_model
+from .saving import replaced_folder, save_adapters, save_model, whole_weights
 from .vision_merge import VisionMerge
 
 
@@ -95,7 +95,8 @@ class HFVisionLanguageModel(FamilyModel):
     def save_pretrained(self, folder: str | Path, dtype: str | torch.dtype | None = None) -> None:
         """Write the model in transformers' format, or its adapters (with other parts that trained) in peft's.
 
-        A folder of that name is replaced in one step, once everything is written.
+        A folder of that name is replaced in one step, once everything is written. Sharded weights are put together one
+        after the other: all processes call this method, and the main one writes.
 
         Args:
             folder (str | Path): The folder.
@@ -105,12 +106,19 @@ class HFVisionLanguageModel(FamilyModel):
 
         Raises:
             ValueError: if `dtype` is not a floating dtype.
-            RuntimeError: if this process holds a shard of the weights only.
         """
         dtype = self.loaded_dtype if dtype is None else parse_dtype(dtype)
-        check_whole(self.model)
-        with replaced_folder(folder) as temporary:
-            if unwrapped(self.model) is self.family.model:
-                save_model(self.model, temporary, dtype)
-            else:
-                save_adapters(self.model, temporary)
+        adapted = unwrapped(self.model) is not self.family.model
+        with whole_weights(
+            self.model,
+            folder,
+            dtype=lambda name: None if adapted else dtype,
+            needed=lambda name, weight: weight.requires_grad or not adapted,
+        ) as weights:
+            if weights is None:
+                return
+            with replaced_folder(folder) as temporary:
+                if adapted:
+                    save_adapters(self.model, temporary, weights)
+                else:
+                    save_model(self.model, temporary, dtype, weights)

@@ -16,6 +16,7 @@ from ....families import FAMILIES, Family, find_family
 from ....utils.files import recover_folder
 from ....utils.text import one_line, quoted
 from ...allowed_parts import check_attention
+from ...precision import WANTED, keeps_files
 from ..quantization import keep_exact, quantization, refuse_random
 from ..weight_names import WRAPPER_PARTS
 from .saving import old_rope
@@ -99,7 +100,11 @@ def _load(
         options.update(_old_names(auto_class, found), config=found, revision=revision, output_loading_info=True)
         if is_causal and (text := _text_config(found)) is not found:
             options.update(config=text, key_mapping=_text_names(auto_class._model_mapping[type(text)]))
+        if keeps_files():  # The library copies weights that it casts; the others stay mapped to their files.
+            options['dtype'] = 'auto'
         model, info = auto_class.from_pretrained(pretrained, **options)
+        if keeps_files():
+            setattr(model, WANTED, parse_dtype(dtype))
     missing = sorted(info['missing_keys'])
     if missing:
         raise ValueError(

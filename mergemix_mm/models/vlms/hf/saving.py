@@ -1,12 +1,16 @@
 """Folders of models: written whole or not at all, in one dtype; they replace only folders of models."""
 
 import json
-from collections.abc import Iterator
+import os
+import tempfile
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed
+from mmengine.dist import is_main_process
 from torch import Tensor, nn
 
 from ....utils import files
@@ -51,7 +55,73 @@ def replaced_folder(folder: str | Path) -> Iterator[Path]:
         yield new
 
 
-def save_model(model: nn.Module, folder: Path, dtype: torch.dtype) -> None:
+@contextmanager
+def whole_weights(
+    model: nn.Module,
+    folder: str | Path,
+    dtype: Callable[[str], torch.dtype | None] = lambda name: None,
+    needed: Callable[[str, Tensor], bool] = lambda name, weight: True,
+) -> Iterator[dict[str, Tensor] | None]:
+    """The state dict of a model, to be saved. For a sharded model, a collective.
+
+    The weights of a sharded model are put together one after the other, and wait in files beside `folder`. So no
+    process holds the whole model.
+
+    Args:
+        model (nn.Module): The model; wrappers around it and inside of it are left out of the names.
+        folder (str | Path): Where the model will be saved.
+        dtype (Callable): Name -> the dtype to which floats of a sharded model are cast, so that their files are no
+            larger than needed; None for their own. Defaults to their own.
+        needed (Callable): Name and weight -> whether a weight of a sharded model is put together. Defaults to all.
+
+    Yields:
+        dict[str, Tensor] | None: The weights; None on processes that only give their shards.
+
+    Raises:
+        OSError: If the files cannot be written.
+    """
+    model = unwrapped(model)
+    with without_wrappers(model):
+        named = model.state_dict(keep_vars=True)
+    if not any(_is_shard(value) for value in named.values()):
+        yield {name: value.detach() for name, value in named.items()}
+        return
+    folder, error = Path(folder).absolute(), None
+    if is_main_process():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    prefix = f'.{folder.name}-weights.{os.getpid()}.'
+    with tempfile.TemporaryDirectory(prefix=prefix, suffix='.tmp', dir=folder.parent) as scratch:
+        stored: dict[Tensor, Tensor] = {}
+        for name, value in named.items():
+            if value in stored or not needed(name, value):
+                continue
+            tensor: Any = value.detach()
+            tensor = tensor.full_tensor() if _is_shard(tensor) else tensor
+            stored[value] = tensor.new_empty(0)
+            if not is_main_process() or error is not None:
+                continue
+            try:
+                with files.explained(folder):
+                    stored[value] = _in_file(tensor, dtype(name), Path(scratch, str(len(stored))))
+            except Exception as raised:  # The others are in the middle of their collectives.
+                error = raised
+        if error is not None:
+            raise error
+        yield {name: stored[value] for name, value in named.items() if value in stored} if is_main_process() else None
+
+
+def _in_file(tensor: Tensor, dtype: torch.dtype | None, path: Path) -> Tensor:
+    """A tensor whose elements are in a file, which is written."""
+    tensor = tensor.to(device='cpu', dtype=dtype if tensor.is_floating_point() else None).contiguous()
+    if not tensor.numel():
+        return tensor
+    content = tensor.reshape(-1).view(torch.uint8)
+    content.numpy().tofile(path)
+    mapped = torch.from_file(str(path), shared=False, size=content.numel(), dtype=torch.uint8)
+    return mapped.view(tensor.dtype).view(tensor.shape)
+
+
+def save_model(model: nn.Module, folder: Path, dtype: torch.dtype, weights: dict[str, Tensor] | None = None) -> None:
     """Write a model of transformers with all its weights in one dtype, and a config that says which.
 
     After training, weights that trained are float32, and others may have a lower precision. The library would load such
@@ -63,6 +133,8 @@ def save_model(model: nn.Module, folder: Path, dtype: torch.dtype) -> None:
         model (nn.Module): The model; it stays as it is.
         folder (Path): An existing folder.
         dtype (torch.dtype): Dtype of the weights in the folder.
+        weights (dict[str, Tensor], optional): Of :func:`whole_weights`. Defaults to None: those of a model that is not
+            sharded.
 
     Raises:
         ValueError: If weights of the model are quantized.
@@ -74,7 +146,8 @@ def save_model(model: nn.Module, folder: Path, dtype: torch.dtype) -> None:
             'by tools/model_converters/save_pretrained.py with --cfg-options ...quantization_config=None'
         )
     with without_wrappers(model), _any_generation_config(model, folder):
-        model.save_pretrained(folder, state_dict=with_wrapper(model, _cast(model.state_dict(), dtype)))
+        weights = model.state_dict() if weights is None else weights
+        model.save_pretrained(folder, state_dict=with_wrapper(model, _cast(weights, dtype)))
     content = write_dtype(folder, dtype)
     for part in (content, *content.values()):
         if isinstance(part, dict) and isinstance(part.get('rope_parameters'), dict):
@@ -97,17 +170,18 @@ def write_dtype(folder: Path, dtype: torch.dtype) -> dict:
     return content
 
 
-def save_adapters(model: nn.Module, folder: Path) -> None:
+def save_adapters(model: nn.Module, folder: Path, weights: dict[str, Tensor] | None = None) -> None:
     """Write adapters of LoRA, and other parts that trained, in peft's format and the dtype in which they trained.
 
     Args:
         model (nn.Module): Peft's model.
         folder (Path): An existing folder.
+        weights (dict[str, Tensor], optional): As for :func:`save_model`.
     """
     model = unwrapped(model)
     with without_wrappers(model):
         # Embeddings do not train. Otherwise peft would ask the hub whether they have grown.
-        model.save_pretrained(folder, save_embedding_layers=False)
+        model.save_pretrained(folder, save_embedding_layers=False, state_dict=weights)
 
 
 def _cast(weights: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
@@ -194,18 +268,14 @@ def old_rope(rope: dict) -> dict:
 
 def check_whole(model: nn.Module) -> None:
     """Refuse a model whose weights are sharded over processes."""
-    names = [name for name, parameter in model.named_parameters() if _is_shard(name, parameter)]
-    if names or not any(True for _ in model.parameters()):  # FSDP can move all parameters into an outer unit.
-        raise RuntimeError(
-            f'the weights are sharded over processes ({", ".join(names[:3])} ...), so no process can write the whole '
-            'model. Convert a checkpoint instead: '
-            'python tools/model_converters/save_pretrained.py CONFIG CHECKPOINT OUT'
-        )
+    names = [name for name, parameter in model.named_parameters() if _is_shard(parameter)]
+    if names:
+        raise RuntimeError(f'the weights are sharded over processes ({", ".join(names[:3])} ...)')
 
 
-def _is_shard(name: str, parameter: nn.Parameter) -> bool:
+def _is_shard(tensor: Tensor) -> bool:
+    if not torch.distributed.is_available():
+        return False
     from torch.distributed.tensor import DTensor
 
-    # In this order: FSDP2, ZeRO-3, FSDP1 with its original parameters; without them, see the name below.
-    shard = isinstance(parameter, DTensor) or hasattr(parameter, 'ds_id') or hasattr(parameter, '_fsdp_flattened')
-    return shard or '_flat_param' in name
+    return isinstance(tensor, DTensor)

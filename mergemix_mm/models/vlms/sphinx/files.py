@@ -22,11 +22,11 @@ def is_sphinx(folder: str | Path) -> bool:
     return Path(folder, VISION_FILE).is_file()
 
 
-def save_vision(network: SphinxNetwork, folder: str | Path) -> None:
+def save_vision(network: SphinxNetwork, folder: str | Path, weights: dict[str, Tensor]) -> None:
     """Write all weights except those of the language model and of frozen encoders."""
     from safetensors.torch import save_file
 
-    weights = {name: value.contiguous() for name, value in _vision_weights(network).items()}
+    weights = {name: value.contiguous() for name, value in _vision_weights(network, weights).items()}
     save_file(weights, str(Path(folder, VISION_FILE)), metadata=dict(format='pt'))
 
 
@@ -106,7 +106,13 @@ def _first(names: list[str]) -> str:
     return shown(names[:5]) + (f' and {len(names) - 5} more' if len(names) > 5 else '')
 
 
-def _vision_weights(network: SphinxNetwork) -> dict[str, Tensor]:
-    frozen = [f'vision.backbone.branches.{i}.' for i, one in enumerate(network.vision.backbone.branches) if one.frozen]
-    left_out = ('language_model.', *frozen)
-    return {name: value for name, value in network.state_dict().items() if not name.startswith(left_out)}
+def frozen_encoders(network: SphinxNetwork) -> tuple[str, ...]:
+    """How the names of weights of frozen encoders begin, which come from where the config has them."""
+    branches = enumerate(network.vision.backbone.branches)
+    return tuple(f'vision.backbone.branches.{index}.' for index, one in branches if one.frozen)
+
+
+def _vision_weights(network: SphinxNetwork, weights: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
+    left_out = (f'{LANGUAGE_MODEL}.', *frozen_encoders(network))
+    weights = network.state_dict() if weights is None else weights
+    return {name: value for name, value in weights.items() if not name.startswith(left_out)}

@@ -15,9 +15,9 @@ from ....utils.wrappers import unwrapped
 from ...allowed_parts import FLAG
 from ..family_model import FamilyModel
 from ..hf.loading import load_language_model, parse_dtype
-from ..hf.saving import check_whole, replaced_folder, save_model
+from ..hf.saving import replaced_folder, save_model, whole_weights
 from . import SphinxFamily, SphinxNetwork, ViewEncoder
-from .files import CONFIG_FILE, LANGUAGE_MODEL, load_vision, read_layout, save_vision, write_layout
+from .files import CONFIG_FILE, LANGUAGE_MODEL, frozen_encoders, load_vision, read_layout, save_vision, write_layout
 
 # Of the layout, beside the language model.
 NEEDED = ('backbone', 'neck', 'image_token_id')
@@ -142,7 +142,8 @@ class SphinxModel(FamilyModel):
         that are not frozen (frozen ones come from where the config has them); and ``config.json``: the config of
         backbone and neck.
 
-        An existing folder of that name is replaced in one step, after everything is written.
+        An existing folder of that name is replaced in one step, after everything is written. Sharded weights are put
+        together one after the other: all processes call this method, and the main one writes.
 
         Args:
             folder (str | Path): The folder.
@@ -150,20 +151,29 @@ class SphinxModel(FamilyModel):
                 were loaded with, to which weights that trained in float32 are rounded. Other weights keep their dtype.
 
         Raises:
-            RuntimeError: If this process only holds a shard of the weights.
             ValueError: With LoRA, whose adapters have to be merged before.
         """
-        check_whole(self.model)
         if unwrapped(self.model) is not self.family.model:
             raise ValueError(
                 'SphinxModel: the adapters of LoRA have to be added to the weights first: '
                 'python tools/model_converters/save_pretrained.py CONFIG CHECKPOINT OUT --merge-lora'
             )
         dtype = self.loaded_dtype if dtype is None else parse_dtype(dtype)
-        with replaced_folder(folder) as temporary:
-            save_model(self.model.language_model, temporary / LANGUAGE_MODEL, dtype)
-            save_vision(cast(SphinxNetwork, self.model), temporary)
-            write_layout(self._layout, temporary)
+        network, prefix = cast(SphinxNetwork, unwrapped(self.model)), f'{LANGUAGE_MODEL}.'
+        frozen = frozen_encoders(network)
+        with whole_weights(
+            network,
+            folder,
+            dtype=lambda name: dtype if name.startswith(prefix) else None,
+            needed=lambda name, weight: not name.startswith(frozen),
+        ) as weights:
+            if weights is None:
+                return
+            own = {name.removeprefix(prefix): weights[name] for name in weights if name.startswith(prefix)}
+            with replaced_folder(folder) as temporary:
+                save_model(network.language_model, temporary / LANGUAGE_MODEL, dtype, own)
+                save_vision(network, temporary, weights)
+                write_layout(self._layout, temporary)
 
 
 def _guard() -> AbstractContextManager:

@@ -52,6 +52,11 @@ class UnifiedModel(HFVisionLanguageModel):
             joined = {key: value.gather(1, order) for key, value in joined.items()}
         return {**batch, **joined, 'codes': codes}
 
+    @property
+    def exact_modules(self) -> list[nn.Module]:
+        """Modules that compute in the dtype of their weights: the VQ model, whose codes would change by rounding."""
+        return [self.family.model.model.vqmodel]
+
     def hidden(self, batch: dict, **attention_kwargs) -> Tensor:
         if not self.is_generation(batch):
             return super().hidden(batch, **attention_kwargs)
