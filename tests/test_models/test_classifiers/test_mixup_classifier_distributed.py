@@ -62,7 +62,7 @@ def ddp(rank, step, folder):
 
 
 def is_backbone(module, *_):
-    return type(module).__name__ == 'VisionTransformer'
+    return type(module).__name__.endswith('VisionTransformer')
 
 
 def is_layer(module, *_):
