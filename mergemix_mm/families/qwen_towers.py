@@ -137,7 +137,7 @@ class Qwen2VLEncoder(VisionEncoder):
 
     def patch_grid(self, images: Tensor) -> tuple[int, int]:
         (height, width), (size, _) = images.shape[-2:], self.patch_size
-        block = size * self.model.config.spatial_merge_size
+        block = size * self.patch_block
         if height % block or width % block:
             raise ValueError(
                 f'images of {height} x {width} pixels are not a multiple of {block} x {block} pixels, the block of '
