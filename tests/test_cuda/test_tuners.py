@@ -76,7 +76,7 @@ def test_frozen_weights_of_low_precision_beside_trained_ones(family, dtype, devi
     assert train_step(model, dict(inputs=batch), optim_wrapper(model, 'float32', device, monkeypatch))['loss_sft'] > 0
 
 
-@pytest.mark.parametrize('options', ['lora', 'checkpointing', 'tower', 'merge'])
+@pytest.mark.parametrize('options', ['lora', 'checkpointing', 'tower', 'merge', 'packed'])
 def test_ways_of_training_take_a_step(options, device, monkeypatch):
     pytest.importorskip('peft') if options == 'lora' else None
     kwargs = dict(
@@ -84,6 +84,7 @@ def test_ways_of_training_take_a_step(options, device, monkeypatch):
         checkpointing=dict(gradient_checkpointing=True),
         tower=dict(trainable=('vision_tower', 'projector', 'language_model')),
         merge=dict(vision_merge=dict(num_merge=8)),
+        packed=dict(packed=True),
     )[options]
     model = build_tuner('llava', SIMPO, MIXERS['MergeMix'], **kwargs).to(device)
     batch = tiny_vlms.tiny_batch('llava', samples())

@@ -269,11 +269,15 @@ def _attend_packed(
     """
     packing.read_by(module.layer_idx)
     probes: Sequence[Probe | None] = [None] * len(packing.lengths) if probe is None else probe.split(packing)
-    found = []
+    outputs, intensities = [], []
     for q, k, v, own in zip(*(packing.split(one, dim=2) for one in (query, key, value)), probes, strict=True):
-        found.append(_attend(module, q, k, v, _window_mask(q, options.get('sliding_window')), own, **options))
-    intensities = [intensity for _, intensity in found if intensity is not None]
-    return torch.cat([output for output, _ in found], dim=1), torch.cat(intensities) if intensities else None
+        intensity = q.new_zeros(1, dtype=torch.float32)
+        if q.size(2):  # A sample may be padding only, and transformers' function fails without tokens.
+            output, found = _attend(module, q, k, v, _window_mask(q, options.get('sliding_window')), own, **options)
+            outputs.append(output)
+            intensity = intensity if found is None else found
+        intensities.append(intensity)
+    return torch.cat(outputs, dim=1), None if probe is None else torch.cat(intensities)
 
 
 def _window_mask(query: Tensor, window: int | None) -> Tensor | None:

@@ -96,12 +96,62 @@ def test_both_tasks_of_unified_models_are_those_of_the_padded_batch(family, task
 
 
 @pytest.mark.parametrize(
-    'options', [dict(gradient_checkpointing=True), dict(vision_merge=dict(num_merge=1)), dict(lora=dict(r=2))], ids=str
+    'options',
+    [
+        dict(gradient_checkpointing=True, vision_merge=dict(num_merge=1)),
+        dict(gradient_checkpointing=True, lora=dict(r=2)),
+    ],
+    ids=str,
 )
 def test_options_of_the_model_go_with_it(options):
     model = align(build('llava', **options))
     model.train()
     check(model, tiny_vlms.mixed_batch('llava'))
+
+
+def test_under_autocast_to_bfloat16_it_differs_by_rounding_only():
+    model, batch = build('llava'), tiny_vlms.mixed_batch('llava')
+    exact, wanted = step(model, batch, packed=True)
+    with torch.autocast('cpu', torch.bfloat16):
+        losses, gradients = step(model, batch, packed=True)
+    assert losses['loss_sft'] != exact['loss_sft'] and losses == pytest.approx(exact, rel=0.02)
+    assert gradients.keys() == wanted.keys()
+    found, expected = (torch.cat([one[name].flatten() for name in wanted]) for one in (gradients, wanted))
+    assert torch.cosine_similarity(found, expected, dim=0) > 0.99
+
+
+@pytest.mark.parametrize('family', ['llava', 'qwen2_5_vl'])
+def test_answers_are_generated_and_scored_as_without(family):
+    model, batch = build(family).eval(), tiny_vlms.mixed_batch(family)
+    packed = model.answer_scores(batch).sums
+    model.vlm.packed = False
+    torch.testing.assert_close(packed, model.answer_scores(batch).sums, atol=1e-4, rtol=1e-5)
+    # As built with packed=True, and without.
+    plain = test_every_family.build(family).eval()
+    prompts = {key: value for key, value in batch.items() if key != 'labels'}
+    found, expected = (one.vlm.generate(prompts, max_new_tokens=6) for one in (model, plain))
+    assert torch.equal(found.sequences, expected.sequences)
+    torch.testing.assert_close(found.logps, expected.logps, atol=1e-4, rtol=1e-5)
+
+
+def test_unified_models_generate_the_same_images():
+    batch = test_unified_tuner.batch_of('janus', 'gen', generate=True)
+    images = [
+        test_unified_tuner.build(packed=packed).eval().vlm.generate_image(batch, temperature=0)
+        for packed in (False, True)
+    ]
+    assert images[0].std() > 0 and torch.equal(*images)
+
+
+def test_a_sample_of_padding_only_changes_nothing():
+    model, batch = align(build('llava')), two('llava')
+    empty = {key: torch.cat([value, torch.zeros_like(value[:1])]) for key, value in batch.items() if key in TOKENS}
+    empty['labels'][2] = -100
+    expected, wanted = step(model, batch, packed=True)
+    losses, gradients = step(model, {**batch, **empty}, packed=True)
+    assert losses == pytest.approx(expected, rel=1e-5)
+    for name, value in wanted.items():
+        torch.testing.assert_close(gradients[name], value, atol=1e-5, rtol=1e-4, msg=name)
 
 
 def test_sphinx_with_a_cropped_image_is_that_of_the_padded_batch():
