@@ -65,7 +65,8 @@ class ModalitySampler(Sampler):
         if groups is None:
             raise ValueError(
                 f"ModalitySampler: {type(dataset).__name__} has no 'modalities' (bool array: which records have "
-                "images). Use a record dataset such as ConversationDataset, or sampler=dict(type='DefaultSampler')."
+                'images). Use a record dataset such as ConversationDataset, or several of them in a TaskMixDataset, or '
+                "sampler=dict(type='DefaultSampler')."
             )
         allowed = "the data loader's, at least 1."
         check_number(f'{type(self).__name__}: batch_size', batch_size, allowed, least=1, integer=True)
@@ -180,13 +181,13 @@ def sort_by_length(order: np.ndarray, lengths: np.ndarray, span: int) -> np.ndar
 
 
 def _lengths(dataset, sampler: str) -> np.ndarray:
-    lengths = getattr(dataset, 'lengths', None)
-    if lengths is None or len(lengths) != len(dataset):
+    lengths = np.asarray(getattr(dataset, 'lengths', None))
+    if lengths.shape != (len(dataset),) or lengths.dtype.kind not in 'iuf':
         raise ValueError(
             f"{sampler}: group_by_length=True needs 'lengths' of {type(dataset).__name__} (an array, one number per "
             'record), and of all datasets in it; record datasets of JSON, Parquet and Arrow files have them.'
         )
-    return np.asarray(lengths)
+    return lengths
 
 
 def whole_steps(steps: np.ndarray) -> np.ndarray:

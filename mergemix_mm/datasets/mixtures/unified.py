@@ -29,7 +29,7 @@ class UnifiedDataset(Dataset):
             ``dict(gen=1, und=1)``, the best ratio of AIA (https://arxiv.org/abs/2511.22663).
 
     Raises:
-        ValueError: If ``ratio`` has other keys, or numbers that are not positive.
+        ValueError: If ``ratio`` has other keys, or numbers that are not positive; if ``und`` has no modalities.
 
     Examples:
         >>> train_dataloader = dict(
@@ -51,6 +51,11 @@ class UnifiedDataset(Dataset):
             task: DATASETS.build(d) if isinstance(d, dict) else d for task, d in given.items()
         }
         self.ratio = ratio
+        if not hasattr(self.datasets['und'], 'modalities'):
+            raise ValueError(
+                f'UnifiedDataset: und={type(self.datasets["und"]).__name__} has no modalities (bool array: which '
+                'records have images); use a record dataset such as ConversationDataset.'
+            )
 
     @property
     def metainfo(self) -> dict:

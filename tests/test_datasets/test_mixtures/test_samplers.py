@@ -1,5 +1,6 @@
 """Tests of ModalitySampler and TaskMixSampler: shares, order, resuming, and the same kind on every rank."""
 
+import json
 import tracemalloc
 from collections import Counter
 
@@ -11,8 +12,15 @@ from hypothesis import strategies as st
 from mmengine.registry import DATA_SAMPLERS
 from mmengine.runner import Runner
 from mmengine.runner.loops import _InfiniteDataloaderIterator
+from PIL import Image
 
-from mergemix_mm.datasets import ModalitySampler, TaskMixDataset, TaskMixSampler
+from mergemix_mm.datasets import (
+    ConversationDataset,
+    ModalitySampler,
+    TaskMixDataset,
+    TaskMixSampler,
+    UnifiedDataset,
+)
 
 MODULE = 'mergemix_mm.datasets.mixtures.samplers'
 
@@ -157,6 +165,12 @@ def mix(sizes, weights=None):
     )
 
 
+def with_lengths(mixed):
+    for number, part in enumerate(mixed.datasets):
+        part.lengths = np.random.default_rng(number).integers(1, 1000, len(part))
+    return mixed
+
+
 def mixed_steps(ranks, epoch=0):
     """[steps, ranks, batch_size] indices."""
     found = []
@@ -275,11 +289,12 @@ def test_order_of_a_mix_depends_on_seed_and_epoch_alone(monkeypatch):
     assert list(other) != list(one)
 
 
-@pytest.mark.parametrize('world_size', [1, 2])
-def test_a_resumed_run_goes_on_where_it_ended_and_loads_nothing_before(monkeypatch, world_size):
+@pytest.mark.parametrize(('world_size', 'grouped'), [(1, False), (2, False), (2, True)])
+def test_a_resumed_run_goes_on_where_it_ended_and_loads_nothing_before(monkeypatch, world_size, grouped):
     monkeypatch.setattr('mmengine.runner.loops.time.sleep', lambda seconds: None)
-    dataset = mix([(40, 4), (20, 0), (0, 30)], [1, 2, 1])
-    loader = dict(batch_size=4, num_workers=0, sampler=dict(type='TaskMixSampler', batch_size=4), dataset=dataset)
+    dataset = with_lengths(mix([(40, 4), (20, 0), (0, 30)], [1, 2, 1]))
+    sampler = dict(type='TaskMixSampler', batch_size=4, group_by_length=grouped)
+    loader = dict(batch_size=4, num_workers=0, sampler=sampler, dataset=dataset)
     for rank in range(world_size):
         monkeypatch.setattr(f'{MODULE}.get_dist_info', lambda rank=rank: (rank, world_size))
         per_epoch = len(TaskMixSampler(dataset, 4, seed=7)) // 4
@@ -365,9 +380,7 @@ def test_grouped_order_depends_on_seed_and_epoch_and_is_resumed_within_an_epoch(
 
 
 def test_a_task_mix_grouped_by_length_keeps_its_shares(monkeypatch):
-    dataset = mix([(120, 0), (40, 0), (0, 80)], [3, 1, 4])
-    for number, part in enumerate(dataset.datasets):
-        part.lengths = np.random.default_rng(number).integers(1, 1000, len(part))
+    dataset = with_lengths(mix([(120, 0), (40, 0), (0, 80)], [3, 1, 4]))
     ranks = samplers(monkeypatch, dataset, 2, batch_size=4, group_by_length=True)
     found = mixed_steps(ranks)
     assert np.bincount(dataset.tasks[found.ravel()]).tolist() == [120, 40, 160]
@@ -378,5 +391,54 @@ def test_a_task_mix_grouped_by_length_keeps_its_shares(monkeypatch):
 def test_lengths_are_asked_for_where_they_are_missing():
     with pytest.raises(ValueError, match="ModalitySampler: group_by_length=True needs 'lengths' of Records"):
         ModalitySampler(Records(4), batch_size=1, group_by_length=True)
+    for lengths in (3, [1, 2, 3], ['a', 'b', 'c', 'd'], [1, 2, 3, None]):
+        dataset = Records(4)
+        dataset.lengths = lengths
+        with pytest.raises(ValueError, match="group_by_length=True needs 'lengths' of Records .*one number per record"):
+            ModalitySampler(dataset, batch_size=1, group_by_length=True)
+    dataset = with_lengths(mix([(4, 0), (4, 0)]))
+    del dataset.datasets[1].lengths
     with pytest.raises(ValueError, match="TaskMixSampler: group_by_length=True needs 'lengths' of TaskMixDataset"):
-        TaskMixSampler(mix([(4, 0)]), batch_size=1, group_by_length=True)
+        TaskMixSampler(dataset, batch_size=1, group_by_length=True)
+
+
+def test_datasets_that_hide_their_modalities_are_refused_with_a_way_out():
+    inner = [Records(4), Records(4)]
+    with pytest.raises(ValueError, match="ConcatDataset has no 'modalities'.*TaskMixDataset"):
+        ModalitySampler(torch.utils.data.ConcatDataset(inner), batch_size=1)
+    with pytest.raises(ValueError, match='TaskMixDataset of tasks.b has no modalities'):
+        TaskMixDataset(dict(a=dict(dataset=inner[0]), b=dict(dataset=mix([(4, 0)]))))
+    with pytest.raises(ValueError, match='und=TaskMixDataset has no modalities'):
+        UnifiedDataset(inner[0], mix([(4, 0)]))
+
+
+@pytest.mark.parametrize('grouped', [False, True])
+def test_fewer_records_than_a_step_takes_are_repeated_on_all_ranks(monkeypatch, grouped):
+    dataset = lengthy(3, 1)
+    found = np.stack([steps(one) for one in samplers(monkeypatch, dataset, 3, batch_size=2, group_by_length=grouped)])
+    assert found.shape == (3, 2, 2)
+    counts = np.bincount(found.ravel(), minlength=4)
+    assert sorted(counts[dataset.modalities]) == [2, 2, 2] and counts[~dataset.modalities] == 6
+
+
+def test_a_file_with_other_scripts_and_missing_images_is_grouped_read_and_resumed(tmp_path, monkeypatch):
+    Image.new('RGB', (4, 4)).save(tmp_path / 'there.png')
+    words, records = ['red', 'красный', '赤い', '🟥', 'é'], []
+    for number in range(40):
+        answer = ' '.join(words[number % 5 :] * (1 + 7 * number % 40))
+        turns = [{'from': 'human', 'value': 'Qué?'}, {'from': 'gpt', 'value': answer}]
+        if number % 4:  # The image of every eighth record is missing, and every fourth record has none.
+            turns[0]['value'] = '<image>\n' + turns[0]['value']
+        image = dict(image='gone.png' if number % 8 == 3 else 'there.png') if number % 4 else {}
+        records.append(json.dumps(dict(id=number, **image, conversations=turns), ensure_ascii=number % 2 == 0))
+    (tmp_path / 'mix.json').write_text(f'[{", ".join(records)}]', encoding='utf-8')
+    data = ConversationDataset('mix.json', data_root=str(tmp_path), on_error='skip')
+    ranks = samplers(monkeypatch, data, 2, batch_size=2, group_by_length=True)
+    order = np.stack([steps(sampler) for sampler in ranks], axis=1)
+    assert order.shape == (11, 2, 2) and set(order.ravel()) == set(range(40))
+    read = np.array([data[int(index)]['id'] for index in order.ravel()]).reshape(order.shape)
+    assert (data.modalities[read] == data.modalities[order]).all() and data.num_skipped == 5
+    assert ((read == order) | (order % 8 == 3)).all()
+    assert padding(data.lengths, order) < 1.25
+    ranks[1].skip(2 * 5)
+    assert (steps(ranks[1]) == order[5:, 1]).all()
