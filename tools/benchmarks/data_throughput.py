@@ -1,4 +1,4 @@
-"""How fast samples are read, encoded and collated, and where the time of a training step goes, padded and packed."""
+"""How fast samples are read, encoded and collated; time and memory of a training step, padded and packed."""
 
 import argparse
 import json
@@ -15,21 +15,23 @@ from typing import Any
 
 import numpy as np
 import torch
-from lib.lengths import DISTRIBUTION, add_length_arguments, draw_records
-from lib.measure import add_clock_argument, add_common_arguments, interleaved_times, prepare, write_json
-from lib.steps import IMAGE, PATCH, TINY_LLAVA, build_llava, idle_optimizer, small_llava
+from lib.lengths import DISTRIBUTION, add_length_arguments, draw_records, random_samples, to_batches
+from lib.measure import add_clock_argument, add_common_arguments, interleaved_times, peak_memory, prepare, write_json
+from lib.steps import PATCH, TINY_LLAVA, build_llava, idle_optimizer, small_llava
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from mergemix_mm.datasets import ConversationCollate, ConversationDataset, EncodeConversation
-from mergemix_mm.functional.preference import IGNORE_INDEX
 from mergemix_mm.models import VLMTuner
+from mergemix_mm.models.attention.packing import Packing
+from mergemix_mm.models.vlms.family_model import FamilyModel
 from mergemix_mm.utils.images import read_image
 from mergemix_mm.utils.tables import markdown_table
 
 DOCS = Path(__file__).resolve().parents[2] / 'docs'
 PARTS = ('data', 'step')
+WAYS = ('padded', 'packed', 'one row with a dense mask')
 SPECIAL_TOKENS = ['<pad>', '<s>', '</s>', '<unk>', '<image>']
 # Sizes of --quick.
 TINY = dict(TINY_LLAVA, samples=4, image=[40, 30], side=32, batch_size=2, rounds=1, workers=[0], median=8, longest=16)
@@ -41,7 +43,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         description=__doc__,
         epilog='data: JPEG files of smooth noise, conversations of one question and one answer with words of this '
         "documentation, LLaVA's template, a byte-level BPE tokenizer trained on the documentation, CLIP's image "
-        'processor. step: a small LLaVA with random weights, whose tower is frozen, on a batch of drawn lengths. '
+        'processor. step: a small LLaVA with random weights, whose tower is frozen, on a batch of drawn lengths; also '
+        "in one row with transformers' own mask of several conversations. "
         f'{DISTRIBUTION}',
     )
     parser.add_argument('--parts', nargs='+', choices=PARTS, default=list(PARTS), help='(default: both)')
@@ -57,11 +60,15 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--tower-layers', type=int, default=12, help='(default: %(default)s)')
     parser.add_argument('--text-layers', type=int, default=8, help='(default: %(default)s)')
     add_length_arguments(parser)
+    parser.set_defaults(image_tokens=None)
     add_common_arguments(parser)
     add_clock_argument(parser)
     args = parser.parse_args(argv)
     if args.quick:
         vars(args).update(TINY)
+    if args.image_tokens is not None:
+        parser.error('--image-tokens: an image of the step has as many as --image-size gives it')
+    args.image_tokens = (args.image_size // PATCH) ** 2
     return args
 
 
@@ -162,24 +169,6 @@ def _without_image(record: dict) -> dict:
 # --- Step -------------------------------------------------------------------------------------------------------------
 
 
-def ragged_conversations(config: dict[str, Any], args: argparse.Namespace) -> dict[str, Tensor]:
-    """A batch of one image per sample, with drawn lengths of text; the second half of a text is the answer."""
-    size, vocabulary = config['vision_config']['image_size'], config['text_config']['vocab_size']
-    image = torch.full(((size // PATCH) ** 2,), IMAGE)
-    rows, labels = [], []
-    for length in draw_records(args.batch_size, args).text.tolist():
-        rows.append(torch.cat([image, torch.randint(IMAGE + 1, vocabulary, (max(length, 2),))]))
-        labels.append(rows[-1].clone())
-        labels[-1][: len(rows[-1]) - max(length, 2) // 2] = IGNORE_INDEX
-    pad = partial(nn.utils.rnn.pad_sequence, batch_first=True)
-    return dict(
-        input_ids=pad(rows),
-        attention_mask=pad([torch.ones_like(row) for row in rows]),
-        labels=pad(labels, padding_value=IGNORE_INDEX),
-        pixel_values=torch.randn(args.batch_size, 3, size, size),
-    )
-
-
 class StepClock:
     """Seconds that the modules of a model spend in their forward, by name.
 
@@ -234,34 +223,64 @@ def profile_step(
     return {**seconds, **rest, 'whole step': times[-1] - times[0]}
 
 
-def measure_steps(args: argparse.Namespace) -> dict[str, dict[str, float]]:
-    """The median seconds of the parts of a step, of a padded and of a packed batch of the same samples."""
+def one_row(vlm: FamilyModel, decoder: nn.Module, inputs: dict, **kwargs: Any) -> Tensor:
+    """As the decoding of a packed model, but transformers masks the row: it finds conversations by their positions."""
+    packing = Packing.of(inputs['attention_mask'])
+    if packing is None:
+        raise ValueError('the batch has no padding; draw other lengths')
+    inputs = packing.inputs(inputs, vlm.family.positions(inputs)) | dict(attention_mask=None)
+    return packing.unpack(decoder(**inputs, use_cache=False).last_hidden_state)
+
+
+def build_tuner(config: dict[str, Any], way: str, seed: int) -> VLMTuner:
+    """The same model for each of ``WAYS``."""
+    torch.manual_seed(seed)
+    tuner = build_llava(dict(type='HFVisionLanguageModel', config=config, packed=way == 'packed'))
+    if way == 'one row with a dense mask':
+        tuner.vlm._decode = partial(one_row, tuner.vlm)
+    return tuner
+
+
+def measure_steps(args: argparse.Namespace) -> dict[str, Any]:
+    """A step on the same batch, computed in each of ``WAYS``.
+
+    Returns:
+        dict: ``steps``, the median seconds of the parts of a step; ``memory``, the peak of a step in MB; and
+        ``conversations``, the tokens of each conversation of the batch.
+    """
     config = small_llava(**{key: getattr(args, key) for key in TINY_LLAVA})
-    batch = ragged_conversations(config, args)
-    tuner = build_llava(dict(type='HFVisionLanguageModel', config=config, packed=True))
-    optimizer = idle_optimizer(tuner)
+    (batch,) = to_batches(random_samples(config, draw_records(args.batch_size, args)), args.batch_size, grouped=False)
+    tuners = {way: build_tuner(config, way, args.seed) for way in WAYS}
+    losses = [tuner(batch, mode='loss')['loss_sft'].item() for tuner in tuners.values()]
+    if max(losses) - min(losses) > 1e-4 * max(losses):
+        raise AssertionError(f'the ways have the losses {losses}, so they do not compute the same')
     now = time.process_time if args.clock == 'processor' else time.perf_counter
-    found: dict[str, list[dict[str, float]]] = dict(padded=[], packed=[])
+    steps = {way: partial(profile_step, tuner, batch, idle_optimizer(tuner), now) for way, tuner in tuners.items()}
+    found: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
     for number in range(args.rounds + 1):
-        for way, times in found.items():
-            tuner.vlm.packed = way == 'packed'
-            times.append(profile_step(tuner, batch, optimizer, now))
-            if not number:
-                times.clear()  # The first round warms up.
-    return {
-        way: {name: statistics.median(one[name] for one in times) for name in times[0]} for way, times in found.items()
-    }
+        for way, step in steps.items():
+            parts = step()
+            if number:  # The first round warms up.
+                found[way].append(parts)
+    return dict(
+        steps={
+            way: {name: statistics.median(step[name] for step in rounds) for name in rounds[0]}
+            for way, rounds in found.items()
+        },
+        memory={way: peak_memory(step) for way, step in steps.items()},
+        conversations=batch['attention_mask'].sum(dim=1).tolist(),
+    )
 
 
-def main(argv: Sequence[str] | None = None) -> dict[str, dict]:
+def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Measure the chosen parts, and print a table of each.
 
     Returns:
-        dict: ``stages`` and ``loaders`` of :func:`measure_data`, and ``steps`` of :func:`measure_steps`.
+        dict: What :func:`measure_data` and :func:`measure_steps` return.
     """
     args = parse_args(argv)
     prepare(args)
-    found: dict[str, dict] = {}
+    found: dict[str, Any] = {}
     if 'data' in args.parts:
         with tempfile.TemporaryDirectory() as folder:
             found.update(measure_data(Path(folder), args))
@@ -269,9 +288,12 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict]:
         print(markdown_table(('stage', 'ms per sample', 'samples per second'), rows))
         print('\n' + markdown_table(('worker processes', 'samples per second'), _numbers(found['loaders'])))
     if 'step' in args.parts:
-        found['steps'] = steps = measure_steps(args)
-        rows = [(name, *(f'{steps[way][name]:.3f}' for way in steps)) for name in steps['padded']]
-        print('\n' + markdown_table(('part of the step', 'padded (s)', 'packed (s)'), rows))
+        found.update(measure_steps(args))
+        steps, tokens = found['steps'], found['conversations']
+        rows = [(f'{name} (s)', *(f'{steps[way][name]:.3f}' for way in WAYS)) for name in steps['packed']]
+        rows.append(('peak memory (MB)', *(f'{found["memory"][way]:.0f}' for way in WAYS)))
+        print(f'\n{len(tokens)} conversations of {min(tokens)} to {max(tokens)} tokens, {sum(tokens)} in all.\n')
+        print(markdown_table(('part of the step', *WAYS), rows))
     if args.output:
         write_json(args.output, dict(benchmark='data_throughput', options=vars(args), **found))
     return found

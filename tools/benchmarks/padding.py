@@ -30,6 +30,7 @@ COLUMNS = dict(
     pairs='pairs of attention',
     work='work of a 7B decoder',
     slowest='slowest rank',
+    largest='most tokens of a step',
     mask_mb='largest mask (MB)',
 )
 
@@ -81,8 +82,8 @@ def count(tokens: np.ndarray, way: str) -> dict[str, float]:
 
     Returns:
         dict: ``tokens`` and ``pairs`` (of attention) per useful one, ``work`` of a 7B decoder per useful work,
-        ``slowest`` (the same, if all ranks wait for the one with the most work), and ``mask_mb``, the largest mask at
-        one byte per pair.
+        ``slowest`` (the same, if all ranks wait for the one with the most work), ``largest``, the most tokens that a
+        rank computes in a step, and ``mask_mb``, the largest mask at one byte per pair.
     """
     useful, useful_pairs = tokens.sum(axis=2), (tokens**2 / 2).sum(axis=2)
     size, longest = tokens.shape[2], tokens.max(axis=2)
@@ -95,6 +96,7 @@ def count(tokens: np.ndarray, way: str) -> dict[str, float]:
         pairs=float(pairs.sum() / useful_pairs.sum()),
         work=float(work.sum() / useful_work.sum()),
         slowest=float(work.max(axis=1).sum() / useful_work.mean(axis=1).sum()),
+        largest=float(computed.max()),
         mask_mb=0.0 if way == 'packed' else float(pairs.max() / 2**20),
     )
 
@@ -115,7 +117,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict]:
         f'{args.records} records, text of {np.median(text):.0f} tokens (median; mean {text.mean():.0f}, 90% below '
         f'{np.quantile(text, 0.9):.0f}), batches of {args.batch_size} on {args.ranks} ranks.\n'
     )
-    rows = [(name, *(f'{one[key]:.{0 if key == "mask_mb" else 2}f}' for key in COLUMNS)) for name, one in found.items()]
+    digits = dict(largest=0, mask_mb=0)
+    rows = [(name, *(f'{one[key]:.{digits.get(key, 2)}f}' for key in COLUMNS)) for name, one in found.items()]
     print(markdown_table(('batches', *COLUMNS.values()), rows))
     if args.output:
         write_json(args.output, dict(benchmark='padding', options=vars(args), arms=found))

@@ -206,14 +206,16 @@ def test_padding(run):
 def test_padding_counts_what_batches_cost(load):
     tokens = np.array([[[2, 4], [4, 4]]])  # One step of two ranks.
     found = load('padding').count(tokens, 'padded')
-    assert found['tokens'] == 16 / 14 and found['pairs'] == (32 + 32) / (10 + 16)
+    assert found['tokens'] == 16 / 14 and found['largest'] == 8 and found['pairs'] == (32 + 32) / (10 + 16)
     assert load('padding').count(tokens, 'dense')['pairs'] == (36 + 64) / (10 + 16)
     assert load('padding').count(tokens, 'packed')['slowest'] == pytest.approx(8 / 7, rel=1e-3)
 
 
 def test_data_throughput(run):
     results, written, printed = run('data_throughput')
-    assert written['steps'] == results['steps'] and results['steps'].keys() == {'padded', 'packed'}
+    ways = {'padded', 'packed', 'one row with a dense mask'}
+    assert written['steps'] == results['steps'] and results['steps'].keys() == results['memory'].keys() == ways
+    assert len(set(results['conversations'])) == 2
     for parts in results['steps'].values():
         whole = parts.pop('whole step')
         assert sum(parts.values()) == pytest.approx(whole) and min(parts.values()) >= 0
