@@ -26,10 +26,9 @@ BATCH, STEPS = 3, 4
 STAGES = [dict(depth=(0.0, 1.0), target=0.5, delta=0.1)]
 
 
-def build_model(gradient_checkpointing=False):
+def build_model(**options):
     torch.manual_seed(0)
-    config = tiny_vlms.tiny_config('janus')
-    vlm = dict(type='JanusModel', config=config, gradient_checkpointing=gradient_checkpointing)
+    vlm = dict(type='JanusModel', config=tiny_vlms.tiny_config('janus'), **options)
     return MODELS.build(dict(type='UnifiedTuner', vlm=vlm, drop_prompt=0.5))
 
 
@@ -97,13 +96,17 @@ def ddp(rank, folder):
     return *train_rank(rank, wrapped, plain_wrapper(model)), trained(model)
 
 
-def fsdp(rank, folder):
+def fsdp(rank, folder, **options):
     """Sharded by the strategy of the config."""
-    model, wrapper = sharded(build_model(gradient_checkpointing=True), folder, dict(optimizer=SGD))
+    model, wrapper = sharded(build_model(gradient_checkpointing=True, **options), folder, dict(optimizer=SGD))
     return *train_rank(rank, model, wrapper), trained(model)
 
 
-SCENARIOS = [ddp, fsdp]
+def fsdp_packed(rank, folder):
+    return fsdp(rank, folder, packed=True)
+
+
+SCENARIOS = [ddp, fsdp, fsdp_packed]
 
 
 def worker(rank, folder):

@@ -51,6 +51,8 @@ TUNERS = {
     'sphinx': dict(head=SIMPO, mixer=dict(type='MergeMix')),
     'qwen': dict(head=SIMPO, mixer=dict(type='MergeMix', num_merge=0)),
 }
+# Its ranks compute packed rows, and the one process padded ones.
+TUNERS['packed'] = TUNERS['mergemix']
 
 
 # Of tests/tiny_vlms; the others are LLaVA.
@@ -63,7 +65,7 @@ def build(tuner, gradient_checkpointing=False):
         vlm = tiny_sphinx.sphinx_config(grid=2)
     else:
         vlm = dict(type='HFVisionLanguageModel', config=tiny_vlms.tiny_config(FAMILY.get(tuner, 'llava')))
-    vlm['gradient_checkpointing'] = gradient_checkpointing
+    vlm.update(gradient_checkpointing=gradient_checkpointing, packed=tuner == 'packed')
     return MODELS.build(dict(type='VLMTuner', vlm=vlm, **deepcopy(TUNERS[tuner])))
 
 
@@ -135,7 +137,8 @@ def clipped_step(rank, folder, tuner, case):
 
 
 EXACT = [
-    *((ddp, tuner, case) for tuner in TUNERS if tuner != 'qwen' for case in CASES),
+    *((ddp, tuner, case) for tuner in TUNERS if tuner not in ('qwen', 'packed') for case in CASES),
+    *((wrapper, 'packed', case) for wrapper in (ddp, fsdp) for case in ('unequal', 'text')),
     *((wrapper, 'qwen', 'unequal') for wrapper in (ddp, fsdp)),
     *((fsdp, 'mergemix', case) for case in CASES),
     # One rank has no images: it gathers the encoders of SPHINX with the other one.
@@ -166,6 +169,7 @@ def results(tmp_path_factory):
 def one_process(tuner, case):
     """Losses and gradients of one batch of all samples, and how many pairs each half has in it."""
     model, losers = build(tuner), []
+    model.vlm.packed = False
     if model.mixer is not None:
         mixed = model._mixed
         model._mixed = lambda batch: losers.append(mixed(batch)) or losers[-1]
