@@ -41,9 +41,10 @@ def restore_names() -> list[str]:
     """Add the missing names to the modules of transformers that MMPretrain imports them from.
 
     Returns:
-        list[str]: The added names with their modules; empty if transformers has them all, or is not installed.
+        list[str]: The added names with their modules; empty if transformers has them all, or if MMPretrain does not
+            import it, because transformers or pycocotools is not installed.
     """
-    if find_spec('transformers') is None:
+    if find_spec('transformers') is None or find_spec('pycocotools') is None:
         return []
     config = getattr(import_module('transformers.configuration_utils'), 'PretrainedConfig', None)
     wanted = {

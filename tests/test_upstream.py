@@ -29,6 +29,12 @@ def test_names_that_are_gone_are_added_and_names_that_exist_are_left_alone(monke
     assert upstream.restore_names() == []
 
 
+def test_transformers_is_not_imported_where_mmpretrain_does_not_import_it(monkeypatch):
+    monkeypatch.setattr(upstream, 'find_spec', lambda name: None if name == 'pycocotools' else sys)
+    monkeypatch.setattr(upstream, 'import_module', None)
+    assert upstream.restore_names() == []
+
+
 def test_transformers_4_has_them_and_keeps_its_own():
     from transformers import pytorch_utils
 

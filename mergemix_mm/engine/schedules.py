@@ -11,6 +11,8 @@ from mmengine.logging import print_log
 from mmengine.optim.scheduler import LinearLR
 from mmengine.registry import PARAM_SCHEDULERS
 
+from ..utils.metafiles import metafiles_parsed_once
+
 _LENGTHS = ('max_epochs', 'max_iters')
 # The arguments of MMEngine's schedulers that are positions or durations: single numbers, and lists.
 _STEPS = ('begin', 'end', 'T_max', 'total_steps', 'step_size')
@@ -148,8 +150,9 @@ def _written_length(cfg: Config, key: str, length: int) -> int | None:
 @cache
 def _read(path: str) -> tuple[Any, tuple[str, int] | None, list[str]]:
     """The schedule and the length of a config file, and the paths of its bases."""
-    cfg = Config.fromfile(path)
-    bases = [Config._get_cfg_path(base, path)[0] for base in Config._get_base_files(path)]
+    with metafiles_parsed_once():
+        cfg = Config.fromfile(path)
+        bases = [Config._get_cfg_path(base, path)[0] for base in Config._get_base_files(path)]
     return _plain(cfg.get('param_scheduler')), _length(cfg.get('train_cfg')), bases
 
 

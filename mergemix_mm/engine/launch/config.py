@@ -14,6 +14,7 @@ from mmengine.logging import print_log
 from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from mmengine.registry import DATASETS, HOOKS, MODELS, OPTIM_WRAPPERS, Registry, init_default_scope
 
+from ...utils.metafiles import metafiles_parsed_once
 from .errors import LaunchError
 
 
@@ -32,7 +33,8 @@ def load_config(path: str | os.PathLike, argument: str = 'CONFIG') -> Config:
         close = difflib.get_close_matches(path.name, [found.name for found in path.parent.glob('*.py')], cutoff=0.4)
         hint = f' Close matches in {path.parent}: {", ".join(close)}.' if close else ''
         raise LaunchError(f'{argument}: there is no file {path}.{hint}')
-    cfg = Config.fromfile(path)
+    with metafiles_parsed_once():
+        cfg = Config.fromfile(path)
     if cfg.get('default_scope') is None:
         cfg.default_scope = 'mmpretrain'
     return cfg

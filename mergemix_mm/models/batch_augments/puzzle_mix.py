@@ -8,7 +8,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from mmpretrain.registry import BATCH_AUGMENTS
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from ...functional import MaskCosts, mask_costs, move_cells, replace_patches, transport_costs
@@ -177,6 +176,8 @@ def cut_masks(costs: MaskCosts) -> Tensor:
 
 def assign_places(costs: Tensor) -> Tensor:
     """Permutations of the least cost: costs [B, n, n] from cell to place -> [B, n] int64, the cell of each place."""
+    from scipy.optimize import linear_sum_assignment  # Takes long to import, and only this mixer uses it.
+
     solved = [linear_sum_assignment(one)[1] for one in costs.cpu().numpy()]
     return torch.from_numpy(np.argsort(np.stack(solved), axis=1)).to(costs.device)
 
