@@ -134,7 +134,7 @@ class _LinearLogps(torch.autograd.Function):
     def forward(ctx, states: Tensor, weight: Tensor, targets: Tensor, chunk_size: int, dtype: torch.dtype) -> Tensor:
         low = weight.to(dtype)
         chunks = zip(states.split(chunk_size), targets.split(chunk_size), strict=True)
-        logps = [_gather_logps(rows.to(dtype) @ low.T, target) for rows, target in chunks]
+        logps = [_gather_logps_((rows.to(dtype) @ low.T).float(), target) for rows, target in chunks]
         ctx.save_for_backward(states, weight, targets)
         ctx.chunk_size, ctx.dtype = chunk_size, dtype
         return torch.cat(logps)
@@ -166,8 +166,17 @@ def _add_product(total: Tensor | None, left: Tensor, right: Tensor) -> Tensor:
     return total.addmm_(left, right) if left.dtype == total.dtype == torch.float32 else total.float().add_(left @ right)
 
 
+def _gather_logps_(logits: Tensor, targets: Tensor) -> Tensor:
+    """As `_gather_logps`, and the logits are overwritten: they are the largest tensors here, a copy would double the
+    peak.
+    """
+    peak = logits.amax(dim=-1, keepdim=True)
+    chosen = logits.gather(1, targets[:, None])
+    return (chosen - peak - logits.sub_(peak).exp_().sum(dim=-1, keepdim=True).log_()).squeeze(1)
+
+
 def _softmax_(logits: Tensor) -> Tensor:
-    """Softmax over the last dimension, in place: logits are the largest tensors here, a copy would double the peak."""
+    """Softmax over the last dimension, in place."""
     logits.sub_(logits.amax(dim=-1, keepdim=True)).exp_()
     return logits.div_(logits.sum(dim=-1, keepdim=True))
 
