@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from lib import lengths
-from lib.measure import add_common_arguments, measure_arms, prepare, ratio_cells, write_json
+from lib.measure import add_clock_argument, add_common_arguments, measure_arms, prepare, ratio_cells, write_json
 from lib.peers import (
     simpo_batch,
     simpo_head_loss,
@@ -65,6 +65,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     # The image has 196 tokens instead of 576, and the texts are shorter in proportion.
     parser.set_defaults(image_tokens=None, median=136, longest=680)
     add_common_arguments(parser)
+    add_clock_argument(parser)
     args = parser.parse_args(argv)
     if args.quick:
         vars(args).update(
@@ -127,8 +128,8 @@ def measure(args: argparse.Namespace, arms: Arms, tokens: int, work: Mapping[str
     Returns:
         dict: ``times`` (s) and ``memory`` (MB) of the arms by name, and what was given.
     """
-    check_losses(arms)
-    measured = measure_arms(arms, args.rounds) | dict(tokens=tokens, work=dict(work or {}))
+    check_losses(arms)  # Which warms up.
+    measured = measure_arms(arms, args.rounds, clock=args.clock, warmup=0) | dict(tokens=tokens, work=dict(work or {}))
     times, memory = measured['times'], measured['memory']
     first = next(iter(arms))
     rows = []

@@ -26,6 +26,7 @@ RELEASE = 'scheme of the release, MergeMix'
 TOWER_ONLY = 'the same, only the tower scores'
 MIXERS = {
     'MergeMix': dict(type='MergeMix'),
+    'MergeMix, score_scale=0.5': dict(type='MergeMix', score_scale=0.5),
     'MergeMix, topk': dict(type='MergeMix', mask='topk'),
     'inverse': dict(type='MergeMix', mask='inverse'),
     'blur': dict(type='SalientBlur'),

@@ -133,10 +133,14 @@ def ratio_cells(times: Sequence[float], reference: Sequence[float]) -> tuple[str
 
 
 def measure_arms(
-    arms: Mapping[str, Callable[[], object]], rounds: int, device: torch.device | str = 'cpu', clock: str = 'wall'
+    arms: Mapping[str, Callable[[], object]],
+    rounds: int,
+    device: torch.device | str = 'cpu',
+    clock: str = 'wall',
+    warmup: int = 1,
 ) -> dict[str, dict]:
     """The ``times`` (s, for each round) and the peak ``memory`` (MB) of the arms, by name."""
-    times = interleaved_times(arms, rounds, device=device, clock=clock)
+    times = interleaved_times(arms, rounds, warmup, device, clock)
     return dict(times=times, memory={name: peak_memory(arm, device) for name, arm in arms.items()})
 
 
