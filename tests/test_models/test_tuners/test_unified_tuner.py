@@ -222,8 +222,8 @@ def test_a_runner_scores_generated_images(tmp_path):
     assert values['generation/both'] <= min(values['generation/color'], values['generation/position'])
 
 
-def test_what_is_saved_while_it_is_aligned_knows_nothing_of_it(tmp_path):
-    model = align(build())
+def test_what_is_saved_of_a_packed_model_while_it_is_aligned_knows_nothing_of_it(tmp_path):
+    model = align(build(packed=True))
     model.vlm.save_pretrained(tmp_path / 'saved')
     texts = [path.read_text() for path in (tmp_path / 'saved').glob('*.json')]
     assert texts and not any('mergemix' in text for text in texts)
