@@ -1,5 +1,6 @@
 """A hook that saves a tuned vision-language model in the format of its library."""
 
+from contextlib import ExitStack
 from pathlib import Path
 
 from mmengine.dist import is_main_process
@@ -79,20 +80,21 @@ class SavePretrainedHook(Hook):
         self._save(runner)
 
     def _save(self, runner) -> None:
-        together(lambda: self._write(runner))
-        runner.logger.info(f'SavePretrainedHook: wrote the model to {self._folder(runner)}')
+        # Each step fails on all processes or on none: one that stopped alone would leave the others waiting for it.
+        folder, is_main = self._folder(runner), is_main_process()
+        with ExitStack() as stack:
+            new = together(lambda: stack.enter_context(replaced_folder(folder)) if is_main else None)[0]
+            together(lambda: self._write(runner, new))
+            together(stack.close)
+        runner.logger.info(f'SavePretrainedHook: wrote the model to {folder}')
 
-    def _write(self, runner) -> None:
-        folder, vlm = self._folder(runner), _find_tuner(runner).vlm
-        options = {} if self.dtype is None else dict(dtype=self.dtype)
-        if not is_main_process():
-            if sharded_units(vlm):
-                vlm.save_pretrained(folder, **options)
+    def _write(self, runner, folder: Path) -> None:
+        vlm = _find_tuner(runner).vlm
+        if not is_main_process() and not sharded_units(vlm):
             return
-        with replaced_folder(folder) as temporary:
-            vlm.save_pretrained(temporary, **options)
-            if self.processor is not None:
-                save_processor(self.processor, temporary)
+        vlm.save_pretrained(folder, **({} if self.dtype is None else dict(dtype=self.dtype)))
+        if is_main_process() and self.processor is not None:
+            save_processor(self.processor, folder)
 
     def _folder(self, runner) -> Path:
         return Path(runner.work_dir, 'pretrained') if self.out_dir is None else Path(self.out_dir)

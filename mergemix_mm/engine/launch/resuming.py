@@ -13,7 +13,7 @@ from ...utils import files
 from ...utils.text import one_line
 from ..hooks.atomic_checkpoint_hook import name_pattern
 from ..hooks.plain_checkpoint_hook import find_unresumable
-from ..weights.sharded_checkpoint import REST, ShardedCheckpoint, is_sharded
+from ..weights.sharded_checkpoint import INDEX, REST, ShardedCheckpoint, is_sharded
 
 LAST = 'last_checkpoint'
 
@@ -108,6 +108,8 @@ def _find_problem(path: Path) -> str | None:
             return problem or ShardedCheckpoint(path).find_damage()
         except (OSError, ValueError) as error:
             return one_line(error, 300)
+    if any(path.glob('*.distcp')):  # Its deletion was interrupted.
+        return f'{INDEX} is missing'
     parts = sorted(
         part for part in path.rglob('*') if part.is_file()
     )  # One for each process, or for each kind of state.

@@ -21,11 +21,12 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from ...models.backbones.encoder_branch import EncoderBranch
 from ...models.precision import wanted_dtypes, weights_as_in_files
 from ...models.tuners import BaseTuner
+from ...models.vlms.family_model import FamilyModel
 from ...models.vlms.hf.loading import parse_dtype
 from ...models.vlms.quantization import is_quantized
 from ...utils.text import shown
 from ..optim_wrappers import FSDPOptimWrapper
-from ..weights.sharded_checkpoint import MODEL, OPTIMIZER, ShardedCheckpoint, is_sharded, save_sharded
+from ..weights.sharded_checkpoint import MODEL, OPTIMIZER, TIED, ShardedCheckpoint, is_sharded, save_sharded
 
 
 @STRATEGIES.register_module()
@@ -244,6 +245,7 @@ class FSDP2Strategy(DDPStrategy):
             mmengine=mmengine.__version__,
         )
         content['state_dict'] = {}  # The hooks of checkpoints look for it.
+        content[TIED] = _tied_names(self.model)
         if save_optimizer and hasattr(self, 'optim_wrapper'):
             state, content['optimizer'] = self._split_optimizer()
             tensors |= state
@@ -408,6 +410,13 @@ def _named_tensors(model: nn.Module) -> dict[str, Tensor]:
             if buffer is not None and name not in module._non_persistent_buffers_set:
                 found[f'{prefix}.{name}' if prefix else name] = buffer
     return found
+
+
+def _tied_names(model: nn.Module) -> dict[str, str]:
+    """Further names of parameters that have several, each with the name in :func:`_named_tensors`."""
+    first = {parameter: name for name, parameter in model.named_parameters()}
+    names = model.named_parameters(remove_duplicate=False)
+    return {name: first[parameter] for name, parameter in names if name != first[parameter]}
 
 
 def _reshard(model: nn.Module) -> None:

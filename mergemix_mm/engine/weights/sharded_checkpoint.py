@@ -21,6 +21,8 @@ REST = 'state.pth'
 INDEX = '.metadata'
 # Names of tensors begin with one of these.
 MODEL, OPTIMIZER = 'state_dict.', 'optimizer.'
+# In the rest: further names of weights that have several, such as tied embeddings, with the one that is saved.
+TIED = 'tied_weights'
 
 
 def is_sharded(path: str | os.PathLike) -> bool:
@@ -33,18 +35,26 @@ def save_sharded(folder: str | Path, tensors: Mapping[str, Tensor], rest: dict) 
 
     Args:
         folder (str | Path): A folder on a disk that all processes share.
-        tensors (Mapping[str, Tensor]): Tensors by name, sharded or the same on all processes; the same names on all.
+        tensors (Mapping[str, Tensor]): Tensors by name, sharded or whole; the same names on all processes. Of those
+            that are whole, such as the statistics of batch norms, the main process' are saved, as without shards.
         rest (dict): What else is saved, of the main process.
 
     Raises:
+        ValueError: If the folder is a remote one.
         OSError: If a process cannot write.
     """
+    if '://' in str(folder):
+        raise ValueError(
+            f'{folder}: the checkpoints of FSDP2Strategy are folders on disks that all processes share; set '
+            'default_hooks.checkpoint.out_dir to one, or leave it out'
+        )
     # Not at the top: programs that save no shards need not wait for this import.
     import torch.distributed.checkpoint as dcp
     from torch.distributed.checkpoint.api import CheckpointException
 
     try:
-        dcp.save(dict(tensors), storage_writer=dcp.FileSystemWriter(folder))
+        planner = dcp.DefaultSavePlanner(dedup_save_to_lowest_rank=True)
+        dcp.save(dict(tensors), storage_writer=dcp.FileSystemWriter(folder), planner=planner)
     except CheckpointException as error:
         failures = [failure[0] for failure in error.failures.values()]
         raise next((one for one in failures if isinstance(one, OSError)), error) from error
@@ -111,14 +121,17 @@ class ShardedCheckpoint:
             warnings.filterwarnings('ignore', 'torch.distributed is disabled')  # Of one process, which knows it.
             dcp.load(dict(targets), storage_reader=reader, no_dist=alone)
 
-    def state_dict(self) -> dict[str, Tensor]:
+    def state_dict(self, trust: bool = False) -> dict[str, Tensor]:
         """The whole weights of the model, on the CPU; every process may read them by itself."""
-        return {name.removeprefix(MODEL): tensor for name, tensor in self._read(MODEL).items()}
+        weights = {name.removeprefix(MODEL): tensor for name, tensor in self._read(MODEL).items()}
+        tied = self.rest(trust).get(TIED, {})
+        return weights | {name: weights[first] for name, first in tied.items() if first in weights}
 
     def whole(self, trust: bool = False) -> dict:
         """What the checkpoint of an unsharded run would hold, on the CPU; every process may read it by itself."""
         content = self.rest(trust)
-        content['state_dict'] = self.state_dict()
+        content['state_dict'] = self.state_dict(trust)
+        content.pop(TIED, None)
         if 'optimizer' in content:
             optimizer = content['optimizer'] = dict(content['optimizer'])
             names = [name for group in optimizer.pop('names') for name in group]

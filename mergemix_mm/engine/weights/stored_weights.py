@@ -52,6 +52,11 @@ class StoredWeights:
     def __init__(self, path: str | Path) -> None:
         self.path, self.index = Path(path), None
         recover_folder(self.path)  # A killed program may have left it between its two renames.
+        if is_sharded(self.path):
+            raise ValueError(
+                f'{self.path} is the checkpoint of a sharded run (FSDP2Strategy); name the folder that '
+                'SavePretrainedHook wrote, or make one by tools/model_converters/save_pretrained.py'
+            )
         if self.path.is_dir():
             found = self._find_weights()
             self.index = found if found.suffix == '.json' else None
@@ -170,7 +175,7 @@ def read_state_dict(path: str | os.PathLike, trust: bool = False) -> dict[str, T
     The folder of a sharded run (`FSDP2Strategy`) is read as well.
     """
     if is_sharded(path):
-        return ShardedCheckpoint(path).state_dict()
+        return ShardedCheckpoint(path).state_dict(trust)
     return state_dict_of(read_checkpoint(path, trust), path)
 
 
@@ -178,12 +183,14 @@ def read_checkpoint(path: str | os.PathLike, trust: bool = False) -> Any:
     """Read everything in a checkpoint, to the CPU; :func:`state_dict_of` finds the weights in it.
 
     Args:
-        path (str | os.PathLike): A file of torch.save.
+        path (str | os.PathLike): A file of torch.save, or the folder of a sharded run.
         trust (bool): Whether to build objects that can run code. Defaults to False.
 
     Raises:
-        ValueError: If this is not a file, or cannot be read; one line that names the file.
+        ValueError: If this is neither, or cannot be read; one line that names the file.
     """
+    if is_sharded(path):
+        return ShardedCheckpoint(path).whole(trust)
     if not Path(path).is_file():
         kind = 'a folder, not a file' if Path(path).is_dir() else 'not a file'
         raise ValueError(f'{shown(path, None)} is {kind}')

@@ -9,6 +9,7 @@ import pickle
 import sys
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -22,12 +23,14 @@ from torch import nn
 from two_ranks import WORLD, results_of, sharded, whole
 
 import mergemix_mm
+from mergemix_mm.engine.hooks import SavePretrainedHook
 from mergemix_mm.engine.launch import build_runner, safe_checkpoints
 from mergemix_mm.engine.launch.resuming import _find_problem
 from mergemix_mm.engine.strategies import FSDP2Strategy
-from mergemix_mm.engine.weights import CheckpointError, read_state_dict
+from mergemix_mm.engine.weights import CheckpointError, StoredWeights, read_checkpoint, read_state_dict
 from mergemix_mm.engine.weights.sharded_checkpoint import INDEX, ShardedCheckpoint
 from mergemix_mm.models.precision import wanted_dtypes, weights_as_in_files
+from mergemix_mm.models.vlms.hf.saving import whole_weights
 
 pytestmark = pytest.mark.slow
 
@@ -102,6 +105,7 @@ def worker(rank, folder):
     loaded = config(folder, 'loaded', load_from=str(last_checkpoint(folder, 'ddp')), resume=True)
     found['loaded'] = train(loaded)[0]
     found['lora'] = lora(rank, folder)
+    found['kept'] = kept(rank, folder)
     stop()
     torch.save(found, f'{folder}/rank{rank}.pth')
 
@@ -129,6 +133,38 @@ def lora(rank, folder):
     model.vlm.save_pretrained(f'{folder}/adapters')
     weights = {name: whole(one) for name, one in model.named_parameters() if one.requires_grad}
     return dict(dtypes=sorted(dtypes), weights=weights)
+
+
+class Tied(nn.Module):
+    """One weight with two names, and statistics that differ between the processes."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.norm, self.last = nn.Linear(3, 3, bias=False), nn.BatchNorm1d(3), nn.Linear(3, 3, bias=False)
+        self.last.weight = self.first.weight
+
+    def forward(self, x):
+        return self.last(self.norm(self.first(x)))
+
+    def save_pretrained(self, folder):
+        with whole_weights(self, folder) as weights:
+            assert (weights is None) == (dist.get_rank() > 0)
+
+
+def kept(rank, folder):
+    """What a checkpoint keeps of such a model, and what a process says if only the main one cannot save it."""
+    strategy = FSDP2Strategy(work_dir=f'{folder}/strategy', log_kwargs=dict(log_level='ERROR'))
+    model = strategy.prepare(Tied())
+    model.train()(torch.full((2, 3), float(rank)) + torch.eye(3)[:2])
+    strategy.save_checkpoint(f'{folder}/tied')
+    taken = Path(folder, 'taken', 'notes.txt')
+    taken.parent.mkdir(exist_ok=True)
+    taken.write_text('of the user')
+    runner = SimpleNamespace(model=SimpleNamespace(vlm=model), work_dir=folder)
+    with pytest.raises(OSError) as refused:
+        SavePretrainedHook(out_dir=str(taken.parent))._save(runner)
+    model.save_pretrained(f'{folder}/new/place')
+    return dict(mean=model.norm.running_mean.clone(), var=model.norm.running_var.clone(), refused=str(refused.value))
 
 
 @pytest.fixture(scope='module')
@@ -192,6 +228,9 @@ def test_a_checkpoint_is_read_by_one_process_and_damage_is_found(results, folder
     last = last_checkpoint(folder, 'fsdp')
     assert last.is_dir() and {path.name for path in last.parent.glob('*.pth')} == {'iter_6.pth'}
     assert_same(read_state_dict(last), results[0]['fsdp'][0])
+    assert read_checkpoint(last)['meta']['iter'] == 6
+    with pytest.raises(ValueError, match='is the checkpoint of a sharded run.* SavePretrainedHook wrote'):
+        StoredWeights(last)
     with safe_checkpoints():  # As a run without shards resumes from it.
         found, ddp = (CheckpointLoader.load_checkpoint(str(one)) for one in (last, last_checkpoint(folder, 'ddp')))
     assert found.keys() == ddp.keys() and found['optimizer'].keys() == ddp['optimizer'].keys()
@@ -205,6 +244,8 @@ def test_a_checkpoint_is_read_by_one_process_and_damage_is_found(results, folder
     assert 'its end is missing' in _find_problem(last)
     part.unlink()
     assert _find_problem(last) == f'{part.name} is missing'
+    (last / INDEX).unlink()
+    assert _find_problem(last) == f'{INDEX} is missing'
 
 
 def test_the_model_is_left_in_the_format_of_transformers(results, folder):
@@ -223,6 +264,22 @@ def test_adapters_train_in_float32_beside_low_precision_and_are_saved_alone(resu
     for name, value in trained.items():
         name = name.removeprefix('vlm.model.').replace('.modules_to_save', '').replace('.default', '')
         assert torch.equal(saved[name], value), name
+
+
+def test_a_checkpoint_has_all_names_of_a_weight_and_the_statistics_of_the_main_process(results, folder):
+    main, other = (result['kept'] for result in results)
+    assert not torch.equal(main['mean'], other['mean']) and not torch.equal(main['var'], other['var'])
+    model, weights = Tied(), read_state_dict(folder / 'tied')
+    model.load_state_dict(weights)
+    assert torch.equal(weights['last.weight'], weights['first.weight'])
+    assert torch.equal(weights['norm.running_mean'], main['mean']) and torch.equal(
+        weights['norm.running_var'], main['var']
+    )
+
+
+def test_no_process_waits_for_a_main_process_that_cannot_save_the_folder(results):
+    main, other = (result['kept']['refused'] for result in results)
+    assert 'holds other files than a model (notes.txt' in main and main in other
 
 
 def test_weights_stay_in_their_files_until_they_are_sharded(results, folder):
@@ -258,6 +315,9 @@ def test_an_index_that_holds_something_else_is_refused_and_not_executed(content,
     [
         (dict(model_wrapper=dict(type='MMDistributedDataParallel')), {}, 'strategy.model_wrapper'),
         (dict(units='no_function'), {}, "units='no_function'"),
+        (dict(auto_wrap_policy='wrap_decoder_layers'), {}, 'strategy has auto_wrap_policy; allowed are units'),
+        (dict(cpu_offload='no'), {}, "cpu_offload='no' must be True or False"),
+        (dict(reduce_dtype='int8'), {}, "reduce_dtype='int8' must be 'float32'"),
         ({}, dict(type='AmpOptimWrapper'), "optim_wrapper.dtype='bfloat16'"),
         ({}, dict(type='ApexOptimWrapper'), 'optim_wrapper.type'),
         ({}, dict(optimizer=torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=1.0)), 'weights are sharded before'),

@@ -1,8 +1,6 @@
 """Folders of models: written whole or not at all, in one dtype; they replace only folders of models."""
 
 import json
-import os
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +12,7 @@ from mmengine.dist import is_main_process
 from torch import Tensor, nn
 
 from ....utils import files
+from ....utils.distributed import together
 from ....utils.wrappers import unwrapped, without_wrappers
 from ..quantization import is_quantized
 from ..weight_names import with_wrapper
@@ -87,10 +86,10 @@ def whole_weights(
         yield {name: value.detach() for name, value in named.items()}
         return
     folder, error = Path(folder).absolute(), None
-    if is_main_process():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-    prefix = f'.{folder.name}-weights.{os.getpid()}.'
-    with tempfile.TemporaryDirectory(prefix=prefix, suffix='.tmp', dir=folder.parent) as scratch:
+    waiting = folder.with_name(f'{folder.name}-weights')
+    # If the main process cannot write, the others must not wait for it in the collectives that follow.
+    scratch = together(lambda: files.begin_replacement(waiting) if is_main_process() else None)[0]
+    try:
         stored: dict[Tensor, Tensor] = {}
         for name, value in named.items():
             if value in stored or not needed(name, value):
@@ -108,6 +107,9 @@ def whole_weights(
         if error is not None:
             raise error
         yield {name: stored[value] for name, value in named.items() if value in stored} if is_main_process() else None
+    finally:
+        if is_main_process():
+            files.end_replacement(scratch)
 
 
 def _in_file(tensor: Tensor, dtype: torch.dtype | None, path: Path) -> Tensor:
