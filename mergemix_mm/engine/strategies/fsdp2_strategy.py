@@ -1,13 +1,15 @@
 """Parameters, gradients and optimizer states sharded over the processes, by ``fully_shard`` of torch (FSDP2)."""
 
 import atexit
+import math
 import time
 from collections.abc import Callable
+from inspect import signature
 from typing import Any
 
 import mmengine
 import torch
-from mmengine._strategy import DDPStrategy
+from mmengine._strategy import BaseStrategy, DDPStrategy
 from mmengine.device import get_device
 from mmengine.dist import broadcast, get_world_size, is_main_process
 from mmengine.model import BaseDataPreprocessor
@@ -68,8 +70,9 @@ class FSDP2Strategy(DDPStrategy):
         **kwargs: Arguments of MMEngine's ``DDPStrategy``, except ``model_wrapper``.
 
     Raises:
-        ValueError: If the optimizer wrapper is of another type or computes in float16, if weights are quantized, if the
-            model should be compiled, or if a checkpoint does not fit the model.
+        ValueError: If an option is unknown or cannot be used, if the optimizer wrapper is of another type or computes
+            in float16, if weights are quantized, if the model should be compiled, or if a checkpoint does not fit the
+            model.
 
     Examples:
         >>> strategy = dict(type='FSDP2Strategy', cpu_offload=True)
@@ -89,13 +92,24 @@ class FSDP2Strategy(DDPStrategy):
             raise ValueError(
                 'FSDP2Strategy: strategy.model_wrapper is for DDP and FSDP1; remove it: nothing is wrapped'
             )
+        if unknown := sorted(kwargs.keys() - {'sync_bn', *signature(BaseStrategy.__init__).parameters}):
+            raise ValueError(
+                f'FSDP2Strategy: strategy has {", ".join(unknown)}; allowed are units, cpu_offload, '
+                'reshard_after_forward, reduce_dtype, mesh and sync_bn. Precision is that of optim_wrapper'
+            )
+        for key, value in dict(cpu_offload=cpu_offload, reshard_after_forward=reshard_after_forward).items():
+            if not isinstance(value, bool):
+                raise ValueError(f'FSDP2Strategy: {key}={value!r} must be True or False')
         found = FUNCTIONS.get(units) if isinstance(units, str) else units
         if not callable(found):
             raise ValueError(f'FSDP2Strategy: units={units!r} must be a function, or the name of a registered one')
         self._is_unit = found
         self._cpu_offload = cpu_offload
         self._reshard_after_forward = reshard_after_forward
-        self._reduce_dtype = parse_dtype(reduce_dtype)
+        try:
+            self._reduce_dtype = parse_dtype(reduce_dtype)
+        except ValueError as error:
+            raise ValueError(f'FSDP2Strategy: reduce_{error}') from None
         self._mesh_options = dict(mesh or {})
         # Of the optimizer wrapper: what weights are gathered in; None is their own dtype.
         self._dtype: torch.dtype | None = None
@@ -168,7 +182,12 @@ class FSDP2Strategy(DDPStrategy):
         self._start_process_group()
         model = self.convert_model(model)
         device = torch.device(get_device())
-        mesh = init_device_mesh(device.type, **{'mesh_shape': (get_world_size(),), **self._mesh_options})
+        options = {'mesh_shape': (get_world_size(),), **self._mesh_options}
+        if math.prod(options['mesh_shape']) != get_world_size():
+            raise ValueError(
+                f'FSDP2Strategy: mesh.mesh_shape={options["mesh_shape"]} is not for {get_world_size()} processes'
+            )
+        mesh = init_device_mesh(device.type, **options)
         exact = {
             parameter
             for module in model.modules()
@@ -199,6 +218,10 @@ class FSDP2Strategy(DDPStrategy):
                 module.set_force_sum_reduction_for_comms(True)
         _cast(model, wanted_dtypes(model))
         for module in model.modules():
+            if isinstance(module, FamilyModel):
+                layers = set(module.family.language_model.modules())
+                for layer in filter(layers.__contains__, units):
+                    layer.register_forward_pre_hook(_reach_backward, prepend=True, with_kwargs=True)
             if isinstance(module, BaseTuner):
                 module.widen_trained()  # The weights have their dtypes now.
             elif isinstance(module, BaseDataPreprocessor):
@@ -371,6 +394,20 @@ def _share(module: nn.Module, device: torch.device) -> None:
             broadcast(whole.reshape(-1).view(torch.uint8))
             data = whole
         tensor.data = data
+
+
+def _reach_backward(layer: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+    """Let a layer of a language model run backward on every process, also below the first weight that trains.
+
+    Otherwise the input has a gradient only on processes whose batch has images and whose projector trains. They would
+    gather and reduce layers that the others do not, or at another time, and all would wait forever.
+    """
+    tensors = [one for one in (*args, *kwargs.values()) if isinstance(one, Tensor)]
+    if not torch.is_grad_enabled() or any(one.requires_grad for one in tensors):
+        return None
+    if args:
+        return (args[0].detach().requires_grad_(), *args[1:]), kwargs
+    return args, kwargs | dict(hidden_states=kwargs['hidden_states'].detach().requires_grad_())
 
 
 def _cast(model: nn.Module, dtypes: dict[nn.Parameter, torch.dtype]) -> None:

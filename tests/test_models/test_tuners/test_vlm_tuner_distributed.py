@@ -55,6 +55,8 @@ TUNERS = {
 TUNERS['packed'] = TUNERS['mergemix']
 
 
+# SFT of a model whose embeddings are frozen: without an image, no weight before the first layer trains.
+PARTS = dict(adapters=dict(lora=dict(r=2)), projector=dict(trainable=['projector']))
 # Of tests/tiny_vlms; the others are LLaVA.
 FAMILY = dict(qwen='qwen2_5_vl')
 
@@ -65,8 +67,8 @@ def build(tuner, gradient_checkpointing=False):
         vlm = tiny_sphinx.sphinx_config(grid=2)
     else:
         vlm = dict(type='HFVisionLanguageModel', config=tiny_vlms.tiny_config(FAMILY.get(tuner, 'llava')))
-    vlm.update(gradient_checkpointing=gradient_checkpointing, packed=tuner == 'packed')
-    return MODELS.build(dict(type='VLMTuner', vlm=vlm, **deepcopy(TUNERS[tuner])))
+    vlm |= dict(PARTS.get(tuner, {}), gradient_checkpointing=gradient_checkpointing, packed=tuner == 'packed')
+    return MODELS.build(dict(type='VLMTuner', vlm=vlm, **deepcopy(TUNERS.get(tuner, {}))))
 
 
 def make_batch(tuner, samples):
@@ -143,6 +145,7 @@ EXACT = [
     *((fsdp, 'mergemix', case) for case in CASES),
     # One rank has no images: it gathers the encoders of SPHINX with the other one.
     *((fsdp, 'sphinx', case) for case in ('unequal', 'text')),
+    *((fsdp, tuner, 'text') for tuner in PARTS),
     (fsdp_on_the_cpu, 'mergemix', 'text'),
 ]
 FURTHER = [(fsdp_in_bfloat16, 'mergemix', 'unequal'), (clipped_step, 'mergemix', 'unequal')]
