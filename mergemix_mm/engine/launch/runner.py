@@ -10,6 +10,8 @@ import matplotlib
 import torch.distributed
 from mmengine.config import Config
 from mmengine.device import get_device
+from mmengine.dist import get_world_size
+from mmengine.hooks import EMAHook
 from mmengine.logging import print_log
 from mmengine.registry import RUNNERS
 from mmengine.runner import FlexibleRunner, Runner
@@ -18,6 +20,7 @@ from ...utils import files, processes
 from ...utils.text import printable
 from ..hooks.plain_checkpoint_hook import PlainCheckpointHook
 from ..schedules import fit_schedule
+from ..strategies import FSDP2Strategy
 from .config import data_loaders, use_own_hooks
 from .errors import LaunchError, explain_stops
 from .resuming import choose_checkpoint
@@ -35,8 +38,8 @@ def build_runner(cfg: Config) -> Runner | FlexibleRunner:
     was written for a longer run is scaled (:func:`~mergemix_mm.engine.fit_schedule`).
 
     Raises:
-        LaunchError: If the launcher cannot be used, a part of the schedule begins after the end of the run, or the work
-            directory is not writable.
+        LaunchError: If the launcher cannot be used, a part of the schedule begins after the end of the run, the work
+            directory is not writable, or sharded weights cannot serve a hook or a data loader.
     """
     use_own_hooks(cfg)
     if (cfg.get('randomness') or {}).get('deterministic'):
@@ -66,12 +69,29 @@ def build_runner(cfg: Config) -> Runner | FlexibleRunner:
             runner = RUNNERS.build(cfg)
         else:
             runner = (Runner if cfg.get('strategy') is None else FlexibleRunner).from_cfg(cfg)
+    if isinstance(getattr(runner, 'strategy', None), FSDP2Strategy):
+        _check_sharded(runner)
     # Names of classes are plain texts: a dollar sign in one starts no formula where MMEngine's visualizers draw it.
     matplotlib.rcParams['text.parse_math'] = False
     runner.register_hook(PlainCheckpointHook())
     runner.logger.addFilter(_show_control_characters)
     choose_checkpoint(runner)
     return runner
+
+
+def _check_sharded(runner: FlexibleRunner) -> None:
+    """Refuse what needs whole weights, and loaders that leave some processes without a batch."""
+    if any(isinstance(hook, EMAHook) for hook in runner.hooks):
+        raise LaunchError(
+            'custom_hooks: EMAHook copies the model, whose weights FSDP2Strategy shards; remove the hook, or train '
+            'without the strategy'
+        )
+    for key, loader in data_loaders(runner.cfg, 'val', 'test').items():
+        if (loader.get('sampler') or {}).get('round_up') is False and get_world_size() > 1:
+            raise LaunchError(
+                f'{key}.sampler.round_up=False: FSDP2Strategy needs as many batches on every process, as the others '
+                'would wait for weights of one that has ended; remove it'
+            )
 
 
 def _show_control_characters(record: LogRecord) -> bool:

@@ -6,14 +6,17 @@ import logging
 import os
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.hooks import EMAHook
 from torch.nn.parallel import DistributedDataParallel
 
 from mergemix_mm.engine.launch import LaunchError, build_runner, runner
+from mergemix_mm.engine.strategies import FSDP2Strategy
 
 
 class BuiltRunner:
@@ -46,6 +49,26 @@ def test_processes_with_gpus_are_left_to_mmengine_and_nccl(monkeypatch):
         built = build_runner(Config(dict(launcher=launcher))).cfg
         assert built.env_cfg.dist_cfg.backend == 'nccl' and 'model_wrapper_cfg' not in built
     assert not torch.distributed.is_initialized()
+
+
+@pytest.mark.parametrize(
+    ('hooks', 'round_up', 'message'),
+    [
+        ([EMAHook()], True, 'custom_hooks: EMAHook copies'),
+        ([], False, 'val_dataloader.sampler.round_up=False: '),
+        ([], True, None),
+    ],
+)
+def test_what_sharded_weights_cannot_serve_is_refused(monkeypatch, hooks, round_up, message):
+    monkeypatch.setattr(runner, 'get_world_size', lambda: 2)
+    monkeypatch.setattr(runner, 'get_device', lambda: 'cuda')
+    monkeypatch.setattr(runner.FlexibleRunner, 'from_cfg', BuiltRunner)
+    monkeypatch.setattr(BuiltRunner, 'strategy', FSDP2Strategy(work_dir='.'), raising=False)
+    monkeypatch.setattr(BuiltRunner, 'hooks', hooks, raising=False)
+    loader = dict(sampler=dict(type='DefaultSampler', round_up=round_up), dataset={})
+    cfg = Config(dict(launcher='pytorch', strategy=dict(type='FSDP2Strategy'), val_dataloader=loader))
+    with nullcontext() if message is None else pytest.raises(LaunchError, match=message):
+        build_runner(cfg)
 
 
 @pytest.mark.parametrize(('randomness', 'expected'), [({}, None), (dict(seed=0, deterministic=True), ':4096:8')])
