@@ -30,6 +30,8 @@ _GRADIENTS = 'accumulated_gradients'
 _SUPERSEDED = 'superseded_ckpts'
 # The epoch (of an epoch loop) or the iteration of the last validation; a resumed run compares it with its own.
 _VALIDATED = 'last_validation'
+# In the meta data of a checkpoint: the samples of an iteration, over all processes.
+_SAMPLES = 'samples_per_iteration'
 
 
 @HOOKS.register_module()
@@ -47,6 +49,7 @@ class AtomicCheckpointHook(CheckpointHook):
       loops save at the next update instead, and log it. Epoch loops can only be resumed from the end of an epoch, so
       they keep the gradients in the checkpoint.
     - Weights that became NaN or infinite are not saved: the run stops.
+    - A run that resumes with another number of samples per iteration, as on other processes, is warned of.
     - A run that was killed between a checkpoint and the validation that was due validates first when it resumes.
 
     ``tools/train.py`` replaces every plain ``CheckpointHook`` of a config by this hook.
@@ -58,6 +61,7 @@ class AtomicCheckpointHook(CheckpointHook):
     """
 
     _training = False
+    _loaded_samples: int | None = None
 
     def __init__(self, *args, **kwargs) -> None:
         super().__init__(*args, **kwargs)
@@ -88,6 +92,7 @@ class AtomicCheckpointHook(CheckpointHook):
                 for path in files.clear_leftovers(folder):
                     runner.logger.info(f'Removed {path}, which a killed run has left.')
         if resumed:
+            self._compare_samples(runner)
             self._take_over(runner, resumed)
             self._restore_gradients(runner)
             self._validate_if_due(runner, resumed)
@@ -113,6 +118,17 @@ class AtomicCheckpointHook(CheckpointHook):
         self._superseded = [path for path in (self._own_path(name, 'best_') for name in superseded) if path]
         self.last_ckpt = self._own_path(resumed.get('last_ckpt'), '')
         self._remove_outdated(runner)
+
+    def _compare_samples(self, runner) -> None:
+        """Warn of a run that is resumed on other processes, if its data do not continue where they were."""
+        before, now = self._loaded_samples, _samples_per_iteration(runner)
+        if type(before) is int and now is not None and before != now:
+            size, rest = divmod(before, get_world_size())
+            advice = '' if rest else f' To continue, set train_dataloader.batch_size={size}, and that of its sampler.'
+            runner.logger.warning(
+                f'An iteration had {before} samples over all processes, and has {now} now: the resumed run repeats or '
+                f'leaves out data.{advice}'
+            )
 
     def _is_own(self, runner) -> bool:
         """Whether the run was resumed from a checkpoint of the folder that it writes to."""
@@ -170,11 +186,14 @@ class AtomicCheckpointHook(CheckpointHook):
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
         self._loaded_gradients = checkpoint.get(_GRADIENTS)
+        self._loaded_samples = (checkpoint.get('meta') or {}).get(_SAMPLES)
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
         # FlexibleRunner writes the counters of this moment, which after a validation are already those of the next
         # epoch.
         checkpoint['meta'].update(self._meta)
+        if (samples := _samples_per_iteration(runner)) is not None:
+            checkpoint['meta'][_SAMPLES] = samples
         if self._gradients is not None:
             checkpoint[_GRADIENTS] = self._gradients
 
@@ -381,6 +400,12 @@ def _state(runner) -> Iterator[tuple[str, Tensor]]:
         for name, tensor in tensors.items():
             if tensor is not None and name not in module._non_persistent_buffers_set:
                 yield f'{prefix}.{name}' if prefix else name, tensor
+
+
+def _samples_per_iteration(runner) -> int | None:
+    """The samples of an iteration, over all processes; None if the loader does not say it."""
+    size = getattr(getattr(runner.train_dataloader, 'batch_sampler', None), 'batch_size', None)
+    return size * get_world_size() if type(size) is int else None
 
 
 def _place(loop) -> int:

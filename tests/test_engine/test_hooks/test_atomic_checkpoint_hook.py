@@ -230,6 +230,20 @@ def test_a_resumed_run_equals_a_whole_one(tmp_path, options):
             assert all(torch.equal(found[name][key], value) for key, value in wanted[name].items())
 
 
+@pytest.mark.parametrize('processes', [1, 2])
+def test_a_run_that_resumes_with_other_data_is_warned_of(tmp_path, monkeypatch, processes):
+    train(make(tmp_path), Kill(5))
+    runner, warned = make(tmp_path, resume=True), []
+    monkeypatch.setattr('mergemix_mm.engine.hooks.atomic_checkpoint_hook.get_world_size', lambda: processes)
+    monkeypatch.setattr(runner.logger, 'warning', warned.append)
+    train(runner)
+    size = runner.train_dataloader.batch_size
+    said = [text for text in warned if 'samples over all processes' in text]
+    assert [f'had {size} samples' in text and f'has {2 * size} now' in text for text in said] == [True] * (
+        processes - 1
+    )
+
+
 def test_a_validation_that_was_due_when_the_run_was_killed_comes_first(tmp_path):
     class KillBeforeValidation(Hook):
         def before_val(self, runner):
