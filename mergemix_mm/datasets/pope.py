@@ -5,6 +5,7 @@ from bisect import bisect_right
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 from mmengine.registry import DATASETS
 from torch.utils.data import ConcatDataset
 
@@ -60,6 +61,10 @@ class POPEDataset(RecordDataset):
     def source(self, index: int) -> str:
         file, place = self._place(index)
         return self.records.datasets[file].source(place)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        return np.concatenate([file.lengths for file in self.records.datasets])
 
     def _place(self, index: int) -> tuple[int, int]:
         """The number of the file that holds a record, and its index in that file."""

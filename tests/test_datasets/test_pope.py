@@ -50,6 +50,7 @@ def test_files_by_category_are_read_one_after_the_other(tmp_path):
         ('random', 2),
         ('popular', 7),
     ]
+    assert data.lengths.tolist() == [len(json.dumps(line()))] * 2 + [len(json.dumps(line(label='no')))]
     assert data[1]['source'].endswith('coco_pope_random.json:2') and data[2]['source'].endswith('popular.json:1')
 
 
