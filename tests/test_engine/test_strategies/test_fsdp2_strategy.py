@@ -155,7 +155,7 @@ def kept(rank, folder):
     """What a checkpoint keeps of such a model, and what a process says if only the main one cannot save it."""
     strategy = FSDP2Strategy(work_dir=f'{folder}/strategy', log_kwargs=dict(log_level='ERROR'))
     model = strategy.prepare(Tied())
-    model.train()(torch.full((2, 3), float(rank)) + torch.eye(3)[:2])
+    model.train()(torch.eye(3)[:2] * (rank + 1))
     strategy.save_checkpoint(f'{folder}/tied')
     taken = Path(folder, 'taken', 'notes.txt')
     taken.parent.mkdir(exist_ok=True)
