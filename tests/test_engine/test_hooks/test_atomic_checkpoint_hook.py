@@ -232,7 +232,7 @@ def test_a_resumed_run_equals_a_whole_one(tmp_path, options):
 
 @pytest.mark.parametrize('processes', [1, 2])
 def test_a_run_that_resumes_with_other_data_is_warned_of(tmp_path, monkeypatch, processes):
-    train(make(tmp_path), Kill(5))
+    train(make(tmp_path, hooks=[StepSeedHook(), Kill(5)]))
     runner, warned = make(tmp_path, resume=True), []
     monkeypatch.setattr('mergemix_mm.engine.hooks.atomic_checkpoint_hook.get_world_size', lambda: processes)
     monkeypatch.setattr(runner.logger, 'warning', warned.append)
