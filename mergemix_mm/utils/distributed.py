@@ -1,5 +1,6 @@
 """What processes do together: means over the samples that count, and steps that fail on all of them or on none."""
 
+import errno
 from collections.abc import Callable
 
 import torch
@@ -33,7 +34,7 @@ def together(step: Callable) -> list:
         raise error
     if failed := [outcome for outcome in outcomes if outcome is not None]:
         number, text = failed[0]
-        raise WriteError(number, f'another process could not save its part: {text}')
+        raise WriteError(number or errno.EIO, f'another process could not save its part: {text}')
     results = [result]
     broadcast_object_list(results)
     return results
