@@ -221,3 +221,14 @@ def test_data_throughput(run):
         assert sum(parts.values()) == pytest.approx(whole) and min(parts.values()) >= 0
     assert results['stages']['whole sample'] > 0 and results['loaders'].keys() == {'0'}
     assert '| template and tokens ' in printed and '| worker processes ' in printed
+
+
+def test_record_memory(run):
+    results, written, printed = run('record_memory')
+    assert written['lists'] == results and '200 records' in printed and '| JSON lines ' in printed
+    assert len(results) == 3 and all(one['read'] > 0 and one['open'] > 0 for one in results.values())
+    json_lines, *tables = (one['file'] for one in results.values())
+    assert all(json_lines > one for one in tables)
+    # The order of an epoch holds several arrays of int64, whatever the list is.
+    orders = [one['order'] for one in results.values()]
+    assert min(orders) > 5 * 8 and max(orders) < 1.1 * min(orders)
