@@ -10,7 +10,7 @@ from pathlib import Path
 from mergemix_mm.engine import launch
 from mergemix_mm.engine.planning import GIB, Cluster, PlanError, ScalePlan, UnknownBatchError, plan_scale
 from mergemix_mm.engine.planning.command import add_arguments, explained, hub_configs, read_model_config
-from mergemix_mm.engine.planning.scale import GIGA, TERA
+from mergemix_mm.engine.planning.scale import GIGA, MICRO, TERA
 from mergemix_mm.utils.tables import markdown_table
 
 
@@ -35,6 +35,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         ('utilisation', assumed.utilisation, 'share of the peak that a step reaches'),
         ('link', assumed.link / GIGA, 'GB/s that a GPU sends within its machine'),
         ('network', assumed.network / GIGA, 'GB/s that a machine of 8 GPUs sends to others'),
+        ('latency', assumed.latency / MICRO, 'microseconds from a GPU to the next one of its machine'),
+        ('network-latency', assumed.network_latency / MICRO, 'microseconds from a machine to the next one'),
     ):
         parser.add_argument(f'--{name}', type=float, default=value, help=f'{meaning} (default: {value:g})')
     add_arguments(parser)
@@ -42,7 +44,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     for number in args.gpus:
         if number < 2:
             parser.error(f'--gpus {number} must be at least 2; plan_memory.py plans one GPU')
-    for name in ('gpu_memory', 'peak', 'utilisation', 'link', 'network'):
+    for name in ('gpu_memory', 'peak', 'utilisation', 'link', 'network', 'latency', 'network_latency'):
         value = getattr(args, name)
         if not 0 < value < float('inf') or (name == 'utilisation' and value > 1):
             allowed = 'in (0, 1]' if name == 'utilisation' else 'above 0'
@@ -69,12 +71,17 @@ def describe(plans: Sequence[ScalePlan]) -> str:
                 memory,
                 f'{plan.sent / GIGA:.1f}',
                 f'{plan.collectives:,}',
-                f'{plan.compute:.2f} + {plan.communication:.2f}',
-                ' - '.join(f'{hours:,.1f}' for hours in plan.hours),
+                f'{_rounded(plan.compute)} + {_rounded(plan.communication)}',
+                ' - '.join(map(_rounded, plan.hours)),
             )
         )
     header = ('GPUs', 'samples', 'batch', 'steps', 'way', 'memory (GiB)', 'sent (GB)', 'calls', 'step (s)', 'hours')
     return markdown_table(header, rows)
+
+
+def _rounded(value: float) -> str:
+    """With two digits, or without any after the point."""
+    return f'{value:.2g}' if value < 10 else f'{value:,.0f}'
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -87,7 +94,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     hub = hub_configs(args.hub_config)
     cfg = read_model_config(args.config, args.cfg_options)
     cluster = Cluster(
-        args.peak * TERA, args.utilisation, args.link * GIGA, args.network * GIGA, gpu_memory=int(args.gpu_memory * GIB)
+        args.peak * TERA,
+        args.utilisation,
+        args.link * GIGA,
+        args.network * GIGA,
+        args.latency * MICRO,
+        args.network_latency * MICRO,
+        gpu_memory=int(args.gpu_memory * GIB),
     )
     with explained():
         try:

@@ -14,6 +14,7 @@ from mmengine.optim import OptimWrapper, build_optim_wrapper
 from mmengine.registry import HOOKS, OPTIMIZERS
 from torch import Tensor, nn
 
+from ...models.backbones.encoder_branch import EncoderBranch
 from ...models.vlms.hf.loading import parse_dtype
 from ...models.vlms.wrap_policy import wrap_decoder_layers
 from ..hooks.aia_hook import AIAHook
@@ -26,6 +27,8 @@ GIB = 2**30
 RESERVED = 2 * GIB
 # Layers that FSDP2 gathers at a time: the one that computes, and the next one.
 GATHERED = 2
+# Bytes of a gradient that is summed over the GPUs, or over micro-batches.
+SUMMED = 4
 
 
 @dataclass
@@ -109,9 +112,11 @@ def plan_memory(
     and with gradients that are released as soon as they are complete.
 
     Rules of FSDP2: parameters, gradients and states are divided by the number of GPUs. Each decoder layer of the
-    language model, and each encoder of a `MultiBackbone`, is a unit. Two units are gathered at a time, in the low
-    precision, and the gradients of two are summed over the GPUs in float32. All other parameters form the root, which
-    stays gathered during a step, and whose gradients are summed at its end.
+    language model, and each frozen encoder of a `MultiBackbone`, is a unit. Two units are gathered at a time, in the
+    low precision (encoders in their own), and the gradients of two are summed over the GPUs in float32. All other
+    parameters form the root, which stays gathered during a step, and whose gradients are summed at its end. Modules
+    that a model computes exactly are not sharded. With accumulation, whole gradients in float32 stay until the last
+    micro-batch.
 
     Args:
         cfg (Config): A config that trains.
@@ -146,13 +151,14 @@ class Simulation:
         self.low = low_precision(cfg)
         self.whole = step_peaks(cfg, hub_configs, text_tokens, autocast=self.low)
         self.sharded = step_peaks(cfg, hub_configs, text_tokens, compute=self.low, release=True)
-        self.units = unit_sizes(build_weightless(cfg.model, hub_configs))
+        model = build_weightless(cfg.model, hub_configs)
+        self.units, self.exact = sharded_units(model, self.low), _bytes(exact_parameters(model))
+        self.accumulates = cfg.optim_wrapper.get('accumulative_counts', 1) > 1
         self.averaged = bool(_hooks_of(cfg, EMAHook))
 
     def plan(self, gpus: int) -> TrainingPlan:
         """The ways to train on so many GPUs."""
-        whole, units = self.whole, self.units
-        fixed = whole.scorers
+        whole, fixed = self.whole, self.whole.scorers
         copies = whole.weights if self.averaged else 0
         buckets = whole.gradients if gpus > 1 else 0
         plans = [
@@ -164,16 +170,19 @@ class Simulation:
                 step=max(whole.loss, whole.update) - whole.gradients,
             )
         ]
-        size = parse_dtype(self.low).itemsize
-        layers = min(GATHERED, units.number) * units.largest
-        gathered = size * (units.root + layers)
-        gathered += size * (units.root_trained + units.largest_trained)  # Their gradients, until they are complete.
-        gathered += 4 * max(min(GATHERED, units.number) * units.largest_trained, units.root_trained)
-        states = dict(weights=whole.weights + copies, gradients=whole.gradients, optimizer=whole.optimizer)
+        root, *others = self.units
+        gathered = root.gathered + _largest(unit.gathered for unit in others)
+        # Gradients of what is gathered, until they are complete.
+        gathered += root.trained_bytes + _largest((unit.trained_bytes for unit in others), 1)
+        gathered += SUMMED * max(root.trained, _largest(unit.trained for unit in others))
+        if self.accumulates:
+            gathered += SUMMED * sum(unit.trained for unit in self.units)
+        states = dict(weights=whole.weights - self.exact + copies, gradients=whole.gradients, optimizer=whole.optimizer)
         shards = {name: -(-value // gpus) for name, value in states.items()}
         update = (whole.update - whole.gradients) // gpus
         step, host = self.sharded.loss + gathered, sum(shards.values()) + update
         plans.append(MemoryPlan('FSDP2', **shards, step=max(step, update)))
+        fixed += self.exact
         plans[-1].weights += fixed
         plans.append(MemoryPlan('FSDP2, CPU offload', weights=fixed, gradients=0, optimizer=0, step=step, host=host))
         return TrainingPlan(plans, whole.batches, self.low)
@@ -320,31 +329,52 @@ def low_precision(cfg: Config) -> torch.dtype | None:
 
 
 @dataclass
-class UnitSizes:
-    """Numbers of parameters that FSDP2 gathers together: the root, and the largest of the units."""
+class Unit:
+    """What FSDP2 gathers together.
 
-    number: int = 0
-    root: int = 0
-    root_trained: int = 0
-    largest: int = 0
-    largest_trained: int = 0
+    Args:
+        name (str): Of the module.
+        gathered (int): Bytes of the parameters, in the precision in which they are gathered.
+        trained (int): Number of parameters that train.
+        trained_bytes (int): Bytes of these, gathered.
+    """
 
-
-def unit_sizes(model: nn.Module) -> UnitSizes:
-    """Divide a model into units, by the rule of `wrap_decoder_layers`."""
-    sizes = UnitSizes()
-    inside: set[int] = set()
-    for module in model.modules():
-        if wrap_decoder_layers(module, False, 0):
-            parameters = {id(one): one for one in module.parameters()}
-            sizes.number += 1
-            sizes.largest = max(sizes.largest, _total(parameters.values()))
-            sizes.largest_trained = max(sizes.largest_trained, _total(parameters.values(), trained=True))
-            inside |= parameters.keys()
-    rest = [one for one in model.parameters() if id(one) not in inside]
-    sizes.root, sizes.root_trained = _total(rest), _total(rest, trained=True)
-    return sizes
+    name: str
+    gathered: int = 0
+    trained: int = 0
+    trained_bytes: int = 0
 
 
-def _total(parameters: Iterable[nn.Parameter], trained: bool = False) -> int:
-    return sum(one.numel() for one in parameters if one.requires_grad or not trained)
+def sharded_units(model: nn.Module, low: torch.dtype | None) -> list[Unit]:
+    """Divide a model into units as `FSDP2Strategy` does by default: the root, and the units from the inside out.
+
+    Args:
+        model (nn.Module): A model whose parameters have their own dtypes.
+        low (torch.dtype, optional): The precision of computation; None is that of the weights.
+    """
+    names = [name for name, module in model.named_modules() if name and wrap_decoder_layers(module, False, 0)]
+    seen = set(exact_parameters(model))
+    units = []
+    for name in [*reversed(names), '']:
+        module, unit = model.get_submodule(name), Unit(name)
+        dtype = None if isinstance(module, EncoderBranch) else low
+        for parameter in dict.fromkeys(module.parameters()):
+            if parameter not in seen:
+                size = parameter.numel() * (parameter.element_size() if dtype is None else dtype.itemsize)
+                unit.gathered += size
+                unit.trained += parameter.requires_grad * parameter.numel()
+                unit.trained_bytes += parameter.requires_grad * size
+        seen |= set(module.parameters())
+        units.append(unit)
+    return [units.pop(), *units]
+
+
+def exact_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """Parameters of modules that a model computes exactly; they are whole on each GPU."""
+    parts = [part for module in model.modules() for part in getattr(module, 'exact_modules', ())]
+    return list(dict.fromkeys(one for part in parts for one in part.parameters()))
+
+
+def _largest(sizes: Iterable[int], number: int = GATHERED) -> int:
+    """The sum of the largest sizes: of units that are gathered at a time."""
+    return sum(sorted(sizes, reverse=True)[:number])

@@ -5,15 +5,24 @@ from copy import deepcopy
 from dataclasses import dataclass
 
 from mmengine.config import Config
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._pytree import tree_iter
 
-from ...models.vlms.hf.loading import parse_dtype
-from ...models.vlms.wrap_policy import wrap_decoder_layers
-from .plan import MemoryPlan, PlanError, Simulation, autocast_of, low_precision, simulated_model, unit_sizes
-from .weightless import HubConfigs
+from .plan import (
+    SUMMED,
+    MemoryPlan,
+    PlanError,
+    Simulation,
+    Unit,
+    autocast_of,
+    low_precision,
+    sharded_units,
+    simulated_model,
+)
+from .weightless import HubConfigs, build_weightless
 
-GIGA, TERA = 10**9, 10**12
+GIGA, TERA, MICRO = 10**9, 10**12, 1e-6
+BUCKET = 25 * 2**20  # Bytes of gradients that DDP sums with one call.
 
 
 @dataclass(frozen=True)
@@ -28,6 +37,9 @@ class Cluster:
             450e9.
         network (float): Bytes per second that a machine sends to others. Defaults to 320e9, 80% of eight adapters of
             400 Gbit/s, all of which rings use.
+        latency (float): Seconds of a step of a ring or tree within a machine. Defaults to 3.4e-6, as NCCL assumes of
+            NVLink (ring, protocol Simple, in its src/graph/tuning.cc).
+        network_latency (float): Seconds of such a step between machines. Defaults to 14e-6, as NCCL assumes there.
         node (int): GPUs of a machine. Defaults to 8.
         gpu_memory (int): Bytes of a GPU. Defaults to 80 GiB.
     """
@@ -36,8 +48,24 @@ class Cluster:
     utilisation: float = 0.3
     link: float = 360 * GIGA
     network: float = 320 * GIGA
+    latency: float = 3.4e-6
+    network_latency: float = 14e-6
     node: int = 8
     gpu_memory: int = 80 * 2**30
+
+    def rate(self, gpus: int) -> float:
+        """Bytes per second that a ring of all GPUs moves."""
+        return self.link if gpus <= self.node else min(self.link, self.network)
+
+    def ring(self, gpus: int) -> float:
+        """Seconds until the first byte has gone around a ring: from each GPU to the next one."""
+        between = math.ceil(gpus / self.node) - 1
+        return (gpus - 1 - between) * self.latency + between * self.network_latency
+
+    def tree(self, gpus: int) -> float:
+        """Seconds until the first byte has gone up and down a tree of machines, within which GPUs are a chain."""
+        machines = math.ceil(gpus / self.node)
+        return 2 * ((min(gpus, self.node) - 1) * self.latency + math.ceil(math.log2(machines)) * self.network_latency)
 
 
 @dataclass
@@ -46,19 +74,19 @@ class StepWork:
 
     Args:
         flops (float): Operations for each sample, mean over the tasks; what is computed again in the backward counts.
-        gathered (int): Parameters that FSDP2 gathers, each time that a unit runs or is run backward.
+        gathered (int): Bytes of the parameters that FSDP2 gathers, each time that a unit runs or is run backward.
+        gathers (int): Calls of the network for that.
         reduced (int): Gradients that FSDP2 sums over the GPUs.
-        collectives (int): Calls of the network for both.
+        reductions (int): Calls of the network for that.
         trained (int): Parameters that train: DDP sums a gradient of each.
-        itemsize (int): Bytes of a gathered parameter.
     """
 
     flops: float
     gathered: int
+    gathers: int
     reduced: int
-    collectives: int
+    reductions: int
     trained: int
-    itemsize: int
 
 
 @dataclass
@@ -116,8 +144,8 @@ def plan_scale(
     are mixed with one another: with too many GPUs, the batch of a step grows and the steps become fewer.
 
     Memory is planned for the longest texts, as `plan_memory` does. Operations are those of texts of `text_tokens`.
-    Collectives are rings, in which a GPU sends (N - 1) / N of what is gathered or reduced. DDP sums gradients once a
-    step, FSDP2 in each micro-batch. Sums are in float32.
+    FSDP2 gathers in each micro-batch. Gradients are summed once in a step, in float32. Collectives are rings, in which
+    a GPU sends (N - 1) / N of what is gathered or reduced; the sums of DDP start like trees.
 
     Args:
         cfg (Config): A config that trains.
@@ -150,13 +178,7 @@ def plan_scale(
             simulations[key] = Simulation(own, hub_configs)
         ways = simulations[key].plan(number).ways
         way = next((way for way in ways if way.fits(cluster.gpu_memory)), ways[-1])
-        ring = (number - 1) / number
-        if way.name == 'DDP':
-            sent, collectives = 2 * 4 * work.trained * ring, 1
-        else:
-            each = work.itemsize * work.gathered + 4 * work.reduced
-            sent, collectives = accumulation * each * ring, accumulation * work.collectives
-        rate = cluster.link if number <= cluster.node else min(cluster.link, cluster.network)
+        sent, collectives, latency = _exchange(work, way.name == 'DDP', accumulation, number, cluster)
         plans.append(
             ScalePlan(
                 number,
@@ -165,13 +187,26 @@ def plan_scale(
                 steps=-(-samples // (number * size * accumulation)),
                 memory=way,
                 fits=way.fits(cluster.gpu_memory),
-                sent=round(sent),
+                sent=sent,
                 collectives=collectives,
                 compute=work.flops * size * accumulation / (cluster.peak * cluster.utilisation),
-                communication=sent / rate,
+                communication=sent / cluster.rate(number) + latency,
             )
         )
     return plans
+
+
+def _exchange(work: StepWork, ddp: bool, accumulation: int, gpus: int, cluster: Cluster) -> tuple[int, int, float]:
+    """Bytes that a GPU sends in a step, calls of the network, and seconds in which these wait for their first byte."""
+    if ddp:
+        gradients = SUMMED * work.trained
+        sent, calls = 2 * gradients, math.ceil(gradients / BUCKET)
+        latency = calls * cluster.tree(gpus)
+    else:
+        sent = accumulation * work.gathered + SUMMED * work.reduced
+        calls = accumulation * work.gathers + work.reductions
+        latency = calls * cluster.ring(gpus)
+    return round(sent * (gpus - 1) / gpus), calls, latency
 
 
 def micro_batches(base: int, batch_size: int, gpus: int, least: int) -> tuple[int, int]:
@@ -191,21 +226,23 @@ def step_work(cfg: Config, hub_configs: HubConfigs | None = None, text_tokens: i
     """
     low, cfg = low_precision(cfg), deepcopy(cfg)
     cfg.train_dataloader.batch_size = size = 2
+    root, *units = sharded_units(build_weightless(cfg.model, hub_configs), low)
     model, _, memory, batches = simulated_model(cfg, hub_configs, text_tokens, low)
-    runs: list[tuple[int, int]] = []  # Of units: parameters, and those that train; the second time backward.
+    gathers: list[int] = []
+    reductions: list[int] = []
     forward = True
 
-    def count(module: nn.Module, args: tuple, output: object) -> None:
+    def count(unit: Unit, output: object) -> None:
         if not forward:  # A layer that is computed again is whole already.
             return
-        numbers = _numbers(module)
-        runs.append((numbers[0], 0))
+        gathers.append(unit.gathered)
         if any(isinstance(one, Tensor) and one.requires_grad for one in tree_iter(output)):
-            runs.append(numbers)
+            gathers.append(unit.gathered)  # For its backward.
+            if unit.trained:
+                reductions.append(unit.trained)
 
-    for module in model.modules():
-        if wrap_decoder_layers(module, False, 0):
-            module.register_forward_hook(count)
+    for unit in units:
+        model.get_submodule(unit.name).register_forward_hook(lambda _, args, output, unit=unit: count(unit, output))
     for make in batches.values():
         with memory:
             batch = make()
@@ -216,18 +253,15 @@ def step_work(cfg: Config, hub_configs: HubConfigs | None = None, text_tokens: i
             loss.backward()
             forward = True
             model.zero_grad()
-    tasks, root = len(batches), unit_sizes(model)
-    gathered = sum(run[0] for run in runs) // tasks + root.root
-    reduced = sum(run[1] for run in runs) // tasks + root.root_trained
-    collectives = (len(runs) + sum(run[1] > 0 for run in runs)) // tasks + 1 + (root.root_trained > 0)
-    trained = sum(one.numel() for one in model.parameters() if one.requires_grad)
-    itemsize = parse_dtype(low).itemsize
-    return StepWork(memory.flops / (size * tasks), gathered, reduced, collectives, trained, itemsize)
-
-
-def _numbers(module: nn.Module) -> tuple[int, int]:
-    parameters = {id(one): one for one in module.parameters()}.values()
-    return sum(one.numel() for one in parameters), sum(one.numel() for one in parameters if one.requires_grad)
+    tasks = len(batches)
+    return StepWork(
+        flops=memory.flops / (size * tasks),
+        gathered=sum(gathers) // tasks + root.gathered,
+        gathers=len(gathers) // tasks + 1,
+        reduced=sum(reductions) // tasks + root.trained,
+        reductions=len(reductions) // tasks + (root.trained > 0),
+        trained=root.trained + sum(unit.trained for unit in units),
+    )
 
 
 def _mixes(cfg: Config) -> bool:

@@ -23,7 +23,7 @@ from mergemix_mm.engine.planning import (
     step_peaks,
     training_batches,
 )
-from mergemix_mm.engine.planning.plan import low_precision, unit_sizes
+from mergemix_mm.engine.planning.plan import exact_parameters, low_precision, sharded_units
 from mergemix_mm.engine.planning.weightless import HubConfigError
 
 ROOT = Path(__file__).parents[3]
@@ -202,10 +202,40 @@ def test_fsdp2_divides_the_states_and_gathers_two_layers():
     two, eight = (plan_memory(cfg, gpus, text_tokens=8).ways[1] for gpus in (2, 8))
     for part in ('weights', 'gradients', 'optimizer'):
         assert getattr(two, part) == pytest.approx(4 * getattr(eight, part), rel=0.01)
-    units = unit_sizes(build_weightless(cfg.model))
+    root, *layers = sharded_units(build_weightless(cfg.model), None)
     layer = 4 * 128 * 128 + 3 * 128 * 256 + 2 * 128
-    assert units.number == 3 and units.largest == units.largest_trained == layer
-    assert eight.step > 4 * (units.root + 2 * layer)  # Gathered in float32, as the config has no other precision.
+    assert [one.trained for one in layers] == [layer] * 3
+    # Gathered in float32, as the config has no other precision.
+    assert all(one.gathered == one.trained_bytes == 4 * layer for one in layers)
+    assert eight.step > root.gathered + 2 * 4 * layer
+
+
+def test_whole_gradients_stay_on_each_gpu_with_accumulation():
+    cfg = llava(True)
+    once = plan_memory(cfg, 8, text_tokens=8).ways
+    cfg.optim_wrapper.accumulative_counts = 4
+    gradients = once[0].gradients // 2
+    for before, after in zip(once[1:], plan_memory(cfg, 8, text_tokens=8).ways[1:], strict=True):
+        assert after.total - before.total == gradients
+
+
+def test_frozen_encoders_are_gathered_in_their_own_dtype_and_exact_modules_are_whole():
+    cfg = load(CONFIGS / 'sphinx/tiny-sphinx_1xb16-align-coslr-400i_shapes.py')
+    _, *units = sharded_units(build_weightless(cfg.model), torch.bfloat16)
+    encoders = [one for one in units if not one.trained]
+    layers = [one for one in units if one.trained]
+    assert len(encoders) == len(cfg.model.vlm.backbone.encoders) and layers
+    assert all(one.gathered == 2 * one.trained for one in layers)
+    model = build_weightless(cfg.model)
+    for one in encoders:
+        assert one.gathered == sum(4 * weight.numel() for weight in model.get_submodule(one.name).parameters())
+    cfg = janus(False)
+    model = build_weightless(cfg.model)
+    exact = exact_parameters(model)
+    assert {id(one) for one in exact} == {id(one) for one in model.vlm.family.model.model.vqmodel.parameters()}
+    held = sum(4 * one.numel() for one in exact)
+    assert sum(one.gathered for one in sharded_units(model, None)) + held == plan_memory(cfg, 1).ways[0].weights
+    assert plan_memory(cfg, 4, text_tokens=8).ways[2].weights == held
 
 
 def test_offload_leaves_the_step_on_the_gpu_and_all_else_in_the_machine():

@@ -19,7 +19,7 @@ from mergemix_mm.engine.planning import (
     step_work,
     training_batches,
 )
-from mergemix_mm.engine.planning.plan import Simulation, unit_sizes
+from mergemix_mm.engine.planning.plan import Simulation, sharded_units
 from mergemix_mm.engine.planning.scale import micro_batches
 
 SIMPO = CONFIGS / 'simpo/tiny-llava_1xb64-simpo-mergemix-coslr-300i_shapes.py'
@@ -80,13 +80,26 @@ def work_of(path, checkpointing=False):
 
 @pytest.mark.parametrize(('path', 'checkpointing', 'passes'), [(SFT, True, 1), (SFT, False, 1), (SIMPO, False, 2)])
 def test_units_are_gathered_in_each_pass_forward_and_backward_and_the_root_once(path, checkpointing, passes):
-    units = unit_sizes(build_weightless(llava(path).model))
-    inside, number = units.number * units.largest, units.number
+    root, *units = sharded_units(build_weightless(llava(path).model), None)
+    inside = sum(unit.trained for unit in units)
     work = work_of(path, checkpointing)
-    assert work.gathered == units.root + 2 * passes * inside
-    assert work.reduced == units.root_trained + passes * inside
-    assert work.collectives == 2 + 3 * passes * number
-    assert work.trained == units.root_trained + inside and work.itemsize == 4
+    assert work.gathered == root.gathered + 2 * passes * 4 * inside
+    assert work.reduced == root.trained + passes * inside
+    assert (work.gathers, work.reductions) == (1 + 2 * passes * len(units), 1 + passes * len(units))
+    assert work.trained == root.trained + inside
+
+
+def test_what_is_frozen_is_gathered_for_the_forward_only():
+    cfg = load(CONFIGS / 'sphinx/tiny-sphinx_1xb16-align-coslr-400i_shapes.py')
+    root, *units = sharded_units(build_weightless(cfg.model), None)
+    work = step_work(cfg, text_tokens=8)
+    assert work.gathered == root.gathered + sum((2 if unit.trained else 1) * unit.gathered for unit in units)
+
+
+def test_a_ring_takes_a_step_from_each_gpu_to_the_next_and_a_tree_two_for_each_doubling_of_machines():
+    cluster = Cluster(latency=1, network_latency=10)
+    assert [cluster.ring(gpus) for gpus in (8, 16, 512)] == [7, 14 + 10, 448 + 630]
+    assert [cluster.tree(gpus) for gpus in (2, 8, 16, 512)] == [2, 14, 14 + 20, 14 + 120]
 
 
 def test_mixed_simpo_computes_two_steps_of_sft_and_the_scoring():
@@ -94,7 +107,7 @@ def test_mixed_simpo_computes_two_steps_of_sft_and_the_scoring():
 
 
 def test_ddp_is_taken_where_it_fits_and_fsdp_elsewhere_and_time_follows_from_what_is_computed_and_sent(monkeypatch):
-    cfg, cluster = llava(), Cluster(peak=1e9, utilisation=0.5, link=1e6, network=5e5)
+    cfg, cluster = llava(), Cluster(peak=1e9, utilisation=0.5, link=1e6, network=5e5, latency=2e-3)
     work, simulated = work_of(SFT), Simulation(cfg)
     monkeypatch.setattr(scale, 'step_work', lambda *_: work)
     monkeypatch.setattr(scale, 'Simulation', lambda *_: simulated)
@@ -102,18 +115,22 @@ def test_ddp_is_taken_where_it_fits_and_fsdp_elsewhere_and_time_follows_from_wha
     samples = cfg.train_cfg.max_iters * 64
     for plan, size, accumulation, rate in ((eight, 4, 2, 1e6), (many, 4, 1, 5e5)):
         assert (plan.batch_size, plan.accumulation, plan.global_batch) == (size, accumulation, 64)
-        assert plan.memory.name == 'DDP' and plan.fits and plan.collectives == 1
+        assert plan.memory.name == 'DDP' and plan.fits and plan.collectives == 1  # One bucket.
         assert plan.steps == samples / 64
         assert plan.sent == round(8 * work.trained * (plan.gpus - 1) / plan.gpus)
         assert plan.compute == pytest.approx(work.flops * size * accumulation / 5e8)
-        assert plan.communication == pytest.approx(plan.sent / rate, rel=1e-6)
+        assert plan.communication == pytest.approx(plan.sent / rate + cluster.tree(plan.gpus), rel=1e-6)
         low, high = (hours * 3600 / plan.steps for hours in plan.hours)
         assert low == pytest.approx(max(plan.compute, plan.communication))
         assert high == pytest.approx(plan.compute + plan.communication)
     small = Cluster(gpu_memory=eight.memory.total - 1)
     (sharded,) = plan_scale(cfg, [8], small, text_tokens=20)
     assert sharded.memory.name == 'FSDP2' and sharded.memory.total < eight.memory.total
-    assert sharded.sent == round(2 * (4 * work.gathered + 4 * work.reduced) * 7 / 8)
+    # Two micro-batches gather, and one reduces.
+    assert sharded.sent == round((2 * work.gathered + 4 * work.reduced) * 7 / 8)
+    assert sharded.collectives == 2 * work.gathers + work.reductions
+    waits = sharded.collectives * Cluster().ring(8)
+    assert sharded.communication == pytest.approx(sharded.sent / Cluster().link + waits)
     (none,) = plan_scale(cfg, [8], Cluster(gpu_memory=GIB), text_tokens=20)
     assert not none.fits and none.memory.name == 'FSDP2, CPU offload'
 
