@@ -107,7 +107,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             plans = plan_scale(cfg, args.gpus, cluster, hub, args.text_tokens, args.records)
         except (PlanError, UnknownBatchError) as error:
             raise launch.LaunchError(str(error)) from None
-    print(f'{Path(args.config).stem}\n\n{describe(plans)}')
+    print(f'{Path(args.config).stem}: {_rounded(plans[0].flops / GIGA)} GFLOP for each sample\n\n{describe(plans)}')
 
 
 if __name__ == '__main__':

@@ -102,6 +102,7 @@ class ScalePlan:
         fits (bool): Whether that fits.
         sent (int): Bytes that a GPU sends in a step.
         collectives (int): Calls of the network in a step.
+        flops (float): Operations for each sample.
         compute (float): Seconds of a step.
         communication (float): Seconds of a step, if nothing is computed meanwhile.
     """
@@ -114,6 +115,7 @@ class ScalePlan:
     fits: bool
     sent: int
     collectives: int
+    flops: float
     compute: float
     communication: float
 
@@ -189,6 +191,7 @@ def plan_scale(
                 fits=way.fits(cluster.gpu_memory),
                 sent=sent,
                 collectives=collectives,
+                flops=work.flops,
                 compute=work.flops * size * accumulation / (cluster.peak * cluster.utilisation),
                 communication=sent / cluster.rate(number) + latency,
             )

@@ -77,6 +77,14 @@ def janus(checkpointing, batch=4):
     return cfg
 
 
+def frozen_encoders():
+    cfg = load(CONFIGS / 'sphinx/tiny-sphinx_1xb16-align-coslr-400i_shapes.py')
+    cfg.model.vlm.trainable = ['projector', 'language_model']
+    for encoder in cfg.model.vlm.backbone.encoders:
+        encoder.frozen = True
+    return cfg
+
+
 def measured(cfg, peak_memory, autocast=None, text_tokens=None):
     """Peaks of a real step of each task, in bytes: forward and backward, and the optimizer's update."""
     torch.manual_seed(0)
@@ -220,7 +228,7 @@ def test_whole_gradients_stay_on_each_gpu_with_accumulation():
 
 
 def test_frozen_encoders_are_gathered_in_their_own_dtype_and_exact_modules_are_whole():
-    cfg = load(CONFIGS / 'sphinx/tiny-sphinx_1xb16-align-coslr-400i_shapes.py')
+    cfg = frozen_encoders()
     _, *units = sharded_units(build_weightless(cfg.model), torch.bfloat16)
     encoders = [one for one in units if not one.trained]
     layers = [one for one in units if one.trained]
@@ -234,8 +242,10 @@ def test_frozen_encoders_are_gathered_in_their_own_dtype_and_exact_modules_are_w
     exact = exact_parameters(model)
     assert {id(one) for one in exact} == {id(one) for one in model.vlm.family.model.model.vqmodel.parameters()}
     held = sum(4 * one.numel() for one in exact)
-    assert sum(one.gathered for one in sharded_units(model, None)) + held == plan_memory(cfg, 1).ways[0].weights
-    assert plan_memory(cfg, 4, text_tokens=8).ways[2].weights == held
+    whole, _, offloaded = plan_memory(cfg, 4, text_tokens=8).ways
+    rest = sum(one.gathered for one in sharded_units(model, None))
+    assert rest + held == pytest.approx(whole.weights, rel=1e-3)  # Without buffers.
+    assert offloaded.weights == held > 0
 
 
 def test_offload_leaves_the_step_on_the_gpu_and_all_else_in_the_machine():

@@ -91,8 +91,12 @@ def test_units_are_gathered_in_each_pass_forward_and_backward_and_the_root_once(
 
 def test_what_is_frozen_is_gathered_for_the_forward_only():
     cfg = load(CONFIGS / 'sphinx/tiny-sphinx_1xb16-align-coslr-400i_shapes.py')
+    cfg.model.vlm.trainable = ['projector', 'language_model']
+    for encoder in cfg.model.vlm.backbone.encoders:
+        encoder.frozen = True
     root, *units = sharded_units(build_weightless(cfg.model), None)
     work = step_work(cfg, text_tokens=8)
+    assert {bool(unit.trained) for unit in units} == {True, False}
     assert work.gathered == root.gathered + sum((2 if unit.trained else 1) * unit.gathered for unit in units)
 
 
