@@ -129,7 +129,7 @@ CONFIGS = {
     '_base_/zero3.py': '_base_/strategies/fsdp.py',
     '_base_/strategies/zero2.py': '_base_/strategies/fsdp.py',
     '_base_/strategies/zero3.py': '_base_/strategies/fsdp.py',
-    # DeepSpeed was dropped; FSDP2 trains the same models.
+    # FSDP2 trains the same models.
     **{
         f'{recipe}-{stage}_{data}.py': f'{recipe}-fsdp_{data}.py'
         for recipe, stage, data in (

@@ -24,10 +24,18 @@ def results_of(file, folder):
         )
         for rank in range(WORLD)
     ]
+    outputs = []
     try:
         for process in processes:
-            output, _ = process.communicate(timeout=HANGS)
-            assert process.returncode == 0, output[-3000:]
+            failed = any(one.returncode for one in processes)
+            try:
+                outputs.append(process.communicate(timeout=60 if failed else HANGS)[0])
+            except subprocess.TimeoutExpired:
+                if not failed:
+                    raise
+                outputs.append('It waits.')
+        texts = [f'process {rank}: {output[-3000:]}' for rank, output in enumerate(outputs)]
+        assert not any(process.returncode for process in processes), '\n'.join(texts)
     finally:
         for process in processes:
             process.kill()

@@ -26,5 +26,5 @@ def nearest_code(latents: Tensor, codebook: Tensor, chunk_size: int = 1024) -> T
 
 
 def codebook_of(embedding: nn.Embedding) -> Tensor:
-    """The weight [V, C] of an embedding, by a call: it may be sharded (ZeRO-3) until its module is called."""
+    """The weight [V, C] of an embedding, by a call: a sharded one is whole only then."""
     return embedding(torch.arange(embedding.num_embeddings, device=embedding.weight.device))
