@@ -89,9 +89,7 @@ class FSDP2Strategy(DDPStrategy):
         **kwargs: Any,
     ) -> None:
         if kwargs.pop('model_wrapper', None) is not None:
-            raise ValueError(
-                'FSDP2Strategy: strategy.model_wrapper is for DDP and FSDP1; remove it: nothing is wrapped'
-            )
+            raise ValueError('FSDP2Strategy: strategy.model_wrapper is for DDPStrategy; remove it: nothing is wrapped')
         if unknown := sorted(kwargs.keys() - {'sync_bn', *signature(BaseStrategy.__init__).parameters}):
             raise ValueError(
                 f'FSDP2Strategy: strategy has {", ".join(unknown)}; allowed are units, cpu_offload, '

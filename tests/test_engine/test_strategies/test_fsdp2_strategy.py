@@ -7,18 +7,19 @@ import gc
 import os
 import pickle
 import sys
-from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import rank_kills  # noqa: F401 - its hook
 import torch
 import torch.distributed as dist
+from fault_injection import in_child
 from mmengine.config import Config
+from mmengine.hooks import Hook
 from mmengine.registry import MODELS
 from mmengine.runner.checkpoint import CheckpointLoader
 from safetensors.torch import load_file
-from tiny_runs import Kill
 from torch import nn
 from two_ranks import WORLD, results_of, sharded, whole
 
@@ -64,13 +65,12 @@ def config(folder, name, ranks=WORLD, strategy=True, **options):
     return cfg
 
 
-def train(cfg, killed_at=None):
-    """Train until the end or until killed: all weights, and the last metrics."""
+def train(cfg, **kill):
+    """Train until the end, or until `KillRank` ends the process: all weights, and the last metrics."""
+    if kill:
+        cfg.custom_hooks.append(dict(type='KillRank', **kill))
     runner = build_runner(cfg)
-    if killed_at is not None:
-        runner.register_hook(Kill(killed_at))
-    with suppress(KeyboardInterrupt):
-        runner.train()
+    runner.train()
     scalars = runner.message_hub.log_scalars.items()
     metrics = {key: float(log.current()) for key, log in scalars if key.startswith('val/') and 'time' not in key}
     names = ((name.removeprefix('module.'), one) for name, one in runner.model.named_parameters())
@@ -89,25 +89,64 @@ def stop():
 def worker(rank, folder):
     torch.set_num_threads(1)
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(WORLD), MASTER_ADDR='-', MASTER_PORT='0')
-    start(rank, folder, 0)
-    found = dict(ddp=train(config(folder, 'ddp', strategy=False)), fsdp=train(config(folder, 'fsdp')))
+    found = dict(interrupted=interrupted(rank, folder))
+    start(rank, folder, 1)
+    found |= dict(ddp=train(config(folder, 'ddp', strategy=False)), fsdp=train(config(folder, 'fsdp')))
     found['accumulated'] = train(config(folder, 'sums', **ACCUMULATED))[0]
     found['accumulated ddp'] = train(config(folder, 'sums-ddp', strategy=False, **ACCUMULATED))[0]
-    # Killed after two steps, resumed by one process, killed, resumed by two.
-    train(config(folder, 'moved'), killed_at=3)
-    stop()
-    if rank == 0:
-        train(config(folder, 'moved', ranks=1, resume=True), killed_at=5)
-        dist.destroy_process_group()
-    start(rank, folder, 1)
     found['moved'] = train(config(folder, 'moved', resume=True))
     # From the checkpoint of DDP.
     loaded = config(folder, 'loaded', load_from=str(last_checkpoint(folder, 'ddp')), resume=True)
     found['loaded'] = train(loaded)[0]
     found['lora'] = lora(rank, folder)
     found['kept'] = kept(rank, folder)
+    found['answers'] = answers(rank, folder)
     stop()
     torch.save(found, f'{folder}/rank{rank}.pth')
+
+
+def interrupted(rank, folder):
+    """Forked processes that are killed: one of two in its second save, and one that goes on alone, in its next step.
+
+    How they ended, and what the first two left.
+    """
+
+    def two():
+        start(rank, folder, 0)
+        train(config(folder, 'moved'), save=2)
+
+    statuses, left = [in_child(two)], []
+    if rank == 0:
+        left = sorted(path.name[:8] for path in Path(folder, 'moved').iterdir() if '.pth' in path.name)
+        statuses.append(in_child(lambda: train(config(folder, 'moved', ranks=1, resume=True), step=5)))
+    return dict(statuses=statuses, left=left)
+
+
+class WatchAnswers(Hook):
+    """Counts the tokens of answers, and how often the first layer of the language model ran."""
+
+    def __init__(self):
+        self.passes, self.lengths = 0, []
+
+    def before_val(self, runner):
+        layer = next(layer for name, layer in runner.model.named_modules() if name.endswith('language_model.layers.0'))
+        layer.register_forward_pre_hook(self.count)
+
+    def count(self, *_):
+        self.passes += 1
+
+    def after_val_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        self.lengths += [len(sample.pred_answer.split()) for sample in outputs]
+
+
+def answers(rank, folder):
+    """A validation in which all answers of one process end with their first token."""
+    ends = dict(max_new_tokens=6, eos_token_id=list(range(64)) if rank else 63)
+    runner = build_runner(config(folder, 'answers', **{'model.generation': ends}))
+    hook = WatchAnswers()
+    runner.register_hook(hook)
+    runner.val()
+    return dict(passes=hook.passes, lengths=hook.lengths)
 
 
 ACCUMULATED = {'optim_wrapper.accumulative_counts': 3, 'val_cfg': None, 'val_dataloader': None, 'val_evaluator': None}
@@ -132,7 +171,7 @@ def lora(rank, folder):
     dtypes = {(one.requires_grad, str(one.dtype)) for one in model.parameters()}
     model.vlm.save_pretrained(f'{folder}/adapters')
     weights = {name: whole(one) for name, one in model.named_parameters() if one.requires_grad}
-    return dict(dtypes=sorted(dtypes), weights=weights)
+    return dict(dtypes=sorted(dtypes), weights=weights, buffers=dict(model.named_buffers()))
 
 
 class Tied(nn.Module):
@@ -205,9 +244,22 @@ def test_gradients_accumulate_as_under_ddp(results):
         assert_same(result['accumulated'], result['accumulated ddp'])
 
 
-def test_a_killed_run_resumes_on_another_number_of_processes(results, one_process):
+def test_a_killed_run_resumes_on_another_number_of_processes(results, one_process, folder):
+    """One of two is killed while it writes its part; the other ends with an error, instead of waiting."""
+    first, second = (result['interrupted'] for result in results)
+    assert first['statuses'] == [-9, -9] and second['statuses'] == [1]
+    assert [name for name in first['left'] if name.startswith('iter')] == ['iter_2.p']
+    assert any(name.startswith('.iter_4') for name in first['left'])
     for result in results:
         assert_same(result['moved'][0], one_process[0])
+    assert not [path for path in (folder / 'moved').iterdir() if path.name.startswith('.')]
+
+
+def test_answers_of_different_lengths_do_not_part_the_processes(results):
+    long, short = (result['answers'] for result in results)
+    assert set(short['lengths']) <= {0, 1} and max(long['lengths']) > 1
+    # Of two batches; the second process would have stopped after one pass each, and the first one waited forever.
+    assert long['passes'] == short['passes'] == 2 * 6
 
 
 def test_an_unsharded_run_is_continued_in_shards(results):
@@ -280,6 +332,14 @@ def test_a_checkpoint_has_all_names_of_a_weight_and_the_statistics_of_the_main_p
 def test_no_process_waits_for_a_main_process_that_cannot_save_the_folder(results):
     main, other = (result['kept']['refused'] for result in results)
     assert 'holds other files than a model (notes.txt' in main and main in other
+
+
+def test_buffers_that_no_file_holds_are_those_of_the_unsharded_model(results, folder):
+    vlm = dict(type='HFVisionLanguageModel', pretrained=str(folder / 'fsdp' / 'pretrained'), lora=dict(r=2))
+    buffers = dict(MODELS.build(dict(type='VLMTuner', vlm=vlm)).named_buffers())
+    assert any(name.endswith('inv_freq') for name in buffers)
+    for result in results:
+        assert_same(result['lora']['buffers'], buffers)
 
 
 def test_weights_stay_in_their_files_until_they_are_sharded(results, folder):
