@@ -53,12 +53,14 @@ class Arm:
         losses (Callable): ``(images, samples) -> losses`` of a batch.
         optimizer (torch.optim.Optimizer): Of the model.
         score (Callable, optional): ``images -> scores``, only the scoring pass. Defaults to None: there is none.
+        mix (Callable, optional): ``images -> mixed images``, if that needs no pass. Defaults to None: it needs one.
     """
 
     model: nn.Module
     losses: Callable[[Tensor, list[DataSample]], dict[str, Tensor]]
     optimizer: torch.optim.Optimizer
     score: Callable[[Tensor], object] | None = None
+    mix: Callable[[Tensor], object] | None = None
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -67,8 +69,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         description=__doc__,
         epilog='The arms take turns, and each step is compared with the CutMix step of the same round. A step is '
         'mixing, forward, backward and AdamW update. Memory is that of torch tensors, above weights, gradients and '
-        'optimizer state. Parts: steps - ways of mixing and scored layers; schemes - the objectives of paper and '
-        'release; rivals - every mixer that is registered; scoring - with and without merging; memory - of scoring.',
+        'optimizer state. Mixing alone is measured for mixers that need no pass of their own. Parts: steps - ways of '
+        'mixing and scored layers; schemes - the objectives of paper and release; rivals - every mixer that is '
+        'registered; scoring - with and without merging; memory - of scoring.',
     )
     parser.add_argument('--parts', nargs='+', choices=PARTS, default=PARTS, help='what to measure (default: all)')
     parser.add_argument('--arch', default='deit-s', help='arch of the VisionTransformer (default: %(default)s)')
@@ -140,11 +143,20 @@ def augment_arms(augments: dict[str, Callable | dict | None], args: argparse.Nam
     arms = {}
     for name, one in augments.items():
         augment = None if one is None else RandomBatchAugment([one])
-        score = None
+        score = mix = None
         if augment is not None and isinstance(mixer := augment.augments[0], MergeMix):
             score = partial(mixer.score, encoder=model.backbone)
-        arms[name] = Arm(model, partial(losses, augment), optimizer, score)
+        elif augment is not None:
+            mix = mixing_alone(mixer)
+        arms[name] = Arm(model, partial(losses, augment), optimizer, score, mix)
     return arms
+
+
+def mixing_alone(mixer: nn.Module) -> Callable[[Tensor], object] | None:
+    """``images -> mixed images`` of a mixer that needs no pass of its own; None for one that does."""
+    if isinstance(mixer, Mixer):
+        return None if mixer.needs_encoder or mixer.needs_classifier else mixer.mix
+    return lambda images: mixer.mix(images, images.new_zeros(len(images), NUM_CLASSES))
 
 
 def default_layer(args: argparse.Namespace) -> int:
@@ -231,9 +243,9 @@ def measure_arms(args: argparse.Namespace, arms: dict[str, Arm], optional: Colle
         arm.optimizer.zero_grad(set_to_none=False)  # Gradients stay allocated, so that no arm has to allocate them.
         arm.model.mix_result = None
 
-    def score(arm: Arm) -> None:
+    def call(function: Callable[[Tensor], object]) -> None:
         with autocast(args):
-            arm.score(images)
+            function(images)
 
     steps = {name: partial(step, arm) for name, arm in arms.items()}
     for name in optional:
@@ -244,8 +256,9 @@ def measure_arms(args: argparse.Namespace, arms: dict[str, Arm], optional: Colle
             del steps[name]
     options = dict(device=args.device, clock=args.clock)
     times = interleaved_times(steps, args.rounds, **options)
-    scorers = {name: partial(score, arms[name]) for name in steps if arms[name].score is not None}
-    scoring = interleaved_times(scorers, args.rounds, **options)
+    scorers = {name: partial(call, score) for name in steps if (score := arms[name].score) is not None}
+    mixers = {name: partial(call, mix) for name in steps if (mix := arms[name].mix) is not None}
+    alone = interleaved_times(scorers | mixers, args.rounds, **options)
     rows = []
     for name, one_step in steps.items():
         print(f'memory of: {name}', flush=True)
@@ -261,7 +274,8 @@ def measure_arms(args: argparse.Namespace, arms: dict[str, Arm], optional: Colle
                 ratio=median_ratio(times[name], times[REFERENCE]),
                 ratio_low=low,
                 ratio_high=high,
-                scoring_seconds=statistics.median(scoring[name]) if name in scoring else None,
+                scoring_seconds=statistics.median(alone[name]) if name in scorers else None,
+                mixing_seconds=statistics.median(alone[name]) if name in mixers else None,
                 peak_mb=peak,
                 kernels=ran and ran[0],
                 kernel_seconds=ran and ran[1],
@@ -385,7 +399,8 @@ def _print_tables(args: argparse.Namespace, results: dict) -> None:
         if not results[part]:
             continue
         print(f'\n{title}: {size}\n')
-        header = ('arm', 'passes', 'step (s)', f'/ {REFERENCE}', 'lowest - highest', 'scoring alone (s)', 'peak (MB)')
+        alone = ('scoring alone (s)', 'mixing alone (s)')
+        header = ('arm', 'passes', 'step (s)', f'/ {REFERENCE}', 'lowest - highest', *alone, 'peak (MB)')
         print(markdown_table(header, [_step_row(row) for row in results[part]]))
         if args.device.type != 'cuda':
             continue
@@ -404,14 +419,13 @@ def _print_tables(args: argparse.Namespace, results: dict) -> None:
 
 
 def _step_row(row: dict) -> list:
-    scoring = row['scoring_seconds']
     return [
         row['arm'],
         row['passes'],
         f'{row["seconds"]:.4g}',
         f'{row["ratio"]:.3f}',
         f'{row["ratio_low"]:.3f} - {row["ratio_high"]:.3f}',
-        None if scoring is None else f'{scoring:.4g}',
+        *(seconds and f'{seconds:.4g}' for seconds in (row['scoring_seconds'], row['mixing_seconds'])),
         f'{row["peak_mb"]:,.0f}',
     ]
 

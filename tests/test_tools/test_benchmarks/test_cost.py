@@ -43,6 +43,8 @@ def test_step_cost_counts_the_passes_of_every_scheme_and_takes_every_registered_
     measured = [row['arm'] for row in results['rivals']]
     assert {'Mixup', 'CutMix', 'ResizeMix', 'MergeMix'} <= set(measured)
     assert not {'SalientBlur', 'SwapImages'} & set(measured)
+    mixed_alone = {row['arm'] for row in results['rivals'] if row['mixing_seconds'] is not None}
+    assert mixed_alone == {row['arm'] for row in results['rivals'] if row['passes'] == 1}
 
 
 def test_step_cost_measures_one_part(run):
