@@ -84,7 +84,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         parser.error(f'--image-tokens {args.image_tokens}: an image of {args.image_size} pixels has {image_tokens}')
     args.image_tokens = image_tokens
     if TRL in args.peers and find_spec('trl') is None:
-        parser.error("--peers trl: trl is not installed; pip install 'mergemix-mm[trl]', or take --peers transformers")
+        parser.error("--peers trl: trl is not installed; pip install -e '.[trl]', or take --peers transformers")
     if args.parts is None:
         args.parts = [part for part in PARTS if TRL in args.peers or part not in PAIRS]
     missing = [part for part in args.parts if part in PAIRS and TRL not in args.peers]
