@@ -137,7 +137,7 @@ def test_its_metadata_are_those_of_the_repository(wheel):
     required = [Requirement(line) for line in metadata.get_all('Requires-Dist')]
     extras = {
         '': {'runtime'},
-        **{name: {name} for name in ('optional', 'detection', 'quantization', 'puzzlemix', 'docs')},
+        **{name: {name} for name in ('optional', 'detection', 'quantization', 'puzzlemix', 'trl', 'docs')},
     }
     extras['tests'] = {'optional', 'detection', 'quantization', 'puzzlemix', 'docs', 'tests'}
     assert set(metadata.get_all('Provides-Extra')) == set(extras) - {''}

@@ -112,7 +112,7 @@ class Dangerous:
         (dict(state_dict={}, extra=Dangerous()), 'holds more than weights'),
         (dict(state_dict={'backbone.weight': torch.ones(1)}), r"no weights of a vlm .*'backbone.weight'"),
         (dict(state_dict={'vlm.model.other': torch.ones(1)}), 'not of the model of this config'),
-        (None, 'is not a file'),
+        (None, 'is neither a file nor a folder of FSDP2Strategy'),
     ],
 )
 def test_other_files_are_refused(tool, config, tmp_path, monkeypatch, content, message):
