@@ -125,3 +125,12 @@ def runner_of_two_steps(cfg, folder, monkeypatch):
     assert cfg.model == given
     runner.register_hook(StopAfterTwoSteps())
     return runner
+
+
+def frozen_encoders():
+    """The tiny SPHINX with frozen encoders, as in the recipes of full size."""
+    cfg = load(CONFIGS / 'sphinx/tiny-sphinx_1xb16-align-coslr-400i_shapes.py')
+    cfg.model.vlm.trainable = ['projector', 'language_model']
+    for encoder in cfg.model.vlm.backbone.encoders:
+        encoder.frozen = True
+    return cfg

@@ -1,6 +1,7 @@
 """Runs a test file as two processes, which talk over gloo and leave their results in a folder."""
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -40,6 +41,13 @@ def results_of(file, folder):
         for process in processes:
             process.kill()
     return [torch.load(folder / f'rank{rank}.pth', weights_only=True) for rank in range(WORLD)]
+
+
+def free_port():
+    """A port of this machine that nothing listens on, as text."""
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        return str(free.getsockname()[1])
 
 
 def sharded(model, folder, optim=None, **options):

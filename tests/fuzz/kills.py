@@ -89,7 +89,6 @@ train = load_tool('train')
 PRELOADED = [
     *(f'mmpretrain.{part}' for part in ('datasets', 'engine', 'evaluation', 'models', 'visualization')),
     *(f'transformers.models.{name}.modeling_{name}' for name in ('janus', 'llava', 'llama', 'clip', 'siglip')),
-    'sklearn.datasets',
 ]
 
 

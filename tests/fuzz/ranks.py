@@ -24,7 +24,6 @@ import importlib
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -40,6 +39,7 @@ import torch  # noqa: E402
 from fuzz.kills import PRELOADED, load_tool  # noqa: E402
 from limits import HANGS  # noqa: E402
 from mmengine.registry import MODELS  # noqa: E402
+from two_ranks import free_port  # noqa: E402
 
 from mergemix_mm.engine.weights import read_state_dict  # noqa: E402
 
@@ -219,9 +219,7 @@ class Runs:
         work_dir, log = self.folder / name, config.with_suffix('.txt')
         arguments = [str(config), '--work-dir', str(work_dir), '--no-validate']
         arguments += [] if resume is None else ['--resume', resume] if resume else ['--resume']
-        with socket.socket() as free:
-            free.bind(('127.0.0.1', 0))
-            port = str(free.getsockname()[1])
+        port = free_port()
         if self._script:
             status = run_script(arguments, ranks, port, log, self._gpus)
         else:

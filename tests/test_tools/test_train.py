@@ -6,7 +6,6 @@ import os
 import random
 import select
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +19,7 @@ from mmengine.fileio import LocalBackend
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from small_disk import small_disk
+from two_ranks import free_port
 
 from mergemix_mm.engine import launch
 from mergemix_mm.models import MixupClassifier
@@ -125,9 +125,7 @@ def test_a_bad_disk_ends_the_run_with_one_line(config, tmp_path, run_tool, kind,
 
 @pytest.fixture
 def port():
-    with socket.socket() as free:
-        free.bind(('127.0.0.1', 0))
-        return str(free.getsockname()[1])
+    return free_port()
 
 
 def test_two_processes_train_over_gloo_without_a_gpu(config, tmp_path, run_command, port):

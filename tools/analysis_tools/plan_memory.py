@@ -6,8 +6,7 @@ A step of the same code is simulated at full size on tensors without content. Th
 import argparse
 from collections.abc import Sequence
 
-from mergemix_mm.engine import launch
-from mergemix_mm.engine.planning import GIB, PlanError, TrainingPlan, UnknownBatchError, plan_memory
+from mergemix_mm.engine.planning import GIB, TrainingPlan, plan_memory
 from mergemix_mm.engine.planning.command import add_arguments, explained, hub_configs, read_model_config
 from mergemix_mm.utils.tables import markdown_table
 
@@ -70,10 +69,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     hub = hub_configs(args.hub_config)
     cfg = read_model_config(args.config, args.cfg_options)
     with explained():
-        try:
-            plan = plan_memory(cfg, args.gpus, hub, args.text_tokens)
-        except (PlanError, UnknownBatchError) as error:
-            raise launch.LaunchError(str(error)) from None
+        plan = plan_memory(cfg, args.gpus, hub, args.text_tokens)
     print(describe(plan, args.gpus, args.gpu_memory))
 
 

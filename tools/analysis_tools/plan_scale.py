@@ -7,8 +7,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from mergemix_mm.engine import launch
-from mergemix_mm.engine.planning import GIB, Cluster, PlanError, ScalePlan, UnknownBatchError, plan_scale
+from mergemix_mm.engine.planning import GIB, Cluster, ScalePlan, plan_scale
 from mergemix_mm.engine.planning.command import add_arguments, explained, hub_configs, read_model_config
 from mergemix_mm.engine.planning.scale import GIGA, MICRO, TERA
 from mergemix_mm.utils.tables import markdown_table
@@ -103,10 +102,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         gpu_memory=int(args.gpu_memory * GIB),
     )
     with explained():
-        try:
-            plans = plan_scale(cfg, args.gpus, cluster, hub, args.text_tokens, args.records)
-        except (PlanError, UnknownBatchError) as error:
-            raise launch.LaunchError(str(error)) from None
+        plans = plan_scale(cfg, args.gpus, cluster, hub, args.text_tokens, args.records)
     print(f'{Path(args.config).stem}: {_rounded(plans[0].flops / GIGA)} GFLOP for each sample\n\n{describe(plans)}')
 
 

@@ -1,6 +1,7 @@
 """Batches of one kind: all samples of a step have images or none has; tasks come by their weights."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from mmengine.dist import get_dist_info, sync_random_seed
@@ -178,6 +179,23 @@ def sort_by_length(order: np.ndarray, lengths: np.ndarray, span: int) -> np.ndar
     """
     # lexsort takes the most important key last.
     return order[np.lexsort((lengths[order], np.arange(len(order)) // span))]
+
+
+def check_modalities(dataset: Any, name: str) -> None:
+    """Refuse a part of a joined dataset that does not know which of its records have images.
+
+    Args:
+        dataset (Dataset): The part.
+        name (str): The joined dataset and the argument that gives the part.
+
+    Raises:
+        ValueError: If it has no ``modalities``.
+    """
+    if not hasattr(dataset, 'modalities'):
+        raise ValueError(
+            f'{name} has no modalities (bool array: which records have images); use a record dataset such as '
+            'ConversationDataset.'
+        )
 
 
 def _lengths(dataset, sampler: str) -> np.ndarray:

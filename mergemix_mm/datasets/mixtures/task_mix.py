@@ -9,6 +9,7 @@ from mmengine.registry import DATASETS
 from torch.utils.data import Dataset
 
 from ...utils.numbers import is_number
+from .samplers import check_modalities
 
 
 @DATASETS.register_module()
@@ -127,11 +128,7 @@ def _build(name: str, dataset: Any, pipeline: Sequence) -> Any:
             f'TaskMixDataset: pipeline cannot be appended to that of tasks.{name}, which is a '
             f'{type(dataset).__name__} already; give its config.'
         )
-    if not hasattr(dataset, 'modalities'):
-        raise ValueError(
-            f'TaskMixDataset: {type(dataset).__name__} of tasks.{name} has no modalities (bool array: which records '
-            'have images); use a record dataset such as ConversationDataset.'
-        )
+    check_modalities(dataset, f'TaskMixDataset: {type(dataset).__name__} of tasks.{name}')
     if not len(dataset):
         raise ValueError(f'TaskMixDataset: the dataset of tasks.{name} has no record.')
     return dataset

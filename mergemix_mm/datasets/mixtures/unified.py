@@ -8,6 +8,7 @@ from mmengine.registry import DATASETS
 from torch.utils.data import Dataset
 
 from ...utils.numbers import is_number
+from .samplers import check_modalities
 
 TASKS = ('gen', 'und')
 
@@ -51,11 +52,7 @@ class UnifiedDataset(Dataset):
             task: DATASETS.build(d) if isinstance(d, dict) else d for task, d in given.items()
         }
         self.ratio = ratio
-        if not hasattr(self.datasets['und'], 'modalities'):
-            raise ValueError(
-                f'UnifiedDataset: und={type(self.datasets["und"]).__name__} has no modalities (bool array: which '
-                'records have images); use a record dataset such as ConversationDataset.'
-            )
+        check_modalities(self.datasets['und'], f'UnifiedDataset: und={type(self.datasets["und"]).__name__}')
 
     @property
     def metainfo(self) -> dict:

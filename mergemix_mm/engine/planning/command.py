@@ -10,6 +10,8 @@ from mmengine.logging import MMLogger
 
 from ...utils.text import one_line
 from .. import launch
+from .batches import UnknownBatchError
+from .plan import PlanError
 from .weightless import HubConfigError, read_hub_configs
 
 
@@ -52,6 +54,8 @@ def explained() -> Iterator[None]:
         yield
     except HubConfigError as error:
         raise launch.LaunchError(f'--hub-config: {error}') from None
+    except (PlanError, UnknownBatchError) as error:
+        raise launch.LaunchError(str(error)) from None
     except Exception as error:
         raise launch.LaunchError(f'CONFIG: the model cannot be built or run: {one_line(error)}') from error
 

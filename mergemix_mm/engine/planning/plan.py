@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ...models.backbones.encoder_branch import EncoderBranch
 from ...models.vlms.hf.loading import parse_dtype
-from ...models.vlms.wrap_policy import wrap_decoder_layers
+from ...models.vlms.wrap_policy import exact_parameters, wrap_decoder_layers
 from ..hooks.aia_hook import AIAHook
 from .batches import training_batches
 from .step_memory import StepMemory
@@ -152,7 +152,7 @@ class Simulation:
         self.whole = step_peaks(cfg, hub_configs, text_tokens, autocast=self.low)
         self.sharded = step_peaks(cfg, hub_configs, text_tokens, compute=self.low, release=True)
         model = build_weightless(cfg.model, hub_configs)
-        self.units, self.exact = sharded_units(model, self.low), _bytes(exact_parameters(model))
+        self.units, self.exact = planned_units(model, self.low), _bytes(exact_parameters(model))
         self.accumulates = cfg.optim_wrapper.get('accumulative_counts', 1) > 1
         self.averaged = bool(_hooks_of(cfg, EMAHook))
 
@@ -345,7 +345,7 @@ class Unit:
     trained_bytes: int = 0
 
 
-def sharded_units(model: nn.Module, low: torch.dtype | None) -> list[Unit]:
+def planned_units(model: nn.Module, low: torch.dtype | None) -> list[Unit]:
     """Divide a model into units as `FSDP2Strategy` does by default: the root, and the units from the inside out.
 
     Args:
@@ -367,12 +367,6 @@ def sharded_units(model: nn.Module, low: torch.dtype | None) -> list[Unit]:
         seen |= set(module.parameters())
         units.append(unit)
     return [units.pop(), *units]
-
-
-def exact_parameters(model: nn.Module) -> list[nn.Parameter]:
-    """Parameters of modules that a model computes exactly; they are whole on each GPU."""
-    parts = [part for module in model.modules() for part in getattr(module, 'exact_modules', ())]
-    return list(dict.fromkeys(one for part in parts for one in part.parameters()))
 
 
 def _largest(sizes: Iterable[int], number: int = GATHERED) -> int:

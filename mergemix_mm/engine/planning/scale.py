@@ -16,7 +16,7 @@ from .plan import (
     Unit,
     autocast_of,
     low_precision,
-    sharded_units,
+    planned_units,
     simulated_model,
 )
 from .weightless import HubConfigs, build_weightless
@@ -229,7 +229,7 @@ def step_work(cfg: Config, hub_configs: HubConfigs | None = None, text_tokens: i
     """
     low, cfg = low_precision(cfg), deepcopy(cfg)
     cfg.train_dataloader.batch_size = size = 2
-    root, *units = sharded_units(build_weightless(cfg.model, hub_configs), low)
+    root, *units = planned_units(build_weightless(cfg.model, hub_configs), low)
     model, _, memory, batches = simulated_model(cfg, hub_configs, text_tokens, low)
     gathers: list[int] = []
     reductions: list[int] = []

@@ -26,6 +26,7 @@ from ...models.tuners import BaseTuner
 from ...models.vlms.family_model import FamilyModel
 from ...models.vlms.hf.loading import parse_dtype
 from ...models.vlms.quantization import is_quantized
+from ...models.vlms.wrap_policy import exact_parameters
 from ...utils.text import shown
 from ..optim_wrappers import FSDPOptimWrapper
 from ..weights.sharded_checkpoint import MODEL, OPTIMIZER, TIED, ShardedCheckpoint, is_sharded, save_sharded
@@ -186,12 +187,7 @@ class FSDP2Strategy(DDPStrategy):
                 f'FSDP2Strategy: mesh.mesh_shape={options["mesh_shape"]} is not for {get_world_size()} processes'
             )
         mesh = init_device_mesh(device.type, **options)
-        exact = {
-            parameter
-            for module in model.modules()
-            for part in getattr(module, 'exact_modules', ())
-            for parameter in part.parameters()
-        }
+        exact = set(exact_parameters(model))
         offload = CPUOffloadPolicy(pin_memory=device.type != 'cpu') if self._cpu_offload else OffloadPolicy()
         # Inner modules come later in this list, and are sharded first.
         units = [one for one in model.modules() if one is not model and self._is_unit(one, False, 0)]

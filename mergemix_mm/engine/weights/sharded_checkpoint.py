@@ -123,15 +123,12 @@ class ShardedCheckpoint:
 
     def state_dict(self, trust: bool = False) -> dict[str, Tensor]:
         """The whole weights of the model, on the CPU; every process may read them by itself."""
-        weights = {name.removeprefix(MODEL): tensor for name, tensor in self._read(MODEL).items()}
-        tied = self.rest(trust).get(TIED, {})
-        return weights | {name: weights[first] for name, first in tied.items() if first in weights}
+        return self._weights(self.rest(trust).get(TIED, {}))
 
     def whole(self, trust: bool = False) -> dict:
         """What the checkpoint of an unsharded run would hold, on the CPU; every process may read it by itself."""
         content = self.rest(trust)
-        content['state_dict'] = self.state_dict(trust)
-        content.pop(TIED, None)
+        content['state_dict'] = self._weights(content.pop(TIED, {}))
         if 'optimizer' in content:
             optimizer = content['optimizer'] = dict(content['optimizer'])
             names = [name for group in optimizer.pop('names') for name in group]
@@ -141,6 +138,10 @@ class ShardedCheckpoint:
                 states[name][key] = tensor
             optimizer['state'] = {index: states[name] for index, name in enumerate(names) if states[name]}
         return content
+
+    def _weights(self, tied: Mapping[str, str]) -> dict[str, Tensor]:
+        weights = {name.removeprefix(MODEL): tensor for name, tensor in self._read(MODEL).items()}
+        return weights | {name: weights[first] for name, first in tied.items() if first in weights}
 
     def _read(self, prefix: str) -> dict[str, Tensor]:
         """Whole tensors whose names begin with a prefix."""

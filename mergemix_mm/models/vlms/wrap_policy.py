@@ -1,4 +1,4 @@
-"""Which modules of a model FSDP shards as units of their own."""
+"""What FSDP2 makes of a model: which modules are units of their own, and what is not sharded."""
 
 from mmengine.registry import FUNCTIONS
 from torch import nn
@@ -32,3 +32,9 @@ def wrap_decoder_layers(module: nn.Module, recurse: bool, nonwrapped_numel: int)
     if name.endswith('EncoderBranch'):
         return recurse or not any(parameter.requires_grad for parameter in module.parameters())
     return recurse or name.endswith('DecoderLayer') or name in OTHER_LAYERS
+
+
+def exact_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """Parameters that are not sharded, in modules that a model computes exactly (its ``exact_modules``)."""
+    parts = [part for module in model.modules() for part in getattr(module, 'exact_modules', ())]
+    return list(dict.fromkeys(one for part in parts for one in part.parameters()))

@@ -12,7 +12,7 @@ import torch
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import HOOKS, MODELS, init_default_scope
-from repository_configs import load
+from repository_configs import frozen_encoders, load
 
 from mergemix_mm.engine.planning import (
     RESERVED,
@@ -23,8 +23,9 @@ from mergemix_mm.engine.planning import (
     step_peaks,
     training_batches,
 )
-from mergemix_mm.engine.planning.plan import exact_parameters, low_precision, sharded_units
+from mergemix_mm.engine.planning.plan import low_precision, planned_units
 from mergemix_mm.engine.planning.weightless import HubConfigError
+from mergemix_mm.models.vlms.wrap_policy import exact_parameters
 
 ROOT = Path(__file__).parents[3]
 CONFIGS = ROOT / 'configs'
@@ -74,14 +75,6 @@ def janus(checkpointing, batch=4):
     cfg = load(JANUS)
     cfg.train_dataloader.batch_size = batch
     cfg.model.vlm.gradient_checkpointing = checkpointing
-    return cfg
-
-
-def frozen_encoders():
-    cfg = load(CONFIGS / 'sphinx/tiny-sphinx_1xb16-align-coslr-400i_shapes.py')
-    cfg.model.vlm.trainable = ['projector', 'language_model']
-    for encoder in cfg.model.vlm.backbone.encoders:
-        encoder.frozen = True
     return cfg
 
 
@@ -210,7 +203,7 @@ def test_fsdp2_divides_the_states_and_gathers_two_layers():
     two, eight = (plan_memory(cfg, gpus, text_tokens=8).ways[1] for gpus in (2, 8))
     for part in ('weights', 'gradients', 'optimizer'):
         assert getattr(two, part) == pytest.approx(4 * getattr(eight, part), rel=0.01)
-    root, *layers = sharded_units(build_weightless(cfg.model), None)
+    root, *layers = planned_units(build_weightless(cfg.model), None)
     layer = 4 * 128 * 128 + 3 * 128 * 256 + 2 * 128
     assert [one.trained for one in layers] == [layer] * 3
     # Gathered in float32, as the config has no other precision.
@@ -229,7 +222,7 @@ def test_whole_gradients_stay_on_each_gpu_with_accumulation():
 
 def test_frozen_encoders_are_gathered_in_their_own_dtype_and_exact_modules_are_whole():
     cfg = frozen_encoders()
-    _, *units = sharded_units(build_weightless(cfg.model), torch.bfloat16)
+    _, *units = planned_units(build_weightless(cfg.model), torch.bfloat16)
     encoders = [one for one in units if not one.trained]
     layers = [one for one in units if one.trained]
     assert len(encoders) == len(cfg.model.vlm.backbone.encoders) and layers
@@ -243,7 +236,7 @@ def test_frozen_encoders_are_gathered_in_their_own_dtype_and_exact_modules_are_w
     assert {id(one) for one in exact} == {id(one) for one in model.vlm.family.model.model.vqmodel.parameters()}
     held = sum(4 * one.numel() for one in exact)
     whole, _, offloaded = plan_memory(cfg, 4, text_tokens=8).ways
-    rest = sum(one.gathered for one in sharded_units(model, None))
+    rest = sum(one.gathered for one in planned_units(model, None))
     assert rest + held == pytest.approx(whole.weights, rel=1e-3)  # Without buffers.
     assert offloaded.weights == held > 0
 

@@ -6,7 +6,7 @@ import mmpretrain.models  # noqa: F401
 import pytest
 import torch
 from mmengine.registry import MODELS, init_default_scope
-from repository_configs import CONFIGS, load
+from repository_configs import CONFIGS, frozen_encoders, load
 from torch.utils.flop_counter import FlopCounterMode
 
 from mergemix_mm.engine.planning import (
@@ -19,7 +19,7 @@ from mergemix_mm.engine.planning import (
     step_work,
     training_batches,
 )
-from mergemix_mm.engine.planning.plan import Simulation, sharded_units
+from mergemix_mm.engine.planning.plan import Simulation, planned_units
 from mergemix_mm.engine.planning.scale import micro_batches
 
 SIMPO = CONFIGS / 'simpo/tiny-llava_1xb64-simpo-mergemix-coslr-300i_shapes.py'
@@ -80,7 +80,7 @@ def work_of(path, checkpointing=False):
 
 @pytest.mark.parametrize(('path', 'checkpointing', 'passes'), [(SFT, True, 1), (SFT, False, 1), (SIMPO, False, 2)])
 def test_units_are_gathered_in_each_pass_forward_and_backward_and_the_root_once(path, checkpointing, passes):
-    root, *units = sharded_units(build_weightless(llava(path).model), None)
+    root, *units = planned_units(build_weightless(llava(path).model), None)
     inside = sum(unit.trained for unit in units)
     work = work_of(path, checkpointing)
     assert work.gathered == root.gathered + 2 * passes * 4 * inside
@@ -90,11 +90,8 @@ def test_units_are_gathered_in_each_pass_forward_and_backward_and_the_root_once(
 
 
 def test_what_is_frozen_is_gathered_for_the_forward_only():
-    cfg = load(CONFIGS / 'sphinx/tiny-sphinx_1xb16-align-coslr-400i_shapes.py')
-    cfg.model.vlm.trainable = ['projector', 'language_model']
-    for encoder in cfg.model.vlm.backbone.encoders:
-        encoder.frozen = True
-    root, *units = sharded_units(build_weightless(cfg.model), None)
+    cfg = frozen_encoders()
+    root, *units = planned_units(build_weightless(cfg.model), None)
     work = step_work(cfg, text_tokens=8)
     assert {bool(unit.trained) for unit in units} == {True, False}
     assert work.gathered == root.gathered + sum((2 if unit.trained else 1) * unit.gathered for unit in units)
